@@ -1,0 +1,36 @@
+"""Attention-head selection in transformers as combinatorial optimisation."""
+
+from cahp_opt.budget import Budget, BudgetError
+from cahp_opt.count_table import CountTable
+from cahp_opt.heads import Block, HeadSpace, Unit
+from cahp_opt.latency import LatencyTable, Phase, Provenance
+from cahp_opt.problem import Objective, Problem
+from cahp_opt.records import RecordError
+from cahp_opt.selection import Proposal, Selection, Solver, Status, select
+from cahp_opt.stats import HeadStats, Moments, Total
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Block",
+    "Budget",
+    "BudgetError",
+    "CountTable",
+    "HeadSpace",
+    "HeadStats",
+    "LatencyTable",
+    "Moments",
+    "Objective",
+    "Phase",
+    "Problem",
+    "Proposal",
+    "Provenance",
+    "RecordError",
+    "Selection",
+    "Solver",
+    "Status",
+    "Total",
+    "Unit",
+    "__version__",
+    "select",
+]

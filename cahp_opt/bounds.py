@@ -1,0 +1,106 @@
+"""Certified upper bounds on the optimum, from what an objective declares."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.budget import Budget
+from cahp_opt.heads import Bools, Floats
+from cahp_opt.knapsack import best_counts
+from cahp_opt.problem import Problem, QuadraticForm, modular_subsets
+
+
+class Bound(NamedTuple):
+    """An upper bound on the value of every keep-set within the budget, and where it comes from."""
+
+    value: float
+    certificate: str
+
+
+def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
+    """The tightest bound that the objective's declared facts allow; infinite, with a reason, if none.
+
+    Args:
+        problem: the objective and the budget.
+        kept: a keep-set within the budget, bool ``[n]``; good ones give tight bounds.
+        value: its value.
+    """
+    objective = problem.objective
+    bounds: list[Bound] = []
+    weights = objective.linear()
+    form = objective.quadratic()
+    if weights is not None:
+        bounds.append(
+            Bound(modular_bound(problem.budget, weights), "the exact optimum of a sum of weights")
+        )
+    elif objective.submodular:
+        bounds.append(
+            Bound(
+                submodular_bound(problem, kept, value),
+                "the data-dependent submodular bound (Leskovec et al. 2007)",
+            )
+        )
+    if form is not None and weights is None:
+        bounds.append(Bound(quadratic_bound(problem.budget, form), "positive pair terms only"))
+    if objective.monotone:
+        everything = np.ones(objective.n, dtype=np.bool_)
+        bounds.append(
+            Bound(objective.value(everything), "the value of keeping every unit (monotone)")
+        )
+    if not bounds:
+        return Bound(
+            math.inf,
+            "none: the objective is neither monotone nor submodular, and offers no linear or "
+            "quadratic form that a bound could use",
+        )
+    return min(bounds, key=lambda bound: bound.value)
+
+
+def modular_bound(budget: Budget, weights: Floats) -> float:
+    """The largest ``weights @ kept`` within the budget, or a bound on it.
+
+    Args:
+        budget: the limits.
+        weights: one per unit, shape ``[n]``.
+    """
+    values = [table.values for table in modular_subsets(weights, budget.space)]
+    return best_counts(values, budget.allowed, budget.coupling).bound
+
+
+def submodular_bound(problem: Problem, kept: Bools, value: float) -> float:
+    """A bound for any submodular objective from its gains at ``kept`` and at the empty set.
+
+    For a monotone objective, ``f(T) <= f(S) + sum of gains at S over T - S`` (Leskovec et al. 2007,
+    "Cost-effective outbreak detection", section 3.2). Nemhauser, Wolsey and Fisher (1978, proposition
+    2.1) sharpen it, monotone or not, by what the units of ``S - T`` are worth at least, which is their
+    worth in the full set. Over count tables the best ``T`` for such a sum is found exactly.
+    """
+    objective, budget = problem.objective, problem.budget
+    everything = np.ones(objective.n, dtype=np.bool_)
+    nothing = np.zeros(objective.n, dtype=np.bool_)
+    worth_least = -objective.gains(everything)
+    first_gains = objective.gains(nothing)
+    at_kept = objective.gains(kept)
+    bounds: list[float] = []
+    # T - S gains at most its gains at S; S - T is worth at least its worth in the full set.
+    weights = np.where(kept, worth_least, at_kept)
+    bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights))
+    # The same from the empty set, where only the first gains count.
+    bounds.append(objective.value(nothing) + modular_bound(budget, first_gains))
+    # T - S gains at most its first gains; S - T is worth exactly at least its last gains at S.
+    weights = np.where(kept, -at_kept, first_gains)
+    bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights))
+    return min(bounds)
+
+
+def quadratic_bound(budget: Budget, form: QuadraticForm) -> float:
+    """A bound for any quadratic form: negative pair terms left out, positive ones counted in full.
+
+    ``x' P x <= sum_i x_i (P_ii + sum_{j != i} max(P_ij, 0))`` for 0/1 vectors ``x``.
+    """
+    diagonal = np.diagonal(form.pairwise)
+    positive = np.maximum(form.pairwise, 0.0).sum(axis=1) - np.maximum(diagonal, 0.0)
+    return form.constant + modular_bound(budget, form.linear + diagonal + positive)

@@ -1,0 +1,308 @@
+"""What a keep-set may cost: count tables with limits, and a range of units per block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import fsum
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.count_table import CountTable
+from cahp_opt.heads import Bools, HeadSpace, Ints
+from cahp_opt.knapsack import best_counts
+from cahp_opt.latency import LatencyTable, count_arrays
+
+Units = int | Sequence[int] | Ints
+"""One number for all blocks, or one per block."""
+
+
+class BudgetError(ValueError):
+    """No keep-set meets the budget; the message tells the smallest reachable cost."""
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """Limits on count tables, all at once, with a least and a largest number of units per block.
+
+    A budget sees only how many units each block keeps. Combine budgets with ``&``.
+
+    Args:
+        space: the blocks.
+        tables: costs with their limits; each one must hold.
+        minimum: least units per block, one number or one per block.
+        maximum: most units per block; None for all of them.
+
+    Raises:
+        BudgetError: if no keep-set meets it.
+        ValueError: for a bad argument.
+    """
+
+    space: HeadSpace
+    tables: tuple[CountTable, ...] = ()
+    minimum: Units = 0
+    maximum: Units | None = None
+
+    def __post_init__(self) -> None:
+        space = self.space
+        minimum = _per_block(space, self.minimum, "minimum")
+        maximum = _per_block(
+            space, space.units if self.maximum is None else self.maximum, "maximum"
+        )
+        object.__setattr__(self, "minimum", minimum)
+        object.__setattr__(self, "maximum", np.minimum(maximum, space.units))
+        names = set[str]()
+        tables: list[CountTable] = []
+        for table in self.tables:
+            costs = count_arrays(space, table.costs, f"costs of {table.name}")
+            if not (np.isfinite(table.limit) and np.isfinite(table.fixed) and table.fixed >= 0):
+                raise ValueError(
+                    f"`limit` of {table.name!r} must be finite and its `fixed` part finite and at "
+                    f"least 0, got {table.limit} and {table.fixed}."
+                )
+            name, again = table.name, 2
+            while name in names:
+                name, again = f"{table.name} ({again})", again + 1
+            names.add(name)
+            tables.append(replace(table, name=name, costs=costs))
+        object.__setattr__(self, "tables", tuple(tables))
+        self._refuse_unreachable()
+
+    # -- constructors ------------------------------------------------------------------------------
+
+    @staticmethod
+    def heads(
+        space: HeadSpace, limit: int, *, minimum: Units = 0, maximum: Units | None = None
+    ) -> Budget:
+        """Keep at most ``limit`` units in all."""
+        if isinstance(limit, bool) or int(limit) != limit or limit < 0:
+            raise ValueError(f"`limit` must be a whole number of units of at least 0, got {limit}.")
+        costs = tuple(np.arange(units + 1, dtype=np.float64) for units in space.units)
+        return Budget(space, (CountTable("units", costs, float(limit)),), minimum, maximum)
+
+    @staticmethod
+    def heads_per_block(space: HeadSpace, limit: Units, *, minimum: Units = 0) -> Budget:
+        """Keep at most ``limit`` units in every block; one number, or one per block."""
+        return Budget(space, (), minimum, limit)
+
+    @staticmethod
+    def latency(
+        table: LatencyTable,
+        ratio: float | None = None,
+        *,
+        seconds: float | None = None,
+        minimum: Units = 0,
+        maximum: Units | None = None,
+    ) -> Budget:
+        """Take at most ``ratio`` of the unpruned end-to-end time, or at most ``seconds``."""
+        if (ratio is None) == (seconds is None):
+            raise ValueError("give either `ratio` or `seconds`, and not both.")
+        if ratio is not None:
+            _positive("ratio", ratio)
+            limit = table.dense if ratio == 1 else ratio * table.dense
+        else:
+            limit = _positive("seconds", seconds)
+        costs = CountTable("latency", table.seconds, limit, table.fixed, "s")
+        return Budget(table.space, (costs,), minimum, maximum)
+
+    @staticmethod
+    def latency_per_block(table: LatencyTable, ratio: float, *, minimum: Units = 0) -> Budget:
+        """Every block takes at most ``ratio`` of its own unpruned time."""
+        _positive("ratio", ratio)
+        zeros = tuple(np.zeros_like(s) for s in table.seconds)
+        tables = tuple(
+            CountTable(
+                f"latency of {block.name}",
+                (*zeros[:b], seconds, *zeros[b + 1 :]),
+                ratio * float(seconds[-1]),
+                unit="s",
+            )
+            for b, (block, seconds) in enumerate(
+                zip(table.space.blocks, table.seconds, strict=True)
+            )
+        )
+        return Budget(table.space, tables, minimum)
+
+    @staticmethod
+    def table(
+        space: HeadSpace,
+        costs: Sequence[npt.ArrayLike],
+        limit: float,
+        *,
+        name: str = "cost",
+        fixed: float = 0.0,
+        minimum: Units = 0,
+        maximum: Units | None = None,
+    ) -> Budget:
+        """Any cost of your own: ``costs[b][k]`` for ``k`` units kept in block ``b``, summed."""
+        arrays = count_arrays(space, costs, "costs")
+        return Budget(space, (CountTable(name, arrays, float(limit), fixed),), minimum, maximum)
+
+    def __and__(self, other: Budget) -> Budget:
+        """Both budgets at once."""
+        difference = self.space.difference(other.space)
+        if difference:
+            raise ValueError(f"two budgets of different models cannot be combined: {difference}.")
+        return Budget(
+            self.space,
+            self.tables + other.tables,
+            np.maximum(self.least, other.least),
+            np.minimum(self.most, other.most),
+        )
+
+    # -- questions ---------------------------------------------------------------------------------
+
+    @property
+    def least(self) -> Ints:
+        """Least units per block, ``[blocks]``."""
+        return np.asarray(self.minimum, dtype=np.int64)
+
+    @property
+    def most(self) -> Ints:
+        """Most units per block, ``[blocks]``."""
+        return np.asarray(self.maximum, dtype=np.int64)
+
+    def costs(self, counts: Ints) -> dict[str, tuple[float, float]]:
+        """By table name: the cost of these counts and its limit."""
+        return {table.name: (table.cost(counts), table.limit) for table in self.tables}
+
+    def violation(self, counts: Ints) -> str | None:
+        """The first limit these counts break, as a sentence; None if they are within the budget."""
+        for block, count, least, most in zip(
+            self.space.blocks, counts, self.least, self.most, strict=True
+        ):
+            if not least <= count <= most:
+                return (
+                    f"block {block.name!r} keeps {count} units, and {least} to {most} are allowed."
+                )
+        for table in self.tables:
+            if not table.fits(counts):
+                return (
+                    f"{table.name} is {table.cost(counts):.6g}, and the limit is {table.limit:.6g}."
+                )
+        return None
+
+    def allows(self, counts: Ints) -> bool:
+        """Whether these counts are within the budget."""
+        return self.violation(counts) is None
+
+    @cached_property
+    def allowed(self) -> tuple[Bools, ...]:
+        """For every block a bool ``[units + 1]``: the counts that limits on that block alone allow."""
+        result: list[Bools] = []
+        for b, units in enumerate(self.space.units):
+            counts = np.arange(units + 1)
+            fine: Bools = (counts >= self.least[b]) & (counts <= self.most[b])
+            for table in self.tables:
+                if table.only_block == b:
+                    others = [
+                        table.fixed,
+                        *(float(c[0]) for i, c in enumerate(table.costs) if i != b),
+                    ]
+                    fine &= np.array(
+                        [fsum([*others, float(c)]) <= table.limit for c in table.costs[b]]
+                    )
+            result.append(fine)
+        return tuple(result)
+
+    @cached_property
+    def coupling(self) -> tuple[CountTable, ...]:
+        """The tables that tie several blocks together."""
+        return tuple(table for table in self.tables if table.only_block is None)
+
+    @cached_property
+    def cheapest(self) -> Ints:
+        """Counts within the budget that cost little: where a search may start, ``[blocks]``."""
+        best = self._independent_cheapest()
+        if best is not None:
+            return best
+        zeros = [np.zeros(units + 1) for units in self.space.units]
+        found = best_counts(zeros, self.allowed, self.coupling).counts
+        if found is None:
+            floors = "; ".join(
+                f"{t.name} alone can reach {_smallest(t, self.allowed):.6g}{_unit(t)} "
+                f"(limit {t.limit:.6g})"
+                for t in self.coupling
+            )
+            raise BudgetError(
+                f"no counts meet all limits at once: {floors}. Raise one of the limits."
+            )
+        return found
+
+    def _independent_cheapest(self) -> Ints | None:
+        """The counts that are cheapest for every table at once, if there are such."""
+        counts: list[int] = []
+        for b, fine in enumerate(self.allowed):
+            options = np.flatnonzero(fine)
+            if not self.coupling:
+                counts.append(int(options[0]))
+                continue
+            columns = np.array([table.costs[b][options] for table in self.coupling])
+            every = np.all(columns == columns.min(axis=1, keepdims=True), axis=0)
+            if not every.any():
+                return None
+            counts.append(int(options[np.argmax(every)]))
+        array = np.array(counts, dtype=np.int64)
+        return array if self.allows(array) else None
+
+    def _refuse_unreachable(self) -> None:
+        for block, least, most in zip(self.space.blocks, self.least, self.most, strict=True):
+            if least > most:
+                raise BudgetError(
+                    f"block {block.name!r} must keep at least {least} units and may keep at most "
+                    f"{most} of its {block.units}; lower `minimum` or raise `maximum`."
+                )
+        ranges = tuple(
+            (np.arange(units + 1) >= low) & (np.arange(units + 1) <= high)
+            for units, low, high in zip(self.space.units, self.least, self.most, strict=True)
+        )
+        for table in self.tables:
+            floor = _smallest(table, ranges)
+            if floor > table.limit:
+                full = table.cost(self.space.units)
+                ratio = (
+                    f" ({floor / full:.3g} of the unpruned {full:.6g}{_unit(table)})"
+                    if full
+                    else ""
+                )
+                raise BudgetError(
+                    f"`{table.name}` of at most {table.limit:.6g}{_unit(table)} cannot be met: the "
+                    f"smallest reachable is {floor:.6g}{_unit(table)}{ratio}; raise the limit to at "
+                    "least that, or lower `minimum`."
+                )
+        for block, fine in zip(self.space.blocks, self.allowed, strict=True):
+            if not fine.any():
+                raise BudgetError(
+                    f"no count of block {block.name!r} meets all of its limits at once; raise one."
+                )
+        _ = self.cheapest  # raises if the limits exclude each other
+
+
+def _smallest(table: CountTable, allowed: Sequence[Bools]) -> float:
+    return fsum(
+        [table.fixed, *(float(c[f].min()) for c, f in zip(table.costs, allowed, strict=True))]
+    )
+
+
+def _unit(table: CountTable) -> str:
+    return f" {table.unit}" if table.unit else ""
+
+
+def _positive(argument: str, x: float | None) -> float:
+    if x is None or not (np.isfinite(x) and x > 0):
+        raise ValueError(f"`{argument}` must be a finite number above 0, got {x}.")
+    return float(x)
+
+
+def _per_block(space: HeadSpace, given: Units, argument: str) -> Ints:
+    array = np.asarray(given)
+    if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((), (len(space.blocks),)):
+        raise ValueError(
+            f"`{argument}` must be a whole number, or {len(space.blocks)} of them (one per block), "
+            f"got {given!r}."
+        )
+    if np.any(array < 0):
+        raise ValueError(f"`{argument}` must be at least 0, got {given!r}.")
+    return np.broadcast_to(array.astype(np.int64), (len(space.blocks),)).copy()

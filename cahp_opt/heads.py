@@ -1,0 +1,171 @@
+"""The ground set: blocks of attention and their prunable units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Unit(str, Enum):
+    """What is kept or dropped as one piece."""
+
+    HEAD = "head"
+    """One attention head."""
+    KV_GROUP = "kv_group"
+    """One key/value head together with the query heads that read it (grouped-query attention)."""
+
+
+class Block(NamedTuple):
+    """One attention block: its name in the model, how many prunable units it has, and their kind."""
+
+    name: str
+    units: int
+    unit: Unit = Unit.HEAD
+
+
+@dataclass(frozen=True)
+class HeadSpace:
+    """The ordered blocks of a model; units carry flat indices ``0 .. n-1``, block after block.
+
+    Blocks may differ in size. A *keep-set* over the space is a boolean array of shape ``[n]``, true
+    where a unit is kept.
+
+    Args:
+        blocks: one :class:`Block`, or a plain ``(name, units)`` or ``(name, units, unit)``, per block.
+
+    Raises:
+        ValueError: if there is no block, a name repeats or is empty, or a block has no unit.
+    """
+
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        blocks: list[Block] = []
+        seen: set[str] = set()
+        for given in self.blocks:
+            name, units, unit = Block(*given)
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"`blocks` needs a non-empty name for every block, got {name!r}.")
+            if name in seen:
+                raise ValueError(
+                    f"`blocks` has two blocks named {name!r}; give every block its own name."
+                )
+            if isinstance(units, bool) or int(units) != units or units < 1:
+                raise ValueError(
+                    f"block {name!r} has {units!r} units; a block needs a whole number of at least 1."
+                )
+            seen.add(name)
+            blocks.append(Block(name, int(units), Unit(unit)))
+        if not blocks:
+            raise ValueError("`blocks` is empty; a HeadSpace needs at least one block.")
+        object.__setattr__(self, "blocks", tuple(blocks))
+
+    @staticmethod
+    def uniform(blocks: int, units: int, unit: Unit = Unit.HEAD) -> HeadSpace:
+        """A space of ``blocks`` equal blocks named ``block.0``, ``block.1``, ... of ``units`` each."""
+        return HeadSpace(tuple(Block(f"block.{b}", units, unit) for b in range(blocks)))
+
+    @cached_property
+    def n(self) -> int:
+        """How many units there are in all."""
+        return sum(block.units for block in self.blocks)
+
+    @cached_property
+    def units(self) -> Ints:
+        """Units per block, shape ``[blocks]``."""
+        return _frozen(np.array([block.units for block in self.blocks], dtype=np.int64))
+
+    @cached_property
+    def block_of(self) -> Ints:
+        """The block of every unit, shape ``[n]``."""
+        return _frozen(np.repeat(np.arange(len(self.blocks), dtype=np.int64), self.units))
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """For every block the slice of flat indices that are its units."""
+        ends = np.cumsum(self.units)
+        return tuple(slice(int(e - u), int(e)) for e, u in zip(ends, self.units, strict=True))
+
+    def check(self, kept: npt.ArrayLike) -> Bools:
+        """``kept`` as a boolean array of shape ``[n]``.
+
+        Raises:
+            ValueError: if it is not boolean or has another shape.
+        """
+        array = np.asarray(kept)
+        if array.dtype != np.bool_ or array.shape != (self.n,):
+            raise ValueError(
+                f"`kept` must be a boolean array of shape [{self.n}], got {array.dtype} of shape "
+                f"{list(array.shape)}; `HeadSpace.join` makes one from lists of unit ids."
+            )
+        return array
+
+    def counts(self, kept: npt.ArrayLike) -> Ints:
+        """How many units each block keeps, shape ``[blocks]``."""
+        return np.bincount(self.block_of[self.check(kept)], minlength=len(self.blocks)).astype(
+            np.int64
+        )
+
+    def split(self, kept: npt.ArrayLike) -> dict[str, list[int]]:
+        """The kept unit ids of every block, by block name; ids count from 0 inside the block."""
+        array = self.check(kept)
+        return {
+            block.name: [int(i) for i in np.flatnonzero(array[where])]
+            for block, where in zip(self.blocks, self.slices, strict=True)
+        }
+
+    def join(self, heads: Mapping[str, Iterable[int]]) -> Bools:
+        """The keep-set with these unit ids per block; blocks not named keep nothing.
+
+        Raises:
+            ValueError: for an unknown block, or an id that is outside its block or repeats.
+        """
+        where = {b.name: (b.units, s) for b, s in zip(self.blocks, self.slices, strict=True)}
+        kept = np.zeros(self.n, dtype=np.bool_)
+        for name, given in heads.items():
+            if name not in where:
+                raise ValueError(f"`heads` names the block {name!r}; known blocks: {list(where)}.")
+            units, place = where[name]
+            ids = list(given)
+            if len(set(ids)) != len(ids) or any(i not in range(units) for i in ids):
+                raise ValueError(
+                    f"`heads[{name!r}]` must be distinct unit ids in 0..{units - 1}, got {ids}."
+                )
+            kept[place][ids] = True
+        return kept
+
+    def to_json(self) -> list[list[Any]]:
+        """Plain lists for a JSON file."""
+        return [[block.name, block.units, block.unit.value] for block in self.blocks]
+
+    @staticmethod
+    def from_json(data: Sequence[Sequence[Any]]) -> HeadSpace:
+        """The inverse of :meth:`to_json`."""
+        return HeadSpace(tuple(Block(*row) for row in data))
+
+    def difference(self, other: HeadSpace) -> str | None:
+        """In words, the first thing in which ``other`` differs from this space; None if nothing."""
+        if len(self.blocks) != len(other.blocks):
+            return f"{len(self.blocks)} blocks against {len(other.blocks)}"
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            if mine != theirs:
+                return (
+                    f"block {mine.name!r} of {mine.units} x {mine.unit.value} against "
+                    f"block {theirs.name!r} of {theirs.units} x {theirs.unit.value}"
+                )
+        return None
+
+
+def _frozen(array: Ints) -> Ints:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,227 @@
+"""The exact oracle under every bound: the best counts for values that add up over blocks.
+
+A multiple-choice knapsack (Kellerer, Pferschy and Pisinger 2004, chapter 11) with real costs and one
+or several limits: choose one count per block. Dynamic programming over the blocks keeps the states
+that no other dominates, and drops those that a Lagrangian bound shows cannot beat the best known
+answer. Costs are never rounded: states are kept up to a slack that covers floating-point sums, and
+an answer counts only if its exact cost is within the limit, so the bound is valid and the answer
+feasible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.count_table import CountTable
+from cahp_opt.heads import Bools, Floats, Ints
+
+_MOST_STATES = 200_000
+_PAIRWISE_DOMINANCE = 2_000
+
+
+class BestCounts(NamedTuple):
+    """The best counts found (None if none fits), their value, and an upper bound on any value."""
+
+    counts: Ints | None
+    value: float
+    bound: float
+
+
+def best_counts(
+    values: Sequence[Floats], allowed: Sequence[Bools], tables: Sequence[CountTable]
+) -> BestCounts:
+    """Maximise ``sum_b values[b][counts[b]]`` over allowed counts within every table's limit.
+
+    Args:
+        values: for every block an array ``[units + 1]``.
+        allowed: for every block a bool ``[units + 1]``.
+        tables: costs with limits; all must hold.
+    """
+    blocks = [
+        _Options.of(v, f, [t.costs[b] for t in tables])
+        for b, (v, f) in enumerate(zip(values, allowed, strict=True))
+    ]
+    if not tables:
+        counts = np.array([o.count[int(np.argmax(o.value))] for o in blocks])
+        value = math.fsum(float(o.value.max()) for o in blocks)
+        return BestCounts(counts, value, value)
+    room = np.array([t.limit - t.fixed for t in tables])
+    slack = np.array([t.slack for t in tables])
+    price = _multipliers(blocks, room)
+    start = _rounded(blocks, price, tables)
+    return _search(blocks, room + slack, price, tables, start)
+
+
+class _Options(NamedTuple):
+    """The undominated choices of one block: counts ``[m]``, values ``[m]``, costs ``[m, tables]``."""
+
+    count: Ints
+    value: Floats
+    cost: Floats
+
+    @staticmethod
+    def of(value: Floats, allowed: Bools, costs: Sequence[Floats]) -> _Options:
+        count = np.flatnonzero(allowed & np.isfinite(value))
+        own = value[count]
+        cost = np.array([c[count] for c in costs]).T.reshape(len(count), len(costs))
+        order = np.lexsort((*cost.T[::-1], -own))  # best value first, cheap ones first among equals
+        count, own, cost = count[order], own[order], cost[order]
+        worse = np.zeros(len(count), dtype=np.bool_)
+        for i in range(1, len(count)):
+            worse[i] = bool(np.any(np.all(cost[:i][~worse[:i]] <= cost[i], axis=1)))
+        return _Options(count[~worse], own[~worse], cost[~worse])
+
+
+def _multipliers(blocks: Sequence[_Options], room: Floats) -> Floats:
+    """Prices of the limits that make the Lagrangian bound small; any prices at least 0 are valid.
+
+    Each price in turn is set by bisection on the slope of the (convex) dual function.
+    """
+    price = np.zeros(len(room))
+    for _ in range(1 if len(room) == 1 else 4):
+        for t in range(len(room)):
+            low, high = 0.0, _highest_price(blocks, t)
+            for _ in range(50):
+                price[t] = (low + high) / 2
+                spent = sum(float(o.cost[np.argmax(o.value - o.cost @ price), t]) for o in blocks)
+                low, high = (price[t], high) if spent > room[t] else (low, price[t])
+            price[t] = high
+    return price
+
+
+def _highest_price(blocks: Sequence[_Options], t: int) -> float:
+    """A price of table ``t`` at which every block takes its cheapest choice."""
+    highest = 0.0
+    for options in blocks:
+        cost, value = options.cost[:, t], options.value
+        cheap = int(np.argmin(cost))
+        extra = cost - cost[cheap]
+        dear = extra > 0
+        if dear.any():
+            highest = max(highest, float(np.max((value[dear] - value[cheap]) / extra[dear])))
+    return 2 * max(highest, 0.0) + 1e-300
+
+
+def _rounded(
+    blocks: Sequence[_Options], price: Floats, tables: Sequence[CountTable]
+) -> tuple[Ints, float] | None:
+    """Feasible counts near the Lagrangian optimum, improved one block at a time."""
+    chosen = [int(np.argmax(o.value - o.cost @ price)) for o in blocks]
+
+    def fits(picks: Sequence[int]) -> bool:
+        counts = [int(o.count[i]) for o, i in zip(blocks, picks, strict=True)]
+        return all(table.fits(counts) for table in tables)
+
+    if not fits(chosen):
+        cheapest = [int(np.argmin(o.cost @ np.maximum(price, 1e-12))) for o in blocks]
+        for b in np.argsort(
+            [o.value[i] - o.value[c] for o, i, c in zip(blocks, chosen, cheapest, strict=True)]
+        ):
+            chosen[b] = cheapest[b]
+            if fits(chosen):
+                break
+        else:
+            return None
+    improved = True
+    while improved:
+        improved = False
+        for b, options in enumerate(blocks):
+            for i in range(len(options.value)):  # best value first
+                if options.value[i] <= options.value[chosen[b]]:
+                    break
+                trial = [*chosen[:b], i, *chosen[b + 1 :]]
+                if fits(trial):
+                    chosen, improved = trial, True
+                    break
+    counts = np.array([o.count[i] for o, i in zip(blocks, chosen, strict=True)], dtype=np.int64)
+    return counts, math.fsum(float(o.value[i]) for o, i in zip(blocks, chosen, strict=True))
+
+
+def _search(
+    blocks: Sequence[_Options],
+    room: Floats,
+    price: Floats,
+    tables: Sequence[CountTable],
+    start: tuple[Ints, float] | None,
+) -> BestCounts:
+    """Dynamic programming over the blocks with dominance and Lagrangian pruning."""
+    best_found, best_value = start if start else (None, -math.inf)
+    order = sorted(range(len(blocks)), key=lambda b: -float(np.ptp(blocks[b].cost @ price)))
+    rest_cost = np.zeros((len(blocks) + 1, len(tables)))
+    rest_value = np.zeros(len(blocks) + 1)  # Lagrangian value of the blocks still to come
+    for place in range(len(blocks) - 1, -1, -1):
+        options = blocks[order[place]]
+        rest_cost[place] = rest_cost[place + 1] + options.cost.min(axis=0)
+        rest_value[place] = rest_value[place + 1] + float(
+            np.max(options.value - options.cost @ price)
+        )
+    ceiling = rest_value[0] + float(price @ room)
+    if start and ceiling <= best_value:
+        return BestCounts(best_found, best_value, best_value)
+
+    cost, value = np.zeros((1, len(tables))), np.zeros(1)
+    trail: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]] = []
+    dropped = -math.inf
+    for place, b in enumerate(order):
+        options = blocks[b]
+        m = len(options.value)
+        parent = np.repeat(np.arange(len(value), dtype=np.int32), m)
+        choice = np.tile(np.arange(m, dtype=np.int16), len(value))
+        cost = (cost[:, None, :] + options.cost[None]).reshape(-1, len(tables))
+        value = (value[:, None] + options.value[None]).reshape(-1)
+        hope = value + rest_value[place + 1] + (room - cost) @ price
+        alive = np.all(cost + rest_cost[place + 1] <= room, axis=1) & (hope > best_value)
+        keep = np.flatnonzero(alive)
+        keep = keep[_undominated(cost[keep], value[keep])]
+        if len(keep) > _MOST_STATES:  # give up the least hopeful; their hope stays in the bound
+            by_hope = keep[np.argsort(-hope[keep], kind="stable")]
+            dropped = max(dropped, float(hope[by_hope[_MOST_STATES]]))
+            keep = np.sort(by_hope[:_MOST_STATES])
+        cost, value = cost[keep], value[keep]
+        trail.append((parent[keep], choice[keep]))
+    reached = float(value.max()) if len(value) else -math.inf
+    for last in np.argsort(-value, kind="stable"):
+        if value[last] <= best_value:
+            break
+        counts = _walk_back(blocks, order, trail, int(last))
+        if all(table.fits(counts) for table in tables):
+            best_found, best_value = counts, float(value[last])
+            break
+    return BestCounts(best_found, best_value, min(max(best_value, reached, dropped), ceiling))
+
+
+def _undominated(cost: Floats, value: Floats) -> npt.NDArray[np.intp]:
+    """States for which no other costs no more and is worth no less."""
+    order = np.lexsort((-value, *cost.T[::-1]))
+    if cost.shape[1] == 1:
+        sorted_values = value[order]
+        before = np.concatenate([[-np.inf], np.maximum.accumulate(sorted_values)[:-1]])
+        return order[sorted_values > before]
+    if len(order) > _PAIRWISE_DOMINANCE:
+        return order
+    kept: list[int] = []
+    for i in order:
+        if not kept or not np.any(
+            np.all(cost[kept] <= cost[i], axis=1) & (value[kept] >= value[i])
+        ):
+            kept.append(int(i))
+    return np.array(kept, dtype=np.intp)
+
+
+def _walk_back(
+    blocks: Sequence[_Options],
+    order: Sequence[int],
+    trail: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]],
+    state: int,
+) -> Ints:
+    counts = np.zeros(len(blocks), dtype=np.int64)
+    for place in range(len(order) - 1, -1, -1):
+        parent, choice = trail[place]
+        counts[order[place]] = blocks[order[place]].count[choice[state]]
+        state = int(parent[state])
+    return counts

@@ -1,0 +1,334 @@
+"""How much of each block's dense output least squares on the kept heads can still explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
+from cahp_opt.problem import BestSubsets, Objective
+from cahp_opt.stats import HeadStats, finite
+
+_BATCH_BYTES = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainedVariance(Objective):
+    """Sum over blocks of the variance of the dense attention output that a closed-form refit of the
+    output projection on the kept heads explains.
+
+    For one block with head outputs ``z`` (covariance ``C``), dense output ``W z`` and kept columns
+    ``S`` the explained variance is ``tr((C + r I)_SS^-1 (C W'W C)_SS)``, where ``r`` is the ridge:
+    the regularised least-squares fit of ``W z`` on ``z_S``. Subset selection for least squares is
+    monotone and weakly submodular (Das and Kempe 2011, "Submodular meets spectral"), *not*
+    submodular. As layer-wise reconstruction it follows OSSCAR (Meng et al. 2024). It is a sum over
+    blocks, so :class:`~cahp_opt.solvers.DynamicProgram` is exact for it.
+
+    Args:
+        covariance: for every block the covariance of its head outputs, ``[d, d]``; ``d`` is a
+            multiple of the block's units, and unit ``u`` owns the ``u``-th share of the columns.
+        readout: for every block ``W'W``, ``[d, d]``.
+        units: units of every block.
+        ridge: added to the diagonal, as a share of its mean; above 0.
+        weights: how much each block counts, ``[blocks]``; None for 1 each.
+
+    Raises:
+        ValueError: for NaN, infinity, wrong shapes, a matrix that is no covariance, or a bad ridge.
+    """
+
+    covariance: tuple[Floats, ...]
+    readout: tuple[Floats, ...]
+    units: tuple[int, ...]
+    ridge: float
+    weights: Floats
+
+    def __init__(
+        self,
+        covariance: Sequence[npt.ArrayLike],
+        readout: Sequence[npt.ArrayLike],
+        units: Sequence[int],
+        *,
+        ridge: float = 1e-2,
+        weights: npt.ArrayLike | None = None,
+    ) -> None:
+        if not (np.isfinite(ridge) and ridge > 0):
+            raise ValueError(f"`ridge` must be a finite number above 0, got {ridge}.")
+        if not len(covariance) == len(readout) == len(units) or not units:
+            raise ValueError(
+                "`covariance`, `readout` and `units` must have one entry per block, got "
+                f"{len(covariance)}, {len(readout)} and {len(units)}."
+            )
+        for name, matrices in (("covariance", covariance), ("readout", readout)):
+            checked = tuple(
+                _semidefinite(matrix, f"{name}[{b}]", count)
+                for b, (matrix, count) in enumerate(zip(matrices, units, strict=True))
+            )
+            object.__setattr__(self, name, checked)
+        for b, (left, right) in enumerate(zip(self.covariance, self.readout, strict=True)):
+            if left.shape != right.shape:
+                raise ValueError(
+                    f"block {b} has a covariance of shape {list(left.shape)} and a readout of shape "
+                    f"{list(right.shape)}; they must be equal."
+                )
+        object.__setattr__(self, "units", tuple(int(u) for u in units))
+        object.__setattr__(self, "ridge", float(ridge))
+        chosen = finite(np.ones(len(units)) if weights is None else weights, "weights")
+        if chosen.shape != (len(units),) or np.any(chosen < 0):
+            raise ValueError(
+                f"`weights` must be {len(units)} numbers of at least 0, got {weights}."
+            )
+        object.__setattr__(self, "weights", chosen)
+
+    @staticmethod
+    def from_stats(
+        stats: HeadStats, *, ridge: float = 1e-2, relative: bool = False
+    ) -> ExplainedVariance:
+        """From the second moments of the head outputs that calibration measured.
+
+        Args:
+            stats: calibration statistics with moments.
+            ridge: as in the class; the same as the one that the refit will use.
+            relative: count every block's explained variance as a share of its own total.
+
+        Raises:
+            ValueError: if the moments were not measured.
+        """
+        if not stats.moments:
+            raise ValueError("`stats` has no moments of head outputs; calibrate with them.")
+        covariance = [m.covariance for m in stats.moments]
+        readout = [m.readout for m in stats.moments]
+        weights = None
+        if relative:
+            totals = [float(np.sum(c * r)) for c, r in zip(covariance, readout, strict=True)]
+            weights = np.array([1 / t if t > 0 else 0.0 for t in totals])
+        units = [block.units for block in stats.space.blocks]
+        return ExplainedVariance(covariance, readout, units, ridge=ridge, weights=weights)
+
+    @property
+    def n(self) -> int:
+        return sum(self.units)
+
+    @property
+    def monotone(self) -> bool:
+        return True
+
+    @cached_property
+    def normal_equations(self) -> tuple[tuple[Floats, Floats], ...]:
+        """For every block the Gram matrix with its ridge and ``C W'W C``, each ``[d, d]``."""
+        result: list[tuple[Floats, Floats]] = []
+        for c, r in zip(self.covariance, self.readout, strict=True):
+            mean = float(np.mean(np.diagonal(c)))
+            # A block without any variance explains nothing; any ridge keeps its equations solvable.
+            gram = c + (self.ridge * mean if mean > 0 else 1.0) * np.eye(len(c))
+            result.append((gram, c @ r @ c))
+        return tuple(result)
+
+    def value(self, kept: Bools) -> float:
+        total, start = 0.0, 0
+        for units, (gram, target), weight in zip(
+            self.units, self.normal_equations, self.weights, strict=True
+        ):
+            columns = np.repeat(kept[start : start + units], len(gram) // units)
+            start += units
+            inside = np.ix_(columns, columns)
+            if columns.any():
+                total += weight * float(np.trace(np.linalg.solve(gram[inside], target[inside])))
+        return total
+
+    def tracker(self, kept: Bools) -> ExplainedVarianceTracker:
+        return ExplainedVarianceTracker(self, kept)
+
+    def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...]:
+        """Best subsets of every block, over all of its subsets.
+
+        Raises:
+            ValueError: if a block has more than 16 units, or the space has other blocks.
+        """
+        if tuple(block.units for block in space.blocks) != self.units:
+            raise ValueError(
+                f"the objective's blocks have {list(self.units)} units, and the budget's "
+                f"{space.units.tolist()}; both must describe the same model."
+            )
+        for block in space.blocks:
+            check_enumerable(block.name, block.units)
+        return self._best_subsets
+
+    @cached_property
+    def _best_subsets(self) -> tuple[BestSubsets, ...]:
+        return tuple(
+            best_by_count(units, weight * _subset_values(gram, target, units))
+            for units, (gram, target), weight in zip(
+                self.units, self.normal_equations, self.weights, strict=True
+            )
+        )
+
+
+class ExplainedVarianceTracker:
+    """Follows the explained variance by block elimination (Schur complements), never from data.
+
+    For every block it holds the Gram and target matrices conditioned on the kept units, so that
+    adding a unit is one elimination of its columns; removing one starts the block over.
+    """
+
+    def __init__(self, objective: ExplainedVariance, kept: Bools) -> None:
+        self.kept: Bools = np.array(kept, dtype=np.bool_)
+        self._weights = objective.weights
+        self._equations = objective.normal_equations
+        self._units = objective.units
+        ends = np.cumsum(objective.units)
+        self._slices = [
+            slice(int(e) - u, int(e)) for e, u in zip(ends, objective.units, strict=True)
+        ]
+        self._block_of = np.repeat(np.arange(len(objective.units)), objective.units)
+        self._left: list[tuple[Floats, Floats]] = list(self._equations)
+        self._values = np.zeros(len(self._units))
+        self._gains: list[Floats | None] = [None] * len(self._units)
+        for block in range(len(self._units)):
+            self._restart(block)
+
+    @property
+    def value(self) -> float:
+        return float(self._weights @ self._values)
+
+    def gain(self, unit: int) -> float:
+        block = int(self._block_of[unit])
+        return float(self._block_gains(block)[unit - self._slices[block].start])
+
+    def gains(self) -> Floats:
+        return np.concatenate([self._block_gains(b) for b in range(len(self._units))])
+
+    def add(self, unit: int) -> None:
+        self.kept[unit] = True
+        block = int(self._block_of[unit])
+        self._condition(block, [unit - self._slices[block].start])
+
+    def remove(self, unit: int) -> None:
+        self.kept[unit] = False
+        self._restart(int(self._block_of[unit]))
+
+    def _restart(self, block: int) -> None:
+        self._left[block], self._values[block] = self._equations[block], 0.0
+        self._condition(block, [int(u) for u in np.flatnonzero(self.kept[self._slices[block]])])
+
+    def _condition(self, block: int, units: list[int]) -> None:
+        self._gains[block] = None
+        if not units:
+            return
+        gram, target = self._left[block]
+        columns = _columns(units, len(gram) // self._units[block])
+        gram, target, explained = eliminate(gram[None], target[None], columns)
+        self._left[block] = gram[0], target[0]
+        self._values[block] += explained[0]
+
+    def _block_gains(self, block: int) -> Floats:
+        known = self._gains[block]
+        if known is not None:
+            return known
+        units, kept = self._units[block], self.kept[self._slices[block]]
+        gains = np.zeros(units)
+        inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept)
+        width = len(self._equations[block][0]) // units
+        if outside.size:
+            gains[outside] = _traces(*self._left[block], outside, width)
+        if inside.size:
+            # Dropping columns u of a fit costs tr(Q_uu^-1 (Q A Q)_uu) with Q the inverse Gram matrix.
+            gram, target = self._equations[block]
+            columns = _columns(inside, width)
+            inverse = np.linalg.inv(gram[np.ix_(columns, columns)])
+            fitted = inverse @ target[np.ix_(columns, columns)] @ inverse
+            gains[inside] = -_traces(inverse, fitted, np.arange(inside.size), width)
+        result: Floats = self._weights[block] * gains
+        self._gains[block] = result
+        return result
+
+
+def eliminate(
+    gram: Floats, target: Floats, columns: npt.NDArray[np.int64]
+) -> tuple[Floats, Floats, Floats]:
+    """Condition on columns: what is left of both matrices, and the variance these columns explain.
+
+    Args:
+        gram: ``[batch, d, d]``, positive definite on the columns.
+        target: ``[batch, d, d]``.
+        columns: indices into ``d``.
+
+    Returns:
+        The Schur complements ``[batch, d, d]`` (zero on the eliminated columns), and ``[batch]``.
+    """
+    factor = np.linalg.cholesky(gram[:, columns[:, None], columns])
+    # With L L' the pivot: U = L^-1 K_c., V = L^-1 A_c., B = L^-1 A_cc L^-T.
+    u = np.linalg.solve(factor, gram[:, columns, :])
+    v = np.linalg.solve(factor, target[:, columns, :])
+    b = np.linalg.solve(factor, v[:, :, columns].swapaxes(1, 2))
+    ut = u.swapaxes(1, 2)
+    cross = ut @ v
+    explained: Floats = np.trace(b, axis1=1, axis2=2)
+    return gram - ut @ u, target - cross - cross.swapaxes(1, 2) + ut @ b @ u, explained
+
+
+def _subset_values(gram: Floats, target: Floats, units: int) -> Floats:
+    """The explained variance of every subset of one block, by code, ``[2^units]``.
+
+    One binary decision per unit: each half-decided subset carries the matrices of the undecided
+    units conditioned on the kept ones, so the matrices shrink as the subsets multiply.
+    """
+    width = len(gram) // units
+    values = np.zeros(1 << units)
+
+    def decide(
+        unit: int, codes: npt.NDArray[np.int64], so_far: Floats, g: Floats, t: Floats
+    ) -> None:
+        if unit == units:
+            values[codes] = so_far
+            return
+        if g.nbytes > _BATCH_BYTES and len(codes) > 1:
+            for half in (slice(None, len(codes) // 2), slice(len(codes) // 2, None)):
+                decide(unit, codes[half], so_far[half], g[half], t[half])
+            return
+        own = np.arange(width)
+        left_g, left_t, explained = eliminate(g, t, own)
+        rest = slice(width, None)
+        decide(
+            unit + 1,
+            np.concatenate([codes, codes | (1 << unit)]),
+            np.concatenate([so_far, so_far + explained]),
+            np.concatenate([g[:, rest, rest], left_g[:, rest, rest]]),
+            np.concatenate([t[:, rest, rest], left_t[:, rest, rest]]),
+        )
+
+    decide(0, np.zeros(1, dtype=np.int64), np.zeros(1), gram[None], target[None])
+    return values
+
+
+def _traces(gram: Floats, target: Floats, units: npt.NDArray[np.intp], width: int) -> Floats:
+    """``tr(gram_uu^-1 target_uu)`` for each unit ``u``."""
+    place = units[:, None] * width + np.arange(width)
+    index = (place[:, :, None], place[:, None, :])
+    result: Floats = np.trace(np.linalg.solve(gram[index], target[index]), axis1=1, axis2=2)
+    return result
+
+
+def _columns(units: Sequence[int] | npt.NDArray[np.intp], width: int) -> npt.NDArray[np.int64]:
+    return (np.asarray(units, dtype=np.int64)[:, None] * width + np.arange(width)).reshape(-1)
+
+
+def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
+    array = finite(matrix, argument)
+    d = len(array)
+    if array.shape != (d, d) or not d or units < 1 or d % units:
+        raise ValueError(
+            f"`{argument}` must be square with a multiple of the block's {units} units as its size, "
+            f"got {list(array.shape)}."
+        )
+    scale = float(np.abs(array).max())
+    if not np.allclose(array, array.T, rtol=0, atol=1e-6 * scale):
+        raise ValueError(f"`{argument}` must be symmetric, as second moments are.")
+    array = (array + array.T) / 2
+    if float(np.linalg.eigvalsh(array)[0]) < -1e-6 * max(scale, 1e-300) * d:
+        raise ValueError(f"`{argument}` has a negative eigenvalue; second moments never do.")
+    return array

@@ -1,0 +1,84 @@
+"""A sum of weights: every unit counts for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cahp_opt.heads import Bools, Floats
+from cahp_opt.problem import Objective, QuadraticForm
+from cahp_opt.stats import HeadStats, finite
+
+
+@dataclass(frozen=True, eq=False)
+class Modular(Objective):
+    """``weights @ kept``.
+
+    Args:
+        weights: one per unit, shape ``[n]``; may be negative.
+
+    Raises:
+        ValueError: for NaN, infinity or another shape.
+    """
+
+    weights: Floats
+
+    def __post_init__(self) -> None:
+        weights = finite(self.weights, "weights")
+        if weights.ndim != 1 or not len(weights):
+            raise ValueError(f"`weights` must have shape [n], got {list(weights.shape)}.")
+        object.__setattr__(self, "weights", weights)
+
+    @staticmethod
+    def from_stats(stats: HeadStats) -> Modular:
+        """Salience of Michel et al. (2019), "Are sixteen heads really better than one?": the mean
+        over examples of ``|d loss / d gate|`` at the unpruned model."""
+        return Modular(stats.salience.mean)
+
+    @property
+    def n(self) -> int:
+        return len(self.weights)
+
+    @property
+    def monotone(self) -> bool:
+        return bool(np.all(self.weights >= 0))
+
+    @property
+    def submodular(self) -> bool:
+        return True
+
+    def value(self, kept: Bools) -> float:
+        return float(self.weights[kept].sum())
+
+    def tracker(self, kept: Bools) -> ModularTracker:
+        return ModularTracker(self, kept)
+
+    def linear(self) -> Floats:
+        return self.weights
+
+    def quadratic(self) -> QuadraticForm:
+        return QuadraticForm(self.weights, np.zeros((self.n, self.n)))
+
+
+class ModularTracker:
+    """Follows a sum of weights."""
+
+    def __init__(self, objective: Modular, kept: Bools) -> None:
+        self._weights = objective.weights
+        self.kept: Bools = np.array(kept, dtype=np.bool_)
+        self.value = objective.value(self.kept)
+
+    def gain(self, unit: int) -> float:
+        return float(-self._weights[unit] if self.kept[unit] else self._weights[unit])
+
+    def gains(self) -> Floats:
+        return np.where(self.kept, -self._weights, self._weights)
+
+    def add(self, unit: int) -> None:
+        self.kept[unit] = True
+        self.value += float(self._weights[unit])
+
+    def remove(self, unit: int) -> None:
+        self.kept[unit] = False
+        self.value -= float(self._weights[unit])

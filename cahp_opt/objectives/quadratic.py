@@ -1,0 +1,166 @@
+"""Salience with interactions between pairs of units, within and across blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
+from cahp_opt.problem import BestSubsets, Objective, QuadraticForm
+from cahp_opt.stats import HeadStats, finite
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic(Objective):
+    """``linear @ x + x @ pairwise @ x`` for the 0/1 vector ``x`` of kept units.
+
+    Args:
+        linear: shape ``[n]``.
+        pairwise: symmetric, shape ``[n, n]``; a diagonal counts like ``linear``.
+
+    Raises:
+        ValueError: for NaN, infinity, a wrong shape, or a matrix that is not symmetric.
+    """
+
+    linear_terms: Floats
+    pairwise: Floats
+
+    def __init__(self, linear: npt.ArrayLike, pairwise: npt.ArrayLike) -> None:
+        weights, pairs = finite(linear, "linear"), finite(pairwise, "pairwise")
+        n = len(weights) if weights.ndim == 1 else 0
+        if not n or pairs.shape != (n, n):
+            raise ValueError(
+                f"`linear` must have shape [n] and `pairwise` [n, n], got {list(weights.shape)} and "
+                f"{list(pairs.shape)}."
+            )
+        scale = float(np.abs(pairs).max())
+        if not np.allclose(pairs, pairs.T, rtol=0, atol=1e-9 * scale):
+            raise ValueError(
+                "`pairwise` must be symmetric; pass (P + P.T) / 2 for the same values."
+            )
+        object.__setattr__(self, "linear_terms", weights)
+        object.__setattr__(self, "pairwise", finite((pairs + pairs.T) / 2, "pairwise"))
+
+    @staticmethod
+    def damage_avoided(hessian: npt.ArrayLike) -> Quadratic:
+        """The part of ``(1 - x)' H (1 - x)``, the estimated damage of dropping units, that keeping
+        ``x`` avoids: ``1'H1 - (1 - x)'H(1 - x)``."""
+        matrix = finite(hessian, "hessian")
+        return Quadratic(2 * matrix.sum(axis=1), -matrix)
+
+    @staticmethod
+    def from_stats(stats: HeadStats, density: float | None = None) -> Quadratic:
+        """Damage avoided under the Gauss-Newton matrix of the fidelity distance, halved as in its
+        Taylor expansion, taken under random masks of this density (Schraudolph 2002; the masks keep
+        the expansion valid far from the unpruned model).
+
+        Args:
+            stats: calibration statistics with Gauss-Newton matrices.
+            density: one of ``stats.gauss_newton``; None for the smallest measured.
+
+        Raises:
+            ValueError: if that density was not measured.
+        """
+        if not stats.gauss_newton:
+            raise ValueError("`stats` has no Gauss-Newton matrix; calibrate with `densities`.")
+        chosen = min(stats.gauss_newton) if density is None else float(density)
+        if chosen not in stats.gauss_newton:
+            raise ValueError(
+                f"`density` {chosen} was not measured; measured: {list(stats.gauss_newton)}."
+            )
+        return Quadratic.damage_avoided(0.5 * stats.gauss_newton[chosen].mean)
+
+    @property
+    def n(self) -> int:
+        return len(self.linear_terms)
+
+    @cached_property
+    def monotone(self) -> bool:  # type: ignore[override]
+        """True if every unit gains at least 0 even beside all its worst partners."""
+        diagonal = np.diagonal(self.pairwise)
+        others = np.minimum(self.pairwise, 0).sum(axis=1) - np.minimum(diagonal, 0)
+        return bool(np.all(self.linear_terms + diagonal + 2 * others >= 0))
+
+    @cached_property
+    def submodular(self) -> bool:  # type: ignore[override]
+        """True if no pair adds value together."""
+        off_diagonal = self.pairwise - np.diag(np.diagonal(self.pairwise))
+        return bool(np.all(off_diagonal <= 0))
+
+    def value(self, kept: Bools) -> float:
+        return float(self.linear_terms[kept].sum() + self.pairwise[np.ix_(kept, kept)].sum())
+
+    def tracker(self, kept: Bools) -> QuadraticTracker:
+        return QuadraticTracker(self, kept)
+
+    def linear(self) -> Floats | None:
+        diagonal = np.diagonal(self.pairwise)
+        if np.any(self.pairwise - np.diag(diagonal)):
+            return None
+        return self.linear_terms + diagonal
+
+    def quadratic(self) -> QuadraticForm:
+        return QuadraticForm(self.linear_terms, self.pairwise)
+
+    def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...] | None:
+        modular = super().separable(space)
+        if modular is not None:
+            return modular
+        across = space.block_of[:, None] != space.block_of[None, :]
+        if np.any(self.pairwise[across]):
+            return None
+        for block in space.blocks:
+            check_enumerable(block.name, block.units)
+        return tuple(
+            best_by_count(block.units, _subset_values(self.linear_terms[s], self.pairwise[s, s]))
+            for block, s in zip(space.blocks, space.slices, strict=True)
+        )
+
+
+class QuadraticTracker:
+    """Follows a quadratic form; keeps ``pairwise @ x`` up to date."""
+
+    def __init__(self, objective: Quadratic, kept: Bools) -> None:
+        self._pairwise = objective.pairwise
+        self._alone = objective.linear_terms + np.diagonal(objective.pairwise)
+        self._diagonal = np.diagonal(objective.pairwise)
+        self.kept: Bools = np.array(kept, dtype=np.bool_)
+        self.value = objective.value(self.kept)
+        self._product: Floats = objective.pairwise @ self.kept.astype(np.float64)
+
+    def gain(self, unit: int) -> float:
+        with_others = 2 * (self._product[unit] - self._diagonal[unit] * self.kept[unit])
+        worth = float(self._alone[unit] + with_others)
+        return -worth if self.kept[unit] else worth
+
+    def gains(self) -> Floats:
+        worth = self._alone + 2 * (self._product - self._diagonal * self.kept)
+        return np.where(self.kept, -worth, worth)
+
+    def add(self, unit: int) -> None:
+        self.value += self.gain(unit)
+        self.kept[unit] = True
+        self._product += self._pairwise[unit]
+
+    def remove(self, unit: int) -> None:
+        self.value += self.gain(unit)
+        self.kept[unit] = False
+        self._product -= self._pairwise[unit]
+
+
+def _subset_values(linear: Floats, pairwise: Floats) -> Floats:
+    """The value of every subset of a block, by code (bit ``u`` set: unit ``u`` kept), ``[2^units]``.
+
+    Doubling: the subsets with unit ``u`` are those without it plus the gain of ``u`` beside them.
+    """
+    values = np.zeros(1)
+    beside = np.zeros((1, len(linear)))  # pairwise @ x of every subset
+    for u in range(len(linear)):
+        gain = linear[u] + pairwise[u, u] + 2 * beside[:, u]
+        values = np.concatenate([values, values + gain])
+        beside = np.concatenate([beside, beside + pairwise[u]])
+    return values

@@ -1,0 +1,86 @@
+"""Reading and writing the saved records: whole or not at all, and checked at the door."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PathLike = str | os.PathLike[str]
+
+
+class RecordError(ValueError):
+    """A saved record cannot be used: unreadable, of another kind, or of another schema version."""
+
+
+@contextmanager
+def whole_file(path: PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` only if the body ends well."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a record is an ordinary one
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: PathLike, kind: str, version: int, body: Mapping[str, Any]) -> None:
+    """Write ``body`` as a record of this kind and schema version."""
+    text = json.dumps({"kind": kind, "version": version, **body}, indent=1, allow_nan=False)
+    with whole_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: PathLike, kind: str, version: int) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        RecordError: if it is not JSON, of another kind, or of another schema version.
+        OSError: if the file cannot be read.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(
+            f"{path} is not a readable JSON record ({error}); write it again."
+        ) from None
+    if not isinstance(data, dict):
+        raise RecordError(f"{path} is JSON but not a record of the kind {kind!r}.")
+    check_header(path, data.get("kind"), data.get("version"), kind, version)
+    return data
+
+
+def check_header(
+    path: PathLike, found_kind: object, found_version: object, kind: str, version: int
+) -> None:
+    """Refuse a record of another kind or schema version."""
+    if found_kind != kind:
+        raise RecordError(f"{path} holds {found_kind!r}, and {kind!r} was expected.")
+    if found_version != version:
+        raise RecordError(
+            f"{path} has schema version {found_version!r}, and this release reads version {version}; "
+            "write it again with this release."
+        )
+
+
+@contextmanager
+def reading(path: PathLike) -> Iterator[None]:
+    """Turn a missing or ill-typed field met while rebuilding a record into one sentence."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(f"{path} cannot be used: {what}") from None

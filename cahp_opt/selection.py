@@ -1,0 +1,276 @@
+"""The answer: which units are kept, at what value, with which certificate."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.bounds import certified_bound
+from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.problem import Problem
+from cahp_opt.records import PathLike, read_json, reading, write_json
+
+_KIND, _VERSION = "cahp-selection", 1
+
+Number = float | int | str
+
+
+class Status(Enum):
+    """How far the answer is proved; the value is a sentence for people."""
+
+    OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value."
+    FEASIBLE = "Within the budget; the gap tells how far from optimal it can be at most."
+    TIME_LIMIT = "The time limit ended the search; raise `time_limit` for a better answer."
+    GIVEN = "A keep-set made by hand; no solver chose it."
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a solver hands to :func:`select`: a keep-set and, if it proved one, an upper bound.
+
+    Args:
+        kept: the keep-set, bool ``[n]``.
+        bound: an upper bound on the optimum that the solver has proved; infinity if none.
+        status: ``OPTIMAL`` only if the solver proved it.
+        certificate: in words, where the bound comes from.
+        stats: anything worth reporting, such as counts of evaluations.
+    """
+
+    kept: Bools
+    bound: float = math.inf
+    status: Status = Status.FEASIBLE
+    certificate: str = ""
+    stats: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Solver(ABC):
+    """A way to choose the units to keep. Subclasses are frozen dataclasses of options, without state."""
+
+    @abstractmethod
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        """A keep-set within the budget.
+
+        Args:
+            problem: what to maximise, within what.
+            deadline: the ``time.monotonic()`` at which to return what there is; may be infinite.
+            rng: the only source of randomness.
+
+        Raises:
+            ValueError: if the problem has a structure this solver cannot handle; the sentence names
+                an alternative.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The units to keep, their value, and a certified upper bound on what any other answer can reach.
+
+    ``value``, ``costs`` and feasibility are computed by :func:`select` from ``kept`` alone, never
+    taken from a solver. ``bound`` is infinite, and ``certificate`` says why, where none is known.
+    """
+
+    space: HeadSpace
+    kept: Bools
+    value: float = math.nan
+    bound: float = math.inf
+    costs: Mapping[str, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
+    """By name of the budget's table: the cost and its limit."""
+    status: Status = Status.GIVEN
+    certificate: str = "no bound: the keep-set was made by hand"
+    solver: str = ""
+    seconds: float = 0.0
+    stats: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
+    provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Facts that travel with the answer: the model's fingerprint, the objective, its files."""
+
+    def __post_init__(self) -> None:
+        kept = self.space.check(self.kept).copy()
+        kept.flags.writeable = False
+        object.__setattr__(self, "kept", kept)
+        for name in ("costs", "stats", "provenance"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
+        """Copies and pickles rebuild the record: its read-only mappings cannot be copied as such."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return Selection, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+
+    @staticmethod
+    def from_kept(space: HeadSpace, kept: npt.ArrayLike) -> Selection:
+        """A selection made by hand; its value is NaN and its bound infinite."""
+        return Selection(space, space.check(kept))
+
+    @property
+    def gap(self) -> float:
+        """``|bound - value| / max(|value|, 1e-12)``; infinite without a bound or a value."""
+        if not (math.isfinite(self.bound) and math.isfinite(self.value)):
+            return math.inf
+        return abs(self.bound - self.value) / max(abs(self.value), 1e-12)
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Units kept per block, shape ``[blocks]``."""
+        return self.space.counts(self.kept)
+
+    def heads(self) -> dict[str, list[int]]:
+        """The kept unit ids of every block, by block name."""
+        return self.space.split(self.kept)
+
+    def __str__(self) -> str:
+        width = max(len(block.name) for block in self.space.blocks)
+        lines = [
+            f"{block.name:<{width}}  {count:>3} of {block.units:<3} {block.unit.value}s  "
+            + " ".join(str(i) for i in ids)
+            for block, count, ids in zip(
+                self.space.blocks, self.counts, self.heads().values(), strict=True
+            )
+        ]
+        gap = f"{100 * self.gap:.3g} %" if math.isfinite(self.gap) else "unknown"
+        lines.append(f"value {self.value:.6g}   bound {self.bound:.6g}   gap {gap}")
+        lines += [
+            f"{name}: {cost:.6g} of {limit:.6g}" for name, (cost, limit) in self.costs.items()
+        ]
+        lines.append(f"{self.solver or 'by hand'}: {self.status.value}")
+        if self.certificate:
+            lines.append(f"bound from: {self.certificate}")
+        return "\n".join(lines)
+
+    def save(self, path: PathLike) -> None:
+        """Write the selection as JSON."""
+        write_json(path, _KIND, _VERSION, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file; NaN and infinity become null."""
+        return {
+            "blocks": self.space.to_json(),
+            "kept": self.heads(),
+            "value": _number(self.value),
+            "bound": _number(self.bound),
+            "costs": {name: list(pair) for name, pair in self.costs.items()},
+            "status": self.status.name,
+            "certificate": self.certificate,
+            "solver": self.solver,
+            "seconds": self.seconds,
+            "stats": dict(self.stats),
+            "provenance": dict(self.provenance),
+        }
+
+    @staticmethod
+    def load(path: PathLike) -> Selection:
+        """Read a selection.
+
+        Raises:
+            RecordError: if the file is not a usable selection.
+            OSError: if it cannot be read.
+        """
+        data = read_json(path, _KIND, _VERSION)
+        with reading(path):
+            space = HeadSpace.from_json(data["blocks"])
+            return Selection(
+                space,
+                space.join(data["kept"]),
+                math.nan if data["value"] is None else float(data["value"]),
+                math.inf if data["bound"] is None else float(data["bound"]),
+                {
+                    name: (float(cost), float(limit))
+                    for name, (cost, limit) in data["costs"].items()
+                },
+                Status[data["status"]],
+                data["certificate"],
+                data["solver"],
+                data["seconds"],
+                data["stats"],
+                data["provenance"],
+            )
+
+
+def select(
+    problem: Problem, solver: Solver, *, time_limit: float | None = None, seed: int = 0
+) -> Selection:
+    """Let ``solver`` choose the units to keep, and check what it says.
+
+    The value, the costs and the feasibility are computed here from the proposed keep-set; the bound
+    is the tightest of the solver's own and those this library can prove for the objective.
+
+    Args:
+        problem: the objective and the budget.
+        solver: any of :mod:`cahp_opt.solvers`, or your own.
+        time_limit: seconds after which the solver returns the best it has; None for no limit.
+        seed: the only source of randomness.
+
+    Raises:
+        ValueError: for a bad argument, or if the solver cannot handle the problem's structure.
+        RuntimeError: if the solver's keep-set breaks the budget or its claims contradict themselves;
+            this is a bug in the solver.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"`solver` must be a Solver value such as `LazyGreedy()`, got {solver!r}; "
+            "cahp_opt.solvers lists them."
+        )
+    if time_limit is not None and not time_limit > 0:
+        raise ValueError(f"`time_limit` must be seconds above 0 or None, got {time_limit}.")
+    name = type(solver).__name__
+    start = time.monotonic()
+    proposal = solver.solve(
+        problem,
+        deadline=math.inf if time_limit is None else start + time_limit,
+        rng=np.random.default_rng(seed),
+    )
+    kept = problem.space.check(proposal.kept)
+    counts = problem.space.counts(kept)
+    broken = problem.budget.violation(counts)
+    if broken:
+        raise RuntimeError(
+            f"`{name}` proposed a keep-set outside the budget: {broken} This is a bug."
+        )
+    value = problem.objective.value(kept)
+    bound, certificate = proposal.bound, proposal.certificate or f"{name}'s own proof"
+    slack = rounding_slack(value, bound)
+    if math.isnan(bound) or value > bound + slack:
+        raise RuntimeError(
+            f"`{name}` claims the upper bound {bound}, and its own keep-set has the value {value}. "
+            "This is a bug."
+        )
+    if proposal.status is Status.OPTIMAL and not bound <= value + slack:
+        raise RuntimeError(
+            f"`{name}` claims an optimal answer of value {value} with the bound {bound}. This is a bug."
+        )
+    if proposal.status is not Status.OPTIMAL:
+        proved = certified_bound(problem, kept, value)
+        if proved.value < bound or not math.isfinite(bound):
+            bound, certificate = proved.value, proved.certificate
+    status = proposal.status
+    if status is not Status.OPTIMAL and bound <= value + rounding_slack(value, bound):
+        status = Status.OPTIMAL
+    return Selection(
+        problem.space,
+        kept,
+        value,
+        max(bound, value),
+        problem.budget.costs(counts),
+        status,
+        certificate,
+        repr(solver),
+        time.monotonic() - start,
+        proposal.stats,
+    )
+
+
+def rounding_slack(value: float, bound: float) -> float:
+    """How far two sums of the same terms in another order may lie apart."""
+    finite = [abs(x) for x in (value, bound) if math.isfinite(x)]
+    return 1e-9 * max([1e-12, *finite])
+
+
+def _number(x: float) -> float | None:
+    return x if math.isfinite(x) else None

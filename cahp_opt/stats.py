@@ -1,0 +1,303 @@
+"""What calibration measured: additive statistics of the heads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
+
+_KIND, _VERSION = "cahp-stats", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """A sum and how many samples it adds up; ``count`` is 0 where nothing was measured.
+
+    Raises:
+        ValueError: if the sum holds NaN or infinity, or the count is negative.
+    """
+
+    sum: Floats
+    count: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sum", finite(self.sum, "sum"))
+        if self.count < 0:
+            raise ValueError(f"`count` must be at least 0, got {self.count}.")
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.sum + other.sum, self.count + other.count)
+
+    @property
+    def mean(self) -> Floats:
+        """The sum over the count.
+
+        Raises:
+            ValueError: if nothing was measured.
+        """
+        if not self.count:
+            raise ValueError("this statistic was not measured; calibrate with it switched on.")
+        return self.sum / self.count
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Second moments of the head outputs of one block, over real tokens.
+
+    ``z`` is the input of the block's output projection, the heads' outputs side by side, ``d`` wide:
+    unit ``u`` owns the columns ``[u * d / units, (u + 1) * d / units)``.
+
+    Args:
+        sum: sum of ``z``, shape ``[d]``.
+        outer: sum of ``z z'``, shape ``[d, d]``.
+        readout: ``W' W`` of the output projection ``W [hidden, d]``, shape ``[d, d]``: the squared
+            length of a change of ``z`` as the block's output sees it. Not a sum: a fact of the model.
+        count: tokens added up.
+
+    Raises:
+        ValueError: for a wrong shape, NaN or infinity.
+    """
+
+    sum: Floats
+    outer: Floats
+    readout: Floats
+    count: int
+
+    def __post_init__(self) -> None:
+        d = np.shape(self.sum)[0] if np.ndim(self.sum) == 1 else -1
+        for name in ("sum", "outer", "readout"):
+            array = finite(getattr(self, name), name)
+            if array.shape != ((d,) if name == "sum" else (d, d)):
+                raise ValueError(
+                    f"`{name}` of a block's moments has shape {list(array.shape)}; expected sum [d], "
+                    "outer [d, d] and readout [d, d]."
+                )
+            object.__setattr__(self, name, array)
+        if self.count < 0:
+            raise ValueError(f"`count` must be at least 0, got {self.count}.")
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.sum + other.sum, self.outer + other.outer, self.readout, self.count + other.count
+        )
+
+    @property
+    def covariance(self) -> Floats:
+        """Covariance of ``z``, shape ``[d, d]``.
+
+        Raises:
+            ValueError: if nothing was measured.
+        """
+        if not self.count:
+            raise ValueError("no head outputs were measured in a block; calibrate with texts.")
+        mean = self.sum / self.count
+        covariance: Floats = self.outer / self.count - np.outer(mean, mean)
+        return covariance
+
+
+@dataclass(frozen=True, eq=False)
+class HeadStats:
+    """Everything calibration measured about the heads of one model; ``a + b`` pools two runs.
+
+    Args:
+        space: the blocks.
+        model: fingerprint of the model's weights, so that statistics of two models never mix.
+        examples: calibration examples seen.
+        tokens: real (unpadded) tokens seen.
+        salience: sum over examples of ``|d loss / d gate|`` at the unpruned model, shape ``[n]``
+            (Michel et al. 2019); without labels the loss is a random probe of the output.
+        gauss_newton: by density of the random masks, the sum over examples of ``g g'``, shape
+            ``[n, n]``, where ``g`` is the gate gradient of a probe of the output: its mean is the
+            Gauss-Newton matrix of the fidelity distance. Density 1 is the unpruned model.
+        moments: for every block the second moments of its head outputs; empty if not measured.
+        divergence: sum over examples of the Jensen-Shannon divergence (nats) between the attention
+            maps of two units, shape ``[n, n]``; NaN-free: pairs that cannot be compared hold ln 2
+            per example, the largest there is.
+
+    Raises:
+        ValueError: for wrong shapes, NaN or infinity.
+    """
+
+    space: HeadSpace
+    model: str
+    examples: int
+    tokens: int
+    salience: Total
+    gauss_newton: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
+    moments: tuple[Moments, ...] = ()
+    divergence: Total | None = None
+
+    def __post_init__(self) -> None:
+        n = self.space.n
+        _shape("salience", self.salience.sum, (n,))
+        ordered = {float(rho): self.gauss_newton[rho] for rho in sorted(self.gauss_newton)}
+        for rho, total in ordered.items():
+            if not 0 < rho <= 1:
+                raise ValueError(f"`gauss_newton` has the density {rho}; densities lie in (0, 1].")
+            _shape(f"gauss_newton[{rho}]", total.sum, (n, n))
+        object.__setattr__(self, "gauss_newton", MappingProxyType(ordered))
+        object.__setattr__(self, "moments", tuple(self.moments))
+        if self.moments and len(self.moments) != len(self.space.blocks):
+            raise ValueError(
+                f"`moments` must have one entry per block, {len(self.space.blocks)} in all, "
+                f"got {len(self.moments)}."
+            )
+        for block, moments in zip(self.space.blocks, self.moments, strict=False):
+            if len(moments.sum) % block.units:
+                raise ValueError(
+                    f"`moments` of block {block.name!r} are {len(moments.sum)} wide, which "
+                    f"{block.units} units cannot share equally."
+                )
+        if self.divergence is not None:
+            _shape("divergence", self.divergence.sum, (n, n))
+
+    def __add__(self, other: HeadStats) -> HeadStats:
+        """The statistics of both runs together.
+
+        Raises:
+            ValueError: if they are of different models or measured different things.
+        """
+        difference = self.space.difference(other.space)
+        if difference or self.model != other.model:
+            raise ValueError(
+                "statistics of two different models cannot be added: "
+                f"{difference or 'their weights differ'}."
+            )
+        if (
+            self.gauss_newton.keys() != other.gauss_newton.keys()
+            or len(self.moments) != len(other.moments)
+            or (self.divergence is None) != (other.divergence is None)
+        ):
+            raise ValueError(
+                "these statistics were calibrated with different options; calibrate both with the "
+                "same densities and examples."
+            )
+        return HeadStats(
+            self.space,
+            self.model,
+            self.examples + other.examples,
+            self.tokens + other.tokens,
+            self.salience + other.salience,
+            {rho: total + other.gauss_newton[rho] for rho, total in self.gauss_newton.items()},
+            tuple(a + b for a, b in zip(self.moments, other.moments, strict=True)),
+            self.divergence + other.divergence if self.divergence and other.divergence else None,
+        )
+
+    def save(self, path: PathLike) -> None:
+        """Write the statistics as one safetensors file."""
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, Floats] = {"salience": self.salience.sum}
+        counts: dict[str, int] = {"salience": self.salience.count}
+        for rho, total in self.gauss_newton.items():
+            arrays[f"gauss_newton/{rho!r}"], counts[f"gauss_newton/{rho!r}"] = (
+                total.sum,
+                total.count,
+            )
+        for b, moments in enumerate(self.moments):
+            for part in ("sum", "outer", "readout"):
+                arrays[f"moments/{b}/{part}"] = getattr(moments, part)
+            counts[f"moments/{b}"] = moments.count
+        if self.divergence is not None:
+            arrays["divergence"], counts["divergence"] = self.divergence.sum, self.divergence.count
+        header = {
+            "blocks": self.space.to_json(),
+            "model": self.model,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "counts": counts,
+        }
+        metadata = {"kind": _KIND, "version": str(_VERSION), "header": json.dumps(header)}
+        with whole_file(path) as temporary:
+            save_file(
+                {k: np.ascontiguousarray(a) for k, a in arrays.items()},
+                temporary,
+                metadata=metadata,
+            )
+
+    @staticmethod
+    def load(path: PathLike) -> HeadStats:
+        """Read statistics.
+
+        Raises:
+            RecordError: if the file is not a usable statistics record.
+            OSError: if it cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        with open(path, "rb"):  # a missing or unreadable file is an OSError, not a parse error
+            pass
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                names: list[str] = list(file.keys())
+                arrays: dict[str, Any] = {name: file.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise RecordError(
+                f"{path} is not a readable safetensors file ({error}); calibrate again."
+            ) from None
+        version = metadata.get("version", "")
+        check_header(
+            path,
+            metadata.get("kind"),
+            int(version) if version.isdigit() else version,
+            _KIND,
+            _VERSION,
+        )
+        with reading(path):
+            header = json.loads(metadata["header"])
+            space, counts = HeadSpace.from_json(header["blocks"]), header["counts"]
+            measured = any(name.startswith("moments/") for name in arrays)
+            return HeadStats(
+                space,
+                header["model"],
+                header["examples"],
+                header["tokens"],
+                Total(arrays["salience"], counts["salience"]),
+                {
+                    float(name.split("/")[1]): Total(array, counts[name])
+                    for name, array in arrays.items()
+                    if name.startswith("gauss_newton/")
+                },
+                tuple(
+                    Moments(
+                        arrays[f"moments/{b}/sum"],
+                        arrays[f"moments/{b}/outer"],
+                        arrays[f"moments/{b}/readout"],
+                        counts[f"moments/{b}"],
+                    )
+                    for b in range(len(space.blocks) if measured else 0)
+                ),
+                Total(arrays["divergence"], counts["divergence"])
+                if "divergence" in arrays
+                else None,
+            )
+
+
+def finite(array: npt.ArrayLike, argument: str) -> Floats:
+    """``array`` as a read-only float64 array.
+
+    Raises:
+        ValueError: naming ``argument`` if it holds NaN or infinity.
+    """
+    result = np.array(array, dtype=np.float64)
+    if not np.all(np.isfinite(result)):
+        bad = int(np.count_nonzero(~np.isfinite(result)))
+        raise ValueError(
+            f"`{argument}` holds {bad} values that are NaN or infinite; every value must be finite."
+        )
+    result.flags.writeable = False
+    return result
+
+
+def _shape(argument: str, array: Floats, expected: tuple[int, ...]) -> None:
+    if array.shape != expected:
+        raise ValueError(f"`{argument}` must have shape {list(expected)}, got {list(array.shape)}.")

@@ -1,0 +1,37 @@
+"""Going up step by step until nothing fits: the loop of the greedy family."""
+
+from __future__ import annotations
+
+import time
+
+from cahp_opt.problem import Problem
+from cahp_opt.selection import Proposal, Status
+from cahp_opt.solvers.steps import Step, Walk, best_step
+
+
+def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> Proposal:
+    """Take the best step until none is left or the deadline has passed.
+
+    Args:
+        problem: what to maximise, within what.
+        lookahead: how many plateau ends ahead a step may reach.
+        lazy: evaluate a block only while its bound on the rate reaches the best step known.
+        deadline: the ``time.monotonic()`` at which to stop.
+    """
+    walk = Walk(problem, lookahead, lazy)
+    blocks = range(len(problem.space.blocks))
+    while time.monotonic() <= deadline:
+        steps: list[Step] = []
+        top = -float("inf")
+        hopes = [walk.hope(b) if lazy else float("inf") for b in blocks]
+        for block in sorted(blocks, key=lambda b: -hopes[b]):
+            if hopes[block] < top:
+                break
+            found = walk.steps(block)
+            steps += found
+            top = max([top, *(step.rate for step in found)])
+        best = best_step(steps)
+        if best is None:
+            return Proposal(walk.kept, stats={"evaluations": walk.evaluations})
+        walk.take(best)
+    return Proposal(walk.kept, status=Status.TIME_LIMIT, stats={"evaluations": walk.evaluations})

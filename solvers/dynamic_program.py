@@ -1,0 +1,43 @@
+"""Exact selection for objectives that add up over blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cahp_opt.knapsack import best_counts
+from cahp_opt.problem import Problem, join_subsets
+from cahp_opt.selection import Proposal, Solver, Status, rounding_slack
+
+
+@dataclass(frozen=True)
+class DynamicProgram(Solver):
+    """The proven optimum of any objective that is a sum over blocks, under any budget.
+
+    The best subset of every size in every block comes from the objective (sorting for a sum of
+    weights, all subsets for explained variance and quadratics inside blocks); which size each block
+    gets is a multiple-choice knapsack, solved exactly on real costs.
+
+    Raises:
+        ValueError: if the objective does not separate over blocks, or a block is too large.
+    """
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        tables = problem.objective.separable(problem.space)
+        if tables is None:
+            raise ValueError(
+                f"`DynamicProgram` needs an objective that is a sum over blocks, and "
+                f"`{type(problem.objective).__name__}` ties units of different blocks; use "
+                "`LazyGreedy` or `Greedy`."
+            )
+        budget = problem.budget
+        found = best_counts([table.values for table in tables], budget.allowed, budget.coupling)
+        counts = budget.cheapest if found.counts is None else found.counts
+        exact = found.bound <= found.value + rounding_slack(found.value, found.bound)
+        return Proposal(
+            join_subsets(tables, counts),
+            found.bound,
+            Status.OPTIMAL if exact else Status.FEASIBLE,
+            "best subsets of every block and an exact knapsack over their sizes",
+        )

@@ -1,0 +1,42 @@
+"""Fill a budget with units in a given order."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.budget import Budget
+from cahp_opt.heads import Bools
+
+
+def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | None) -> Bools:
+    """Keep units in this order while the budget holds; units that do not fit are passed over.
+
+    Starts from counts that are within the budget, so that block minima and tables that fall with a
+    larger count are met too. A pass may make room for units passed over before (costs need not grow
+    with the count), so passes repeat until nothing enters.
+
+    Args:
+        budget: the limits.
+        order: all units, ``[n]``.
+        useful: bool ``[n]``: units worth more than nothing; others enter only where the starting
+            counts need them. None if all are.
+    """
+    space = budget.space
+    counts = budget.cheapest.copy()
+    kept = np.zeros(space.n, dtype=np.bool_)
+    for b, count in enumerate(counts):
+        kept[order[space.block_of[order] == b][:count]] = True
+    entered = True
+    while entered:
+        entered = False
+        for unit in order:
+            if kept[unit] or not (useful is None or useful[unit]):
+                continue
+            block = space.block_of[unit]
+            counts[block] += 1
+            if budget.allows(counts):
+                kept[unit] = entered = True
+            else:
+                counts[block] -= 1
+    return kept

@@ -1,0 +1,225 @@
+"""The laws of the optimising room, over every solver, objective and budget (architecture: laws)."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+
+import numpy as np
+import pytest
+from helpers import OBJECTIVE_CLASSES, OBJECTIVES, SOLVERS, SPACES, problems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cahp_opt.objectives
+import cahp_opt.solvers
+from cahp_opt import Budget, HeadSpace, Objective, Problem, Selection, Solver, Status, select
+from cahp_opt.bounds import certified_bound
+from cahp_opt.solvers import BruteForce, DynamicProgram, Greedy, LazyGreedy
+
+CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-9}
+each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+each_objective = pytest.mark.parametrize("name", sorted(OBJECTIVES))
+
+
+def run(problem: Problem, solver: Solver, seed: int = 0) -> Selection | None:
+    """The solver's selection, or None where it refuses the structure with a sentence."""
+    try:
+        return select(problem, solver, seed=seed)
+    except ValueError as refusal:
+        assert type(solver).__name__ in str(refusal)
+        assert str(refusal).endswith(".")
+        return None
+
+
+def test_every_solver_and_objective_is_in_the_matrix() -> None:
+    assert {type(s).__name__ for s in SOLVERS} == set(cahp_opt.solvers.__all__)
+    assert {c.__name__ for c in OBJECTIVE_CLASSES} == set(cahp_opt.objectives.__all__)
+    made = {type(OBJECTIVES[o](np.random.default_rng(0), SPACES[2])) for o in OBJECTIVES}
+    assert made == set(OBJECTIVE_CLASSES)
+
+
+@each_solver
+def test_a_solver_is_a_value(solver: Solver) -> None:
+    assert dataclasses.is_dataclass(solver)
+    assert hash(solver) == hash(dataclasses.replace(solver))
+    assert solver == dataclasses.replace(solver)
+    assert all(f.type != "str" for f in dataclasses.fields(solver)), "no string-typed options"
+    assert inspect.getdoc(type(solver))
+
+
+@each_solver
+@given(problem=problems(), seed=st.integers(0, 100))
+def test_selection_laws(solver: Solver, problem: Problem, seed: int) -> None:
+    selection = run(problem, solver, seed)
+    best = select(problem, BruteForce())
+    assert best.status is Status.OPTIMAL
+    if selection is None:
+        return
+    counts = problem.space.counts(selection.kept)
+    assert np.all(problem.budget.least <= counts) and np.all(counts <= problem.budget.most)
+    for table in problem.budget.tables:
+        cost = table.fixed + sum(c[k] for c, k in zip(table.costs, counts, strict=True))
+        assert cost <= table.limit * (1 + 1e-12)
+        assert math.isclose(selection.costs[table.name][0], cost, rel_tol=1e-12, abs_tol=1e-15)
+        assert selection.costs[table.name][1] == table.limit
+    assert selection.value == problem.objective.value(selection.kept)
+    assert selection.value <= selection.bound
+    assert selection.value <= best.value + 1e-9 * max(1, abs(best.value))
+    assert selection.bound >= best.value - 1e-9 * max(1, abs(best.value))
+    if selection.status is Status.OPTIMAL:
+        assert math.isclose(selection.value, best.value, **CLOSE)
+    assert math.isfinite(selection.bound) or selection.certificate.startswith("none")
+    again = select(problem, solver, seed=seed)
+    assert np.array_equal(again.kept, selection.kept)
+    assert (again.value, again.bound) == (selection.value, selection.bound)
+
+
+@given(problem=problems())
+def test_lazy_equals_plain_greedy(problem: Problem) -> None:
+    plain, lazy = select(problem, Greedy()), select(problem, LazyGreedy())
+    assert math.isclose(plain.value, lazy.value, **CLOSE)
+    assert np.array_equal(plain.kept, lazy.kept)
+
+
+@given(problem=problems())
+def test_dynamic_program_proves_what_it_accepts(problem: Problem) -> None:
+    selection = run(problem, DynamicProgram())
+    if selection is not None:
+        assert selection.status is Status.OPTIMAL
+        best = select(problem, BruteForce())
+        assert math.isclose(selection.value, best.value, **CLOSE)
+
+
+@settings(max_examples=150)
+@given(problem=problems(), data=st.data())
+def test_bounds_are_never_below_the_optimum(problem: Problem, data: st.DataObject) -> None:
+    best = select(problem, BruteForce())
+    seed = data.draw(st.integers(0, 2**16))
+    start = select(problem, cahp_opt.solvers.RandomSubset(), seed=seed)
+    bound = certified_bound(problem, start.kept, start.value).value
+    assert bound >= best.value - 1e-9 * max(1, abs(best.value))
+
+
+@each_solver
+@given(problem=problems(), seed=st.integers(0, 2**16))
+def test_relabelling_keeps_the_value(solver: Solver, problem: Problem, seed: int) -> None:
+    """Permuting blocks, and units inside blocks, changes names and nothing else."""
+    if isinstance(solver, cahp_opt.solvers.RandomSubset):
+        return  # its answer is one of many by design
+    space = problem.space
+    rng = np.random.default_rng(seed)
+    blocks = rng.permutation(len(space.blocks))
+    order = np.concatenate(
+        [space.slices[b].start + rng.permutation(space.units[b]) for b in blocks]
+    )
+    renamed = HeadSpace(tuple(space.blocks[b] for b in blocks))
+    budget = Budget(
+        renamed,
+        tuple(
+            dataclasses.replace(t, costs=tuple(t.costs[b] for b in blocks))
+            for t in problem.budget.tables
+        ),
+        problem.budget.least[blocks],
+        problem.budget.most[blocks],
+    )
+    first, second = (
+        run(problem, solver),
+        run(Problem(Relabelled(problem.objective, order), budget), solver),
+    )
+    if first is None or second is None:
+        return  # the relabelled view hides structure, which an exact solver may need
+    if has_ties(problem.objective):
+        return  # equal gains are broken by order, and other ties lead to other answers
+    assert math.isclose(first.value, second.value, **CLOSE)
+
+
+class Relabelled(Objective):
+    """The same objective with its units in another order."""
+
+    def __init__(self, inner: Objective, order: np.ndarray) -> None:
+        self.inner, self.order = inner, order
+
+    n = property(lambda self: self.inner.n)  # type: ignore[assignment]
+    monotone = property(lambda self: self.inner.monotone)  # type: ignore[assignment]
+    submodular = property(lambda self: self.inner.submodular)  # type: ignore[assignment]
+
+    def value(self, kept: np.ndarray) -> float:
+        inner = np.empty(self.n, dtype=np.bool_)
+        inner[self.order] = kept
+        return self.inner.value(inner)
+
+    def linear(self) -> np.ndarray | None:
+        weights = self.inner.linear()
+        return None if weights is None else weights[self.order]
+
+
+def has_ties(objective: Objective) -> bool:
+    gains = objective.gains(np.zeros(objective.n, dtype=np.bool_))
+    return bool(np.any(np.diff(np.sort(gains)) < 1e-9))
+
+
+@each_objective
+@given(space=st.sampled_from(SPACES), seed=st.integers(0, 2**32 - 1))
+def test_trackers_follow_the_value(name: str, space: HeadSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    objective = OBJECTIVES[name](rng, space)
+    kept = rng.random(space.n) < 0.5
+    tracker = objective.tracker(kept)
+    for _ in range(12):
+        unit = int(rng.integers(space.n))
+        (tracker.remove if kept[unit] else tracker.add)(unit)
+        kept = kept.copy()
+        kept[unit] ^= True
+        value = objective.value(kept)
+        scale = max(1.0, abs(value), abs(objective.value(np.ones(space.n, dtype=np.bool_))))
+        assert np.array_equal(tracker.kept, kept)
+        assert math.isclose(tracker.value, value, abs_tol=1e-8 * scale)
+        direct = np.array([objective.value(flip(kept, i)) - value for i in range(space.n)])
+        np.testing.assert_allclose(tracker.gains(), direct, rtol=0, atol=1e-8 * scale)
+        np.testing.assert_allclose(objective.gains(kept), direct, rtol=0, atol=1e-8 * scale)
+        assert math.isclose(tracker.gain(unit), direct[unit], abs_tol=1e-8 * scale)
+
+
+@each_objective
+@given(space=st.sampled_from(SPACES), seed=st.integers(0, 2**32 - 1))
+def test_declared_facts_hold(name: str, space: HeadSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    objective = OBJECTIVES[name](rng, space)
+    larger = rng.random(space.n) < 0.6
+    smaller = larger & (rng.random(space.n) < 0.5)
+    out = np.flatnonzero(~larger)
+    at_large, at_small = objective.gains(larger)[out], objective.gains(smaller)[out]
+    slack = 1e-8 * max(1.0, abs(objective.value(np.ones(space.n, dtype=np.bool_))))
+    if objective.monotone:
+        assert np.all(at_large >= -slack) and np.all(at_small >= -slack)
+    if objective.submodular:
+        assert np.all(at_large <= at_small + slack)
+    weights, form, cover = objective.linear(), objective.quadratic(), objective.coverage()
+    x, value = larger.astype(float), objective.value(larger)
+    if weights is not None:
+        assert math.isclose(weights @ x, value, abs_tol=slack)
+    if form is not None:
+        assert math.isclose(
+            form.constant + form.linear @ x + x @ form.pairwise @ x, value, abs_tol=slack
+        )
+    if cover is not None and larger.any():
+        assert math.isclose(
+            cover.weights @ cover.similarity[:, larger].max(axis=1), value, abs_tol=slack
+        )
+    tables = objective.separable(space)
+    for b, table in enumerate(tables or ()):
+        for k, (best, subset) in enumerate(zip(table.values, table.kept, strict=True)):
+            assert subset.sum() == k
+            whole = smaller.copy()
+            whole[space.slices[b]] = False
+            rest = objective.value(whole)
+            whole[space.slices[b]] = subset
+            assert math.isclose(objective.value(whole) - rest, best, abs_tol=slack)
+
+
+def flip(kept: np.ndarray, unit: int) -> np.ndarray:
+    flipped = kept.copy()
+    flipped[unit] ^= True
+    return flipped
