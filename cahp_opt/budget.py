@@ -192,9 +192,7 @@ class Budget:
     def allowed(self) -> tuple[Bools, ...]:
         """For every block a bool ``[units + 1]``: the counts that limits on that block alone allow."""
         result: list[Bools] = []
-        for b, units in enumerate(self.space.units):
-            counts = np.arange(units + 1)
-            fine: Bools = (counts >= self.least[b]) & (counts <= self.most[b])
+        for b, fine in enumerate(self._in_range()):
             for table in self.tables:
                 if table.only_block == b:
                     others = [
@@ -247,6 +245,15 @@ class Budget:
         array = np.array(counts, dtype=np.int64)
         return array if self.allows(array) else None
 
+    def _in_range(self) -> list[Bools]:
+        """For every block a bool ``[units + 1]``: the counts from the least to the most."""
+        result: list[Bools] = []
+        for block, least, most in zip(self.space.blocks, self.least, self.most, strict=True):
+            fine = np.zeros(block.units + 1, dtype=np.bool_)
+            fine[least : most + 1] = True
+            result.append(fine)
+        return result
+
     def _refuse_unreachable(self) -> None:
         for block, least, most in zip(self.space.blocks, self.least, self.most, strict=True):
             if least > most:
@@ -254,10 +261,7 @@ class Budget:
                     f"block {block.name!r} must keep at least {least} units and may keep at most "
                     f"{most} of its {block.units}; lower `minimum` or raise `maximum`."
                 )
-        ranges = tuple(
-            (np.arange(units + 1) >= low) & (np.arange(units + 1) <= high)
-            for units, low, high in zip(self.space.units, self.least, self.most, strict=True)
-        )
+        ranges = self._in_range()
         for table in self.tables:
             floor = _smallest(table, ranges)
             if floor > table.limit:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +58,8 @@ def best_counts(
     return _search(blocks, room + slack, price, tables, start)
 
 
-class _Options(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Options:
     """The undominated choices of one block: counts ``[m]``, values ``[m]``, costs ``[m, tables]``."""
 
     count: Ints

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PathLike = str | os.PathLike[str]
 
@@ -18,7 +18,7 @@ class RecordError(ValueError):
 
 
 @contextmanager
-def whole_file(path: PathLike) -> Iterator[Path]:
+def whole_file(path: PathLike) -> Generator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` only if the body ends well."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -57,8 +57,9 @@ def read_json(path: PathLike, kind: str, version: int) -> dict[str, Any]:
         ) from None
     if not isinstance(data, dict):
         raise RecordError(f"{path} is JSON but not a record of the kind {kind!r}.")
-    check_header(path, data.get("kind"), data.get("version"), kind, version)
-    return data
+    record = cast("dict[str, Any]", data)
+    check_header(path, record.get("kind"), record.get("version"), kind, version)
+    return record
 
 
 def check_header(
@@ -75,7 +76,7 @@ def check_header(
 
 
 @contextmanager
-def reading(path: PathLike) -> Iterator[None]:
+def reading(path: PathLike) -> Generator[None]:
     """Turn a missing or ill-typed field met while rebuilding a record into one sentence."""
     try:
         yield

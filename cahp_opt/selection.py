@@ -101,8 +101,9 @@ class Selection:
 
     def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
         """Copies and pickles rebuild the record: its read-only mappings cannot be copied as such."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Selection, tuple(dict(v) if isinstance(v, MappingProxyType) else v for v in values)
+        values = [getattr(self, f.name) for f in fields(self)]
+        plain: list[Any] = [dict(v) if isinstance(v, Mapping) else v for v in values]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return Selection, tuple(plain)
 
     @staticmethod
     def from_kept(space: HeadSpace, kept: npt.ArrayLike) -> Selection:

@@ -193,7 +193,7 @@ class HeadStats:
 
     def save(self, path: PathLike) -> None:
         """Write the statistics as one safetensors file."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
         arrays: dict[str, Floats] = {"salience": self.salience.sum}
         counts: dict[str, int] = {"salience": self.salience.count}
@@ -236,7 +236,8 @@ class HeadStats:
         with open(path, "rb"):  # a missing or unreadable file is an OSError, not a parse error
             pass
         try:
-            with safe_open(path, framework="numpy") as file:
+            reader: Any = safe_open(path, framework="numpy")
+            with reader as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 names: list[str] = list(file.keys())
                 arrays: dict[str, Any] = {name: file.get_tensor(name) for name in names}

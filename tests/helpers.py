@@ -44,7 +44,7 @@ def _modular(rng: Rng, space: HeadSpace) -> Objective:
 
 
 def _modular_with_ties(rng: Rng, space: HeadSpace) -> Objective:
-    return Modular(rng.integers(-1, 3, space.n))
+    return Modular(rng.integers(-1, 3, space.n).astype(np.float64))
 
 
 def _damage(rng: Rng, space: HeadSpace) -> Objective:
@@ -113,7 +113,7 @@ def _table(space: HeadSpace, cost: Callable[[int], Floats], rng: Rng) -> Latency
 
 
 def _linear_latency(rng: Rng, space: HeadSpace) -> Budget:
-    table = _table(space, lambda u: rng.random() * np.arange(u + 1) + rng.random(), rng)
+    table = _table(space, lambda u: rng.random() * np.arange(u + 1.0) + rng.random(), rng)
     return _within(table, rng)
 
 

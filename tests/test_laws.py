@@ -141,9 +141,9 @@ class Relabelled(Objective):
     def __init__(self, inner: Objective, order: np.ndarray) -> None:
         self.inner, self.order = inner, order
 
-    n = property(lambda self: self.inner.n)  # type: ignore[assignment]
-    monotone = property(lambda self: self.inner.monotone)  # type: ignore[assignment]
-    submodular = property(lambda self: self.inner.submodular)  # type: ignore[assignment]
+    n = property(lambda self: self.inner.n)
+    monotone = property(lambda self: self.inner.monotone)
+    submodular = property(lambda self: self.inner.submodular)
 
     def value(self, kept: np.ndarray) -> float:
         inner = np.empty(self.n, dtype=np.bool_)

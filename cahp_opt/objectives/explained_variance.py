@@ -79,9 +79,7 @@ class ExplainedVariance(Objective):
         object.__setattr__(self, "ridge", float(ridge))
         chosen = finite(np.ones(len(units)) if weights is None else weights, "weights")
         if chosen.shape != (len(units),) or np.any(chosen < 0):
-            raise ValueError(
-                f"`weights` must be {len(units)} numbers of at least 0, got {weights}."
-            )
+            raise ValueError(f"`weights` must be {len(units)} numbers of at least 0, got {chosen}.")
         object.__setattr__(self, "weights", chosen)
 
     @staticmethod
@@ -239,8 +237,8 @@ class ExplainedVarianceTracker:
             # Dropping columns u of a fit costs tr(Q_uu^-1 (Q A Q)_uu) with Q the inverse Gram matrix.
             gram, target = self._equations[block]
             columns = _columns(inside, width)
-            inverse = np.linalg.inv(gram[np.ix_(columns, columns)])
-            fitted = inverse @ target[np.ix_(columns, columns)] @ inverse
+            inverse = np.linalg.inv(gram[np.ix_(columns, columns)]).astype(np.float64)
+            fitted: Floats = inverse @ target[np.ix_(columns, columns)] @ inverse
             gains[inside] = -_traces(inverse, fitted, np.arange(inside.size), width)
         result: Floats = self._weights[block] * gains
         self._gains[block] = result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -78,15 +77,15 @@ class Quadratic(Objective):
     def n(self) -> int:
         return len(self.linear_terms)
 
-    @cached_property
-    def monotone(self) -> bool:  # type: ignore[override]
+    @property
+    def monotone(self) -> bool:
         """True if every unit gains at least 0 even beside all its worst partners."""
         diagonal = np.diagonal(self.pairwise)
         others = np.minimum(self.pairwise, 0).sum(axis=1) - np.minimum(diagonal, 0)
         return bool(np.all(self.linear_terms + diagonal + 2 * others >= 0))
 
-    @cached_property
-    def submodular(self) -> bool:  # type: ignore[override]
+    @property
+    def submodular(self) -> bool:
         """True if no pair adds value together."""
         off_diagonal = self.pairwise - np.diag(np.diagonal(self.pairwise))
         return bool(np.all(off_diagonal <= 0))

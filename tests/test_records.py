@@ -1,0 +1,266 @@
+"""Records: checked at the door, whole or not at all, and the same after a round trip."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cahp_opt import (
+    Block,
+    HeadSpace,
+    HeadStats,
+    LatencyTable,
+    Moments,
+    Phase,
+    Provenance,
+    RecordError,
+    Selection,
+    Status,
+    Total,
+    Unit,
+)
+from cahp_opt.records import whole_file
+
+SPACE = HeadSpace((Block("first", 3), Block("second", 2, Unit.KV_GROUP)))
+
+
+def make_stats(seed: int = 0, model: str = "model") -> HeadStats:
+    rng = np.random.default_rng(seed)
+    n = SPACE.n
+    matrix = rng.normal(size=(n, n))
+    moments = []
+    for block in SPACE.blocks:
+        z = rng.normal(size=(20, 2 * block.units))
+        moments.append(Moments(z.sum(axis=0), z.T @ z, np.eye(2 * block.units), 20))
+    return HeadStats(
+        SPACE,
+        model,
+        20,
+        200,
+        Total(rng.random(n), 8),
+        {1.0: Total(matrix @ matrix.T, 8), 0.5: Total(matrix @ matrix.T, 8)},
+        tuple(moments),
+        Total(rng.random((n, n)), 4),
+    )
+
+
+def make_table() -> LatencyTable:
+    return LatencyTable(
+        SPACE,
+        0.5,
+        (np.array([0, 0.1, 0.2, 0.15]), np.array([0.1, 0.2, 0.4])),
+        Provenance("cpu", "float32", 8, 128, Phase.PREFILL, "sdpa", 2, 20, 0.03, 0.01, {"a": "1"}),
+    )
+
+
+# -- HeadSpace -------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_split_and_join_are_inverse(units: list[int], seed: int) -> None:
+    space = HeadSpace(tuple(Block(f"b{i}", u) for i, u in enumerate(units)))
+    kept = np.random.default_rng(seed).random(space.n) < 0.5
+    assert np.array_equal(space.join(space.split(kept)), kept)
+    assert space.counts(kept).sum() == kept.sum() and space.n == sum(units)
+    assert [len(ids) for ids in space.split(kept).values()] == space.counts(kept).tolist()
+    assert HeadSpace.from_json(json.loads(json.dumps(space.to_json()))) == space
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ((), "empty"),
+        ((("a", 1), ("a", 2)), "two blocks"),
+        ((("a", 0),), "at least 1"),
+        ((("a", 1.5),), "whole number"),
+        ((("", 2),), "non-empty name"),
+        ((("a", 2, "tail"),), "tail"),
+    ],
+)
+def test_bad_spaces_are_refused(blocks: tuple[Block, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        HeadSpace(blocks)
+
+
+@pytest.mark.parametrize("kept", [np.ones(4, dtype=bool), np.ones(5), [1, 0, 1, 0, 1]])
+def test_a_keep_set_is_boolean_and_complete(kept: object) -> None:
+    with pytest.raises(ValueError, match=r"boolean array of shape \[5\]"):
+        SPACE.counts(kept)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("heads", [{"third": [0]}, {"first": [3]}, {"first": [0, 0]}])
+def test_join_refuses_unknown_units(heads: dict[str, list[int]]) -> None:
+    with pytest.raises(ValueError, match="`heads"):
+        SPACE.join(heads)
+
+
+# -- LatencyTable ----------------------------------------------------------------------------------
+
+
+def test_latency_predicts_and_survives_a_round_trip(tmp_path: Path) -> None:
+    table = make_table()
+    assert math.isclose(table.predict([2, 1]), 0.5 + 0.2 + 0.2)
+    assert math.isclose(table.dense, 0.5 + 0.15 + 0.4)
+    assert math.isclose(table.floor, 0.5 + 0 + 0.1)
+    table.save(tmp_path / "latency.json")
+    again = LatencyTable.load(tmp_path / "latency.json")
+    assert again.space == table.space and again.fixed == table.fixed
+    assert again.provenance == table.provenance
+    assert all(np.array_equal(a, b) for a, b in zip(again.seconds, table.seconds, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "seconds", "words"),
+    [
+        (-1, make_table().seconds, "`fixed`"),
+        (math.nan, make_table().seconds, "`fixed`"),
+        (0.5, make_table().seconds[:1], "one array per block"),
+        (0.5, (np.zeros(3), np.zeros(3)), "4 entries"),
+        (0.5, (np.array([0, 1, 2, math.nan]), np.zeros(3)), "finite"),
+        (0.5, (np.array([0, 1, 2, -3.0]), np.zeros(3)), "at least 0"),
+    ],
+)
+def test_bad_times_are_refused(fixed: float, seconds: tuple[np.ndarray, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LatencyTable(SPACE, fixed, seconds)
+
+
+@pytest.mark.parametrize("counts", [[4, 0], [-1, 0], [1], [1.0, 1.0]])
+def test_predict_refuses_impossible_counts(counts: list[float]) -> None:
+    with pytest.raises(ValueError, match="`counts`"):
+        make_table().predict(counts)
+
+
+# -- HeadStats -------------------------------------------------------------------------------------
+
+
+def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
+    stats = make_stats()
+    stats.save(tmp_path / "stats.safetensors")
+    again = HeadStats.load(tmp_path / "stats.safetensors")
+    assert (again.space, again.model, again.examples, again.tokens) == (SPACE, "model", 20, 200)
+    assert list(again.gauss_newton) == [0.5, 1.0]
+    assert again.divergence is not None and stats.divergence is not None
+    for a, b in [
+        (again.salience, stats.salience),
+        (again.gauss_newton[0.5], stats.gauss_newton[0.5]),
+        (again.divergence, stats.divergence),
+    ]:
+        assert a.count == b.count and np.array_equal(a.sum, b.sum)
+    for mine, theirs in zip(again.moments, stats.moments, strict=True):
+        assert mine.count == theirs.count
+        assert np.array_equal(mine.outer, theirs.outer) and np.array_equal(mine.sum, theirs.sum)
+
+
+def test_stats_add_up() -> None:
+    one, two = make_stats(1), make_stats(2)
+    both = one + two
+    assert both.examples == 40 and both.salience.count == 16
+    np.testing.assert_allclose(both.salience.sum, one.salience.sum + two.salience.sum)
+    np.testing.assert_allclose(both.moments[1].outer, one.moments[1].outer + two.moments[1].outer)
+    assert np.array_equal(both.moments[1].readout, one.moments[1].readout)
+    with pytest.raises(ValueError, match="two different models.*weights differ"):
+        _ = one + make_stats(1, "another")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"salience": Total(np.zeros(4), 1)}, r"`salience` must have shape \[5\]"),
+        ({"gauss_newton": {0.5: Total(np.zeros((4, 4)), 1)}}, "gauss_newton"),
+        ({"gauss_newton": {1.5: Total(np.zeros((5, 5)), 1)}}, "density 1.5"),
+        ({"moments": make_stats().moments[:1]}, "one entry per block"),
+        ({"moments": make_stats().moments[::-1]}, "3 units cannot share"),
+        ({"divergence": Total(np.zeros(5), 1)}, "divergence"),
+    ],
+)
+def test_bad_stats_are_refused(change: dict[str, object], words: str) -> None:
+    stats = make_stats()
+    fields = {name: getattr(stats, name) for name in stats.__dataclass_fields__}
+    with pytest.raises(ValueError, match=words):
+        HeadStats(**{**fields, **change})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_statistics_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Total(np.array([1.0, bad]), 1)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Moments(np.array([bad]), np.eye(1), np.eye(1), 1)
+
+
+def test_what_was_not_measured_says_so() -> None:
+    with pytest.raises(ValueError, match="not measured"):
+        _ = Total(np.zeros(2), 0).mean
+
+
+# -- Selection -------------------------------------------------------------------------------------
+
+
+def test_selection_survives_a_round_trip(tmp_path: Path) -> None:
+    kept = SPACE.join({"first": [0, 2], "second": [1]})
+    selection = Selection(
+        SPACE, kept, 3.0, 4.0, {"units": (3.0, 4.0)}, Status.FEASIBLE, "why", "Greedy()", 0.1,
+        {"evaluations": 7}, {"model": "abc"},
+    )  # fmt: skip
+    selection.save(tmp_path / "selection.json")
+    again = Selection.load(tmp_path / "selection.json")
+    assert np.array_equal(again.kept, kept) and again.to_json() == selection.to_json()
+    assert math.isclose(again.gap, 1 / 3) and again.status is Status.FEASIBLE
+    assert "2 of 3" in str(again) and "33.3 %" in str(again)
+
+
+def test_a_hand_made_selection(tmp_path: Path) -> None:
+    selection = Selection.from_kept(SPACE, np.ones(5, dtype=bool))
+    assert math.isnan(selection.value) and math.isinf(selection.bound) and math.isinf(selection.gap)
+    selection.save(tmp_path / "hand.json")
+    again = Selection.load(tmp_path / "hand.json")
+    assert math.isnan(again.value) and math.isinf(again.bound)
+    assert again.heads() == {"first": [0, 1, 2], "second": [0, 1]}
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_wrong_file_is_named_in_one_sentence(tmp_path: Path) -> None:
+    latency, stats = tmp_path / "latency.json", tmp_path / "stats.safetensors"
+    make_table().save(latency)
+    make_stats().save(stats)
+    with pytest.raises(RecordError, match="holds 'cahp-latency', and 'cahp-selection'"):
+        Selection.load(latency)
+    with pytest.raises(RecordError, match="not a readable JSON"):
+        LatencyTable.load(stats)
+    with pytest.raises(RecordError, match="safetensors"):
+        HeadStats.load(latency)
+    with pytest.raises(FileNotFoundError):
+        HeadStats.load(tmp_path / "none")
+    stats.write_bytes(stats.read_bytes()[:-40])
+    with pytest.raises(RecordError, match="safetensors"):
+        HeadStats.load(stats)
+    data = json.loads(latency.read_text())
+    for change, words in (
+        ({"version": 99}, "schema version 99"),
+        ({"fixed": "fast"}, "cannot be used"),
+        ({"seconds": [[0, 1]]}, "one array per block"),
+    ):
+        latency.write_text(json.dumps({**data, **change}))
+        with pytest.raises(RecordError, match=words):
+            LatencyTable.load(latency)
+    latency.write_text(json.dumps({k: v for k, v in data.items() if k != "blocks"}))
+    with pytest.raises(RecordError, match="lacks 'blocks'"):
+        LatencyTable.load(latency)
+
+
+def test_files_are_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "record.json"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), whole_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["record.json"]

@@ -1,0 +1,156 @@
+"""`select` disposes: no claim of a solver is trusted."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from cahp_opt import Budget, HeadSpace, Objective, Problem, Proposal, Solver, Status, select
+from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular, Quadratic
+from cahp_opt.solvers import BruteForce, DynamicProgram, Greedy, LazyGreedy, TopK
+
+SPACE = HeadSpace.uniform(2, 3)
+PROBLEM = Problem(Modular(np.arange(6.0)), Budget.heads(SPACE, 2))
+
+
+@dataclass(frozen=True)
+class Says(Solver):
+    """Proposes what it is told."""
+
+    units: tuple[int, ...]
+    bound: float = math.inf
+    status: Status = Status.FEASIBLE
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        kept = np.zeros(problem.space.n, dtype=np.bool_)
+        kept[list(self.units)] = True
+        return Proposal(kept, self.bound, self.status)
+
+
+@pytest.mark.parametrize(
+    ("solver", "words"),
+    [
+        (Says((3, 4, 5)), "outside the budget: units is 3, and the limit is 2"),
+        (Says((4, 5), bound=8.9), "claims the upper bound 8.9"),
+        (Says((4, 5), bound=math.nan), "claims the upper bound nan"),
+        (Says((3, 5), bound=9, status=Status.OPTIMAL), "claims an optimal answer of value 8"),
+        (Says((3, 5), status=Status.OPTIMAL), "claims an optimal answer"),
+    ],
+)
+def test_a_lying_solver_is_refused(solver: Solver, words: str) -> None:
+    with pytest.raises(RuntimeError, match=words):
+        select(PROBLEM, solver)
+
+
+def test_value_costs_and_bound_are_computed_here() -> None:
+    selection = select(PROBLEM, Says((3, 5)))
+    assert selection.value == 8 and selection.bound == 9 and selection.gap == 1 / 8
+    assert selection.costs == {"units": (2, 2)}
+    assert select(PROBLEM, Says((4, 5))).status is Status.OPTIMAL
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(TypeError, match="`solver` must be a Solver value"):
+        select(PROBLEM, TopK)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`time_limit`"):
+        select(PROBLEM, TopK(), time_limit=0)
+    with pytest.raises(ValueError, match="`objective` is over 5 units"):
+        Problem(Modular(np.ones(5)), Budget.heads(SPACE, 2))
+    with pytest.raises(ValueError, match="`lookahead`"):
+        Greedy(lookahead=0)
+    with pytest.raises(ValueError, match="`lookahead`"):
+        LazyGreedy(lookahead=0)
+
+
+class Bare(Objective):
+    """Declares nothing: no bound can be proved for it."""
+
+    n = 6  # type: ignore[assignment]
+
+    def value(self, kept: np.ndarray) -> float:
+        return float(np.sin(np.flatnonzero(kept).sum()))
+
+
+def test_no_bound_is_infinite_with_a_reason() -> None:
+    selection = select(Problem(Bare(), Budget.heads(SPACE, 2)), Greedy())
+    assert math.isinf(selection.bound) and math.isinf(selection.gap)
+    assert selection.certificate.startswith(
+        "none: the objective is neither monotone nor submodular"
+    )
+
+
+def test_explained_variance_gets_no_submodular_bound() -> None:
+    """A weakly submodular instance on which the submodular bound would be wrong."""
+    # Two heads that explain the output only together: z1 = s + e, z2 = e with a large e.
+    covariance = np.array([[101.0, 100.0, 0], [100.0, 100.0, 0], [0, 0, 0.5]])
+    weight = np.array([[1.0, -1.0, 0], [0, 0, 1.0]])
+    objective = ExplainedVariance([covariance], [weight.T @ weight], [3], ridge=1e-9)
+    space = HeadSpace.uniform(1, 3)
+    problem = Problem(objective, Budget.heads(space, 2))
+    best = select(problem, BruteForce())
+    alone = objective.gains(np.zeros(3, dtype=bool))
+    assert np.sort(alone)[-2:].sum() < best.value - 0.1  # what that bound would have claimed
+    greedy = select(problem, Greedy())
+    assert greedy.bound >= best.value and "submodular" not in greedy.certificate
+    assert math.isclose(select(problem, DynamicProgram()).value, best.value, rel_tol=1e-9)
+
+
+def test_exact_solvers_refuse_what_they_cannot_do() -> None:
+    budget = Budget.heads(SPACE, 2)
+    with pytest.raises(ValueError, match="ties units of different blocks; use `LazyGreedy`"):
+        select(Problem(FacilityLocation(np.eye(6)), budget), DynamicProgram())
+    with pytest.raises(ValueError, match="takes at most 4 units, got 6"):
+        select(Problem(Modular(np.ones(6)), budget), BruteForce(most_units=4))
+    space = HeadSpace.uniform(1, 17)
+    pairs = np.ones((17, 17))
+    with pytest.raises(ValueError, match=r"2\^17 subsets are too many to tabulate"):
+        select(Problem(Quadratic(np.ones(17), pairs), Budget.heads(space, 3)), DynamicProgram())
+
+
+def test_a_plateau_is_filled_for_nothing() -> None:
+    stairs = np.array([0, 2, 2, 2, 4, 4, 4, 6])
+    space = HeadSpace.uniform(2, 7)
+    budget = Budget.table(space, [stairs, stairs], 6)
+    weights = np.concatenate([np.arange(1.0, 8), np.arange(2.0, 9)])
+    for solver in (Greedy(), LazyGreedy(), TopK(), DynamicProgram()):
+        counts = select(Problem(Modular(weights), budget), solver).counts
+        assert counts.tolist() in ([3, 6], [6, 3])
+
+
+def test_a_stair_is_judged_by_all_that_it_holds() -> None:
+    """One large unit on an expensive stair against three good ones on a stair of the same cost."""
+    space = HeadSpace.uniform(2, 3)
+    budget = Budget.table(space, [[0, 2, 4, 6], [0, 2, 2, 2]], 2)
+    problem = Problem(Modular(np.array([5.0, 1, 1, 4, 4, 4])), budget)
+    assert select(problem, Greedy()).value == 12
+
+
+def test_a_time_limit_returns_what_there_is() -> None:
+    rng = np.random.default_rng(0)
+    space = HeadSpace.uniform(4, 50)
+    problem = Problem(FacilityLocation(rng.random((200, 200))), Budget.heads(space, 100))
+    selection = select(problem, LazyGreedy(), time_limit=1e-6)
+    assert selection.status is Status.TIME_LIMIT and math.isfinite(selection.bound)
+
+
+def test_facility_location_trackers_at_size() -> None:
+    """Lazy evaluation saves most of the work, and finds the same units."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(240, 6))
+    similarity = np.exp(-((features[:, None] - features[None]) ** 2).sum(-1) / 8)
+    problem = Problem(FacilityLocation(similarity), Budget.heads(HeadSpace.uniform(12, 20), 60))
+    plain, lazy = select(problem, Greedy()), select(problem, LazyGreedy())
+    assert np.array_equal(plain.kept, lazy.kept)
+    assert int(lazy.stats["evaluations"]) < int(plain.stats["evaluations"]) / 2
+    assert plain.gap < 0.2
+
+
+def test_importing_stays_light() -> None:
+    heavy = "{'torch', 'transformers', 'ortools', 'cvxpy', 'scipy', 'networkx'}"
+    code = f"import cahp_opt, cahp_opt.solvers, sys; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
