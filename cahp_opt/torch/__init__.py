@@ -1,0 +1,40 @@
+"""The PyTorch rooms: measuring a model, and applying a selection to it.
+
+Importing this needs the ``torch`` extra; :mod:`cahp_opt` itself does not.
+"""
+
+from cahp_opt.torch.attention import (
+    Attention,
+    AttentionBlock,
+    UnsupportedModelError,
+    find_attention,
+)
+from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.masking import capture_head_outputs, head_mask
+from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.torch.timing import measure_latency, time_models
+from cahp_opt.torch.verification import SliceError, verify_slice
+
+__all__ = [
+    "Attention",
+    "AttentionBlock",
+    "Fidelity",
+    "SliceError",
+    "UnsupportedModelError",
+    "calibrate",
+    "capture_head_outputs",
+    "fidelity_of",
+    "find_attention",
+    "from_pretrained",
+    "head_mask",
+    "measure_latency",
+    "refit",
+    "save_pretrained",
+    "selection_of",
+    "slice_heads",
+    "time_models",
+    "verify_slice",
+]

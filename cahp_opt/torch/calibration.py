@@ -1,0 +1,134 @@
+"""One pass over texts that measures everything the objectives need to know about the heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.progress import Progress, silent
+from cahp_opt.stats import HeadStats
+from cahp_opt.torch.attention import Attention, find_attention
+from cahp_opt.torch.batching import (
+    Batch,
+    batch_size,
+    first_examples,
+    inputs_of,
+    labels_of,
+    length,
+    prepared,
+    real_tokens,
+)
+from cahp_opt.torch.divergence import DivergenceSums
+from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.fingerprint import fingerprint
+from cahp_opt.torch.gradients import GradientSums
+from cahp_opt.torch.masking import capture_head_outputs
+from cahp_opt.torch.moments import MomentSums
+from cahp_opt.torch.preserving import evaluating
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    densities: Sequence[float] = (1.0, 0.5),
+    gradient_examples: int = 256,
+    divergence_examples: int = 0,
+    fidelity: Fidelity | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> HeadStats:
+    """Measure the heads of ``model`` on texts.
+
+    Every statistic is a sum over examples, and every random draw belongs to an example's own content,
+    so batching, padding and order change nothing but rounding, and ``calibrate(a) + calibrate(b)`` equals
+    calibrating on both as long as neither cap below binds. The model runs in evaluation mode and is
+    left as it was found: modes, gradients, hooks, attention implementation and random states; also
+    after an exception or Ctrl-C.
+
+    Args:
+        model: a model whose attention :func:`~cahp_opt.torch.attention.find_attention` understands.
+        batches: keyword arguments for the model, with ``attention_mask`` where there is padding; read
+            once. ``labels`` never reach the model; they only turn salience from the gradient of a random
+            probe of the output into that of the task loss.
+        densities: of the random masks under which Gauss-Newton matrices are taken, each in (0, 1].
+        gradient_examples: gate gradients are taken for the first so many examples; 64 already give
+            stable matrices, and each costs a forward and a backward pass per density.
+        divergence_examples: attention maps are compared for the first so many examples.
+        fidelity: what to differentiate; None for what fits the model's head.
+        seed: of the masks and probes.
+        progress: called once per batch.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: for a bad argument, no batches, a batch that cannot be used, labels in some batches
+            only, head outputs or gradients that are NaN or infinite, or attention maps that the model
+            does not hand out.
+    """
+    _check(densities, gradient_examples, divergence_examples)
+    attention = find_attention(model)
+    space = attention.space
+    fidelity = fidelity_of(model) if fidelity is None else fidelity
+    moments = MomentSums(attention)
+    gradients = GradientSums(model, space, fidelity, [float(rho) for rho in densities], seed)
+    divergence = DivergenceSums(model, attention)
+    examples = tokens = 0
+    labelled: bool | None = None
+    total = length(batches)
+    with torch.inference_mode(False), evaluating(model):  # the caller may have inference mode on
+        for done, batch in enumerate(prepared(batches, model), start=1):
+            has_labels = labels_of(batch) is not None
+            if labelled not in (None, has_labels):
+                raise ValueError(
+                    "`batches` has labels in some batches only; give all of them labels or none."
+                )
+            labelled = has_labels
+            dense = _forward(model, attention, batch, fidelity, moments)
+            part = first_examples(batch, gradient_examples - examples)
+            if gradient_examples > examples:
+                gradients.add(part, dense[: batch_size(part)])
+            if divergence_examples > examples:
+                divergence.add(first_examples(batch, divergence_examples - examples))
+            examples += batch_size(batch)
+            tokens += int(real_tokens(batch).sum())
+            progress("calibrate", done, total)
+    return HeadStats(
+        space,
+        fingerprint(model),
+        examples,
+        tokens,
+        gradients.salience(),
+        gradients.gauss_newton(),
+        moments.result(),
+        divergence.result() if divergence_examples else None,
+    )
+
+
+def _forward(
+    model: nn.Module,
+    attention: Attention,
+    batch: Batch,
+    fidelity: Fidelity,
+    moments: MomentSums,
+) -> Tensor:
+    """The dense output of a batch; its head outputs go into ``moments`` on the way."""
+
+    def sink(block: int, outputs: Tensor) -> None:
+        moments.add(block, outputs, batch)
+
+    with torch.no_grad(), capture_head_outputs(attention, sink):
+        return fidelity.output(model(**inputs_of(batch)), batch)
+
+
+def _check(densities: Sequence[float], gradient_examples: int, divergence_examples: int) -> None:
+    for rho in densities:
+        if not 0 < rho <= 1:
+            raise ValueError(f"`densities` must lie in (0, 1], got {rho}.")
+    for name, value in (
+        ("gradient_examples", gradient_examples),
+        ("divergence_examples", divergence_examples),
+    ):
+        if value < 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}.")

@@ -1,0 +1,107 @@
+"""How differently two units attend: Jensen-Shannon divergence of their attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.heads import Floats
+from cahp_opt.stats import Total
+from cahp_opt.torch.attention import Attention
+from cahp_opt.torch.batching import Batch, batch_size, inputs_of, real_tokens
+from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.preserving import unmarked
+
+_EAGER = "eager"  # the only implementation that hands out its attention maps
+
+
+class DivergenceSums:
+    """Adds up the Jensen-Shannon divergence (Lin 1991; nats) between every two units' attention maps.
+
+    Per example it is the mean over the real query positions of the divergence between two
+    distributions over the real key positions. The map of a key/value group is the mean of its heads'.
+    """
+
+    def __init__(self, model: nn.Module, attention: Attention) -> None:
+        self._model, self._attention = model, attention
+        n = attention.space.n
+        self._sum: Floats = np.zeros((n, n))
+        self._count = 0
+
+    def add(self, batch: Batch) -> None:
+        """Add one batch.
+
+        Raises:
+            ValueError: if the model does not hand out its attention maps.
+        """
+        with torch.no_grad(), unmarked(self._model), eager_attention(self._model):
+            output: Any = self._model(**inputs_of(batch), output_attentions=True)
+        maps = self._unit_maps(getattr(output, "attentions", None))
+        for example, real in zip(maps, real_tokens(batch), strict=True):
+            self._sum += jensen_shannon(example[:, real][:, :, real])
+        self._count += batch_size(batch)
+
+    def result(self) -> Total:
+        """Sum over examples of the divergences, ``[n, n]``."""
+        return Total(self._sum, self._count)
+
+    def _unit_maps(self, attentions: Sequence[Any] | None) -> Tensor:
+        """Attention maps of all units side by side, ``[batch, n, tokens, tokens]``."""
+        blocks = self._attention.blocks
+        found = [a for a in attentions or () if isinstance(a, Tensor) and a.ndim == 4]
+        if [a.shape[1] for a in found] != [b.heads for b in blocks]:
+            raise ValueError(
+                f"`model` handed out attention maps with {[a.shape[1] for a in found]} heads, and its "
+                f"blocks have {[b.heads for b in blocks]}; calibrate with `divergence_examples=0`."
+            )
+        if len({a.shape[2:] for a in found}) != 1 or found[0].shape[2] != found[0].shape[3]:
+            raise ValueError(
+                f"`model` handed out attention maps of the shapes {[list(a.shape) for a in found]}, which "
+                "cannot be compared; calibrate with `divergence_examples=0`."
+            )
+        grouped = [
+            wide(a).reshape(len(a), b.units, -1, *a.shape[2:]).mean(dim=2)
+            for a, b in zip(found, blocks, strict=True)
+        ]
+        return torch.cat(grouped, dim=1)
+
+
+def jensen_shannon(maps: Tensor) -> Floats:
+    """Mean over queries of the pairwise divergence of ``maps [n, queries, keys]``, shape ``[n, n]``.
+
+    Rows are normalised over the keys; a row that attends to none of them counts as uniform.
+    """
+    keys = maps.shape[2]
+    total = maps.sum(dim=2, keepdim=True)
+    p = torch.where(total > 0, maps / total, 1 / keys).flatten(1)  # [n, queries * keys]
+    queries = maps.shape[1]
+    entropy = -torch.xlogy(p, p).sum(dim=1)
+    n = len(p)
+    result = torch.zeros(n, n, dtype=torch.float64)
+    for i in range(n - 1):
+        middle = (p[i] + p[i + 1 :]) / 2
+        mixed = -torch.xlogy(middle, middle).sum(dim=1)
+        row = (mixed - (entropy[i] + entropy[i + 1 :]) / 2) / queries
+        result[i, i + 1 :] = row.clamp(min=0).cpu().double()  # rounding alone can go below 0
+    return (result + result.T).numpy()
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Generator[None, None, None]:
+    """Attention computed step by step inside, by whatever it was before afterwards."""
+    config: Any = getattr(model, "config", None)
+    before: str | None = getattr(config, "_attn_implementation", None)
+    change: Any = getattr(model, "set_attn_implementation", None)
+    if before in (None, _EAGER) or change is None:
+        yield
+        return
+    try:
+        change(_EAGER)
+        yield
+    finally:
+        change(before)

@@ -1,0 +1,185 @@
+"""From texts to batches: tokens, padding, labels; and a batch to time a model with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.texts import Example, TextError
+from cahp_opt.torch.batching import device_of
+
+_WINDOW = (
+    16  # batches that are sorted by length together: little padding, and still a shuffled order
+)
+
+
+def encode(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    model: nn.Module,
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: int = 0,
+) -> list[dict[str, Tensor]]:
+    """Batches for ``model(**batch)``, padded on the right to their own longest example.
+
+    Examples of a window are sorted by length, to pad little, and its batches shuffled, so that the
+    first batches are no special ones. Classifiers get ``labels`` where the examples have them.
+
+    Args:
+        examples: the texts.
+        tokenizer: the model's.
+        model: the model; it bounds the length and knows the names of its labels.
+        batch_size: examples per batch.
+        max_length: tokens per example, at most; never more than the model has positions for.
+        seed: of the shuffle.
+
+    Raises:
+        TextError: if no token is left of any text, or a label is not one of the model's.
+        ValueError: for a size below 1.
+    """
+    if batch_size < 1 or max_length < 1:
+        raise ValueError(
+            f"`batch_size` and `max_length` must be at least 1, got {batch_size} and {max_length}."
+        )
+    length = min([max_length, *(x for x in (longest(model), _limit(tokenizer)) if x)])
+    pairs = [e.pair for e in examples]
+    if any(pair is None for pair in pairs) and any(pair is not None for pair in pairs):
+        raise TextError(
+            "some texts have a pair and some have none; give all of them pairs or none."
+        )
+    encoded = tokenizer(
+        [e.text for e in examples],
+        None if None in pairs else pairs,
+        truncation=True,
+        max_length=length,
+        padding=False,
+    )
+    labels = _labels(examples, model)
+    rows: list[dict[str, Any]] = [
+        {key: encoded[key][i] for key in encoded}
+        | ({} if labels is None else {"labels": labels[i]})
+        for i in range(len(examples))
+        if len(encoded["input_ids"][i])
+    ]
+    if not rows:
+        raise TextError("the tokenizer leaves no token of any text; check that it is the model's.")
+    pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
+    shuffler = random.Random(seed)
+    batches: list[dict[str, Tensor]] = []
+    for start in range(0, len(rows), _WINDOW * batch_size):
+        window = sorted(
+            rows[start : start + _WINDOW * batch_size], key=lambda row: len(row["input_ids"])
+        )
+        own = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        shuffler.shuffle(own)
+        batches.extend(_batch(part, pad) for part in own)
+    return batches
+
+
+def timing_batch(
+    model: nn.Module, *, batch_size: int, sequence_length: int | None
+) -> dict[str, Tensor]:
+    """Random token ids without padding, the workload that a model is timed with.
+
+    Args:
+        model: the model.
+        batch_size: texts.
+        sequence_length: tokens per text; None for 128, or fewer if the model has fewer positions.
+
+    Raises:
+        ValueError: if the model has fewer positions, or does not tell its vocabulary.
+    """
+    limit = longest(model)
+    if sequence_length is None:
+        sequence_length = min(128, limit or 128)
+    if batch_size < 1 or sequence_length < 1:
+        raise ValueError(
+            "the batch size and the sequence length must be at least 1, got "
+            f"{batch_size} and {sequence_length}."
+        )
+    if limit is not None and sequence_length > limit:
+        raise ValueError(
+            f"the sequence length {sequence_length} is more than the {limit} positions of this model."
+        )
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        raise ValueError(
+            f"`model` is a {type(model).__name__} that does not tell its vocabulary; only models of "
+            "text can be timed from the command line."
+        )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (batch_size, sequence_length), generator=generator)
+    return {
+        "input_ids": ids.to(device_of(model)),
+        "attention_mask": torch.ones_like(ids).to(device_of(model)),
+    }
+
+
+def longest(model: nn.Module) -> int | None:
+    """How many tokens a text may have; None where the model sets no limit."""
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+    for name, module in modules:
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from behind the padding index.
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return positions - skipped
+    return positions
+
+
+def _limit(tokenizer: Any) -> int | None:
+    limit = getattr(tokenizer, "model_max_length", None)
+    return int(limit) if limit is not None and limit < 10**9 else None
+
+
+def _batch(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
+    longest_row = max(len(row["input_ids"]) for row in rows)
+    batch: dict[str, Tensor] = {}
+    for key in rows[0]:
+        if key == "labels":
+            batch[key] = torch.tensor([row[key] for row in rows])
+            continue
+        filler = pad if key == "input_ids" else 0
+        padded = [[*row[key], *[filler] * (longest_row - len(row[key]))] for row in rows]
+        batch[key] = torch.tensor(padded, dtype=torch.long)
+    if "attention_mask" not in batch:
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        batch["attention_mask"] = (torch.arange(longest_row) < lengths[:, None]).long()
+    return batch
+
+
+def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[float] | None:
+    """Labels as the model counts them; None where there are none, or the model is no classifier."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    texts = [e.label for e in examples if e.label is not None]
+    if len(texts) < len(examples):
+        return None
+    config: Any = getattr(model, "config", None)
+    count = int(config.num_labels)
+    if count == 1 or config.problem_type == "regression":
+        try:
+            return [float(text) for text in texts]
+        except ValueError:
+            raise TextError(
+                f"`label` must be a number for this regression model, got {sorted(set(texts))[:5]}."
+            ) from None
+    by_name: Mapping[str, int] = config.label2id or {}
+    names = {str(name): int(i) for name, i in by_name.items()}
+    known = {str(i): i for i in range(count)} | names
+    unknown = sorted(set(texts) - set(known))
+    if unknown:
+        raise TextError(
+            f"`label` {unknown[0]!r} is not one of the model's: 0 to {count - 1}, or "
+            f"{', '.join(names) or 'no names'}."
+        )
+    return [known[text] for text in texts]

@@ -1,0 +1,70 @@
+"""How close a changed model is to the dense one on texts, as a few named figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from cahp_opt.progress import Progress, silent
+from cahp_opt.torch.batching import Batch, batch_size, inputs_of, length, prepared
+from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.preserving import evaluating
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures by name, in the order a table shows them.
+
+    Classifiers: ``kl``, ``agreement`` and with labels ``dense_accuracy``, ``accuracy``. Encoders without a
+    head: ``cosine_distance``, ``neighbour_agreement_at_10``. Causal language models: ``kl_per_token``,
+    ``agreement``, ``dense_perplexity``, ``perplexity``. Divergences are in nats, shares from 0 to 1.
+
+    Args:
+        examples: examples compared.
+        figures: the figures.
+    """
+
+    examples: int
+    figures: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "figures", MappingProxyType(dict(self.figures)))
+
+
+def evaluate(
+    dense: nn.Module,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    fidelity: Fidelity | None = None,
+    *,
+    progress: Progress = silent,
+) -> Report:
+    """Compare ``model`` with the ``dense`` model on texts; both are left as found.
+
+    Args:
+        dense: the reference.
+        model: the changed model; the same model under :func:`~cahp_opt.torch.masking.head_mask` cannot
+            be compared with itself, slice a copy for that.
+        batches: keyword arguments for the models; ``labels`` are used for accuracies only.
+        fidelity: what to compare; None for what fits the dense model's head.
+        progress: called once per batch.
+
+    Raises:
+        ValueError: without batches, for a batch that cannot be used, or for an output that the
+            fidelity does not understand.
+    """
+    fidelity = fidelity_of(dense) if fidelity is None else fidelity
+    tally, examples, total = fidelity.tally(), 0, length(batches)
+    with torch.no_grad(), evaluating(dense, model):
+        for done, batch in enumerate(prepared(batches, model), start=1):
+            inputs = inputs_of(batch)
+            reference = fidelity.output(dense(**inputs), batch)
+            other = fidelity.output(model(**inputs), batch)
+            tally.add(reference, other, fidelity.distance(reference, other, batch), batch)
+            examples += batch_size(batch)
+            progress("evaluate", done, total)
+    return Report(examples, tally.figures())

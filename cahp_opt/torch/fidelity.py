@@ -1,0 +1,294 @@
+"""Fidelity: how far a changed model's output is from the dense model's.
+
+The only thing that calibration and evaluation need to know about a task. Every fidelity gives the
+distance per example and a *probe*: a random vector ``u`` whose ``E[u u']`` is the Hessian of the distance at
+the dense output (the metric of the generalised Gauss-Newton matrix; Schraudolph 2002). With
+``g = J' u`` for the Jacobian ``J`` of the output by the gates, the mean of ``g g'`` estimates the
+Gauss-Newton matrix of the distance with one backward per probe, whatever the size of the output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cahp_opt.torch.batching import Batch, labels_of, real_tokens
+from cahp_opt.torch.tallies import ClassTally, EmbeddingTally, RegressionTally, Tally, TokenTally
+
+Generators = Sequence[np.random.Generator]
+
+_IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
+
+
+class Fidelity(ABC):
+    """What a model's output is, how far two outputs are apart, and how to probe that distance."""
+
+    @abstractmethod
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        """The tensor to compare, first axis the examples, from what ``model(**batch)`` returned.
+
+        Raises:
+            ValueError: if the model returned something else.
+        """
+
+    @abstractmethod
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        """Distance of ``other`` from ``dense`` per example, ``[batch]``; both are :meth:`output`."""
+
+    @abstractmethod
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        """A random vector of the shape of ``output``; see the module's description.
+
+        Args:
+            output: the dense output.
+            batch: its batch.
+            rngs: one generator per example; padding draws nothing, so that the draws of an example
+                do not depend on the batch it is in.
+        """
+
+    @abstractmethod
+    def tally(self) -> Tally:
+        """An empty tally of the figures that :func:`~cahp_opt.torch.evaluation.evaluate` reports."""
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
+        """Task loss per example, ``[batch]``, if the batch has labels that this output can be judged by."""
+        del output, batch
+        return None
+
+
+@dataclass(frozen=True)
+class ClassLogits(Fidelity):
+    """Classifiers, logits ``[batch, classes]``: KL divergence (nats) from the dense probabilities."""
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        del batch
+        return _field(model_output, "logits", 2, "[batch, classes]")
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return kl_divergence(dense, other)
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        del batch
+        uniforms = np.array([rng.random() for rng in rngs])
+        return softmax_probe(output, torch.as_tensor(uniforms))
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
+        """Cross entropy of the labels."""
+        labels = labels_of(batch)
+        if labels is None:
+            return None
+        return functional.cross_entropy(wide(output), labels.reshape(-1), reduction="none")
+
+    def tally(self) -> Tally:
+        return ClassTally()
+
+
+@dataclass(frozen=True)
+class Regression(Fidelity):
+    """Regression heads, ``[batch, values]``: half the squared difference, summed over the values."""
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        del batch
+        return _field(model_output, "logits", 2, "[batch, values]")
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return (wide(dense) - wide(other)).square().sum(dim=-1) / 2
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        del batch
+        return random_signs(output, rngs)
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
+        """Half the squared error."""
+        labels = labels_of(batch)
+        if labels is None:
+            return None
+        return (wide(output) - labels.reshape(output.shape)).square().sum(dim=-1) / 2
+
+    def tally(self) -> Tally:
+        return RegressionTally()
+
+
+@dataclass(frozen=True)
+class TokenLogits(Fidelity):
+    """Language models and token classifiers, logits ``[batch, tokens, vocabulary]``.
+
+    The distance is the KL divergence (nats) from the dense probabilities, as the mean over the
+    example's real tokens, so that every example counts the same however long it is.
+
+    Args:
+        causal: whether position ``t`` predicts the token at ``t + 1`` (labels are shifted).
+    """
+
+    causal: bool
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        logits = _field(model_output, "logits", 3, "[batch, tokens, vocabulary]")
+        expected = real_tokens(batch).shape
+        if logits.shape[:2] != expected:
+            raise ValueError(
+                f"the model returned logits of shape {list(logits.shape)} for inputs of shape "
+                f"{list(expected)}; pass a `fidelity` that knows which outputs to compare."
+            )
+        return logits
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        real = real_tokens(batch)
+        return torch.where(real, kl_divergence(dense, other), 0).sum(dim=1) / real.sum(dim=1)
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        real = real_tokens(batch).cpu().numpy()
+        uniforms = np.zeros(real.shape)
+        for row, mask, rng in zip(uniforms, real, rngs, strict=True):
+            row[mask] = rng.random(int(mask.sum()))
+        weights = real / np.sqrt(real.sum(axis=1, keepdims=True))  # squared: one over the tokens
+        probe = softmax_probe(output, torch.as_tensor(uniforms))
+        return probe * torch.as_tensor(weights).to(probe)[..., None]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
+        """Cross entropy of the labels, as the mean over the example's labelled tokens."""
+        labels = labels_of(batch)
+        if labels is None:
+            return None
+        if self.causal:
+            output, labels = output[:, :-1], labels[:, 1:]
+        loss = functional.cross_entropy(
+            wide(output).transpose(1, 2), labels, reduction="none", ignore_index=_IGNORED
+        )
+        return loss.sum(dim=1) / (labels != _IGNORED).sum(dim=1).clamp(min=1)
+
+    def tally(self) -> Tally:
+        return TokenTally(self.causal)
+
+
+@dataclass(frozen=True)
+class PooledEmbedding(Fidelity):
+    """Encoders without a head: one minus the cosine of the mean last hidden state over real tokens."""
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        hidden = wide(_field(model_output, "last_hidden_state", 3, "[batch, tokens, width]"))
+        real = real_tokens(batch)
+        if (
+            real.shape != hidden.shape[:2]
+        ):  # images: patches stand where tokens do, all of them real
+            return hidden.mean(dim=1)
+        return torch.where(real[..., None], hidden, 0).sum(dim=1) / real.sum(dim=1, keepdim=True)
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return 1 - functional.cosine_similarity(dense, other, dim=-1)
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        """``(I - e e') s / |x|`` with random signs ``s`` and ``e = x / |x|``: the Hessian at ``x`` is
+        ``(I - e e') / |x|^2``."""
+        del batch
+        length = output.square().sum(dim=-1, keepdim=True).sqrt()
+        unit, signs = output / length, random_signs(output, rngs)
+        return (signs - unit * (unit * signs).sum(dim=-1, keepdim=True)) / length
+
+    def tally(self) -> Tally:
+        return EmbeddingTally()
+
+
+def fidelity_of(model: nn.Module) -> Fidelity:
+    """The fidelity that fits the model's head, judged by its class and configuration.
+
+    Raises:
+        ValueError: if the head is not understood; pass a ``fidelity`` of your own then.
+    """
+    names = [cls.__name__ for cls in type(model).__mro__]
+    config = getattr(model, "config", None)
+    for ending, make in _HEADS:
+        if any(name.endswith(ending) for name in names):
+            return make(config)
+    if getattr(model, "base_model", None) is model:  # a transformers model without a head
+        return PooledEmbedding()
+    raise ValueError(
+        f"`model` is a {names[0]}, whose output no fidelity is known for; pass "
+        "`fidelity=ClassLogits()`, `Regression()`, `TokenLogits(causal=...)`, `PooledEmbedding()` or "
+        "your own `Fidelity`."
+    )
+
+
+def _sequence_head(config: Any) -> Fidelity:
+    kind = getattr(config, "problem_type", None)
+    if kind == "multi_label_classification":
+        raise ValueError(
+            "`model` is a multi-label classifier, which no fidelity is known for; pass a `fidelity` of "
+            "your own."
+        )
+    if kind == "regression" or (kind is None and getattr(config, "num_labels", 2) == 1):
+        return Regression()
+    return ClassLogits()
+
+
+def _causal(config: Any) -> Fidelity:
+    del config
+    return TokenLogits(causal=True)
+
+
+def _tokens(config: Any) -> Fidelity:
+    del config
+    return TokenLogits(causal=False)
+
+
+_HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
+    ("ForSequenceClassification", _sequence_head),
+    ("ForImageClassification", _sequence_head),
+    ("ForCausalLM", _causal),
+    ("LMHeadModel", _causal),
+    ("ForMaskedLM", _tokens),
+    ("ForTokenClassification", _tokens),
+)
+
+
+def kl_divergence(dense: Tensor, other: Tensor) -> Tensor:
+    """KL(softmax(dense) || softmax(other)) over the last axis, in nats."""
+    dense, other = wide(dense).log_softmax(dim=-1), wide(other).log_softmax(dim=-1)
+    p = dense.exp()
+    return torch.where(p > 0, p * (dense - other), 0).sum(dim=-1)
+
+
+def softmax_probe(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """``p - onehot(y)`` with ``y`` drawn from ``p = softmax(logits)`` by inverting its distribution.
+
+    Args:
+        logits: ``[..., classes]``.
+        uniforms: one number in [0, 1) per distribution, ``[...]``.
+    """
+    p = wide(logits).softmax(dim=-1)
+    cumulative = p.cumsum(dim=-1)
+    thresholds = uniforms.to(p)[..., None] * cumulative[..., -1:]
+    drawn = torch.searchsorted(cumulative, thresholds, right=True).clamp(max=p.shape[-1] - 1)
+    return p - torch.zeros_like(p).scatter_(-1, drawn, 1.0)
+
+
+def random_signs(output: Tensor, rngs: Generators) -> Tensor:
+    """Independent signs of the shape of ``output``, one generator per example."""
+    signs = np.stack([2.0 * rng.integers(0, 2, size=tuple(output.shape[1:])) - 1 for rng in rngs])
+    return torch.as_tensor(signs).to(output)
+
+
+def wide(values: Tensor) -> Tensor:
+    """``values`` in at least single precision: half precision is for storage, not for statistics."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _field(model_output: Any, name: str, ndim: int, shape: str) -> Tensor:
+    value = getattr(model_output, name, None)
+    if not isinstance(value, Tensor) or value.ndim != ndim:
+        found = list(value.shape) if isinstance(value, Tensor) else type(model_output).__name__
+        raise ValueError(
+            f"the model's output has no `{name}` of shape {shape}, got {found}; pass a `fidelity` that "
+            "fits this model."
+        )
+    return value

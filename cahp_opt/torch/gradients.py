@@ -1,0 +1,101 @@
+"""Gate gradients: salience and the Gauss-Newton matrix, under random masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.stats import Total
+from cahp_opt.torch.batching import Batch, batch_size, inputs_of
+from cahp_opt.torch.draws import digests, generators
+from cahp_opt.torch.fidelity import Fidelity
+from cahp_opt.torch.masking import head_mask
+
+
+class GradientSums:
+    """Adds up gate gradients, one backward per density and batch with gates ``[batch, n]``.
+
+    At density ``rho`` every example draws its own mask of independent gates, 1 with probability
+    ``rho`` and else 0, and a probe of its dense output. A gate is differentiable at 0 too: the
+    gradient says what the unit would add. A mask without any unit is an ordinary draw (the residual
+    stream still carries the input), so none is drawn again, and the masks stay independent.
+
+    Args:
+        model: the model, in evaluation mode.
+        space: its blocks.
+        fidelity: what is differentiated.
+        densities: of the masks; 1 is the unpruned model.
+        seed: of the masks and probes, together with each example's content.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: HeadSpace,
+        fidelity: Fidelity,
+        densities: Sequence[float],
+        seed: int,
+    ) -> None:
+        self._model, self._space, self._fidelity, self._seed = model, space, fidelity, seed
+        self._salience: Floats = np.zeros(space.n)
+        self._outer: dict[float, Floats] = {rho: np.zeros((space.n, space.n)) for rho in densities}
+        self._count = 0
+
+    def add(self, batch: Batch, dense: Tensor) -> None:
+        """Add one batch, whose dense output is ``dense``.
+
+        Raises:
+            ValueError: naming the block if a gradient is not finite.
+        """
+        contents = digests(batch)
+        for rho in sorted({1.0, *self._outer}, reverse=True):  # salience is taken at density 1
+            rngs = generators(contents, self._seed, rho)
+            masks = np.stack([rng.random(self._space.n) < rho for rng in rngs])
+            probe = self._fidelity.probe(dense, batch, rngs)
+            by_probe, by_loss = self._gradients(batch, masks, probe, with_loss=rho == 1.0)
+            if rho == 1.0:
+                self._salience += np.abs(by_probe if by_loss is None else by_loss).sum(axis=0)
+            if rho in self._outer:
+                self._outer[rho] += by_probe.T @ by_probe
+        self._count += batch_size(batch)
+
+    def salience(self) -> Total:
+        """Sum over examples of the absolute gradient at the unpruned model (Michel et al. 2019)."""
+        return Total(self._salience, self._count)
+
+    def gauss_newton(self) -> dict[float, Total]:
+        """By density, the sum over examples of ``g g'``."""
+        return {rho: Total(outer, self._count) for rho, outer in self._outer.items()}
+
+    def _gradients(
+        self, batch: Batch, masks: np.ndarray, probe: Tensor, with_loss: bool
+    ) -> tuple[Floats, Floats | None]:
+        """Gate gradients ``[batch, n]`` of the probed output and, if asked and labelled, of the loss."""
+        exact = probe.dtype == torch.float64
+        dtype = torch.float64 if exact else torch.float32
+        with torch.enable_grad():
+            gates = torch.tensor(masks, dtype=dtype, device=probe.device, requires_grad=True)
+            with head_mask(self._model, gates) as active:
+                output = self._fidelity.output(self._model(**inputs_of(batch)), batch)
+            loss = self._fidelity.loss(output, batch) if with_loss else None
+            by_loss: Floats | None = None
+            if loss is not None:
+                (gradient,) = torch.autograd.grad(loss.sum(), active, retain_graph=True)
+                by_loss = self._finite(gradient)
+            (gradient,) = torch.autograd.grad((output * probe).sum(), active)
+        return self._finite(gradient), by_loss
+
+    def _finite(self, gradient: Tensor) -> Floats:
+        array: Floats = gradient.detach().cpu().double().numpy()
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=0))
+        if bad.size:
+            name = self._space.blocks[int(self._space.block_of[bad[0]])].name
+            raise ValueError(
+                f"the gate gradients of block {name!r} hold NaN or infinite values; check the model's "
+                "weights and labels, or calibrate in float32."
+            )
+        return array

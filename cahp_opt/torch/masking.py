@@ -1,0 +1,135 @@
+"""Gates on the heads of an unchanged model: reversible and differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.selection import Selection
+from cahp_opt.torch.attention import Attention, find_attention
+
+Sink = Callable[[int, Tensor], None]
+
+
+@contextmanager
+def head_mask(model: nn.Module, selection: Selection | npt.ArrayLike | Tensor) -> Generator[Tensor]:
+    """Multiply every unit's output by a gate while the context lasts.
+
+    The gate sits on the input of the output projection, where the heads' outputs stand side by side,
+    so it works with every attention backend. A gate of 0 removes a unit exactly as slicing does. The
+    gates are differentiable: pass a tensor that requires a gradient. Gate a model before compiling
+    it; a compiled one is refused, because it would ignore the gates.
+
+    Args:
+        model: the model to gate; nothing of it changes.
+        selection: a :class:`~cahp_opt.selection.Selection`, a boolean keep-set of shape ``[n]``, or a
+            float tensor of gates of shape ``[n]``, or ``[batch, n]`` for gates per example.
+
+    Yields:
+        The gates, float ``[n]`` or ``[batch, n]``; the very tensor that was passed, if one was.
+
+    Raises:
+        ValueError: if the selection is of another model, or the gates have another shape or hold NaN.
+        UnsupportedModelError: if the model's attention is not understood.
+    """
+    attention = find_attention(model)
+    gates = _gates(attention.space, selection)
+    with ExitStack() as stack:
+        for block, where in zip(attention, attention.space.slices, strict=True):
+            hook = _Gate(gates, where, block.width // block.units)
+            stack.callback(block.out.register_forward_pre_hook(hook).remove)
+        yield gates
+
+
+@contextmanager
+def capture_head_outputs(attention: Attention, sink: Sink) -> Generator[None]:
+    """Hand the heads' outputs of every block to ``sink`` while the context lasts.
+
+    Args:
+        attention: the blocks to listen to.
+        sink: called as ``sink(block index, z)`` with the input ``z`` of the block's output
+            projection, shape ``[batch, positions, width]``, after any gates set up before.
+    """
+    with ExitStack() as stack:
+        for index, block in enumerate(attention):
+            hook = _Listener(index, sink)
+            stack.callback(block.out.register_forward_pre_hook(hook).remove)
+        yield
+
+
+def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:
+    """The keep-set ``[n]`` of a selection or a boolean array, checked against ``space``.
+
+    Raises:
+        ValueError: if it is a selection for another space, no boolean array, or of another shape.
+    """
+    if not isinstance(selection, Selection):
+        return space.check(selection)
+    difference = space.difference(selection.space)
+    if difference:
+        raise ValueError(
+            f"`selection` is of another model ({difference}); select again for this one, or load the "
+            "model that the selection was made for."
+        )
+    return selection.kept
+
+
+def _gates(space: HeadSpace, selection: Selection | npt.ArrayLike | Tensor) -> Tensor:
+    if isinstance(selection, Tensor) and selection.is_floating_point():
+        gates = selection
+    elif isinstance(selection, Tensor):
+        gates = _ones_and_zeros(space.check(selection.cpu().numpy()))
+    elif not isinstance(selection, Selection) and np.asarray(selection).dtype.kind == "f":
+        gates = torch.as_tensor(np.asarray(selection))
+    else:
+        gates = _ones_and_zeros(kept_units(space, selection))
+    if gates.ndim not in (1, 2) or gates.shape[-1] != space.n:
+        raise ValueError(
+            f"`selection` must be gates of shape [{space.n}] or [batch, {space.n}], one per unit, got "
+            f"shape {list(gates.shape)}."
+        )
+    if bool(torch.isnan(gates.detach()).any()):
+        raise ValueError("`selection` holds NaN; every gate must be a number, 0 to remove a unit.")
+    return gates
+
+
+def _ones_and_zeros(kept: Bools) -> Tensor:
+    return torch.tensor(kept.tolist(), dtype=torch.float32)
+
+
+class _Gate:
+    """Forward pre-hook on an output projection: scales the columns of every unit."""
+
+    def __init__(self, gates: Tensor, where: slice, columns: int) -> None:
+        self.gates, self.where, self.columns = gates, where, columns
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        z: Tensor = args[0]
+        # The activation's dtype rules: float32 gates must not turn a half-precision model to float32.
+        gate = self.gates[..., self.where].to(device=z.device, dtype=z.dtype)
+        gate = gate.repeat_interleave(self.columns, dim=-1)
+        if gate.ndim == 2:
+            if z.shape[0] != gate.shape[0]:
+                raise ValueError(
+                    f"`selection` holds gates for {gate.shape[0]} examples, and the batch has "
+                    f"{z.shape[0]}."
+                )
+            gate = gate.view(gate.shape[0], *(1,) * (z.ndim - 2), gate.shape[1])
+        return (z * gate, *args[1:])
+
+
+class _Listener:
+    """Forward pre-hook on an output projection: hands its input on."""
+
+    def __init__(self, index: int, sink: Sink) -> None:
+        self.index, self.sink = index, sink
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.sink(self.index, args[0])

@@ -1,0 +1,398 @@
+"""The whole way: measure, select, slice, refit, check, save; each stage also on its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.choices import LatencyGoal, Method, ObjectiveName, Target
+from cahp_opt.display import Display
+from cahp_opt.latency import LatencyTable
+from cahp_opt.report import REPORT_FILE, FidelityReport, LatencyReport, Report
+from cahp_opt.selection import Selection
+from cahp_opt.stats import HeadStats
+from cahp_opt.texts import Split
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.batching import device_of, inputs_of
+from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.encoding import encode, timing_batch
+from cahp_opt.torch.evaluation import evaluate
+from cahp_opt.torch.fidelity import fidelity_of
+from cahp_opt.torch.fingerprint import fingerprint
+from cahp_opt.torch.folders import whole_folder
+from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.timing import measure_latency, time_models
+from cahp_opt.torch.verification import verify_slice
+
+STATS_FILE = "stats.safetensors"
+LATENCY_FILE = "latency.json"
+ADVISED_TEXTS = 1500
+"""Fewer texts than that overfit the refit."""
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+class ReloadError(RuntimeError):
+    """The saved model, loaded again, is not the model that was saved."""
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A model, its tokenizer, and the name it was loaded by."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a model is timed with.
+
+    Args:
+        batch_size: texts per batch.
+        sequence_length: tokens per text; None for 128, or fewer if the model has fewer positions.
+        repeats: timed runs of every point.
+    """
+
+    batch_size: int = 8
+    sequence_length: int | None = None
+    repeats: int = 20
+
+    def batch(self, model: nn.Module) -> dict[str, Tensor]:
+        """The batch."""
+        return timing_batch(model, batch_size=self.batch_size, sequence_length=self.sequence_length)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts become batches.
+
+    Args:
+        batch_size: texts per batch.
+        max_length: tokens per text, at most.
+        seed: of the order of the batches.
+    """
+
+    batch_size: int = 32
+    max_length: int = 128
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Applying:
+    """What is done once the selection stands.
+
+    Args:
+        refit: whether the kept units take over what the removed ones said.
+        workload: what the sliced model is timed with.
+        reading: how texts become batches.
+    """
+
+    refit: bool = True
+    workload: Workload = Workload()
+    reading: Reading = Reading()
+
+
+def run_pipeline(
+    named: Named,
+    texts: Split,
+    target: Target,
+    method: Method,
+    applying: Applying,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    display: Display,
+) -> Report:
+    """Prune a model to a target and write it, with all records, to a folder.
+
+    What can fail is tried before what takes long: the folder, the model, the solver, then the budget.
+
+    Args:
+        named: the unpruned model.
+        texts: to calibrate and refit on, and to judge by.
+        target: what to keep to.
+        method: how to choose.
+        applying: what to do with the choice.
+        output: the folder.
+        overwrite: whether a folder with content may be replaced.
+        display: shows the stages.
+
+    Raises:
+        BudgetError: if nothing meets the target.
+        ValueError: for a model, texts or options that cannot be used.
+        OSError: if the folder cannot be written; nothing half written stays.
+    """
+    with whole_folder(output, overwrite=overwrite) as folder:
+        space = find_attention(named.model).space
+        method.rehearse(space)
+        batches = _Batches.of(named, texts, applying.reading)
+        table = None
+        if target.latency is not None:
+            table = measure_table(named.model, applying.workload, display)
+        target.budget(space, table)  # before calibrating: an unreachable budget ends here
+        stats = measure_stats(
+            named.model, batches.calibration, method.objective, method.seed, display
+        )
+        with display.stage("select"):
+            selection = method.choose(stats, target, table)
+        report = _apply(named, selection, batches, applying, folder, display)
+        stats.save(folder / STATS_FILE)
+        if table is not None:
+            table.save(folder / LATENCY_FILE)
+        return _finish(report, folder, display)
+
+
+def apply_selection(
+    named: Named,
+    selection: Selection,
+    texts: Split | None,
+    applying: Applying,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    display: Display,
+) -> Report:
+    """Slice a model to a selection and write it to a folder: the second half of :func:`run_pipeline`.
+
+    Args:
+        named: the model that the selection was made for.
+        selection: the selection.
+        texts: to refit on and judge by; None for neither.
+        applying: what to do with the selection.
+        output: the folder.
+        overwrite: whether a folder with content may be replaced.
+        display: shows the stages.
+
+    Raises:
+        ValueError: if the selection is of another model, or texts or options cannot be used.
+        OSError: if the folder cannot be written; nothing half written stays.
+    """
+    check_selection(named.model, selection)
+    with whole_folder(output, overwrite=overwrite) as folder:
+        batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
+        report = _apply(named, selection, batches, applying, folder, display)
+        return _finish(report, folder, display)
+
+
+def measure_stats(
+    model: nn.Module,
+    batches: Batches,
+    objective: ObjectiveName,
+    seed: int,
+    display: Display,
+    *,
+    gradient_examples: int = 256,
+    divergence_examples: int = 64,
+) -> HeadStats:
+    """Calibration statistics, no more than ``objective`` needs."""
+    with display.stage("calibrate") as progress:
+        return calibrate(
+            model,
+            batches,
+            densities=objective.densities,
+            gradient_examples=gradient_examples if objective.gradients else 0,
+            divergence_examples=divergence_examples if objective.divergence else 0,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def measure_table(model: nn.Module, workload: Workload, display: Display) -> LatencyTable:
+    """The latency table of a model on this machine."""
+    with display.stage("latency") as progress:
+        return measure_latency(
+            model, workload.batch(model), repeats=workload.repeats, progress=progress
+        )
+
+
+def check_selection(model: nn.Module, selection: Selection) -> None:
+    """Refuse a selection of another model.
+
+    Raises:
+        ValueError: if its blocks or the weights it was made from are others.
+    """
+    difference = find_attention(model).space.difference(selection.space)
+    made_for, found = selection.provenance.get("model"), fingerprint(model)
+    if difference is None and made_for not in (None, "", found):
+        difference = f"weights {found} against {made_for}"
+    if difference is not None:
+        raise ValueError(
+            f"the selection was made for another model ({difference}); name the model and the precision "
+            "that were calibrated, or select again."
+        )
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Encoded texts."""
+
+    calibration: Batches
+    held_out: Batches
+    texts: int
+
+    @staticmethod
+    def of(named: Named, texts: Split, reading: Reading) -> _Batches:
+        def encoded(part: Any) -> Batches:
+            return encode(
+                part,
+                named.tokenizer,
+                named.model,
+                batch_size=reading.batch_size,
+                max_length=reading.max_length,
+                seed=reading.seed,
+            )
+
+        held_out: Batches = encoded(texts.held_out) if texts.held_out else []
+        fidelity_of(named.model)  # a head that is not understood ends here, before the long work
+        return _Batches(encoded(texts.calibration), held_out, len(texts.calibration))
+
+
+def _apply(
+    named: Named,
+    selection: Selection,
+    batches: _Batches,
+    applying: Applying,
+    folder: Path,
+    display: Display,
+) -> Report:
+    """Slice, refit, check, time and save; the report still lacks its files."""
+    dense = named.model
+    timed = applying.workload.batch(dense)
+    probe = next(iter([*batches.held_out, *batches.calibration]), timed)
+    with display.stage("slice"):
+        small = slice_heads(dense, selection, batch=probe)
+        difference = verify_slice(dense, small, selection, probe)
+    before = _evaluate(dense, small, batches.held_out, display)
+    after, notes = None, list[str]()
+    if applying.refit and batches.calibration:
+        if batches.texts < ADVISED_TEXTS:
+            notes.append(
+                f"the refit saw {batches.texts} texts; with fewer than {ADVISED_TEXTS} it fits them "
+                "too closely."
+            )
+        with display.stage("refit") as progress:
+            refit(small, dense, batches.calibration, progress=progress)
+        after = _evaluate(dense, small, batches.held_out, display)
+    with display.stage("time") as progress:
+        times = time_models(
+            {"dense": dense, "sliced": small},
+            timed,
+            repeats=max(applying.workload.repeats, 3),
+            progress=progress,
+        )
+    with display.stage("save"):
+        save_pretrained(small, folder, tokenizer=named.tokenizer)
+        check_reload(small, folder, [probe, timed])
+    fidelity = None
+    if before is not None:
+        examples, figures = before
+        fidelity = FidelityReport(examples, figures, after[1] if after is not None else None)
+    goal = selection.provenance.get("latency")
+    cost, limit = selection.costs.get("latency", (None, None))
+    dense_seconds = selection.provenance.get("dense_seconds")
+    latency = LatencyReport(
+        times["dense"].seconds,
+        times["sliced"].seconds,
+        max(t.spread for t in times.values()),
+        None if dense_seconds is None else float(dense_seconds),
+        cost,
+        None if goal is None else LatencyGoal.parse(goal).ratio,
+        limit,
+        selection.provenance.get("device") or str(device_of(dense)),
+        str(next(dense.parameters()).dtype).removeprefix("torch."),
+        torch.get_num_threads() if device_of(dense).type == "cpu" else 0,
+        int(timed["input_ids"].shape[0]),
+        int(timed["input_ids"].shape[1]),
+    )
+    return Report(
+        named.name,
+        selection,
+        latency,
+        fidelity,
+        (_weights(dense), _weights(small)),
+        difference,
+        True,
+        batches.texts,
+        notes=tuple(notes),
+    )
+
+
+def _evaluate(
+    dense: nn.Module, small: nn.Module, batches: Batches, display: Display
+) -> tuple[int, Mapping[str, float]] | None:
+    if not batches:
+        return None
+    with display.stage("evaluate") as progress:
+        report = evaluate(dense, small, batches, progress=progress)
+    return report.examples, report.figures
+
+
+def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Load a saved model again and compare its outputs with those of ``model``, bit by bit.
+
+    Raises:
+        ReloadError: if anything differs.
+    """
+    device = device_of(model)
+    loaded = cast("nn.Module", from_pretrained(folder)).to(device)
+    with torch.inference_mode(), evaluating(model, loaded):
+        for batch in batches:
+            inputs = {
+                key: value.to(device) if isinstance(value, Tensor) else value
+                for key, value in inputs_of(batch).items()
+            }
+            mine, theirs = _tensors(model(**inputs)), _tensors(loaded(**inputs))
+            for name, value in mine.items():
+                if name not in theirs or not torch.equal(value, theirs[name]):
+                    raise ReloadError(
+                        f"the saved model, loaded again, gives another {name!r} than the sliced model "
+                        "in memory; nothing was kept."
+                    )
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    items = cast("Mapping[str, object]", output).items()
+    return {name: value for name, value in items if isinstance(value, Tensor)}
+
+
+def _weights(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _finish(report: Report, folder: Path, display: Display) -> Report:
+    """Add times and files to the report, and write it."""
+    with os.scandir(folder) as entries:
+        files = {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name)}
+    report = replace(report, seconds=dict(display.seconds), files=files)
+    report.save(folder / REPORT_FILE)
+    size = (folder / REPORT_FILE).stat().st_size
+    return replace(report, files={**files, REPORT_FILE: size})
+
+
+__all__ = [
+    "LATENCY_FILE",
+    "SELECTION_FILE",
+    "STATS_FILE",
+    "Applying",
+    "Named",
+    "Reading",
+    "ReloadError",
+    "Workload",
+    "apply_selection",
+    "check_reload",
+    "check_selection",
+    "measure_stats",
+    "measure_table",
+    "run_pipeline",
+]

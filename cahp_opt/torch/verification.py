@@ -1,0 +1,227 @@
+"""The check that a sliced model computes what the masked one does.
+
+Some ways of slicing wrongly run without an error and give wrong numbers: a fused projection read in
+another order, a head count left stale. So nothing is believed: the masked and the sliced model run on
+the same batches, with and without padding (some errors show in one of the two only), and every
+block's output is compared, because a wrong block can hide behind the residual stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.heads import Bools
+from cahp_opt.selection import Selection
+from cahp_opt.torch.attention import Attention, find_attention
+from cahp_opt.torch.batching import Batch, device_of, inputs_of, prepare
+from cahp_opt.torch.blocks import projection_modules
+from cahp_opt.torch.masking import head_mask, kept_units
+from cahp_opt.torch.preserving import evaluating
+
+_LENGTH = 8
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Per block depth, relative to the largest value of what is compared."""
+
+
+class SliceError(RuntimeError):
+    """The sliced model does not compute what the masked model does; the sentence says where."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One run: a batch, whether to run the model without its head, and which tokens are real."""
+
+    batch: Batch
+    bare: bool
+
+
+Trace = Mapping[str, Tensor]
+"""Every block's output and the model's outputs, by name, at real tokens."""
+
+
+def verify_slice(
+    dense: nn.Module,
+    small: nn.Module,
+    selection: Selection | npt.ArrayLike,
+    batch: object | None = None,
+) -> float:
+    """Compare ``dense`` masked by ``selection`` with ``small``, with and without padding.
+
+    Args:
+        dense: the model that was sliced.
+        small: the sliced model.
+        selection: the selection for ``dense``, or its keep-set, bool ``[n]``.
+        batch: keyword arguments for both models; None for random token ids.
+
+    Returns:
+        The largest absolute difference of the models' outputs.
+
+    Raises:
+        SliceError: if a block or an output differs by more than rounding: 1e-5 (float32) or 1e-9
+            (float64) of its largest value for one block, growing with the square root of their
+            number.
+        ValueError: if the selection is of another model, or no batch is given and none can be made.
+    """
+    attention, sliced = find_attention(dense), find_attention(small)
+    kept = kept_units(attention.space, selection)
+    probes = make_probes(dense, batch)
+    before = references(dense, attention, probes, kept)
+    return compare(before, small, sliced, probes)
+
+
+def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
+    """The runs to compare: one with padding and one without.
+
+    Raises:
+        ValueError: if the batch cannot be used, or none is given and the model's configuration does
+            not tell its vocabulary.
+    """
+    device = device_of(model)
+    if batch is None:
+        random = _random_ids(model, device)
+        padding = _some_padding(random)
+        return [
+            Probe({"input_ids": random}, True),
+            Probe({"input_ids": random, "attention_mask": padding}, True),
+        ]
+    given = inputs_of(prepare(batch, device, "batch"))
+    probes = [Probe(given, False)]
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    if isinstance(ids, Tensor) and ids.ndim == 2:
+        if isinstance(mask, Tensor) and not bool((mask != 0).all()):
+            probes.append(Probe({k: v for k, v in given.items() if k != "attention_mask"}, False))
+        else:
+            probes.append(Probe({**given, "attention_mask": _some_padding(ids)}, False))
+    return probes
+
+
+def references(
+    model: nn.Module, attention: Attention, probes: list[Probe], kept: Bools
+) -> list[Trace]:
+    """What the sliced model is to compute: the traces of the masked model.
+
+    Raises:
+        ValueError: if a block does not run on any probe, so that nothing could be said about it.
+    """
+    traces = [trace(model, attention, probe, kept) for probe in probes]
+    for index, block in enumerate(attention):
+        if not any(f"block {index}" in found for found in traces):
+            raise ValueError(
+                f"`batch` does not reach the block {block.name!r}, so slicing it cannot be checked; "
+                "pass a batch that uses it."
+            )
+    return traces
+
+
+def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | None) -> Trace:
+    """Run ``model``, masked to ``kept`` if given, and keep what is to be compared."""
+    found: dict[str, Tensor] = {}
+    mask = probe.batch.get("attention_mask")
+
+    def keep(name: str, value: object) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            # Padding rows differ between backends for reasons that have nothing to do with heads.
+            by_token = isinstance(mask, Tensor) and value.ndim > 2 and value.shape[:2] == mask.shape
+            found[name] = (value[mask != 0] if by_token else value).detach().clone()
+
+    def listen(index: int) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, output: keep(f"block {index}", output)
+
+    base = getattr(model, "base_model", model) if probe.bare else model
+    handles = [b.out.register_forward_hook(listen(i)) for i, b in enumerate(attention)]
+    try:
+        with evaluating(model), torch.no_grad():
+            if kept is None:
+                output = base(**probe.batch)
+            else:
+                with head_mask(model, kept):
+                    output = base(**probe.batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if isinstance(output, Mapping):
+        for name, value in cast("Mapping[str, object]", output).items():
+            keep(f"output {name!r}", value)
+    else:
+        values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
+        for i, value in enumerate(values):
+            keep(f"output {i}", value)
+    return found
+
+
+def compare(
+    before: list[Trace], small: nn.Module, attention: Attention, probes: list[Probe]
+) -> float:
+    """Run the sliced model on the same probes and return the largest difference of its outputs.
+
+    Raises:
+        SliceError: if it cannot run, or something differs by more than rounding.
+    """
+    largest = 0.0
+    allowed = _tolerance(attention)
+    names = [block.name for block in attention]
+    for expected, probe in zip(before, probes, strict=True):
+        try:
+            found = trace(small, attention, probe, None)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise SliceError(f"the sliced model cannot run: {error}") from error
+        where = "with padding" if "attention_mask" in probe.batch else "without padding"
+        for name, reference in expected.items():
+            value = found.get(name)
+            label = f"block {names[int(name[6:])]!r}" if name.startswith("block ") else name
+            if value is None or value.shape != reference.shape:
+                shape = "is missing" if value is None else f"has shape {list(value.shape)}"
+                raise SliceError(
+                    f"{label} of the sliced model {shape}, and the masked model's has "
+                    f"{list(reference.shape)}."
+                )
+            difference = float((value.double() - reference.double()).abs().amax())
+            scale = float(reference.double().abs().amax())
+            if not difference <= allowed * scale:  # NaN must fail too
+                raise SliceError(
+                    f"the sliced model differs from the masked one ({where}): {label} by "
+                    f"{difference:.3g}, where its largest value is {scale:.3g} and "
+                    f"{allowed * scale:.3g} is allowed."
+                )
+            if not name.startswith("block "):
+                largest = max(largest, difference)
+    return largest
+
+
+def _some_padding(ids: Tensor) -> Tensor:
+    """An attention mask in which the last third of every other row is padding."""
+    mask = torch.ones_like(ids)
+    mask[1 - len(ids) % 2 :: 2, ids.shape[1] - ids.shape[1] // 3 :] = 0
+    return mask
+
+
+def _tolerance(attention: Attention) -> float:
+    weights = [m.weight for b in attention for _, m in projection_modules(b)]
+    dtypes = {w.dtype for w in weights if isinstance(w, Tensor)}
+    on_cuda = any(isinstance(w, Tensor) and w.is_cuda for w in weights)
+    if on_cuda and torch.get_float32_matmul_precision() != "highest":
+        dtypes.add(torch.float16)  # TensorFloat-32 has the precision of half floats
+    each = max(_TOLERANCE.get(dtype, 1e-1) for dtype in dtypes)
+    return min(each * math.sqrt(len(attention)), 0.2)
+
+
+def _random_ids(model: nn.Module, device: torch.device) -> Tensor:
+    config: object = getattr(model, "config", None)
+    vocabulary: object = getattr(config, "vocab_size", None)
+    if not isinstance(vocabulary, int):
+        raise ValueError(
+            f"`batch` is needed to check the sliced model: the configuration of "
+            f"{type(model).__name__} does not tell its vocabulary; pass a small tokenised batch."
+        )
+    positions: object = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and MPNet lose two positions to padding.
+    length = min(_LENGTH, max(positions - 2, 1)) if isinstance(positions, int) else _LENGTH
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary, (2, length), generator=generator).to(device)

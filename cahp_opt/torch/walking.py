@@ -1,0 +1,188 @@
+"""Running a model only as far as one block, from where an earlier run left off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from cahp_opt.torch.attention import Attention, AttentionBlock
+from cahp_opt.torch.batching import Batch, inputs_of
+
+
+class _Reached(Exception):
+    """The run has got where it was going; ends the forward pass."""
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """What a walk met at a block.
+
+    Args:
+        residual: the residual stream as it enters the block's layer, ``[batch, tokens, hidden]``.
+        heads: the input of the output projection, ``[batch, tokens, width]``.
+        out: the output of the output projection, ``[batch, tokens, hidden]``.
+    """
+
+    residual: Tensor
+    heads: Tensor
+    out: Tensor
+
+
+class Walk:
+    """Runs one model block after block over the same batches.
+
+    A transformer layer reads the residual stream as its first input, before or after the norm alike, so
+    a run can resume at any layer: earlier layers pass their input through, and the layer's first input
+    is replaced by the one remembered. What is remembered is one residual stream per batch, up to a
+    limit of memory; batches beyond it run from the start each time.
+
+    Args:
+        model: the model, in evaluation mode.
+        attention: its blocks.
+        memory: bytes that may be remembered.
+
+    Raises:
+        ValueError: if a block has no layer of its own.
+    """
+
+    def __init__(self, model: nn.Module, attention: Attention, memory: int) -> None:
+        self._model, self._attention, self._memory = model, attention, memory
+        self._layers = [layer_of(model, block) for block in attention]
+        if len({id(layer) for layer in self._layers}) != len(self._layers):
+            raise ValueError(
+                "`model` has layers with more than one attention block (such as cross-attention), which "
+                "refitting does not know how to walk; refit is for encoders and decoder-only models."
+            )
+        self._remembered: dict[int, tuple[int, Tensor]] = {}
+        self._rest: dict[int, tuple[Any, ...] | None] = {}
+
+    def to(self, block: int, batch: Batch, number: int) -> Point:
+        """Run ``batch`` up to the output projection of ``block``.
+
+        Args:
+            block: where to stop; must not be before the block of the previous walk with this batch.
+            batch: the batch.
+            number: the position of the batch in the data.
+        """
+        start, state = self._remembered.get(number, (0, None))
+        found: dict[str, Tensor] = {}
+
+        def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found["residual"] = first_input(layer, args, kwargs)
+
+        def resume(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_first_input(layer, args, kwargs, state)
+
+        def stop(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            found["heads"], found["out"] = args[0], output
+            raise _Reached
+
+        with ExitStack() as stack:
+            if state is not None:
+                stack.enter_context(self._skipping(start))
+                hook = self._layers[start].register_forward_pre_hook(resume, with_kwargs=True)
+                stack.callback(hook.remove)
+            for index in range(start, block):
+                if index not in self._rest:  # learn once what a layer returns beside its output
+                    learn = self._layers[index].register_forward_hook(self._learner(index))
+                    stack.callback(learn.remove)
+            hook = self._layers[block].register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(hook.remove)
+            out = self._attention.blocks[block].out
+            stack.callback(out.register_forward_hook(stop).remove)
+            with suppress(_Reached):
+                self._model(**inputs_of(batch))
+        if "out" not in found or "residual" not in found:
+            raise ValueError(
+                f"`model` did not run block {self._attention.blocks[block].name!r} on this input; refit "
+                "needs batches that every block sees."
+            )
+        self._remember(number, block, found["residual"])
+        return Point(found["residual"], found["heads"], found["out"])
+
+    def _remember(self, number: int, block: int, residual: Tensor) -> None:
+        size = residual.numel() * residual.element_size()
+        if number not in self._remembered:
+            if size > self._memory:
+                return
+            self._memory -= size
+        self._remembered[number] = (block, residual)
+
+    def _learner(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def learn(layer: nn.Module, args: Any, output: Any) -> None:
+            self._rest[index] = None if isinstance(output, Tensor) else tuple(output[1:])
+
+        return learn
+
+    @contextmanager
+    def _skipping(self, start: int) -> Generator[None, None, None]:
+        """Layers before ``start`` return their input, in the form they return their output."""
+        with ExitStack() as stack:
+            for index in range(start):
+                stack.enter_context(_forward_replaced(self._layers[index], self._rest[index]))
+            yield
+
+
+@contextmanager
+def _forward_replaced(
+    layer: nn.Module, rest: tuple[Any, ...] | None
+) -> Generator[None, None, None]:
+    def pass_through(*args: Any, **kwargs: Any) -> Any:
+        hidden = first_input(layer, args, kwargs)
+        return hidden if rest is None else (hidden, *rest)
+
+    own = vars(layer)  # other libraries put a forward there too; it must come back
+    before = own.get("forward")
+    own["forward"] = pass_through
+    try:
+        yield
+    finally:
+        if before is None:
+            del own["forward"]
+        else:
+            own["forward"] = before
+
+
+def layer_of(model: nn.Module, block: AttentionBlock) -> nn.Module:
+    """The transformer layer around a block: its nearest ancestor that is an element of a ModuleList.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = block.name.split(".")
+    for end in range(len(path), 0, -1):
+        if isinstance(model.get_submodule(".".join(path[: end - 1])), nn.ModuleList):
+            return model.get_submodule(".".join(path[:end]))
+    raise ValueError(
+        f"block {block.name!r} lies in no list of layers, so its residual stream cannot be found; "
+        "refitting this model is not supported."
+    )
+
+
+def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The residual stream among a layer's arguments.
+
+    Raises:
+        ValueError: if the layer is called without it.
+    """
+    value = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"a layer of type {type(layer).__name__} was called without hidden states as its first "
+            "argument; refitting this model is not supported."
+        )
+    return value
+
+
+def with_first_input(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's arguments with another residual stream."""
+    first_input(layer, args, kwargs)
+    if args:
+        return (value, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": value}

@@ -1,0 +1,342 @@
+"""Calibration: sums that depend on the texts alone, and a model left exactly as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.stats import HeadStats
+from cahp_opt.torch.attention import find_attention, out_weight
+from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.divergence import jensen_shannon
+from cahp_opt.torch.fidelity import PooledEmbedding
+from cahp_opt.torch.fingerprint import fingerprint
+from cahp_opt.torch.masking import head_mask
+
+Batch = dict[str, Tensor]
+
+FAMILIES = (tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2, tiny_models.LLAMA_GQA)
+
+
+def texts(n: int = 7, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 40, size=rng.integers(3, 9)).tolist() for _ in range(n)]
+
+
+def collate(rows: Iterable[list[int]], *, extra: int = 0, left: bool = False) -> Batch:
+    rows = list(rows)
+    length = max(map(len, rows)) + extra
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        where = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row), 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def assert_same(a: HeadStats, b: HeadStats, rtol: float = 1e-3) -> None:
+    assert (a.model, a.examples, a.tokens) == (b.model, b.examples, b.tokens)
+
+    def close(x: np.ndarray, y: np.ndarray) -> None:
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
+
+    close(a.salience.sum, b.salience.sum)
+    assert a.gauss_newton.keys() == b.gauss_newton.keys()
+    for rho, total in a.gauss_newton.items():
+        assert total.count == b.gauss_newton[rho].count
+        close(total.sum, b.gauss_newton[rho].sum)
+    for x, y in zip(a.moments, b.moments, strict=True):
+        assert x.count == y.count
+        close(x.sum, y.sum)
+        close(x.outer, y.outer)
+        close(x.readout, y.readout)
+    assert (a.divergence is None) == (b.divergence is None)
+    if a.divergence and b.divergence:
+        close(a.divergence.sum, b.divergence.sum)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_batching_padding_and_order_change_nothing(family: tiny_models.Family) -> None:
+    model, rows = family.build().double(), texts()
+    kwargs: dict[str, Any] = {"divergence_examples": 100, "densities": (1.0, 0.5, 0.25)}
+    whole = calibrate(model, [collate(rows)], **kwargs)
+    other = calibrate(
+        model, (collate(part, extra=3) for part in (rows[4:], rows[2:4], rows[:2])), **kwargs
+    )
+    assert_same(whole, other, rtol=1e-8)
+    a = calibrate(model, [collate(rows[:3])], **kwargs)
+    b = calibrate(model, [collate([row]) for row in rows[3:]], **kwargs)
+    assert_same(a + b, whole, rtol=1e-8)
+    assert a.salience.count == 3
+
+
+def test_single_precision_is_close_to_double() -> None:
+    rows = texts()
+    single = calibrate(tiny_models.BERT.build(), [collate(rows)])
+    double = calibrate(tiny_models.BERT.build().double(), [collate(rows)])
+    for x, y in zip(single.moments, double.moments, strict=True):
+        np.testing.assert_allclose(x.outer, y.outer, atol=2e-6 * np.abs(y.outer).max())
+    np.testing.assert_allclose(single.salience.sum, double.salience.sum, rtol=1e-3)
+
+
+def test_labels_change_the_salience_only() -> None:
+    model, batch = tiny_models.BERT.build().double(), collate(texts())
+    labels = torch.arange(7) % 3
+    plain, labelled = calibrate(model, [batch]), calibrate(model, [{**batch, "labels": labels}])
+    assert not np.allclose(plain.salience.sum, labelled.salience.sum)
+    for rho, total in plain.gauss_newton.items():
+        np.testing.assert_array_equal(total.sum, labelled.gauss_newton[rho].sum)
+    gates = torch.ones(7, 12, dtype=torch.float64, requires_grad=True)
+    with head_mask(model, gates):
+        loss = nn.functional.cross_entropy(model(**batch).logits, labels, reduction="sum")
+    (expected,) = torch.autograd.grad(loss, gates)
+    np.testing.assert_allclose(labelled.salience.sum, expected.abs().sum(dim=0), rtol=1e-9)
+    with pytest.raises(ValueError, match="labels in some batches only"):
+        calibrate(model, [batch, {**batch, "labels": labels}])
+
+
+def test_gauss_newton_predicts_the_kl_of_small_gate_changes() -> None:
+    # One text, many seeds: the mean of g g' is the Hessian of the KL in the gates.
+    model, batch = tiny_models.BERT.build(num_hidden_layers=1).double(), collate(texts(1))
+    total = sum(
+        calibrate(model, [batch], densities=(1.0,), seed=seed).gauss_newton[1.0].sum
+        for seed in range(120)
+    )
+    estimate = np.asarray(total) / 120
+    logits = model(**batch).logits.detach()
+    probabilities = logits.softmax(dim=-1)[0]
+
+    def of_gates(gates: Tensor) -> Tensor:
+        with head_mask(model, gates):
+            found: Tensor = model(**batch).logits[0]
+        return found
+
+    jacobian = torch.func.jacrev(of_gates)(torch.ones(4, dtype=torch.float64))
+    assert isinstance(jacobian, Tensor)
+    metric = probabilities.diag() - torch.outer(probabilities, probabilities)
+    exact = (jacobian.T @ metric @ jacobian).numpy()
+    np.testing.assert_allclose(estimate, exact, atol=0.35 * np.abs(exact).max())
+
+
+def test_moments_are_those_of_the_real_tokens() -> None:
+    model, rows = tiny_models.BERT.build(bare=True).double(), texts(3)
+    stats = calibrate(model, [collate(rows, extra=2)], gradient_examples=0)
+    seen: list[Tensor] = []
+    block = find_attention(model).blocks[1]
+    hook = block.out.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    for row in rows:
+        model(**collate([row]))
+    hook.remove()
+    z = torch.cat([s.reshape(-1, s.shape[-1]) for s in seen])
+    moments = stats.moments[1]
+    assert moments.count == stats.tokens == len(z) == sum(map(len, rows))
+    np.testing.assert_allclose(moments.sum, z.sum(dim=0), rtol=1e-9)
+    np.testing.assert_allclose(moments.outer, z.T @ z, rtol=1e-9, atol=1e-9)
+    w = out_weight(block).detach()
+    np.testing.assert_allclose(moments.readout, w.T @ w, rtol=1e-12)
+
+
+def test_caps_cut_inside_a_batch_and_zero_is_allowed() -> None:
+    model, rows = tiny_models.BERT.build().double(), texts(5)
+    stats = calibrate(model, [collate(rows[:3]), collate(rows[3:])], gradient_examples=4)
+    first = calibrate(model, [collate(rows[:4])])
+    assert stats.salience.count == 4 and stats.examples == 5
+    np.testing.assert_allclose(stats.salience.sum, first.salience.sum, rtol=1e-8)
+    none = calibrate(model, [collate(rows)], gradient_examples=0, densities=())
+    assert none.salience.count == 0 and not none.gauss_newton and none.divergence is None
+
+
+def test_seed_changes_the_draws_and_nothing_else() -> None:
+    model, batches = tiny_models.BERT.build(), [collate(texts())]
+    a, b, c = (calibrate(model, batches, seed=s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(a.gauss_newton[0.5].sum, b.gauss_newton[0.5].sum)
+    assert not np.allclose(a.gauss_newton[0.5].sum, c.gauss_newton[0.5].sum)
+    np.testing.assert_array_equal(a.moments[0].outer, c.moments[0].outer)
+
+
+def test_divergence_by_hand() -> None:
+    same = torch.tensor([[[0.5, 0.5], [1.0, 0.0]]])
+    apart = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]])
+    result = jensen_shannon(torch.cat([same, same, apart]))
+    assert result[0, 1] == 0 and result[0, 0] == 0
+    assert result[0, 2] == pytest.approx(math.log(2) / 2) == result[2, 1]
+    # padding took half of the mass of every row away: it is put back
+    np.testing.assert_allclose(
+        jensen_shannon(torch.cat([same, same, apart]) / 2), result, atol=1e-7
+    )
+
+
+def test_key_value_groups_average_their_heads() -> None:
+    model = tiny_models.LLAMA_GQA.build()
+    stats = calibrate(model, [collate(texts(3))], divergence_examples=2)
+    assert stats.divergence is not None and stats.divergence.count == 2
+    matrix = stats.divergence.mean
+    assert matrix.shape == (12, 12) and (matrix <= math.log(2)).all() and matrix[0, 1] > 0
+    np.testing.assert_array_equal(matrix, matrix.T)
+
+
+def trace(model: nn.Module) -> list[object]:
+    """Everything that must be as before."""
+    return [
+        [
+            (n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+            for n, m in model.named_modules()
+        ],
+        [
+            (
+                n,
+                p.requires_grad,
+                p.dtype,
+                p.device,
+                p._version,
+                id(p.grad),
+                None if p.grad is None else p.grad.sum().item(),
+            )
+            for n, p in model.named_parameters()
+        ],
+        model.config._attn_implementation,  # type: ignore[union-attr]
+        torch.random.get_rng_state().tolist(),
+    ]
+
+
+class _Stop(BaseException):
+    """Stands for Ctrl-C, which pytest would take for its own."""
+
+
+def broken(kind: type[BaseException], rows: list[list[int]]) -> Iterable[Batch]:
+    yield collate(rows)
+    raise kind
+
+
+@pytest.mark.parametrize("family", [tiny_models.BERT, tiny_models.LLAMA_GQA], ids=lambda f: f.name)
+@pytest.mark.parametrize("kind", [None, RuntimeError, KeyboardInterrupt, _Stop])
+def test_model_is_left_as_found(
+    family: tiny_models.Family, kind: type[BaseException] | None
+) -> None:
+    model, rows = family.build(), texts(3)
+    model.train()
+    first = next(iter(model.children()))
+    first.eval()
+    parameters = list(model.parameters())
+    parameters[0].requires_grad_(False)
+    parameters[2].grad = torch.ones_like(parameters[2])
+    before = trace(model)
+    if kind is None:
+        calibrate(model, [collate(rows)], divergence_examples=2)
+    else:
+        with pytest.raises(kind):
+            calibrate(model, broken(kind, rows), divergence_examples=2)
+    assert trace(model) == before
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_model_is_left_as_found_when_its_forward_fails(kind: type[BaseException]) -> None:
+    model = tiny_models.BERT.build()
+    remaining = 0
+
+    def fail(*_: object) -> None:
+        nonlocal remaining
+        remaining -= 1
+        if not remaining:
+            raise kind
+
+    for limit in (1, 2, 3, 4):  # the plain pass, both gated ones, and the one for attention maps
+        remaining = limit
+        hook = find_attention(model).blocks[2].out.register_forward_hook(fail)
+        before = trace(model)
+        with pytest.raises(kind):
+            calibrate(model, [collate(texts(2))], divergence_examples=2)
+        assert trace(model) == before
+        hook.remove()
+
+
+def test_dropout_plays_no_part() -> None:
+    model = tiny_models.BERT.build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    a = calibrate(model.train(), [collate(texts(2))])
+    b = calibrate(model.eval(), [collate(texts(2))])
+    np.testing.assert_array_equal(a.moments[2].outer, b.moments[2].outer)
+
+
+def test_fingerprint_tells_weights_apart() -> None:
+    model = tiny_models.BERT.build()
+    assert fingerprint(model) == fingerprint(tiny_models.BERT.build())
+    assert fingerprint(model) != fingerprint(tiny_models.BERT.build(seed=1))
+    assert calibrate(model, [collate(texts(2))]).model == fingerprint(model)
+    assert len(fingerprint(model.bfloat16())) == 16
+
+
+def test_half_precision_and_no_grad_callers() -> None:
+    model, batches = tiny_models.BERT.build(), [collate(texts(3))]
+    plain = calibrate(model, batches)
+    with torch.no_grad():
+        assert_same(calibrate(model, batches), plain)
+    with torch.inference_mode():
+        assert_same(calibrate(model, batches), plain)
+    half = calibrate(model.bfloat16(), batches)
+    assert half.salience.sum.min() > 0
+
+
+def test_progress_is_reported_per_batch() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        seen.append((stage, done, total))
+
+    batches = [collate(texts(2)), collate(texts(2, seed=1))]
+    calibrate(tiny_models.BERT.build(), batches, gradient_examples=0, progress=progress)
+    calibrate(tiny_models.BERT.build(), iter(batches), gradient_examples=0, progress=progress)
+    assert seen == [
+        ("calibrate", 1, 2),
+        ("calibrate", 2, 2),
+        ("calibrate", 1, 0),
+        ("calibrate", 2, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "`batches` is empty"),
+        ([["text"]], r"`batches\[0\]` must be a mapping"),
+        ([{"input_ids": [[1, 2]]}], "no tensor among"),
+        ([{"input_ids": torch.ones(0, 3, dtype=torch.long)}], "holds no examples"),
+        ([collate(texts(2)), {**collate(texts(2)), "attention_mask": torch.ones(2, 1, 4)}], r"batches\[1\].*mask of shape \[2, 1, 4\]"),
+        ([collate([[3, 4], []])], r"no real tokens in its examples \[1\]"),
+    ],
+)  # fmt: skip
+def test_bad_batches(batches: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibrate(tiny_models.BERT.build(), batches)
+
+
+def test_bad_arguments() -> None:
+    model, batches = tiny_models.BERT.build(), [collate(texts(2))]
+    with pytest.raises(ValueError, match=r"`densities` must lie in \(0, 1\], got 0"):
+        calibrate(model, batches, densities=(0,))
+    with pytest.raises(ValueError, match="`gradient_examples` must be at least 0"):
+        calibrate(model, batches, gradient_examples=-1)
+    with pytest.raises(ValueError, match="has no `last_hidden_state`"):
+        calibrate(model, batches, fidelity=PooledEmbedding())
+
+
+def test_nan_names_the_block() -> None:
+    model = tiny_models.BERT.build()
+    with torch.no_grad():
+        find_attention(model).blocks[1].out.get_parameter("weight")[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"block 'bert.encoder.layer.2.attention' hold NaN"):
+        calibrate(model, [collate(texts(2))])
+
+
+def test_attention_maps_of_a_model_that_hides_them() -> None:
+    model = tiny_models.BERT.build()
+    plain = model.forward
+    model.forward = lambda output_attentions=False, **kwargs: plain(**kwargs)
+    with pytest.raises(ValueError, match="calibrate with `divergence_examples=0`"):
+        calibrate(model, [collate(texts(2))], divergence_examples=1)

@@ -1,0 +1,200 @@
+"""Saving and loading sliced models."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+from tiny_models import FAMILIES, Family, run, uneven
+from torch import nn
+
+from cahp_opt.heads import HeadSpace
+from cahp_opt.records import RecordError
+from cahp_opt.selection import Selection
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.slicing import selection_of, slice_heads
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+
+
+def sliced(family: Family = tiny.BERT, dtype: torch.dtype = torch.float32, **build: Any) -> Any:
+    model = family.build(**build).to(dtype)
+    return slice_heads(model, uneven(find_attention(model).space, empty=0))
+
+
+def assert_same(loaded: nn.Module, saved: nn.Module) -> None:
+    pairs = zip(loaded.named_parameters(), saved.named_parameters(), strict=True)
+    for (name, a), (other, b) in pairs:
+        assert name == other and a.dtype == b.dtype and a.requires_grad == b.requires_grad, name
+        assert torch.equal(a, b), name
+    assert torch.equal(run(loaded, tiny.batch()), run(saved, tiny.batch()))
+
+
+@families
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_reload_is_exact(family: Family, dtype: torch.dtype, tmp_path: Path) -> None:
+    small = sliced(family, dtype)
+    save_pretrained(small, tmp_path / "pruned")
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+    loaded = from_pretrained(tmp_path / "pruned")
+    assert_same(loaded, small)
+    assert type(loaded) is type(small)
+    found, saved = selection_of(loaded), selection_of(small)
+    assert found is not None and saved is not None
+    assert found.heads() == saved.heads() and found.space == saved.space
+
+
+def test_the_loaded_model_can_be_saved_sliced_and_pickled(tmp_path: Path) -> None:
+    model = tiny.LLAMA_GQA.build()
+    first = slice_heads(model, uneven(find_attention(model).space))
+    save_pretrained(first, tmp_path / "first")
+    loaded = from_pretrained(tmp_path / "first")
+    kept = np.ones(find_attention(loaded).space.n, dtype=bool)
+    kept[[0, -1]] = False  # the first block had one unit, so it loses its last
+    second = slice_heads(loaded, kept)
+    save_pretrained(second, tmp_path / "second")
+    again = from_pretrained(tmp_path / "second")
+    assert_same(again, second)
+    assert [block.ghost for block in find_attention(again)] == [True, False, False]
+    assert_same(pickle.loads(pickle.dumps(again)), second)
+
+
+def test_bare_models_and_loader_options(tmp_path: Path) -> None:
+    small = sliced(tiny.MPNET, bare=True)
+    save_pretrained(small, tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned", dtype=torch.float64)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float64}
+    assert_same(from_pretrained(str(tmp_path / "pruned"), attn_implementation="eager"), small)
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    small = sliced(tiny.GPT2)
+    assert small.lm_head.weight is small.transformer.wte.weight
+    save_pretrained(small, tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned")
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+
+
+def test_sharded_weights(tmp_path: Path) -> None:
+    small = sliced(tiny.QWEN2)
+    save_pretrained(small, tmp_path / "pruned")
+    small.save_pretrained(str(tmp_path / "pruned"), max_shard_size="20KB")
+    assert len(list((tmp_path / "pruned").glob("*.safetensors"))) > 1
+    assert_same(from_pretrained(tmp_path / "pruned"), small)
+
+
+@families
+def test_the_stock_loader_refuses_the_folder(family: Family, tmp_path: Path) -> None:
+    small = sliced(family)
+    save_pretrained(small, tmp_path / "pruned")
+    with pytest.raises(RuntimeError, match="mismatch"):
+        type(small).from_pretrained(str(tmp_path / "pruned"))
+
+
+class Tokenizer:
+    """Saves one file, or fails half way."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+
+    def save_pretrained(self, save_directory: str, /) -> None:
+        (Path(save_directory) / "vocabulary.txt").write_text("a b c")
+        if self.fails:
+            raise OSError(28, "No space left on device")
+
+
+def test_the_tokenizer_is_saved_beside_it(tmp_path: Path) -> None:
+    save_pretrained(sliced(), tmp_path / "deep" / "pruned", tokenizer=Tokenizer())
+    assert (tmp_path / "deep" / "pruned" / "vocabulary.txt").read_text() == "a b c"
+
+
+def test_folders_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    small, target = sliced(), tmp_path / "pruned"
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(small, target, tokenizer=Tokenizer(fails=True))
+    assert list(tmp_path.iterdir()) == []
+    target.mkdir()
+    save_pretrained(small, target)
+    with pytest.raises(FileExistsError, match=r"not empty.*overwrite=True"):
+        save_pretrained(small, target)
+    (target / "old.txt").write_text("old")
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(small, target, tokenizer=Tokenizer(fails=True), overwrite=True)
+    assert (target / "old.txt").exists()
+    save_pretrained(small, target, overwrite=True)
+    assert not (target / "old.txt").exists()
+    assert_same(from_pretrained(target), small)
+    assert list(tmp_path.iterdir()) == [target]
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        save_pretrained(small, file, overwrite=True)
+
+
+def test_models_that_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was not sliced"):
+        save_pretrained(tiny.BERT.build(), tmp_path / "pruned")
+    wrapped: Any = nn.Sequential(tiny.BERT.build(bare=True))
+    kept = np.arange(12) % 2 == 0
+    wrapped.cahp_selection = Selection.from_kept(HeadSpace.uniform(blocks=3, units=4), kept)
+    with pytest.raises(ValueError, match="without `save_pretrained`"):
+        save_pretrained(wrapped, tmp_path / "pruned")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
+    target = tmp_path / "pruned"
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        from_pretrained(target)
+    save_pretrained(sliced(), target)
+    plan = target / SELECTION_FILE
+    good = json.loads(plan.read_text())
+
+    plan.write_text("{")
+    with pytest.raises(RecordError, match="not a readable JSON record"):
+        from_pretrained(target)
+
+    space = HeadSpace.uniform(blocks=3, units=5)
+    Selection.from_kept(space, np.ones(15, dtype=bool)).save(plan)
+    with pytest.raises(RecordError, match=r"of another model.*5 5 5 heads.*4 4 4 heads"):
+        from_pretrained(target)
+
+    name = good["blocks"][1][0]
+    plan.write_text(json.dumps({**good, "kept": {**good["kept"], name: [0, 1, 2]}}))
+    with pytest.raises(RecordError, match="does not fit the weights"):
+        from_pretrained(target)
+
+    plan.unlink()
+    with pytest.raises(RecordError, match=f"has no {SELECTION_FILE}"):
+        from_pretrained(target)
+
+    plan.write_text(json.dumps(good))
+    with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
+        from_pretrained(target, ignore_mismatched_sizes=True)
+
+    config = target / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace("BertForSequenceClassification", "BertForTelepathy"))
+    with pytest.raises(RecordError, match="'BertForTelepathy'"):
+        from_pretrained(target)
+    config.write_text("[]")
+    with pytest.raises(RecordError, match="names no architecture"):
+        from_pretrained(target)
+    config.write_text(text)
+
+    weights = target / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match="cannot be read"):
+        from_pretrained(target)
+    weights.write_bytes(whole)
+    assert_same(from_pretrained(target), sliced())
+    shutil.rmtree(target)

@@ -1,0 +1,184 @@
+"""Fidelity: the probe has the metric of the distance, whatever the head, and figures mean what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch.evaluation import evaluate
+from cahp_opt.torch.fidelity import (
+    ClassLogits,
+    Fidelity,
+    PooledEmbedding,
+    Regression,
+    TokenLogits,
+    fidelity_of,
+)
+from cahp_opt.torch.tallies import neighbour_agreement
+
+
+def rngs(size: int, seed: int = 0) -> list[np.random.Generator]:
+    return [np.random.default_rng([seed, i]) for i in range(size)]
+
+
+def padded(size: int, length: int) -> dict[str, Tensor]:
+    mask = torch.ones(size, length, dtype=torch.long)
+    mask[:, length - 1] = 0
+    return {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "shape"),
+    [
+        (ClassLogits(), (4,)),
+        (Regression(), (3,)),
+        (TokenLogits(causal=True), (4, 3)),
+        (PooledEmbedding(), (5,)),
+    ],
+    ids=repr,
+)
+def test_mean_of_probes_is_hessian_of_distance(fidelity: Fidelity, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    one = torch.randn(shape, dtype=torch.float64)
+    batch = padded(1, 4)
+
+    def distance(other: Tensor) -> Tensor:
+        return fidelity.distance(one[None], other.reshape(1, *shape), batch).sum()
+
+    hessian = torch.func.hessian(distance)(one.flatten())
+    assert isinstance(hessian, Tensor)
+    draws = 40_000
+    many = one.expand(draws, *shape)
+    shared = rngs(1) * draws  # one generator for all examples: independent draws, made fast
+    probes = fidelity.probe(many, padded(draws, 4), shared).reshape(draws, -1)
+    # A hundredth is about five standard errors of entries whose size is below one half.
+    torch.testing.assert_close(probes.T @ probes / draws, hessian, atol=0.012, rtol=0.02)
+    assert probes.abs().max() > 0
+
+
+def test_distance_to_itself_is_zero_and_kl_is_known() -> None:
+    dense = torch.tensor([[0.0, 0.0], [2.0, -1.0]])
+    other = torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
+    batch = {"input_ids": torch.ones(2, 1, dtype=torch.long)}
+    fidelity = ClassLogits()
+    assert fidelity.distance(dense, dense, batch).abs().max() == 0
+    expected = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    assert fidelity.distance(dense, other, batch)[0].item() == pytest.approx(expected, rel=1e-6)
+    ruled_out = torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]])
+    assert fidelity.distance(ruled_out, ruled_out, batch).tolist() == [0, 0]
+
+
+def test_token_distance_ignores_padding() -> None:
+    torch.manual_seed(0)
+    dense, other = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    fidelity, batch = TokenLogits(causal=False), padded(2, 4)
+    cut = {key: value[:, :3] for key, value in batch.items()}
+    torch.testing.assert_close(
+        fidelity.distance(dense, other, batch), fidelity.distance(dense[:, :3], other[:, :3], cut)
+    )
+    full, short = fidelity.probe(dense, batch, rngs(2)), fidelity.probe(dense[:, :3], cut, rngs(2))
+    torch.testing.assert_close(full[:, :3], short)
+    assert full[:, 3].abs().max() == 0
+
+
+def test_pooled_embedding_ignores_padding() -> None:
+    hidden = torch.randn(2, 4, 5)
+    pooled = PooledEmbedding().output(SimpleNamespace(last_hidden_state=hidden), padded(2, 4))
+    torch.testing.assert_close(pooled, hidden[:, :3].mean(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: tiny_models.BERT.build(), ClassLogits()),
+        (lambda: tiny_models.BERT.build(num_labels=1), Regression()),
+        (lambda: tiny_models.BERT.build(bare=True), PooledEmbedding()),
+        (lambda: tiny_models.GPT2.build(), TokenLogits(causal=True)),
+        (lambda: tiny_models.LLAMA_GQA.build(), TokenLogits(causal=True)),
+        (lambda: tiny_models.LLAMA_GQA.build(bare=True), PooledEmbedding()),
+    ],
+)
+def test_fidelity_fits_the_head(build: Callable[[], nn.Module], expected: Fidelity) -> None:
+    assert fidelity_of(build()) == expected
+
+
+def test_unknown_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match="Linear, whose output no fidelity is known for; pass"):
+        fidelity_of(nn.Linear(2, 2))
+    many = tiny_models.BERT.build(problem_type="multi_label_classification")
+    with pytest.raises(ValueError, match="multi-label"):
+        fidelity_of(many)
+    with pytest.raises(ValueError, match="has no `logits` of shape"):
+        ClassLogits().output(SimpleNamespace(last_hidden_state=torch.ones(1, 2, 3)), {})
+
+
+def test_causal_loss_is_shifted() -> None:
+    model = tiny_models.GPT2.build()
+    batch = tiny_models.batch(size=1, padded=False)
+    output = model(**batch, labels=batch["input_ids"])
+    loss = TokenLogits(causal=True).loss(output.logits, {**batch, "labels": batch["input_ids"]})
+    assert loss is not None
+    torch.testing.assert_close(loss[0], output.loss)
+    assert TokenLogits(causal=True).loss(output.logits, batch) is None
+
+
+def test_report_of_a_classifier() -> None:
+    dense, other = tiny_models.BERT.build(), tiny_models.BERT.build(seed=1)
+    batches = [{**tiny_models.batch(seed=s), "labels": torch.tensor([0, 1, 2])} for s in range(4)]
+    same = evaluate(dense, tiny_models.BERT.build(), batches)
+    assert same.examples == 12
+    assert same.figures["kl"] == pytest.approx(0, abs=1e-6)
+    assert same.figures["agreement"] == 1
+    assert same.figures["accuracy"] == same.figures["dense_accuracy"]
+    changed = evaluate(dense, other, batches)
+    assert changed.figures["kl"] > 0
+    assert list(changed.figures) == ["kl", "agreement", "dense_accuracy", "accuracy"]
+    assert list(evaluate(dense, other, [tiny_models.batch()]).figures) == ["kl", "agreement"]
+
+
+def test_report_of_an_encoder() -> None:
+    dense = tiny_models.BERT.build(bare=True)
+    batches = [tiny_models.batch(size=8, seed=s) for s in range(3)]
+    same = evaluate(dense, tiny_models.BERT.build(bare=True), batches)
+    assert same.figures["cosine_distance"] == pytest.approx(0, abs=1e-6)
+    assert same.figures["neighbour_agreement_at_10"] == 1
+    changed = evaluate(dense, tiny_models.BERT.build(bare=True, seed=3), batches)
+    assert changed.figures["cosine_distance"] > 0.01
+    assert 0 < changed.figures["neighbour_agreement_at_10"] < 1
+
+
+def test_report_of_a_causal_model() -> None:
+    dense, other = tiny_models.GPT2.build(), tiny_models.GPT2.build(seed=1)
+    one = tiny_models.batch(size=1, padded=False)
+    report = evaluate(dense, other, [one])
+    assert report.figures["dense_perplexity"] == pytest.approx(
+        dense(**one, labels=one["input_ids"]).loss.exp().item(), rel=1e-4
+    )
+    assert report.figures["perplexity"] != report.figures["dense_perplexity"]
+    mixed = tiny_models.batch(size=3, length=7)
+    pooled = evaluate(dense, other, [mixed])
+    rows = [
+        {k: v[i : i + 1, : int(mixed["attention_mask"][i].sum())] for k, v in mixed.items()}
+        for i in range(3)
+    ]
+    separate = evaluate(dense, other, rows)
+    assert pooled.figures == pytest.approx(dict(separate.figures), rel=1e-4)
+
+
+def test_neighbour_agreement_by_hand() -> None:
+    line = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
+    assert neighbour_agreement(line, line, 1) == 1
+    assert neighbour_agreement(line, line[[0, 2, 1, 3]], 1) == 0
+    assert neighbour_agreement(line, line[[0, 2, 1, 3]], 10) == 1  # everyone is a neighbour then
+
+
+def test_evaluation_needs_texts() -> None:
+    model = tiny_models.BERT.build()
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        evaluate(model, model, [])

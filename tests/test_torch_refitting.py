@@ -1,0 +1,273 @@
+"""Refitting: plain least squares on the pruned path, and nothing else touched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch import refitting
+from cahp_opt.torch.attention import AttentionBlock, find_attention, out_bias, out_weight
+from cahp_opt.torch.fidelity import fidelity_of
+from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.regression import RidgeSums
+from cahp_opt.torch.slicing import slice_heads
+
+TINY = 1e-10
+BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(6)]
+
+
+def keep(model: nn.Module, counts: list[int]) -> np.ndarray:
+    space = find_attention(model).space
+    place = np.concatenate([np.arange(units) for units in space.units])
+    return place < np.array(counts)[space.block_of]
+
+
+def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return fidelity_of(model).output(model(**batch), batch)
+
+
+def distance(dense: nn.Module, model: nn.Module) -> float:
+    fidelity = fidelity_of(dense)
+    return sum(
+        float(fidelity.distance(output(dense, b), output(model, b), b).sum()) for b in BATCHES
+    )
+
+
+def through_block(model: nn.Module, block: AttentionBlock, batch: dict[str, Tensor]) -> Any:
+    """Input and output of the output projection, and input of the layer around it."""
+    seen: dict[str, Tensor] = {}
+
+    def at_out(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+        seen["heads"], seen["out"] = args[0], out
+
+    def at_layer(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["residual"] = args[0]
+
+    layer = model.get_submodule(block.name.removesuffix(".attention"))
+    hooks = [block.out.register_forward_hook(at_out), layer.register_forward_pre_hook(at_layer)]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    real = batch["attention_mask"].bool()
+    return [seen[name][real] for name in ("heads", "out", "residual")]
+
+
+@pytest.mark.parametrize("ridge", [TINY, 1e-2])
+@pytest.mark.parametrize("family", tiny_models.FAMILIES, ids=lambda f: f.name)
+def test_keeping_everything_changes_nothing(family: tiny_models.Family, ridge: float) -> None:
+    dense = family.build().double()
+    model = copy.deepcopy(dense)
+    refit(model, dense, BATCHES, ridge=ridge)
+    for batch in BATCHES[:2]:
+        torch.testing.assert_close(output(model, batch), output(dense, batch), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES, ids=lambda f: f.name)
+def test_redundant_heads_are_replaced(family: tiny_models.Family) -> None:
+    """Every odd unit is a copy of the unit before it, so even ones can say everything."""
+    dense = family.build().double()
+    with torch.no_grad():
+        for block in find_attention(dense):
+            weight = out_weight(block)
+            columns = block.width // block.units
+            duplicate(block, dense)
+            for u in range(0, block.units, 2):  # and the copies are read with other weights
+                weight[:, (u + 1) * columns : (u + 2) * columns] *= -0.5
+    kept = np.arange(find_attention(dense).space.n) % 2 == 0
+    model = slice_heads(dense, kept)
+    before = distance(dense, model)
+    refit(model, dense, BATCHES, ridge=TINY)
+    assert before > 1e-3
+    assert distance(dense, model) < 1e-6 * before
+
+
+def duplicate(block: AttentionBlock, model: nn.Module) -> None:
+    """Make each odd unit compute what the even one before it does."""
+    for projection in block.layout.projections:
+        module = block.site.get_submodule(projection.path)
+        conv = type(module).__name__ == "Conv1D"
+        for parameter in module.parameters():
+            rows = parameter.T if conv and parameter.ndim == 2 else parameter
+            if len(projection.parts) == 1 or projection.order.name == "UNIT_BY_UNIT":
+                parts = [rows]
+            else:
+                parts = list(rows.chunk(len(projection.parts)))
+            for part in parts:
+                units = part.reshape(block.units, -1, *part.shape[1:])
+                units[1::2] = units[0::2].clone()
+    for parameter in model.parameters():  # a position bias per head (MPNet) has to be the same too
+        if parameter.shape[-1] == block.heads and parameter.ndim == 2:
+            parameter[:, 1::2] = parameter[:, 0::2].clone()
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES, ids=lambda f: f.name)
+def test_refit_lowers_the_distance(family: tiny_models.Family) -> None:
+    dense = family.build()
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    before = distance(dense, model)
+    refit(model, dense, BATCHES)
+    assert distance(dense, model) < 0.9 * before
+
+
+def test_weights_are_those_of_plain_least_squares_along_the_pruned_path() -> None:
+    dense = tiny_models.BERT.build(bare=True).double()
+    model = slice_heads(dense, keep(dense, [2, 0, 3]))
+    refit(model, dense, BATCHES, ridge=0.0)
+    for b in (0, 2):
+        mine, theirs = find_attention(model).blocks[b], find_attention(dense).blocks[b]
+        x, y = [], []
+        for batch in BATCHES:
+            heads, _, residual = through_block(model, mine, batch)
+            _, out, goal = through_block(dense, theirs, batch)
+            x.append(heads)
+            y.append(out + goal - residual)
+        rows = torch.cat([torch.cat(x), torch.ones(sum(map(len, x)), 1)], dim=1).numpy()
+        expected = np.linalg.lstsq(rows, torch.cat(y).numpy(), rcond=None)[0]
+        np.testing.assert_allclose(out_weight(mine).detach().numpy(), expected[:-1].T, atol=1e-8)
+        bias = out_bias(mine)
+        assert bias is not None
+        np.testing.assert_allclose(bias.detach().numpy(), expected[-1], atol=1e-8)
+
+
+def test_empty_block_only_gets_the_mean_as_its_bias() -> None:
+    dense = tiny_models.BERT.build(bare=True).double()
+    model = slice_heads(dense, keep(dense, [0, 4, 4]))
+    refit(model, dense, BATCHES)
+    block, source = find_attention(model).blocks[0], find_attention(dense).blocks[0]
+    out = torch.cat([through_block(dense, source, batch)[1] for batch in BATCHES])
+    bias = out_bias(block)
+    assert bias is not None and block.ghost
+    torch.testing.assert_close(bias.detach(), out.mean(dim=0))
+    assert not out_weight(block).detach().any()
+
+
+def test_empty_block_without_a_bias_stays() -> None:
+    dense = tiny_models.LLAMA_GQA.build()
+    model = slice_heads(dense, keep(dense, [4, 0, 4]))
+    refit(model, dense, BATCHES)
+    assert not out_weight(find_attention(model).blocks[1]).detach().any()
+
+
+@pytest.mark.parametrize("family", [tiny_models.BERT, tiny_models.GPT2], ids=lambda f: f.name)
+def test_resuming_equals_running_from_the_start(
+    family: tiny_models.Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = family.build()
+    models = [slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(3)]
+    refit(models[0], dense, BATCHES)
+    monkeypatch.setattr(refitting, "_MEMORY", 0)
+    refit(models[1], dense, BATCHES)
+    monkeypatch.setattr(refitting, "_MEMORY", 3 * 12 * 9 * 32 * 4)  # half of the batches fit
+    refit(models[2], dense, iter(BATCHES))
+    for other in models[1:]:
+        for a, b in zip(models[0].parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_and_batching_change_nothing() -> None:
+    dense = tiny_models.BERT.build().double()
+    a, b = (slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(2))
+    refit(a, dense, BATCHES)
+    alone = [
+        {k: v[i : i + 1, : int(batch["attention_mask"][i].sum())] for k, v in batch.items()}
+        for batch in BATCHES
+        for i in range(12)
+    ]
+    refit(b, dense, alone)
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("fail", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "family", [tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2], ids=lambda f: f.name
+)
+def test_only_output_projections_change(
+    family: tiny_models.Family, fail: type[BaseException] | None
+) -> None:
+    dense = family.build()
+    model = slice_heads(dense, keep(dense, [2, 0, 2])).train()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    state = torch.random.get_rng_state()
+
+    def progress(stage: str, done: int, total: int) -> None:
+        assert total == len(BATCHES)
+        if fail and stage.startswith("refit block 3"):
+            raise fail
+
+    if fail:
+        with pytest.raises(fail):
+            refit(model, dense, BATCHES, progress=progress)
+    else:
+        refit(model, dense, BATCHES, progress=progress)
+    blocks = find_attention(model).blocks
+    changeable = {id(p) for block in blocks for p in block.out.parameters()}
+    for name, parameter in model.named_parameters():
+        assert id(parameter) in changeable or torch.equal(parameter, before[name]), name
+    assert all(m.training for m in model.modules()) and not any(m.training for m in dense.modules())
+    for module in (*model.modules(), *dense.modules()):
+        assert "forward" not in vars(module)
+    hooks = [m for m in dense.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_ridge_sums_equal_the_textbook() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 4)) + 3, rng.normal(size=(50, 2))
+    sums = RidgeSums(4, 2, torch.device("cpu"))
+    for rows in np.array_split(np.arange(50), 3):
+        sums.add(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))
+    centred = x - x.mean(axis=0)
+    covariance = centred.T @ centred / 50
+    penalty = 0.3 * np.trace(covariance) / 4 * np.eye(4)
+    expected = np.linalg.solve(covariance + penalty, centred.T @ y / 50).T
+    weights, intercept = sums.solve(0.3, intercept=True)
+    assert intercept is not None
+    np.testing.assert_allclose(weights, expected, atol=1e-10)
+    np.testing.assert_allclose(intercept, y.mean(axis=0) - expected @ x.mean(axis=0), atol=1e-10)
+    moment = x.T @ x / 50
+    plain, none = sums.solve(0.0, intercept=False)
+    assert none is None
+    np.testing.assert_allclose(plain, np.linalg.solve(moment, x.T @ y / 50).T, atol=1e-9)
+
+
+def test_collinear_inputs_are_no_trouble() -> None:
+    x = torch.randn(40, 2, dtype=torch.float64)
+    sums = RidgeSums(4, 1, torch.device("cpu"))
+    sums.add(torch.cat([x, x], dim=1), x.sum(dim=1, keepdim=True))
+    weights, _ = sums.solve(0.0, intercept=False)
+    torch.testing.assert_close(weights, torch.full((1, 4), 0.5, dtype=torch.float64))
+    nothing = RidgeSums(2, 1, torch.device("cpu"))
+    nothing.add(torch.zeros(5, 2), torch.ones(5, 1))
+    weights, intercept = nothing.solve(0.1, intercept=True)
+    assert intercept is not None and intercept.item() == 1 and not weights.any()
+
+
+def test_errors() -> None:
+    dense = tiny_models.BERT.build()
+    model = slice_heads(dense, keep(dense, [2, 1, 2]))
+    with pytest.raises(ValueError, match="`batches` is empty"):
+        refit(model, dense, [])
+    with pytest.raises(ValueError, match="`ridge` must be a finite number of at least 0, got -1"):
+        refit(model, dense, BATCHES, ridge=-1)
+    with pytest.raises(ValueError, match="same object"):
+        refit(dense, dense, BATCHES)
+    with pytest.raises(ValueError, match="pass the model that `model` was sliced from"):
+        refit(model, tiny_models.BERT.build(num_hidden_layers=2), BATCHES)
+    with pytest.raises(ValueError, match="2 units of head width 8 in `model` and 4 of 10 in"):
+        refit(model, tiny_models.BERT.build(hidden_size=40), BATCHES)
+    with pytest.raises(ValueError, match="4 units of head width 8 in `model` and 2 of 8"):
+        refit(dense, model, BATCHES)
+    with torch.no_grad():
+        find_attention(dense).blocks[1].out.get_parameter("weight")[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="block 'bert.encoder.layer.1.attention' hold NaN"):
+        refit(model, dense, BATCHES)

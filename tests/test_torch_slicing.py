@@ -1,0 +1,251 @@
+"""Slicing equals masking."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+import transformers
+from tiny_models import FAMILIES, Family, run, uneven
+from torch import Tensor, nn
+
+from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.selection import Selection
+from cahp_opt.torch.attention import find_attention, out_weight
+from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.torch.verification import verify_slice
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+
+
+def masked(model: nn.Module, kept: Bools, batch: dict[str, Tensor]) -> Tensor:
+    with head_mask(model, kept):
+        return run(model, batch)
+
+
+@families
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)], ids=["f32", "f64"]
+)
+@pytest.mark.parametrize("empty", [None, 0, 1, 2])
+def test_mask_equals_slice(
+    family: Family, dtype: torch.dtype, tolerance: float, empty: int | None
+) -> None:
+    model = family.build().to(dtype)
+    space = find_attention(model).space
+    kept = uneven(space, empty=empty)
+    small = slice_heads(model, kept)
+    assert verify_slice(model, small, kept) <= tolerance
+    for padded in (True, False):
+        batch = tiny.batch(padded=padded)
+        torch.testing.assert_close(
+            run(small, batch), masked(model, kept, batch), rtol=0, atol=tolerance
+        )
+        assert not torch.allclose(run(small, batch), run(model, batch), atol=1e-3)
+    counts = [len(ids) or 1 for ids in space.split(kept).values()]
+    found = find_attention(small)
+    assert [block.units for block in found] == counts
+    assert [block.ghost for block in found] == [index == empty for index in range(len(found))]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", [tiny.BERT, tiny.MPNET], ids=lambda f: f.name)
+def test_bare_models_and_eager_attention(family: Family) -> None:
+    model: Any = family.build(bare=True).double()
+    if family is tiny.BERT:
+        model.set_attn_implementation("eager")
+    kept = uneven(find_attention(model).space)
+    small = slice_heads(model, kept, batch=tiny.batch())
+    assert verify_slice(model, small, kept, tiny.batch()) <= 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays(dtype: torch.dtype) -> None:
+    model = tiny.GPT2.build().to(dtype)
+    small = slice_heads(model, uneven(find_attention(model).space))
+    assert {p.dtype for p in small.parameters()} == {dtype}
+
+
+@families
+def test_the_original_is_untouched_and_nothing_is_shared(family: Family) -> None:
+    model = family.build()
+    reference = copy.deepcopy(model)
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    expected = reference.state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name])
+    assert {k: v for k, v in vars(model).items() if k[0] != "_"}.keys() == {
+        k for k in vars(reference) if k[0] != "_"
+    }
+    mine = {p.data_ptr() for p in model.parameters()}
+    assert not mine & {p.data_ptr() for p in small.parameters()}
+    assert selection_of(model) is None
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.zero_()
+    assert torch.equal(run(model, tiny.batch()), run(reference, tiny.batch()))
+
+
+@families
+def test_in_place(family: Family) -> None:
+    model = family.build()
+    kept = uneven(find_attention(model).space, empty=0)
+    small = slice_heads(model, kept)
+    assert slice_heads(model, kept, in_place=True) is model
+    for (name, a), (_, b) in zip(small.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(a, b) and a.requires_grad == b.requires_grad, name
+
+
+@families
+def test_modes_and_trainability_stay(family: Family) -> None:
+    model = family.build().train()
+    next(iter(model.children())).eval()
+    block = find_attention(model).blocks[1]
+    block.out.weight.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    small = slice_heads(model, uneven(find_attention(model).space))
+    assert [m.training for m in model.modules()] == modes
+    assert [m.training for m in small.modules()] == modes
+    frozen = [name for name, p in small.named_parameters() if not p.requires_grad]
+    assert frozen == [name for name, p in model.named_parameters() if not p.requires_grad]
+
+
+@families
+def test_a_block_without_units_stays_without_them_in_training(family: Family) -> None:
+    model = family.build()
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1)).train()
+    before = copy.deepcopy(small)
+    trainable = [p for p in small.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trainable, lr=0.1, weight_decay=0.1)
+    output: Tensor = small(**tiny.batch())[0]
+    torch.autograd.backward(output.square().mean())
+    optimiser.step()
+    block = find_attention(small).blocks[1]
+    assert block.ghost
+    assert not bool(out_weight(block).any())
+    names = [name for name, p in small.named_parameters() if not p.requires_grad]
+    assert names and all(name.startswith(block.name) for name in names)
+    old = dict(before.named_parameters())
+    for name in names:
+        assert torch.equal(small.get_parameter(name), old[name])
+
+
+@families
+def test_slicing_twice_is_slicing_once(family: Family) -> None:
+    model = family.build().double()
+    space = find_attention(model).space
+    first = Selection(
+        space, uneven(space, empty=0) | (space.block_of == 1), provenance={"from": "a test"}
+    )
+    once = slice_heads(model, first)
+    middle = find_attention(once).space
+    second = np.ones(middle.n, dtype=bool)
+    second[middle.slices[1]] = False
+    second[middle.slices[1].start + 2] = True
+    second[middle.slices[2].start] = False
+    twice = slice_heads(once, Selection.from_kept(middle, second))
+    plan = selection_of(twice)
+    assert plan is not None
+    assert plan.space == space
+    assert plan.provenance == {"from": "a test"}
+    kept_in = plan.heads()
+    names = [block.name for block in space.blocks]
+    assert kept_in[names[0]] == [] and kept_in[names[1]] == [2]
+    assert kept_in[names[2]] == first.heads()[names[2]][1:]
+    direct = slice_heads(model, plan)
+    for (name, a), (_, b) in zip(twice.named_parameters(), direct.named_parameters(), strict=True):
+        if find_attention(twice).blocks[0].name not in name:
+            assert torch.equal(a, b), name
+    batch = tiny.batch()
+    torch.testing.assert_close(run(twice, batch), masked(model, plan.kept, batch))
+
+
+@pytest.mark.parametrize(
+    "family",
+    [tiny.GPT2, tiny.LLAMA_MHA, tiny.LLAMA_GQA, tiny.MISTRAL, tiny.QWEN3],
+    ids=lambda f: f.name,
+)
+@pytest.mark.parametrize("empty", [None, 0])
+def test_generation_with_a_cache(family: Family, empty: int | None) -> None:
+    model: Any = family.build().double()
+    kept = uneven(find_attention(model).space, empty=empty)
+    small: Any = slice_heads(model, kept)
+    batch = tiny.batch(size=3)
+    batch = {key: value.flip(1) for key, value in batch.items()}  # decoders are padded on the left
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": 9,
+        "min_new_tokens": 9,
+        "pad_token_id": 0,
+    }
+    dense = model.generate(**batch, **options)
+    with head_mask(model, kept):
+        expected = model.generate(**batch, **options)
+    assert torch.equal(small.generate(**batch, **options), expected)
+    assert torch.equal(small.generate(**batch, **options, use_cache=False), expected)
+    assert not torch.equal(dense, expected)
+
+
+@families
+def test_sliced_models_can_be_copied_and_pickled(family: Family) -> None:
+    model = family.build()
+    small = slice_heads(model, uneven(find_attention(model).space, empty=2))
+    expected = run(small, tiny.batch())
+    assert torch.equal(run(copy.deepcopy(small), tiny.batch()), expected)
+    restored: nn.Module = pickle.loads(pickle.dumps(small))
+    assert torch.equal(run(restored, tiny.batch()), expected)
+
+
+def test_keeping_everything_changes_nothing() -> None:
+    model = tiny.BERT.build()
+    space = find_attention(model).space
+    small = slice_heads(model, np.ones(space.n, dtype=bool))
+    assert torch.equal(run(small, tiny.batch()), run(model, tiny.batch()))
+    assert selection_of(small) is not None
+
+
+def test_cross_attention_needs_a_batch_that_reaches_it() -> None:
+    config = tiny.BERT.config(is_decoder=True, add_cross_attention=True, num_hidden_layers=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = transformers.BertModel(config)
+        tiny.stir(model)
+    model.eval()
+    space = find_attention(model).space
+    assert [block.name for block in space.blocks] == [
+        "encoder.layer.0.attention",
+        "encoder.layer.0.crossattention",
+    ]
+    kept = np.array([True, False, True, False, False, True, False, False])
+    with pytest.raises(ValueError, match=r"does not reach the block 'encoder.layer.0.cross"):
+        slice_heads(model, kept)
+    states = torch.randn(3, 5, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
+    batch = {**tiny.batch(), "encoder_hidden_states": states}
+    small = slice_heads(model, kept, batch=batch)
+    assert verify_slice(model, small, kept, batch) <= 1e-5
+
+
+def test_bad_arguments_are_refused() -> None:
+    model = tiny.BERT.build()
+    space = find_attention(model).space
+    kept = uneven(space)
+    other = HeadSpace.uniform(blocks=3, units=4)
+    with pytest.raises(ValueError, match="`selection` is of another model"):
+        slice_heads(model, Selection.from_kept(other, kept))
+    with pytest.raises(ValueError, match="boolean array"):
+        slice_heads(model, kept[:-1])
+    with pytest.raises(ValueError, match="boolean array"):
+        slice_heads(model, np.ones(space.n))
+    with pytest.raises(ValueError, match="`batch` must be a mapping"):
+        slice_heads(model, kept, batch=[1])
+    with pytest.raises(ValueError, match="not in memory"):
+        slice_heads(copy.deepcopy(model).to("meta"), kept)
+    anonymous = nn.Sequential(tiny.BERT.build(bare=True))
+    with pytest.raises(ValueError, match="`batch` is needed"):
+        slice_heads(anonymous, kept)
