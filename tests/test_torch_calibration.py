@@ -121,7 +121,7 @@ def test_gauss_newton_predicts_the_kl_of_small_gate_changes() -> None:
     jacobian = torch.func.jacrev(of_gates)(torch.ones(4, dtype=torch.float64))
     assert isinstance(jacobian, Tensor)
     metric = probabilities.diag() - torch.outer(probabilities, probabilities)
-    exact = (jacobian.T @ metric @ jacobian).numpy()
+    exact = (jacobian.T @ metric @ jacobian).detach().numpy()
     np.testing.assert_allclose(estimate, exact, atol=0.35 * np.abs(exact).max())
 
 

@@ -82,7 +82,7 @@ def test_table_of_a_model(family: tiny_models.Family) -> None:
     assert table.space == find_attention(model).space
     assert all(len(s) == 5 and (s > 0).all() for s in table.seconds)
     assert table.fixed >= 0 and table.floor <= table.dense
-    assert stages == ["time blocks"] * 2 + ["time models"] * 2
+    assert stages == ["time models"] * 2 + ["time blocks"] * 4
     facts = table.provenance
     assert (facts.batch, facts.sequence_length, facts.dtype) == (2, 6, "float32")
     assert facts.phase is Phase.PREFILL and facts.repeats == 2 and facts.device

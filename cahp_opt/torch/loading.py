@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -30,10 +31,13 @@ class ModelError(ValueError):
 
 
 def quiet() -> None:
-    """Keep the advice and the bars of transformers off the screen; for the command line only."""
-    logging: Any = transformers.logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Keep advice and bars of transformers off the screen (downloads keep theirs); for the command
+    line only."""
+    models: Any = transformers.logging
+    models.set_verbosity_error()
+    models.disable_progress_bar()
+    downloads: Any = huggingface_hub.logging
+    downloads.set_verbosity_error()
 
 
 def load_model(

@@ -38,6 +38,9 @@ LATENCY_FILE = "latency.json"
 ADVISED_TEXTS = 1500
 """Fewer texts than that overfit the refit."""
 
+NOTED_DRIFT = 0.1
+"""A machine that has drifted further than that since the table was measured is mentioned."""
+
 Batches = Sequence[Mapping[str, Tensor]]
 
 
@@ -315,6 +318,12 @@ def _apply(
         int(timed["input_ids"].shape[0]),
         int(timed["input_ids"].shape[1]),
     )
+    drift = latency.error_dense
+    if drift is not None and abs(drift) > NOTED_DRIFT:
+        notes.append(
+            f"the unpruned model now takes {100 * drift:+.0f} % against the latency table, so the machine "
+            "was busier or the table is from another one; the ratio sliced / dense is what to look at."
+        )
     return Report(
         named.name,
         selection,

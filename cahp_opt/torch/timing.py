@@ -26,6 +26,7 @@ from cahp_opt.torch.stopwatch import Timing, interleaved
 
 __all__ = ["Timing", "measure_latency", "time_models"]
 
+_BLOCK_ROUNDS = 2  # blocks are short: more rounds cost little, and outlast a burst of other work
 _PLACE = ("layer_idx", "layer_id")  # attributes that say where a block is, not what it does
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -77,7 +78,8 @@ def measure_latency(
     Args:
         model: the unpruned model, on the device and in the precision that it will run in.
         batch: keyword arguments for the model, of the size to be optimised for.
-        repeats: timed runs of every point; a low quantile of them is reported.
+        repeats: timed runs of every whole model; every point of a block, which is short, gets twice as
+            many. A low quantile of them is reported.
         progress: called once per round.
 
     Raises:
@@ -89,30 +91,24 @@ def measure_latency(
     attention, device = find_attention(model), device_of(model)
     space = attention.space
     batch = prepare(batch, device, "batch")
+    anchors = _anchors(space)
     with evaluating(model):
+        # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
+        wholes = time_models(
+            {name: _pruned(model, attention, kept) for name, kept in anchors.items()},
+            batch,
+            repeats=repeats,
+            progress=progress,
+        )
         alike, calls = _alike(model, attention, batch)
         sites = _sliced_sites(model, attention, sorted(set(alike)))
-        anchors = _anchors(space)
-        models = {
-            name: model
-            if kept.all()
-            else slice_heads(_sharing(model, attention), kept, in_place=True)
-            for name, kept in anchors.items()
-        }
         with torch.inference_mode():
             blocks = interleaved(
                 {point: _once(site, calls[point[0]]) for point, site in sites.items()},
                 device=device,
-                repeats=repeats,
+                repeats=_BLOCK_ROUNDS * repeats,
                 progress=progress,
                 stage="time blocks",
-            )
-            wholes = interleaved(
-                {name: _once(m, ((), inputs_of(batch))) for name, m in models.items()},
-                device=device,
-                repeats=repeats,
-                progress=progress,
-                stage="time models",
             )
     alone = tuple(
         np.array([blocks[first, k].seconds for k in range(units + 1)])
@@ -227,9 +223,11 @@ def _alike(model: nn.Module, attention: Attention, batch: Batch) -> tuple[list[i
 def _kind(block: AttentionBlock, call: Call) -> Hashable:
     """What the time of a block depends on: structure, settings, precision and inputs, not weights."""
     settings: list[tuple[str, str, object]] = []
-    modules: list[tuple[str, nn.Module]] = list(block.site.named_modules())
+    site: Any = block.site
+    modules: list[tuple[str, nn.Module]] = list(site.named_modules())
     for path, module in modules:
-        for key, value in sorted(vars(module).items()):
+        attributes: dict[str, object] = vars(module)
+        for key, value in sorted(attributes.items()):
             if isinstance(value, bool | int | float | str) and key not in _PLACE:
                 settings.append((path, key, value))
     weights = [(path, p.shape, p.dtype) for path, p in block.site.named_parameters()]
@@ -249,18 +247,21 @@ def _sliced_sites(
     place = places(space)
     sites: dict[tuple[int, int], nn.Module] = {}
     for k in range(int(space.units.max()) + 1):
-        small = slice_heads(_sharing(model, attention), place < k, in_place=True)
+        small = _pruned(model, attention, place < k)
         for b in blocks:
             if k <= space.units[b]:
                 sites[b, k] = small.get_submodule(attention.blocks[b].name)
     return sites
 
 
-def _sharing(model: nn.Module, attention: Attention) -> nn.Module:
-    """A copy that can be sliced in place; all weights outside the attention are the original's."""
+def _pruned(model: nn.Module, attention: Attention, kept: Bools) -> nn.Module:
+    """A sliced copy; all its weights outside the attention are the original's, to save memory."""
+    if kept.all():
+        return model
     own = {id(t) for block in attention for t in block.site.parameters()}
     shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
-    return copy.deepcopy(model, {id(t): t for t in shared})
+    copied = copy.deepcopy(model, {id(t): t for t in shared})
+    return slice_heads(copied, kept, in_place=True)
 
 
 def places(space: HeadSpace) -> Ints:
