@@ -321,8 +321,8 @@ def _apply(
     drift = latency.error_dense
     if drift is not None and abs(drift) > NOTED_DRIFT:
         notes.append(
-            f"the unpruned model now takes {100 * drift:+.0f} % against the latency table, so the machine "
-            "was busier or the table is from another one; the ratio sliced / dense is what to look at."
+            f"the unpruned model took {100 * abs(drift):.0f} % {'more' if drift > 0 else 'less'} than in the "
+            "latency table: the speed of the machine has changed since; judge by sliced / dense."
         )
     return Report(
         named.name,

