@@ -31,7 +31,6 @@ def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
     objective = problem.objective
     bounds: list[Bound] = []
     weights = objective.linear()
-    form = objective.quadratic()
     if weights is not None:
         bounds.append(
             Bound(modular_bound(problem.budget, weights), "the exact optimum of a sum of weights")
@@ -43,7 +42,8 @@ def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
                 "the data-dependent submodular bound (Leskovec et al. 2007)",
             )
         )
-    if form is not None and weights is None:
+    form = objective.quadratic() if weights is None else None
+    if form is not None:
         bounds.append(Bound(quadratic_bound(problem.budget, form), "positive pair terms only"))
     if objective.monotone:
         everything = np.ones(objective.n, dtype=np.bool_)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.count_table import CountTable
-from cahp_opt.heads import Bools, HeadSpace, Ints
+from cahp_opt.heads import Bools, HeadSpace, Ints, is_whole
 from cahp_opt.knapsack import best_counts
 from cahp_opt.latency import LatencyTable, count_arrays
 
@@ -77,8 +77,10 @@ class Budget:
         space: HeadSpace, limit: int, *, minimum: Units = 0, maximum: Units | None = None
     ) -> Budget:
         """Keep at most ``limit`` units in all."""
-        if isinstance(limit, bool) or int(limit) != limit or limit < 0:
-            raise ValueError(f"`limit` must be a whole number of units of at least 0, got {limit}.")
+        if not is_whole(limit) or limit < 0:
+            raise ValueError(
+                f"`limit` must be a whole number of units of at least 0, got {limit!r}."
+            )
         costs = tuple(np.arange(units + 1, dtype=np.float64) for units in space.units)
         return Budget(space, (CountTable("units", costs, float(limit)),), minimum, maximum)
 
@@ -217,17 +219,18 @@ class Budget:
         if best is not None:
             return best
         zeros = [np.zeros(units + 1) for units in self.space.units]
-        found = best_counts(zeros, self.allowed, self.coupling).counts
-        if found is None:
+        found = best_counts(zeros, self.allowed, self.coupling)
+        if found.counts is None:
+            missing = "meet" if found.bound == -np.inf else "were found that meet"
             floors = "; ".join(
                 f"{t.name} alone can reach {_smallest(t, self.allowed):.6g}{_unit(t)} "
                 f"(limit {t.limit:.6g})"
                 for t in self.coupling
             )
             raise BudgetError(
-                f"no counts meet all limits at once: {floors}. Raise one of the limits."
+                f"no counts {missing} all limits at once: {floors}. Raise one of the limits."
             )
-        return found
+        return found.counts
 
     def _independent_cheapest(self) -> Ints | None:
         """The counts that are cheapest for every table at once, if there are such."""

@@ -42,12 +42,6 @@ class CountTable:
         return self.cost(counts) <= self.limit
 
     @cached_property
-    def slack(self) -> float:
-        """How far a plain floating-point sum of these costs may lie from the exact one."""
-        largest = self.fixed + abs(self.limit) + sum(float(c.max()) for c in self.costs)
-        return 4 * (len(self.costs) + 2) * float(np.finfo(np.float64).eps) * largest
-
-    @cached_property
     def only_block(self) -> int | None:
         """The one block whose count this cost depends on; None if several matter."""
         varying = [b for b, c in enumerate(self.costs) if np.any(c != c[0])]

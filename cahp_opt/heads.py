@@ -60,7 +60,7 @@ class HeadSpace:
                 raise ValueError(
                     f"`blocks` has two blocks named {name!r}; give every block its own name."
                 )
-            if isinstance(units, bool) or int(units) != units or units < 1:
+            if not is_whole(units) or units < 1:
                 raise ValueError(
                     f"block {name!r} has {units!r} units; a block needs a whole number of at least 1."
                 )
@@ -137,11 +137,11 @@ class HeadSpace:
                 raise ValueError(f"`heads` names the block {name!r}; known blocks: {list(where)}.")
             units, place = where[name]
             ids = list(given)
-            if len(set(ids)) != len(ids) or any(i not in range(units) for i in ids):
+            if not all(map(is_whole, ids)) or {*ids} - {*range(units)} or len({*ids}) != len(ids):
                 raise ValueError(
                     f"`heads[{name!r}]` must be distinct unit ids in 0..{units - 1}, got {ids}."
                 )
-            kept[place][ids] = True
+            kept[place][[int(i) for i in ids]] = True
         return kept
 
     def to_json(self) -> list[list[Any]]:
@@ -164,6 +164,13 @@ class HeadSpace:
                     f"block {theirs.name!r} of {theirs.units} x {theirs.unit.value}"
                 )
         return None
+
+
+def is_whole(x: object) -> bool:
+    """Whether ``x`` is a whole number, of any numeric type but bool."""
+    if isinstance(x, float):
+        return x.is_integer()
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def _frozen(array: Ints) -> Ints:

@@ -3,9 +3,9 @@
 A multiple-choice knapsack (Kellerer, Pferschy and Pisinger 2004, chapter 11) with real costs and one
 or several limits: choose one count per block. Dynamic programming over the blocks keeps the states
 that no other dominates, and drops those that a Lagrangian bound shows cannot beat the best known
-answer. Costs are never rounded: states are kept up to a slack that covers floating-point sums, and
-an answer counts only if its exact cost is within the limit, so the bound is valid and the answer
-feasible.
+answer. Costs become whole numbers on a grid far finer than a double resolves their sum, rounded
+down, so that sums are exact and no feasible state is lost; an answer counts only if its exact cost
+is within the limit. So the bound is valid and the answer feasible.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,14 @@ from cahp_opt.heads import Bools, Floats, Ints
 
 _MOST_STATES = 200_000
 _PAIRWISE_DOMINANCE = 2_000
+_GRID_BITS = 61  # sums of costs and the room left stay below 2^62
 
 
 class BestCounts(NamedTuple):
-    """The best counts found (None if none fits), their value, and an upper bound on any value."""
+    """The best counts found (None if none), their value, and an upper bound on any value.
+
+    Nothing fits if the bound is minus infinity.
+    """
 
     counts: Ints | None
     value: float
@@ -43,19 +48,38 @@ def best_counts(
         allowed: for every block a bool ``[units + 1]``.
         tables: costs with limits; all must hold.
     """
+    grids = [_Grid.of(table) for table in tables]
     blocks = [
-        _Options.of(v, f, [t.costs[b] for t in tables])
+        _Options.of(v, f, [g.costs[b] for g in grids])
         for b, (v, f) in enumerate(zip(values, allowed, strict=True))
     ]
     if not tables:
         counts = np.array([o.count[int(np.argmax(o.value))] for o in blocks])
         value = math.fsum(float(o.value.max()) for o in blocks)
         return BestCounts(counts, value, value)
-    room = np.array([t.limit - t.fixed for t in tables])
-    slack = np.array([t.slack for t in tables])
+    room = np.array([grid.room for grid in grids], dtype=np.int64)
     price = _multipliers(blocks, room)
     start = _rounded(blocks, price, tables)
-    return _search(blocks, room + slack, price, tables, start)
+    return _search(blocks, room, price, tables, start)
+
+
+class _Grid(NamedTuple):
+    """A table in whole numbers: costs rounded down, and the room that its limit leaves for them."""
+
+    costs: list[Ints]
+    room: int
+
+    @staticmethod
+    def of(table: CountTable) -> _Grid:
+        largest = math.fsum(float(c.max()) for c in table.costs)
+        bits = _GRID_BITS - math.frexp(largest)[1]
+        costs = [np.floor(np.ldexp(c, bits)).astype(np.int64) for c in table.costs]
+        # A cost is within the limit if its sum, correctly rounded, is: up to half a step above the
+        # limit, and at exactly half only if the limit is the even neighbour.
+        limit, step = Fraction(table.limit), Fraction(math.ulp(table.limit))
+        room = (limit + step / 2 - Fraction(table.fixed)) * Fraction(2) ** bits
+        whole = math.floor(room) if limit / step % 2 == 0 else math.ceil(room) - 1
+        return _Grid(costs, max(min(whole, 1 << _GRID_BITS), -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +88,13 @@ class _Options:
 
     count: Ints
     value: Floats
-    cost: Floats
+    cost: Ints
 
     @staticmethod
-    def of(value: Floats, allowed: Bools, costs: Sequence[Floats]) -> _Options:
+    def of(value: Floats, allowed: Bools, costs: Sequence[Ints]) -> _Options:
         count = np.flatnonzero(allowed & np.isfinite(value))
         own = value[count]
-        cost = np.array([c[count] for c in costs]).T.reshape(len(count), len(costs))
+        cost = np.array([c[count] for c in costs], dtype=np.int64).T.reshape(len(count), len(costs))
         order = np.lexsort((*cost.T[::-1], -own))  # best value first, cheap ones first among equals
         count, own, cost = count[order], own[order], cost[order]
         worse = np.zeros(len(count), dtype=np.bool_)
@@ -79,7 +103,7 @@ class _Options:
         return _Options(count[~worse], own[~worse], cost[~worse])
 
 
-def _multipliers(blocks: Sequence[_Options], room: Floats) -> Floats:
+def _multipliers(blocks: Sequence[_Options], room: Ints) -> Floats:
     """Prices of the limits that make the Lagrangian bound small; any prices at least 0 are valid.
 
     Each price in turn is set by bisection on the slope of the (convex) dual function.
@@ -120,7 +144,8 @@ def _rounded(
         return all(table.fits(counts) for table in tables)
 
     if not fits(chosen):
-        cheapest = [int(np.argmin(o.cost @ np.maximum(price, 1e-12))) for o in blocks]
+        weight = price + 1e-9 * price.max() if price.any() else np.ones(len(price))
+        cheapest = [int(np.argmin(o.cost @ weight)) for o in blocks]
         for b in np.argsort(
             [o.value[i] - o.value[c] for o, i, c in zip(blocks, chosen, cheapest, strict=True)]
         ):
@@ -146,7 +171,7 @@ def _rounded(
 
 def _search(
     blocks: Sequence[_Options],
-    room: Floats,
+    room: Ints,
     price: Floats,
     tables: Sequence[CountTable],
     start: tuple[Ints, float] | None,
@@ -154,7 +179,7 @@ def _search(
     """Dynamic programming over the blocks with dominance and Lagrangian pruning."""
     best_found, best_value = start if start else (None, -math.inf)
     order = sorted(range(len(blocks)), key=lambda b: -float(np.ptp(blocks[b].cost @ price)))
-    rest_cost = np.zeros((len(blocks) + 1, len(tables)))
+    rest_cost = np.zeros((len(blocks) + 1, len(tables)), dtype=np.int64)
     rest_value = np.zeros(len(blocks) + 1)  # Lagrangian value of the blocks still to come
     for place in range(len(blocks) - 1, -1, -1):
         options = blocks[order[place]]
@@ -162,21 +187,25 @@ def _search(
         rest_value[place] = rest_value[place + 1] + float(
             np.max(options.value - options.cost @ price)
         )
-    ceiling = rest_value[0] + float(price @ room)
+    # What floating-point sums of priced costs may lose, so that hopes stay upper bounds.
+    slack = 4 * (len(blocks) + 2) * 2.0 ** (_GRID_BITS + 1) * float(np.finfo(np.float64).eps)
+    rounding = slack * float(price.sum())
+    most = math.fsum(float(o.value.max()) for o in blocks)
+    ceiling = min(most, rest_value[0] + float(price @ room) + rounding)
     if start and ceiling <= best_value:
         return BestCounts(best_found, best_value, best_value)
 
-    cost, value = np.zeros((1, len(tables))), np.zeros(1)
-    trail: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]] = []
+    cost, value = np.zeros((1, len(tables)), dtype=np.int64), np.zeros(1)
+    trail: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
     dropped = -math.inf
     for place, b in enumerate(order):
         options = blocks[b]
         m = len(options.value)
         parent = np.repeat(np.arange(len(value), dtype=np.int32), m)
-        choice = np.tile(np.arange(m, dtype=np.int16), len(value))
+        choice = np.tile(np.arange(m, dtype=np.int32), len(value))
         cost = (cost[:, None, :] + options.cost[None]).reshape(-1, len(tables))
         value = (value[:, None] + options.value[None]).reshape(-1)
-        hope = value + rest_value[place + 1] + (room - cost) @ price
+        hope = value + rest_value[place + 1] + (room - cost) @ price + rounding
         alive = np.all(cost + rest_cost[place + 1] <= room, axis=1) & (hope > best_value)
         keep = np.flatnonzero(alive)
         keep = keep[_undominated(cost[keep], value[keep])]
@@ -197,7 +226,7 @@ def _search(
     return BestCounts(best_found, best_value, min(max(best_value, reached, dropped), ceiling))
 
 
-def _undominated(cost: Floats, value: Floats) -> npt.NDArray[np.intp]:
+def _undominated(cost: Ints, value: Floats) -> npt.NDArray[np.intp]:
     """States for which no other costs no more and is worth no less."""
     order = np.lexsort((-value, *cost.T[::-1]))
     if cost.shape[1] == 1:
@@ -218,7 +247,7 @@ def _undominated(cost: Floats, value: Floats) -> npt.NDArray[np.intp]:
 def _walk_back(
     blocks: Sequence[_Options],
     order: Sequence[int],
-    trail: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]],
+    trail: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]],
     state: int,
 ) -> Ints:
     counts = np.zeros(len(blocks), dtype=np.int64)

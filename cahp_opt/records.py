@@ -50,8 +50,8 @@ def read_json(path: PathLike, kind: str, version: int) -> dict[str, Any]:
         OSError: if the file cannot be read.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+    except ValueError as error:  # no JSON, no UTF-8, or NaN or infinity
         raise RecordError(
             f"{path} is not a readable JSON record ({error}); write it again."
         ) from None
@@ -60,6 +60,10 @@ def read_json(path: PathLike, kind: str, version: int) -> dict[str, Any]:
     record = cast("dict[str, Any]", data)
     check_header(path, record.get("kind"), record.get("version"), kind, version)
     return record
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def check_header(
@@ -82,6 +86,6 @@ def reading(path: PathLike) -> Generator[None]:
         yield
     except RecordError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise RecordError(f"{path} cannot be used: {what}") from None

@@ -27,7 +27,7 @@ Number = float | int | str
 class Status(Enum):
     """How far the answer is proved; the value is a sentence for people."""
 
-    OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value."
+    OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value (beyond rounding)."
     FEASIBLE = "Within the budget; the gap tells how far from optimal it can be at most."
     TIME_LIMIT = "The time limit ended the search; raise `time_limit` for a better answer."
     GIVEN = "A keep-set made by hand; no solver chose it."
@@ -49,7 +49,7 @@ class Proposal:
     bound: float = math.inf
     status: Status = Status.FEASIBLE
     certificate: str = ""
-    stats: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
+    stats: Mapping[str, Number] = field(default_factory=dict[str, Number])
 
 
 class Solver(ABC):
@@ -235,6 +235,11 @@ def select(
             f"`{name}` proposed a keep-set outside the budget: {broken} This is a bug."
         )
     value = problem.objective.value(kept)
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the objective `{type(problem.objective).__name__}` has the value {value} for the units "
+            f"that `{name}` keeps; values must be finite."
+        )
     bound, certificate = proposal.bound, proposal.certificate or f"{name}'s own proof"
     slack = rounding_slack(value, bound)
     if math.isnan(bound) or value > bound + slack:
@@ -248,6 +253,12 @@ def select(
         )
     if proposal.status is not Status.OPTIMAL:
         proved = certified_bound(problem, kept, value)
+        if proved.value < value - rounding_slack(value, proved.value):
+            raise RuntimeError(
+                f"`{type(problem.objective).__name__}` declares what does not hold: by "
+                f"{proved.certificate} no keep-set exceeds {proved.value}, and one of value {value} was "
+                "found; check what it says in `monotone`, `submodular`, `linear` and `quadratic`."
+            )
         if proved.value < bound or not math.isfinite(bound):
             bound, certificate = proved.value, proved.certificate
     status = proposal.status

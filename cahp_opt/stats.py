@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -159,6 +159,12 @@ class HeadStats:
         if self.divergence is not None:
             _shape("divergence", self.divergence.sum, (n, n))
 
+    def __reduce__(self) -> tuple[type[HeadStats], tuple[Any, ...]]:
+        """Copies and pickles rebuild the record: its read-only mapping cannot be copied as such."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        plain: list[Any] = [dict(v) if isinstance(v, Mapping) else v for v in values]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return HeadStats, tuple(plain)
+
     def __add__(self, other: HeadStats) -> HeadStats:
         """The statistics of both runs together.
 
@@ -249,7 +255,7 @@ class HeadStats:
         check_header(
             path,
             metadata.get("kind"),
-            int(version) if version.isdigit() else version,
+            int(version) if version.isdecimal() else version,
             _KIND,
             _VERSION,
         )

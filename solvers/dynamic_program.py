@@ -28,16 +28,18 @@ class DynamicProgram(Solver):
         if tables is None:
             raise ValueError(
                 f"`DynamicProgram` needs an objective that is a sum over blocks, and "
-                f"`{type(problem.objective).__name__}` ties units of different blocks; use "
+                f"`{type(problem.objective).__name__}` does not say that it is one; use "
                 "`LazyGreedy` or `Greedy`."
             )
         budget = problem.budget
         found = best_counts([table.values for table in tables], budget.allowed, budget.coupling)
         counts = budget.cheapest if found.counts is None else found.counts
         exact = found.bound <= found.value + rounding_slack(found.value, found.bound)
+        kept = join_subsets(tables, counts)
+        value = problem.objective.value(kept)  # the tables' sum may differ by rounding
         return Proposal(
-            join_subsets(tables, counts),
-            found.bound,
+            kept,
+            value if exact else max(found.bound, value),
             Status.OPTIMAL if exact else Status.FEASIBLE,
             "best subsets of every block and an exact knapsack over their sizes",
         )

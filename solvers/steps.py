@@ -13,6 +13,8 @@ from cahp_opt.problem import Problem
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 
+_NEAR = 1e-12  # costs this near to a limit, as a share of it, are summed exactly
+
 
 @dataclass(frozen=True)
 class Step:
@@ -56,6 +58,7 @@ class Walk:
         nothing = np.zeros(self._space.n, dtype=np.bool_)
         self.tracker = problem.objective.tracker(nothing)
         self.counts = np.zeros(len(self._space.blocks), dtype=np.int64)
+        self._spent = self._costs()
         self._gains = self._all_gains()
         self._start()
 
@@ -72,12 +75,13 @@ class Walk:
         found: list[Step] = []
         added: list[int] = []
         gain = 0.0
-        gains = self._gains.copy() if self._lazy else self._gains
+        gains = self._gains
         for target in targets:
             while self.counts[block] + len(added) < target:
                 unit, own = self._best_unit(block, gains, fresh=not added and not self._lazy)
-                if not added:
-                    self._gains[unit] = own
+                if not added and self._lazy:
+                    # What is found beside a tried unit holds for this call only.
+                    gains = gains.copy()
                 gain += own
                 added.append(unit)
                 if self.counts[block] + len(added) < targets[-1]:
@@ -106,6 +110,7 @@ class Walk:
         for unit in step.units:
             self.tracker.add(unit)
         self.counts[step.block] += len(step.units)
+        self._spent = self._costs()
         if not self._lazy:
             self._gains = self._all_gains()
 
@@ -155,16 +160,32 @@ class Walk:
         """The next plateau ends that the budget allows."""
         found: list[int] = []
         allowed = self._budget.allowed[block]
-        counts = self.counts.copy()
         for target in range(int(self.counts[block]) + 1, len(allowed)):
             if not allowed[target] or not self._ends_plateau[block][target]:
                 continue
-            counts[block] = target
-            if all(table.fits(counts) for table in self._budget.coupling):
+            if self._fits(block, target):
                 found.append(target)
                 if len(found) == self._lookahead:
                     break
         return found
+
+    def _costs(self) -> list[float]:
+        return [table.cost(self.counts) for table in self._budget.coupling]
+
+    def _fits(self, block: int, target: int) -> bool:
+        """Whether every table still holds with ``target`` units in this block."""
+        for table, spent in zip(self._budget.coupling, self._spent, strict=True):
+            costs = table.costs[block]
+            rough = spent + float(costs[target]) - float(costs[self.counts[block]])
+            if abs(rough - table.limit) > _NEAR * abs(table.limit):
+                if rough > table.limit:
+                    return False
+                continue
+            counts = self.counts.copy()  # so near the limit that only the exact sum can tell
+            counts[block] = target
+            if not table.fits(counts):
+                return False
+        return True
 
     @cached_property
     def _ends_plateau(self) -> list[Bools]:

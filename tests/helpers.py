@@ -88,6 +88,10 @@ def _explained_variance(rng: Rng, space: HeadSpace) -> Objective:
     return ExplainedVariance(covariance, readout, [block.units for block in space.blocks])
 
 
+def _scaled(rng: Rng, space: HeadSpace) -> Objective:
+    return 2 * _explained_variance(rng, space)
+
+
 def _mixture(rng: Rng, space: HeadSpace) -> Objective:
     return 0.7 * _facility_location(rng, space) + 0.3 * _modular(rng, space)
 
@@ -104,6 +108,7 @@ OBJECTIVES: Mapping[str, Callable[[Rng, HeadSpace], Objective]] = {
     "facility location with ties": _facility_location_with_ties,
     "explained variance": _explained_variance,
     "mixture": _mixture,
+    "scaled": _scaled,
 }
 OBJECTIVE_CLASSES = (ExplainedVariance, FacilityLocation, Modular, Quadratic, WeightedSum)
 

@@ -11,11 +11,11 @@ from helpers import BUDGETS, SPACES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahp_opt import Budget, BudgetError, CountTable, HeadSpace, LatencyTable
+from cahp_opt import Budget, BudgetError, CountTable, HeadSpace, LatencyTable, knapsack
 from cahp_opt.knapsack import best_counts
 
 SPACE = HeadSpace.uniform(3, 4)
-LINEAR = LatencyTable(SPACE, 1.0, tuple(np.arange(5) * w for w in (0.1, 0.2, 0.3)))
+LINEAR = LatencyTable(SPACE, 1.0, tuple(np.arange(5.0) * np.float64(w) for w in (0.1, 0.2, 0.3)))
 
 
 def counts_of(budget: Budget) -> list[tuple[int, ...]]:
@@ -85,6 +85,8 @@ def test_a_table_of_ones_own() -> None:
         (lambda: Budget(SPACE, (), 5), "at least 5 units"),
         (lambda: Budget.heads(SPACE, -1), "`limit`"),
         (lambda: Budget.heads(SPACE, 2.5), "`limit`"),  # type: ignore[arg-type]
+        (lambda: Budget.heads(SPACE, math.inf), "whole number of units"),  # type: ignore[arg-type]
+        (lambda: Budget.heads(SPACE, "3"), "whole number of units"),  # type: ignore[arg-type]
         (lambda: Budget.latency(LINEAR), "either `ratio` or `seconds`"),
         (lambda: Budget.latency(LINEAR, 0.5, seconds=1), "either `ratio` or `seconds`"),
         (lambda: Budget.latency(LINEAR, math.nan), "`ratio`"),
@@ -135,7 +137,7 @@ def test_the_oracle_is_exact(seed: int, tables: int, whole_numbers: bool) -> Non
         limits.append(CountTable(str(t), costs, round(limit) if whole_numbers else limit))
     best = -math.inf
     for counts in itertools.product(*(np.flatnonzero(a) for a in allowed)):
-        if all(t.fits(counts) for t in limits):
+        if all(t.fits(np.array(counts)) for t in limits):
             best = max(best, sum(v[k] for v, k in zip(values, counts, strict=True)))
     found = best_counts(values, allowed, limits)
     if best == -math.inf:
@@ -151,6 +153,65 @@ def test_costs_are_never_rounded() -> None:
     """0.1 + 0.2 exceeds 0.3 in exact arithmetic of these floats; the answer must know."""
     space = HeadSpace.uniform(2, 1)
     budget = Budget.table(space, [[0, 0.1], [0, 0.2]], 0.3)
-    assert budget.allows(np.array([1, 1])) == (math.fsum([0.1, 0.2]) <= 0.3)
+    assert not budget.allows(np.array([1, 1]))
     exact = best_counts([np.array([0, 1.0])] * 2, budget.allowed, budget.coupling)
     assert exact.counts is not None and budget.allows(exact.counts)
+    assert exact.value == exact.bound == 1
+
+
+def test_the_oracle_tells_sums_apart_that_floats_confuse() -> None:
+    """Limits exactly at a reachable cost: the answer is exact, although sums of tenths round."""
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        sizes = [3, 3, 3, 3]
+        values = [np.concatenate([[0], np.cumsum(rng.random(u))]) for u in sizes]
+        allowed = [np.ones(u + 1, dtype=np.bool_) for u in sizes]
+        tables = []
+        for t in range(2):
+            costs = tuple(
+                np.concatenate([[0], np.cumsum(rng.integers(0, 3, u) * 0.1)]) for u in sizes
+            )
+            limit = CountTable("", costs, 0).cost(rng.integers(0, 4, 4))
+            tables.append(CountTable(str(t), costs, limit))
+        best = max(
+            sum(v[k] for v, k in zip(values, counts, strict=True))
+            for counts in itertools.product(range(4), repeat=4)
+            if all(t.fits(counts) for t in tables)
+        )
+        found = best_counts(values, allowed, tables)
+        assert math.isclose(found.value, best) and math.isclose(found.bound, best)
+
+
+@pytest.mark.parametrize("cap", [1, 2, 5])
+def test_a_capped_oracle_still_bounds(cap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States given up keep their hope in the bound, and nothing is said to fit that does not."""
+    monkeypatch.setattr(knapsack, "_MOST_STATES", cap)
+    capped = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        values = [rng.normal(size=5) for _ in range(4)]
+        allowed = [np.ones(5, dtype=np.bool_)] * 4
+        tables = [
+            CountTable(str(t), tuple(rng.random(5) for _ in range(4)), rng.uniform(1, 2.5))
+            for t in range(2)
+        ]
+        fitting = [
+            sum(v[k] for v, k in zip(values, counts, strict=True))
+            for counts in itertools.product(range(5), repeat=4)
+            if all(t.fits(counts) for t in tables)
+        ]
+        found = best_counts(values, allowed, tables)
+        best = max(fitting, default=-math.inf)
+        assert found.bound >= best - 1e-9
+        assert found.counts is None or all(t.fits(found.counts) for t in tables)
+        assert found.value <= best + 1e-9
+        capped += found.bound > best + 1e-9
+    assert capped  # the cap was reached
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-200, 1e200])
+def test_costs_of_any_magnitude(scale: float) -> None:
+    space = HeadSpace.uniform(2, 2)
+    budget = Budget.table(space, [[0, scale, 2 * scale]] * 2, 3 * scale)
+    values = [np.array([0, 3.0, 4.0]), np.array([0, 2.0, 2.5])]
+    assert best_counts(values, budget.allowed, budget.coupling).value == 6

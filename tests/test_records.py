@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from cahp_opt import (
     LatencyTable,
     Moments,
     Phase,
+    Proposal,
     Provenance,
     RecordError,
     Selection,
@@ -79,6 +82,8 @@ def test_split_and_join_are_inverse(units: list[int], seed: int) -> None:
         ((("a", 1), ("a", 2)), "two blocks"),
         ((("a", 0),), "at least 1"),
         ((("a", 1.5),), "whole number"),
+        ((("a", math.inf),), "whole number"),
+        ((("a", None),), "whole number"),
         ((("", 2),), "non-empty name"),
         ((("a", 2, "tail"),), "tail"),
     ],
@@ -94,7 +99,9 @@ def test_a_keep_set_is_boolean_and_complete(kept: object) -> None:
         SPACE.counts(kept)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("heads", [{"third": [0]}, {"first": [3]}, {"first": [0, 0]}])
+@pytest.mark.parametrize(
+    "heads", [{"third": [0]}, {"first": [3]}, {"first": [0, 0]}, {"first": [0.5]}]
+)
 def test_join_refuses_unknown_units(heads: dict[str, list[int]]) -> None:
     with pytest.raises(ValueError, match="`heads"):
         SPACE.join(heads)
@@ -225,6 +232,32 @@ def test_a_hand_made_selection(tmp_path: Path) -> None:
     assert again.heads() == {"first": [0, 1, 2], "second": [0, 1]}
 
 
+def test_records_copy_and_pickle() -> None:
+    """Worker processes are sent records."""
+    stats, proposal = make_stats(), Proposal(np.ones(5, dtype=bool))
+    for again in (copy.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
+        assert again.space == SPACE and list(again.gauss_newton) == [0.5, 1.0]
+        assert np.array_equal(again.gauss_newton[0.5].sum, stats.gauss_newton[0.5].sum)
+        assert (
+            again.divergence is not None and again.divergence.count == 4 and len(again.moments) == 2
+        )
+    assert pickle.loads(pickle.dumps(proposal)).stats == {}
+    selection = Selection(SPACE, proposal.kept, stats={"evaluations": 1})
+    assert pickle.loads(pickle.dumps(selection)).to_json() == selection.to_json()
+    table = pickle.loads(pickle.dumps(make_table()))
+    assert table.provenance == make_table().provenance and table.dense == make_table().dense
+
+
+def test_a_selection_of_the_wrong_form_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "selection.json"
+    Selection.from_kept(SPACE, np.ones(5, dtype=bool)).save(path)
+    data = json.loads(path.read_text())
+    for change in ({"kept": [0, 1]}, {"costs": None}, {"blocks": [["a", 10**400]]}, {"value": "x"}):
+        path.write_text(json.dumps({**data, **change}))
+        with pytest.raises(RecordError, match="cannot be used"):
+            Selection.load(path)
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 
@@ -247,6 +280,8 @@ def test_a_wrong_file_is_named_in_one_sentence(tmp_path: Path) -> None:
     for change, words in (
         ({"version": 99}, "schema version 99"),
         ({"fixed": "fast"}, "cannot be used"),
+        ({"fixed": math.nan}, "holds NaN"),
+        ({"seconds": [[10**400] * 4, [0, 1, 2]]}, "cannot be used"),
         ({"seconds": [[0, 1]]}, "one array per block"),
     ):
         latency.write_text(json.dumps({**data, **change}))

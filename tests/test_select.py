@@ -67,10 +67,47 @@ def test_bad_arguments() -> None:
         LazyGreedy(lookahead=0)
 
 
+def test_cancelling_weights_are_no_bug_of_the_solver() -> None:
+    """Large weights that leave a small value: the table's sum and the objective's round differently."""
+    space = HeadSpace.uniform(4, 2)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        large = 1e9 * rng.normal(size=3)
+        weights = np.append(large, 1e-3 - large.sum()).repeat(2)
+        problem = Problem(Modular(weights), Budget.heads(space, 4, minimum=1))
+        assert select(problem, DynamicProgram()).status is Status.OPTIMAL
+
+
+def test_a_value_that_is_no_number_is_refused() -> None:
+    class Broken(Objective):
+        n = 6
+
+        def value(self, kept: np.ndarray) -> float:
+            return math.nan
+
+    with pytest.raises(ValueError, match="`Broken` has the value nan"):
+        select(Problem(Broken(), Budget.heads(SPACE, 2)), TopK())
+
+
+class Boastful(Objective):
+    """Declares that units never add up to more than they are worth alone; they do."""
+
+    n = 6
+    submodular = True
+
+    def value(self, kept: np.ndarray) -> float:
+        return float(kept.sum() ** 2)
+
+
+def test_an_objective_that_declares_what_does_not_hold_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="`Boastful` declares what does not hold"):
+        select(Problem(Boastful(), Budget.heads(SPACE, 3)), Greedy())
+
+
 class Bare(Objective):
     """Declares nothing: no bound can be proved for it."""
 
-    n = 6  # type: ignore[assignment]
+    n = 6
 
     def value(self, kept: np.ndarray) -> float:
         return float(np.sin(np.flatnonzero(kept).sum()))
@@ -102,7 +139,7 @@ def test_explained_variance_gets_no_submodular_bound() -> None:
 
 def test_exact_solvers_refuse_what_they_cannot_do() -> None:
     budget = Budget.heads(SPACE, 2)
-    with pytest.raises(ValueError, match="ties units of different blocks; use `LazyGreedy`"):
+    with pytest.raises(ValueError, match="does not say that it is one; use `LazyGreedy`"):
         select(Problem(FacilityLocation(np.eye(6)), budget), DynamicProgram())
     with pytest.raises(ValueError, match="takes at most 4 units, got 6"):
         select(Problem(Modular(np.ones(6)), budget), BruteForce(most_units=4))

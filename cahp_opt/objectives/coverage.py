@@ -11,6 +11,8 @@ from cahp_opt.heads import Bools, Floats
 from cahp_opt.problem import CoverageForm, Objective
 from cahp_opt.stats import HeadStats, finite
 
+_BATCH = 2**17  # numbers handled at once, so that they stay in the processor's cache
+
 
 @dataclass(frozen=True, eq=False)
 class FacilityLocation(Objective):
@@ -43,7 +45,9 @@ class FacilityLocation(Objective):
                 raise ValueError(
                     f"`{name}` must be at least 0, got {array.min():.6g}; shift or clip it first."
                 )
-        object.__setattr__(self, "similarity", matrix)
+        columns = np.asfortranarray(matrix)  # trackers read one unit's column at a time
+        columns.flags.writeable = False
+        object.__setattr__(self, "similarity", columns)
         object.__setattr__(self, "weights", rows)
 
     @staticmethod
@@ -90,7 +94,7 @@ class FacilityLocationTracker:
     """Follows facility location by the best and second best kept similarity of every row."""
 
     def __init__(self, objective: FacilityLocation, kept: Bools) -> None:
-        self._columns = np.ascontiguousarray(objective.similarity.T)  # one row per unit: contiguous
+        self._columns = np.ascontiguousarray(objective.similarity.T)  # one row per unit; no copy
         self._weights = objective.weights
         self.kept: Bools = np.array(kept, dtype=np.bool_)
         m = len(self._weights)
@@ -113,7 +117,7 @@ class FacilityLocationTracker:
         n = len(self.kept)
         result = np.empty(n)
         out = np.flatnonzero(~self.kept)
-        for some in np.array_split(out, max(1, out.size * len(self._best) // 2**17)):
+        for some in np.array_split(out, max(1, out.size * len(self._best) // _BATCH)):
             above = self._columns[some] - self._best
             np.maximum(above, 0, out=above)
             result[some] = above @ self._weights
@@ -141,9 +145,10 @@ class FacilityLocationTracker:
         if not kept.size:
             self._best[rows], self._second[rows], self._owner[rows] = 0, 0, -1
             return
-        table = self._columns[np.ix_(kept, rows)]
-        first = table.argmax(axis=0)
-        places = np.arange(len(rows))
-        self._owner[rows], self._best[rows] = kept[first], table[first, places]
-        table[first, places] = 0
-        self._second[rows] = table.max(axis=0)
+        for some in np.array_split(rows, max(1, kept.size * rows.size // _BATCH)):
+            table = self._columns[np.ix_(kept, some)]
+            first = table.argmax(axis=0)
+            places = np.arange(len(some))
+            self._owner[some], self._best[some] = kept[first], table[first, places]
+            table[first, places] = 0
+            self._second[some] = table.max(axis=0)

@@ -14,7 +14,7 @@ from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.problem import BestSubsets, Objective
 from cahp_opt.stats import HeadStats, finite
 
-_BATCH_BYTES = 2**26
+_BATCH_BYTES = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,10 @@ class ExplainedVarianceTracker:
             return
         gram, target = self._left[block]
         columns = _columns(units, len(gram) // self._units[block])
-        gram, target, explained = eliminate(gram[None], target[None], columns)
+        # Pivots in front and once more in their place, where elimination leaves zeros.
+        order = np.concatenate([columns, np.arange(len(gram))])
+        square = np.ix_(order, order)
+        gram, target, explained = eliminate(gram[square][None], target[square][None], len(columns))
         self._left[block] = gram[0], target[0]
         self._values[block] += explained[0]
 
@@ -245,35 +248,38 @@ class ExplainedVarianceTracker:
         return result
 
 
-def eliminate(
-    gram: Floats, target: Floats, columns: npt.NDArray[np.int64]
-) -> tuple[Floats, Floats, Floats]:
-    """Condition on columns: what is left of both matrices, and the variance these columns explain.
+def eliminate(gram: Floats, target: Floats, pivots: int) -> tuple[Floats, Floats, Floats]:
+    """Condition on the first columns: what is left of both matrices, and the variance explained.
 
     Args:
-        gram: ``[batch, d, d]``, positive definite on the columns.
+        gram: ``[batch, d, d]``, positive definite on the pivots.
         target: ``[batch, d, d]``.
-        columns: indices into ``d``.
+        pivots: how many columns to condition on.
 
     Returns:
-        The Schur complements ``[batch, d, d]`` (zero on the eliminated columns), and ``[batch]``.
+        The Schur complements ``[batch, d - pivots, d - pivots]`` of ``gram`` and of ``target``, and the
+        explained variance ``[batch]``.
     """
-    factor = np.linalg.cholesky(gram[:, columns[:, None], columns])
-    # With L L' the pivot: U = L^-1 K_c., V = L^-1 A_c., B = L^-1 A_cc L^-T.
-    u = np.linalg.solve(factor, gram[:, columns, :])
-    v = np.linalg.solve(factor, target[:, columns, :])
-    b = np.linalg.solve(factor, v[:, :, columns].swapaxes(1, 2))
-    ut = u.swapaxes(1, 2)
-    cross = ut @ v
-    explained: Floats = np.trace(b, axis1=1, axis2=2)
-    return gram - ut @ u, target - cross - cross.swapaxes(1, 2) + ut @ b @ u, explained
+    beside, inside = target[:, :pivots, pivots:], target[:, :pivots, :pivots]
+    above = gram[:, :pivots, pivots:]
+    # With the pivot P: [P^-1 A_pp, X = P^-1 K_pr] from one factorisation.
+    solved = np.linalg.solve(gram[:, :pivots, :pivots], np.concatenate([inside, above], axis=2))
+    explained: Floats = np.trace(solved[:, :, :pivots], axis1=1, axis2=2)
+    x = solved[:, :, pivots:]
+    xt = x.swapaxes(1, 2)
+    # A_rr - X'A_pr - A_rp X + X'A_pp X, as one product and its transpose.
+    cross = xt @ (beside - 0.5 * (inside @ x))
+    left = target[:, pivots:, pivots:] - cross
+    left -= cross.swapaxes(1, 2)
+    return gram[:, pivots:, pivots:] - xt @ above, left, explained
 
 
 def _subset_values(gram: Floats, target: Floats, units: int) -> Floats:
     """The explained variance of every subset of one block, by code, ``[2^units]``.
 
     One binary decision per unit: each half-decided subset carries the matrices of the undecided
-    units conditioned on the kept ones, so the matrices shrink as the subsets multiply.
+    units conditioned on the kept ones, so the matrices shrink as the subsets multiply. Subsets are
+    decided in batches that stay in the cache.
     """
     width = len(gram) // units
     values = np.zeros(1 << units)
@@ -284,20 +290,20 @@ def _subset_values(gram: Floats, target: Floats, units: int) -> Floats:
         if unit == units:
             values[codes] = so_far
             return
-        if g.nbytes > _BATCH_BYTES and len(codes) > 1:
-            for half in (slice(None, len(codes) // 2), slice(len(codes) // 2, None)):
-                decide(unit, codes[half], so_far[half], g[half], t[half])
-            return
-        own = np.arange(width)
-        left_g, left_t, explained = eliminate(g, t, own)
-        rest = slice(width, None)
-        decide(
-            unit + 1,
-            np.concatenate([codes, codes | (1 << unit)]),
-            np.concatenate([so_far, so_far + explained]),
-            np.concatenate([g[:, rest, rest], left_g[:, rest, rest]]),
-            np.concatenate([t[:, rest, rest], left_t[:, rest, rest]]),
-        )
+        left_g, left_t, explained = eliminate(g, t, width)
+        out_g, out_t = g[:, width:, width:], t[:, width:, width:]
+        with_unit, reached = codes | (1 << unit), so_far + explained
+        if left_g.nbytes > _BATCH_BYTES:
+            decide(unit + 1, codes, so_far, out_g, out_t)
+            decide(unit + 1, with_unit, reached, left_g, left_t)
+        else:
+            decide(
+                unit + 1,
+                np.concatenate([codes, with_unit]),
+                np.concatenate([so_far, reached]),
+                np.concatenate([out_g, left_g]),
+                np.concatenate([out_t, left_t]),
+            )
 
     decide(0, np.zeros(1, dtype=np.int64), np.zeros(1), gram[None], target[None])
     return values
@@ -327,6 +333,10 @@ def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
     if not np.allclose(array, array.T, rtol=0, atol=1e-6 * scale):
         raise ValueError(f"`{argument}` must be symmetric, as second moments are.")
     array = (array + array.T) / 2
-    if float(np.linalg.eigvalsh(array)[0]) < -1e-6 * max(scale, 1e-300) * d:
-        raise ValueError(f"`{argument}` has a negative eigenvalue; second moments never do.")
+    try:
+        np.linalg.cholesky(array + 1e-6 * max(scale, 1e-300) * d * np.eye(d))
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"`{argument}` has a negative eigenvalue; second moments never do."
+        ) from None
     return array

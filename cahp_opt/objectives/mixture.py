@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.heads import Bools, Floats
-from cahp_opt.problem import Objective, QuadraticForm, Tracker
+from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.problem import BestSubsets, Objective, QuadraticForm, Tracker
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +66,23 @@ class WeightedSum(Objective):
             total += weight * own
         return total
 
+    def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...] | None:
+        modular = super().separable(space)
+        if modular is not None or len(self.parts) != 1:
+            return modular  # the best subsets of a sum are not those of its parts
+        ((weight, part),) = self.parts
+        tables = part.separable(space) if weight >= 0 else None
+        return tables and tuple(BestSubsets(weight * t.values, t.kept) for t in tables)
+
     def quadratic(self) -> QuadraticForm | None:
-        linear, pairwise, constant = np.zeros(self.n), np.zeros((self.n, self.n)), 0.0
+        forms: list[tuple[float, QuadraticForm]] = []
         for weight, part in self.parts:
             own = part.quadratic()
             if own is None:
                 return None
+            forms.append((weight, own))
+        linear, pairwise, constant = np.zeros(self.n), np.zeros((self.n, self.n)), 0.0
+        for weight, own in forms:
             linear += weight * own.linear
             pairwise += weight * own.pairwise
             constant += weight * own.constant
