@@ -1,0 +1,73 @@
+"""Write the README's tables from the committed results.
+
+python benchmarks/table.py            rewrite README.md
+python benchmarks/table.py --check    fail if README.md is not what the results say
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def fidelity_table() -> str:
+    """Cosine distance and neighbour agreement after the refit, by method and units kept."""
+    records = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("fidelity_after_refit_*"))]
+    lines = [
+        "| kept of 72 | selected by | 1 - cosine before refit | after refit | 10 nearest neighbours shared after |",
+        "|---|---|---|---|---|",
+    ]
+    for record in sorted(records, key=lambda r: -r["units"]):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in record["rows"]:
+            groups.setdefault(row["method"], []).append(row)
+        for method, rows in groups.items():
+            label = f"{method}, mean of {len(rows)}" if len(rows) > 1 else method
+            cells = [
+                statistics.mean(r[when][figure] for r in rows)
+                for when, figure in (
+                    ("before", "cosine_distance"),
+                    ("after", "cosine_distance"),
+                    ("after", "neighbour_agreement_at_10"),
+                )
+            ]
+            lines.append(
+                f"| {record['units']} | {label} | {cells[0]:.4f} | {cells[1]:.4f} | {cells[2]:.3f} |"
+            )
+    last = records[-1]
+    lines.append(
+        f"\n{last['held out']} held-out texts, {last['texts']} to calibrate and refit on; "
+        f"{last['device']}, {last['threads']} threads, torch {last['versions']['torch']}, "
+        f"transformers {last['versions']['transformers']}."
+    )
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """``text`` with the table between its markers."""
+    return re.sub(
+        r"(<!-- fidelity -->\n).*?(<!-- /fidelity -->)",
+        lambda m: m[1] + fidelity_table() + "\n" + m[2],
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    after = filled(before)
+    if "--check" in sys.argv:
+        sys.exit(None if before == after else "README.md differs; run python benchmarks/table.py")
+    readme.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
