@@ -21,6 +21,7 @@ from cahp_opt.solvers import (
     DynamicProgram,
     Greedy,
     LazyGreedy,
+    LocalSearch,
     RandomSubset,
     TopK,
 )
@@ -32,6 +33,8 @@ SOLVERS: tuple[Solver, ...] = (
     Greedy(),
     Greedy(lookahead=1),
     LazyGreedy(),
+    LocalSearch(),
+    LocalSearch(start=RandomSubset(), reach=1),
     RandomSubset(),
     TopK(),
 )

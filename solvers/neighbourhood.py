@@ -1,0 +1,111 @@
+"""A keep-set within the budget, and which small changes stay within it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cahp_opt.heads import Bools, Floats, Ints
+from cahp_opt.problem import Problem
+
+CLOSE = 1e-10
+"""Changes of the value below this share of its scale are rounding, not improvement."""
+
+
+class Neighbourhood:
+    """A keep-set that moves inside the budget.
+
+    Args:
+        problem: what to maximise, within what.
+        kept: the start, within the budget, bool ``[n]``.
+    """
+
+    def __init__(self, problem: Problem, kept: Bools) -> None:
+        self.problem, self.space, self.budget = problem, problem.space, problem.budget
+        self.tracker = problem.objective.tracker(kept)
+        self.counts: Ints = self.space.counts(kept)
+        self.tables = self.budget.coupling
+        self._room: Bools | None = None
+
+    @property
+    def kept(self) -> Bools:
+        """The current keep-set, bool ``[n]``; a copy."""
+        return self.tracker.kept.copy()
+
+    def tolerance(self, gains: Floats) -> float:
+        """What a move must gain to count, given the current gains ``[n]``."""
+        return CLOSE * max(abs(self.tracker.value), float(np.abs(gains).max()))
+
+    def flip(self, unit: int) -> None:
+        """Add a unit that is out, or remove one that is kept."""
+        block = self.space.block_of[unit]
+        if self.tracker.kept[unit]:
+            self.tracker.remove(unit)
+            self.counts[block] -= 1
+        else:
+            self.tracker.add(unit)
+            self.counts[block] += 1
+        self._room = None
+
+    def swap(self, leaving: int, entering: int) -> None:
+        """Flip two units, of which ``n`` stands for none."""
+        n, block_of = self.space.n, self.space.block_of
+        room = self._room
+        for unit in (leaving, entering):
+            if unit < n:
+                self.flip(unit)
+        if leaving < n and entering < n and block_of[leaving] == block_of[entering]:
+            self._room = room  # the counts are as before
+
+    def move_to(self, kept: Bools) -> None:
+        """Go to another keep-set within the budget; starts the tracker over."""
+        self.tracker = self.problem.objective.tracker(kept)
+        self.counts = self.space.counts(kept)
+        self._room = None
+
+    def room(self) -> Bools:
+        """Whether one unit may leave block ``a`` and one enter block ``b``, ``[blocks + 1, blocks + 1]``;
+        the last row and column stand for none."""
+        if self._room is None:
+            self._room = self._find_room()
+        return self._room
+
+    def fits(self, counts: Ints) -> bool:
+        """Whether counts that every block allows alone are within the limits that tie blocks."""
+        return all(table.fits(counts) for table in self.tables)
+
+    def spare(self) -> Floats:
+        """What each tying table leaves to spend, ``[tables]``."""
+        return np.array([table.limit - table.cost(self.counts) for table in self.tables])
+
+    def slack(self) -> Floats:
+        """How far sums of each table's costs may be off, ``[tables]``."""
+        return np.array([table.slack for table in self.tables])
+
+    def _find_room(self) -> Bools:
+        blocks = len(self.counts)
+        leave, enter = np.ones(blocks + 1, np.bool_), np.ones(blocks + 1, np.bool_)
+        for b, k in enumerate(self.counts):
+            fine = self.budget.allowed[b]
+            leave[b] = k > 0 and fine[k - 1]
+            enter[b] = k + 1 < len(fine) and fine[k + 1]
+        room = leave[:, None] & enter[None, :]
+        unsure = np.zeros_like(room)
+        for table, spare, slack in zip(self.tables, self.spare(), self.slack(), strict=True):
+            down, up = np.zeros(blocks + 1), np.zeros(blocks + 1)
+            for b, k in enumerate(self.counts):
+                cost = table.costs[b]
+                down[b] = cost[k - 1] - cost[k] if k else 0.0
+                up[b] = cost[k + 1] - cost[k] if k + 1 < len(cost) else 0.0
+            over = down[:, None] + up[None, :] - spare
+            room &= over <= slack
+            unsure |= np.abs(over) <= slack
+        for a, b in zip(*np.nonzero(room & unsure), strict=True):
+            counts = self.counts.copy()
+            if a < blocks:
+                counts[a] -= 1
+            if b < blocks:
+                counts[b] += 1
+            room[a, b] = self.fits(counts)
+        np.fill_diagonal(room, True)
+        room[blocks, blocks] = False
+        return room
