@@ -63,7 +63,7 @@ class Exchanges:
             loss = 0.0
             for low in self._lower(down):
                 while start - len(removed) > low:
-                    unit, change = self._least_useful(down)
+                    unit, change = here.best_flip(down, kept=True)
                     loss += change
                     here.tracker.remove(unit)
                     removed.append(unit)
@@ -90,12 +90,12 @@ class Exchanges:
         flipped: list[int] = []
         gain = 0.0
         for _ in range(int(here.counts[exchange.down]) - exchange.low):
-            unit, change = self._least_useful(exchange.down)
+            unit, change = here.best_flip(exchange.down, kept=True)
             gain += change
             here.tracker.remove(unit)
             flipped.append(unit)
         for _ in range(exchange.high - int(here.counts[exchange.up])):
-            unit, change = self._most_useful(exchange.up)
+            unit, change = here.best_flip(exchange.up, kept=False)
             gain += change
             here.tracker.add(unit)
             flipped.append(unit)
@@ -128,21 +128,6 @@ class Exchanges:
     def _next(self, block: int, counts: range) -> list[int]:
         fine = self._here.budget.allowed[block] & self._ends[block]
         return [k for k in counts if fine[k]][: self._reach]
-
-    def _least_useful(self, block: int) -> tuple[int, float]:
-        return self._extreme(block, kept=True)
-
-    def _most_useful(self, block: int) -> tuple[int, float]:
-        return self._extreme(block, kept=False)
-
-    def _extreme(self, block: int, *, kept: bool) -> tuple[int, float]:
-        """The unit of a block whose flip gains most, among those kept or those outside."""
-        where = self._here.space.slices[block]
-        tracker = self._here.tracker
-        units = where.start + np.flatnonzero(tracker.kept[where] == kept)
-        gains = np.array([tracker.gain(int(unit)) for unit in units])
-        place = int(gains.argmax())
-        return int(units[place]), float(gains[place])
 
     def _best_sums(self, gains: Floats) -> list[Floats]:
         """For every block the sums of its largest gains from outside units."""

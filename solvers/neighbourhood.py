@@ -10,6 +10,8 @@ from cahp_opt.problem import Problem
 CLOSE = 1e-10
 """Changes of the value below this share of its scale are rounding, not improvement."""
 
+_MOST_ROOMS = 1_000
+
 
 class Neighbourhood:
     """A keep-set that moves inside the budget.
@@ -24,7 +26,7 @@ class Neighbourhood:
         self.tracker = problem.objective.tracker(kept)
         self.counts: Ints = self.space.counts(kept)
         self.tables = self.budget.coupling
-        self._room: Bools | None = None
+        self._rooms: dict[bytes, Bools] = {}  # by counts: searches return to the same ones
 
     @property
     def kept(self) -> Bools:
@@ -44,30 +46,35 @@ class Neighbourhood:
         else:
             self.tracker.add(unit)
             self.counts[block] += 1
-        self._room = None
 
     def swap(self, leaving: int, entering: int) -> None:
         """Flip two units, of which ``n`` stands for none."""
-        n, block_of = self.space.n, self.space.block_of
-        room = self._room
         for unit in (leaving, entering):
-            if unit < n:
+            if unit < self.space.n:
                 self.flip(unit)
-        if leaving < n and entering < n and block_of[leaving] == block_of[entering]:
-            self._room = room  # the counts are as before
+
+    def best_flip(self, block: int, *, kept: bool) -> tuple[int, float]:
+        """The unit of a block whose flip gains most, among those kept or those outside; and its gain."""
+        where = self.space.slices[block]
+        units = where.start + np.flatnonzero(self.tracker.kept[where] == kept)
+        gains = np.array([self.tracker.gain(int(unit)) for unit in units])
+        place = int(gains.argmax())
+        return int(units[place]), float(gains[place])
 
     def move_to(self, kept: Bools) -> None:
         """Go to another keep-set within the budget; starts the tracker over."""
         self.tracker = self.problem.objective.tracker(kept)
         self.counts = self.space.counts(kept)
-        self._room = None
 
     def room(self) -> Bools:
         """Whether one unit may leave block ``a`` and one enter block ``b``, ``[blocks + 1, blocks + 1]``;
-        the last row and column stand for none."""
-        if self._room is None:
-            self._room = self._find_room()
-        return self._room
+        the last row and column stand for none. Not to be written to."""
+        key = self.counts.tobytes()
+        if key not in self._rooms:
+            if len(self._rooms) >= _MOST_ROOMS:
+                self._rooms.clear()
+            self._rooms[key] = self._find_room()
+        return self._rooms[key]
 
     def fits(self, counts: Ints) -> bool:
         """Whether counts that every block allows alone are within the limits that tie blocks."""

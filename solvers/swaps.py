@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.heads import Bools, Floats
+from cahp_opt.heads import Floats
 from cahp_opt.problem import CoverageForm, Objective, QuadraticForm
 from cahp_opt.solvers.neighbourhood import Neighbourhood
 
@@ -148,8 +148,3 @@ def swap_in_turn(here: Neighbourhood, deadline: float) -> bool:
             break
     return improved
 
-
-def may_enter(here: Neighbourhood) -> Bools:
-    """Which units outside may be added as things stand, bool ``[n]``."""
-    fine: Bools = here.room()[-1][here.space.block_of] & ~here.tracker.kept
-    return fine

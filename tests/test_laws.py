@@ -106,7 +106,7 @@ def test_bounds_are_never_below_the_optimum(problem: Problem, data: st.DataObjec
 @given(problem=problems(), seed=st.integers(0, 2**16))
 def test_relabelling_keeps_the_value(solver: Solver, problem: Problem, seed: int) -> None:
     """Permuting blocks, and units inside blocks, changes names and nothing else."""
-    if isinstance(solver, cahp_opt.solvers.RandomSubset):
+    if isinstance(solver, cahp_opt.solvers.RandomSubset | cahp_opt.solvers.StochasticGreedy):
         return  # its answer is one of many by design
     space = problem.space
     rng = np.random.default_rng(seed)
