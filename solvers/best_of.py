@@ -46,7 +46,9 @@ class BestOf(Solver):
                 out_of_time = True
                 break
             share = now + (deadline - now) / (len(self.solvers) - place)
-            own = np.random.default_rng(int(rng.integers(2**62)))  # its randomness does not depend on what the others drew
+            own = np.random.default_rng(
+                int(rng.integers(2**62))
+            )  # its randomness does not depend on what the others drew
             try:
                 proposal = solver.solve(problem, deadline=share, rng=own)
             except ValueError as refusal:

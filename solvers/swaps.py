@@ -147,4 +147,3 @@ def swap_in_turn(here: Neighbourhood, deadline: float) -> bool:
                 improved = True
             break
     return improved
-
