@@ -9,6 +9,7 @@ from cahp_opt.solvers.greedy import Greedy
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
 from cahp_opt.solvers.local_search import LocalSearch
 from cahp_opt.solvers.random_subset import RandomSubset
+from cahp_opt.solvers.spectral import Spectral
 from cahp_opt.solvers.stochastic_greedy import StochasticGreedy
 from cahp_opt.solvers.tabu import Tabu
 from cahp_opt.solvers.top_k import TopK
@@ -23,6 +24,7 @@ __all__ = [
     "LazyGreedy",
     "LocalSearch",
     "RandomSubset",
+    "Spectral",
     "StochasticGreedy",
     "Tabu",
     "TopK",

@@ -48,8 +48,10 @@ class Auto(Solver):
         if _is_enumerable(problem):
             return DynamicProgram(), "The value is a sum over blocks, which is solved exactly."
         if n <= self.few:
-            solver = BruteForce(most_units=self.few)
-            return solver, f"With {n} units, every keep-set can be evaluated."
+            return (
+                BruteForce(most_units=self.few),
+                f"With {n} units, every keep-set can be evaluated.",
+            )
         if n > self.many:
             solver = LazyGreedy() if objective.submodular else Greedy()
             return solver, f"With {n} units, only greedy steps are fast enough."

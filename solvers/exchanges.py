@@ -48,12 +48,16 @@ class Exchanges:
         here = self._here
         found: list[Exchange] = []
         targets = [self._higher(b) for b in range(len(here.counts))]
-        where = np.array([(b, k) for b, highs in enumerate(targets) for k in highs], dtype=np.int64)
-        if not len(where):
+        ups = [(b, k) for b, highs in enumerate(targets) for k in highs]
+        if not ups:
             return found
-        extra = np.array(
-            [[t.costs[b][k] - t.costs[b][here.counts[b]] for t in here.tables] for b, k in where]
-        ).reshape(len(where), len(here.tables))
+        where = np.array(ups, dtype=np.int64)
+        extra: Floats = np.array(
+            [
+                [float(t.costs[b][k] - t.costs[b][here.counts[b]]) for t in here.tables]
+                for b, k in ups
+            ]
+        ).reshape(len(ups), len(here.tables))
         spare, slack = here.spare(), here.slack()
         for down in range(len(here.counts)):
             if time.monotonic() > deadline:
@@ -72,10 +76,11 @@ class Exchanges:
                 if not fits.any():
                     continue
                 best = self._best_sums(here.tracker.gains())
-                for b, k in where[fits]:
+                for place in np.flatnonzero(fits):
+                    b, k = ups[place]
                     hope = loss + float(best[b][k - here.counts[b] - 1])
                     if hope > least:
-                        found.append(Exchange(down, low, int(b), int(k), hope))
+                        found.append(Exchange(down, low, b, k, hope))
             for unit in reversed(removed):
                 here.tracker.add(unit)
         return sorted(found, key=lambda exchange: -exchange.hope)

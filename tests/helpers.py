@@ -26,6 +26,7 @@ from cahp_opt.solvers import (
     LazyGreedy,
     LocalSearch,
     RandomSubset,
+    Spectral,
     StochasticGreedy,
     Tabu,
     TopK,
@@ -44,8 +45,9 @@ SOLVERS: tuple[Solver, ...] = (
     LocalSearch(),
     LocalSearch(start=TopK(), reach=1),
     RandomSubset(),
+    Spectral(),
     StochasticGreedy(),
-    Tabu(iterations=30, patience=5),
+    Tabu(iterations=20, patience=5),
     TopK(),
 )
 
