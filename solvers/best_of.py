@@ -47,7 +47,7 @@ class BestOf(Solver):
                 break
             share = now + (deadline - now) / (len(self.solvers) - place)
             own = np.random.default_rng(
-                int(rng.integers(2**62))
+                int(rng.integers(2**31))
             )  # its randomness does not depend on what the others drew
             try:
                 proposal = solver.solve(problem, deadline=share, rng=own)

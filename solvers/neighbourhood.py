@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cahp_opt.heads import Bools, Floats, Ints
@@ -26,6 +28,10 @@ class Neighbourhood:
         self.tracker = problem.objective.tracker(kept)
         self.counts: Ints = self.space.counts(kept)
         self.tables = self.budget.coupling
+        # By block and count + 1, with a margin on both sides, so that one more or fewer can be looked up.
+        widest = int(self.space.units.max()) + 3
+        self._fine: Bools = _padded(self.budget.allowed, widest) > 0
+        self._costs = [_padded(table.costs, widest) for table in self.tables]
         self._rooms: dict[bytes, Bools] = {}  # by counts: searches return to the same ones
 
     @property
@@ -90,19 +96,15 @@ class Neighbourhood:
 
     def _find_room(self) -> Bools:
         blocks = len(self.counts)
+        places, k = np.arange(blocks), self.counts
         leave, enter = np.ones(blocks + 1, np.bool_), np.ones(blocks + 1, np.bool_)
-        for b, k in enumerate(self.counts):
-            fine = self.budget.allowed[b]
-            leave[b] = k > 0 and fine[k - 1]
-            enter[b] = k + 1 < len(fine) and fine[k + 1]
-        room = leave[:, None] & enter[None, :]
+        leave[:-1], enter[:-1] = self._fine[places, k], self._fine[places, k + 2]
+        room: Bools = leave[:, None] & enter[None, :]
         unsure = np.zeros_like(room)
-        for table, spare, slack in zip(self.tables, self.spare(), self.slack(), strict=True):
-            down, up = np.zeros(blocks + 1), np.zeros(blocks + 1)
-            for b, k in enumerate(self.counts):
-                cost = table.costs[b]
-                down[b] = cost[k - 1] - cost[k] if k else 0.0
-                up[b] = cost[k + 1] - cost[k] if k + 1 < len(cost) else 0.0
+        down, up = np.zeros(blocks + 1), np.zeros(blocks + 1)
+        for costs, spare, slack in zip(self._costs, self.spare(), self.slack(), strict=True):
+            now = costs[places, k + 1]
+            down[:-1], up[:-1] = costs[places, k] - now, costs[places, k + 2] - now
             over = down[:, None] + up[None, :] - spare
             room &= over <= slack
             unsure |= np.abs(over) <= slack
@@ -116,3 +118,11 @@ class Neighbourhood:
         np.fill_diagonal(room, True)
         room[blocks, blocks] = False
         return room
+
+
+def _padded(rows: Sequence[Bools] | Sequence[Floats], width: int) -> Floats:
+    """Rows of different lengths in one array, each starting at place 1, zero elsewhere."""
+    result = np.zeros((len(rows), width))
+    for b, row in enumerate(rows):
+        result[b, 1 : len(row) + 1] = row
+    return result

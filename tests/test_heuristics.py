@@ -34,7 +34,7 @@ SPACE = HeadSpace.uniform(3, 4)
 class Cardinality(Objective):
     """A concave function of the count: no structure that a solver could ask for."""
 
-    n = property(lambda self: 12)  # type: ignore[assignment]
+    n = property(lambda self: 12)
 
     def value(self, kept: np.ndarray) -> float:
         return math.sqrt(float(kept @ np.arange(1.0, 13.0)))
@@ -42,12 +42,13 @@ class Cardinality(Objective):
 
 @given(problem=problems())
 def test_local_search_and_tabu_are_never_worse_than_their_start(problem: Problem) -> None:
-    for start in (LazyGreedy(), TopK(), RandomSubset()):
+    starts: tuple[Solver, ...] = (LazyGreedy(), TopK(), RandomSubset())
+    for start in starts:
         plain = select(problem, start).value
         assert select(problem, LocalSearch(start)).value >= plain
-    start = LocalSearch(TopK())
-    tabu = Tabu(start, iterations=10, patience=3)
-    assert select(problem, tabu).value >= select(problem, start).value
+    first = LocalSearch(TopK())
+    tabu = Tabu(first, iterations=10, patience=3)
+    assert select(problem, tabu).value >= select(problem, first).value
 
 
 def test_local_search_is_within_half_a_percent_on_staircases() -> None:
