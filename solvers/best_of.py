@@ -46,9 +46,8 @@ class BestOf(Solver):
                 out_of_time = True
                 break
             share = now + (deadline - now) / (len(self.solvers) - place)
-            own = np.random.default_rng(
-                int(rng.integers(2**31))
-            )  # its randomness does not depend on what the others drew
+            # Its randomness does not depend on how much the others drew.
+            own = np.random.default_rng(rng.integers(2**31, size=1, dtype=np.int64))
             try:
                 proposal = solver.solve(problem, deadline=share, rng=own)
             except ValueError as refusal:

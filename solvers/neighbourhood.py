@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cahp_opt.count_table import CountTable
 from cahp_opt.heads import Bools, Floats, Ints
 from cahp_opt.problem import Problem
 
@@ -32,6 +33,7 @@ class Neighbourhood:
         widest = int(self.space.units.max()) + 3
         self._fine: Bools = _padded(self.budget.allowed, widest) > 0
         self._costs = [_padded(table.costs, widest) for table in self.tables]
+        self._slack: Floats = np.array([_rounding(table) for table in self.tables])
         self._rooms: dict[bytes, Bools] = {}  # by counts: searches return to the same ones
 
     @property
@@ -92,7 +94,7 @@ class Neighbourhood:
 
     def slack(self) -> Floats:
         """How far sums of each table's costs may be off, ``[tables]``."""
-        return np.array([table.slack for table in self.tables])
+        return self._slack
 
     def _find_room(self) -> Bools:
         blocks = len(self.counts)
@@ -126,3 +128,9 @@ def _padded(rows: Sequence[Bools] | Sequence[Floats], width: int) -> Floats:
     for b, row in enumerate(rows):
         result[b, 1 : len(row) + 1] = row
     return result
+
+
+def _rounding(table: CountTable) -> float:
+    """How far a plain floating-point sum of a table's costs may lie from the exact one."""
+    largest = table.fixed + abs(table.limit) + sum(float(cost.max()) for cost in table.costs)
+    return 4 * (len(table.costs) + 2) * float(np.finfo(np.float64).eps) * largest
