@@ -10,6 +10,7 @@ import numpy as np
 
 from cahp_opt.heads import Bools, Floats
 from cahp_opt.problem import Problem
+from cahp_opt.solvers.plateaus import plateau_ends
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 
@@ -190,15 +191,7 @@ class Walk:
     @cached_property
     def _ends_plateau(self) -> list[Bools]:
         """For every block and count: whether one more unit is forbidden or costs more."""
-        result: list[Bools] = []
-        for b, allowed in enumerate(self._budget.allowed):
-            ends = np.ones(len(allowed), dtype=np.bool_)
-            free = allowed[1:].copy()
-            for table in self._budget.coupling:
-                free &= table.costs[b][1:] <= table.costs[b][:-1]
-            ends[:-1] = ~free
-            result.append(ends)
-        return result
+        return plateau_ends(self._budget)
 
     @cached_property
     def _room(self) -> list[float]:

@@ -17,22 +17,37 @@ from cahp_opt.objectives import (
     WeightedSum,
 )
 from cahp_opt.solvers import (
+    Auto,
+    BackwardGreedy,
+    BestOf,
     BruteForce,
     DynamicProgram,
     Greedy,
     LazyGreedy,
+    LocalSearch,
     RandomSubset,
+    Spectral,
+    StochasticGreedy,
+    Tabu,
     TopK,
 )
 
 # Two lines to add a solver: import it above, list it here.
 SOLVERS: tuple[Solver, ...] = (
+    Auto(),
+    BackwardGreedy(),
+    BestOf((TopK(), BackwardGreedy(lookahead=1))),
     BruteForce(),
     DynamicProgram(),
     Greedy(),
     Greedy(lookahead=1),
     LazyGreedy(),
+    LocalSearch(),
+    LocalSearch(start=TopK(), reach=1),
     RandomSubset(),
+    Spectral(),
+    StochasticGreedy(),
+    Tabu(iterations=20, patience=5),
     TopK(),
 )
 

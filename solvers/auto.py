@@ -1,0 +1,81 @@
+"""Choose a solver by the structure and the size of the problem, and say why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cahp_opt.problem import Problem
+from cahp_opt.selection import Proposal, Solver
+from cahp_opt.solvers.brute_force import BruteForce
+from cahp_opt.solvers.dynamic_program import DynamicProgram
+from cahp_opt.solvers.greedy import Greedy
+from cahp_opt.solvers.lazy_greedy import LazyGreedy
+from cahp_opt.solvers.local_search import LocalSearch
+from cahp_opt.solvers.tabu import Tabu
+
+
+@dataclass(frozen=True)
+class Auto(Solver):
+    """The solver that measured best for problems of this kind; ``stats`` tells which, and why.
+
+    Exact where that is cheap (sums over blocks, few units); lazy greedy with local search for
+    submodular objectives; tabu search for quadratics; greedy with local search for the rest.
+
+    Args:
+        few: up to this many units, every keep-set is evaluated.
+        many: from this many units on, swaps are not searched.
+    """
+
+    few: int = 12
+    many: int = 8_192
+
+    def __post_init__(self) -> None:
+        if self.few < 0 or self.many < 1:
+            raise ValueError(
+                f"`few` must be at least 0 and `many` at least 1, got {self.few} and {self.many}."
+            )
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        solver, because = self.choose(problem)
+        found = solver.solve(problem, deadline=deadline, rng=rng)
+        return replace(found, stats={**found.stats, "chose": repr(solver), "because": because})
+
+    def choose(self, problem: Problem) -> tuple[Solver, str]:
+        """The solver for a problem, and a sentence that says why."""
+        objective, n = problem.objective, problem.space.n
+        if _is_enumerable(problem):
+            return DynamicProgram(), "The value is a sum over blocks, which is solved exactly."
+        if n <= self.few:
+            return (
+                BruteForce(most_units=self.few),
+                f"With {n} units, every keep-set can be evaluated.",
+            )
+        if n > self.many:
+            solver = LazyGreedy() if objective.submodular else Greedy()
+            return solver, f"With {n} units, only greedy steps are fast enough."
+        if objective.submodular and objective.quadratic() is None:
+            return (
+                LocalSearch(LazyGreedy()),
+                "The objective is submodular: lazy greedy is near-optimal, and swaps close most of "
+                "the rest.",
+            )
+        if objective.quadratic() is not None:
+            # An exact solver for quadratics belongs here, started from this one.
+            return (
+                Tabu(),
+                "The objective is quadratic: the gains of all swaps are known at once, which makes "
+                "tabu search strong.",
+            )
+        return (
+            LocalSearch(Greedy()),
+            "The objective declares no structure that a stronger solver could use.",
+        )
+
+
+def _is_enumerable(problem: Problem) -> bool:
+    try:
+        return problem.objective.separable(problem.space) is not None
+    except ValueError:  # it is a sum over blocks, but a block has too many subsets
+        return False

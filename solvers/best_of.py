@@ -1,0 +1,79 @@
+"""Run several solvers and keep the best answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from cahp_opt.problem import Problem
+from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
+
+
+@dataclass(frozen=True)
+class BestOf(Solver):
+    """The best keep-set of several solvers, with the tightest of their bounds (an algorithm portfolio,
+    Gomes and Selman 2001).
+
+    Solvers that refuse the structure of the problem are passed over. Until the deadline, each solver
+    gets an equal share of the time that is left. The answer counts as optimal only if a bound proves it.
+
+    Args:
+        solvers: at least one solver.
+    """
+
+    solvers: tuple[Solver, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "solvers", tuple(self.solvers))
+        if not self.solvers or not all(isinstance(solver, Solver) for solver in self.solvers):
+            raise ValueError(
+                "`solvers` must be one or more Solver values such as `(LazyGreedy(), Greedy())`, got "
+                f"{self.solvers!r}."
+            )
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        best: Proposal | None = None
+        best_value, bound, certificate, winner = -math.inf, math.inf, "", ""
+        out_of_time = False
+        refusals: list[str] = []
+        stats: dict[str, Number] = {}
+        for place, solver in enumerate(self.solvers):
+            now = time.monotonic()
+            if best is not None and now > deadline:
+                out_of_time = True
+                break
+            share = now + (deadline - now) / (len(self.solvers) - place)
+            # Its randomness does not depend on how much the others drew.
+            own = np.random.default_rng(rng.integers(2**31, size=1, dtype=np.int64))
+            try:
+                proposal = solver.solve(problem, deadline=share, rng=own)
+            except ValueError as refusal:
+                refusals.append(str(refusal))
+                continue
+            broken = problem.budget.violation(problem.space.counts(proposal.kept))
+            if broken:
+                raise RuntimeError(
+                    f"`{type(solver).__name__}` proposed a keep-set outside the budget: {broken} "
+                    "This is a bug."
+                )
+            value = problem.objective.value(proposal.kept)
+            stats[f"value of {place + 1}: {solver!r}"] = value
+            out_of_time |= proposal.status is Status.TIME_LIMIT
+            if proposal.bound < bound:
+                bound = proposal.bound
+                certificate = proposal.certificate or f"{type(solver).__name__}'s own proof"
+            if best is None or value > best_value:
+                best, best_value, winner = proposal, value, repr(solver)
+        if best is None:
+            raise ValueError(
+                "`BestOf` has no solver that takes this problem, add `LazyGreedy()`: "
+                + " ".join(refusals)
+            )
+        status = Status.TIME_LIMIT if out_of_time else Status.FEASIBLE
+        if bound <= best_value + rounding_slack(best_value, bound):
+            status = Status.OPTIMAL
+        stats |= {"best": winner, "refused": len(refusals)}
+        return Proposal(best.kept, bound, status, certificate, stats)
