@@ -255,7 +255,7 @@ class FacilityLocationTracker:
         if self._second is None:
             self._second = np.zeros_like(self._best)
             self._owner = np.full(self._m, -1, dtype=np.int64)
-            self._serve(np.arange(self._m))
+            self._serve(np.arange(self._m, dtype=np.intp))
         return self._second
 
     def _serve(self, rows: npt.NDArray[np.intp]) -> None:

@@ -83,3 +83,31 @@ def columns_of(matrix: Matrix) -> Matrix:
     if matrix.flags.c_contiguous and is_symmetric(matrix):
         return matrix
     return np.ascontiguousarray(matrix.T)
+
+
+def symmetric(matrix: Matrix, argument: str) -> Matrix:
+    """``matrix`` if it is symmetric to the bit, a symmetric copy if it is so up to rounding.
+
+    Raises:
+        ValueError: if it is not square, or not symmetric.
+    """
+    square(matrix, argument)
+    if is_symmetric(matrix):
+        return matrix
+    closeness = 1e-5 if matrix.dtype == np.float32 else 1e-9
+    if not np.allclose(matrix, matrix.T, rtol=0, atol=closeness * float(np.abs(matrix).max())):
+        raise ValueError(
+            f"`{argument}` must be symmetric; pass (S + S.T) / 2 if its order has no meaning."
+        )
+    half: Matrix = np.array((matrix + matrix.T) / 2, dtype=matrix.dtype)
+    half.flags.writeable = False
+    return half
+
+
+def sum_rows(matrix: Matrix, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The sum of the kept rows in double precision, ``[columns]``, a few rows at a time."""
+    total = np.zeros(matrix.shape[1])
+    rows = np.flatnonzero(kept)
+    for start in range(0, len(rows), 64):
+        total += matrix[rows[start : start + 64]].sum(axis=0, dtype=np.float64)
+    return total
