@@ -92,7 +92,7 @@ class SparseFacilityLocation(Objective):
     ) -> SparseFacilityLocation:
         """The ``neighbours`` largest similarities of every row of a dense matrix ``[m, n]``."""
         matrix = checked_matrix(similarity, "similarity")
-        m, n = matrix.shape
+        m, n = len(matrix), int(matrix.shape[1])
         k = _neighbours(neighbours, n)
         units, numbers = np.empty((m, k), dtype=np.int64), np.empty((m, k), dtype=matrix.dtype)
         at_once = max(1, _BLOCK // n)
