@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.budget import Budget
+from cahp_opt.count_table import CountTable
 from cahp_opt.heads import Bools, Floats, Ints
 from cahp_opt.problem import Problem, Tracker
 from cahp_opt.selection import Proposal, Status
@@ -100,7 +101,7 @@ class _Room:
         self._price = [max(float(np.diff(c).max()) for c in t.costs) for t in self._tables]
         # How far `_spent` may be from the exact sum; sums of whole numbers are exact.
         self._slack = [
-            0.0 if _whole([t.fixed, *np.concatenate(t.costs)]) else t.slack for t in self._tables
+            0.0 if _whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t) for t in self._tables
         ]
 
     def take(self, block: int) -> None:
@@ -131,6 +132,13 @@ class _Room:
 def _whole(numbers: npt.ArrayLike) -> bool:
     array = np.asarray(numbers, dtype=np.float64)
     return bool(np.all(array == np.rint(array)) and np.abs(array).sum() < 2**53)
+
+
+def _rounding(table: CountTable) -> float:
+    """How far a running sum of these costs, block by block and unit by unit, may be off."""
+    terms = sum(len(costs) for costs in table.costs) + 2
+    largest = table.fixed + abs(table.limit) + sum(float(costs.max()) for costs in table.costs)
+    return 4 * terms * float(np.finfo(np.float64).eps) * largest
 
 
 def _together(tracker: Tracker) -> Callable[[npt.NDArray[np.intp]], Floats]:
