@@ -101,7 +101,8 @@ class _Room:
         self._price = [max(float(np.diff(c).max()) for c in t.costs) for t in self._tables]
         # How far `_spent` may be from the exact sum; sums of whole numbers are exact.
         self._slack = [
-            0.0 if _whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t) for t in self._tables
+            0.0 if _whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t)
+            for t in self._tables
         ]
 
     def take(self, block: int) -> None:
