@@ -6,11 +6,14 @@ import time
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Status
+from cahp_opt.solvers.single_units import climb_units, costs_alike
 from cahp_opt.solvers.steps import Step, Walk, best_step
 
 
 def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> Proposal:
     """Take the best step until none is left or the deadline has passed.
+
+    Where every unit costs the same and gains diminish, no longer step can beat a single unit.
 
     Args:
         problem: what to maximise, within what.
@@ -18,6 +21,8 @@ def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> P
         lazy: evaluate a block only while its bound on the rate reaches the best step known.
         deadline: the ``time.monotonic()`` at which to stop.
     """
+    if problem.objective.submodular and costs_alike(problem.budget):
+        return climb_units(problem, lazy=lazy, deadline=deadline)
     walk = Walk(problem, lookahead, lazy)
     blocks = range(len(problem.space.blocks))
     while time.monotonic() <= deadline:

@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem, Solver
 from cahp_opt.heads import Floats
 from cahp_opt.objectives import (
+    Concave,
     ExplainedVariance,
     FacilityLocation,
+    FeatureBased,
+    GraphCut,
+    LogDet,
     Modular,
     Quadratic,
+    SaturatedCoverage,
+    SparseFacilityLocation,
     WeightedSum,
 )
 from cahp_opt.solvers import (
@@ -74,7 +80,7 @@ def _quadratic(rng: Rng, space: HeadSpace) -> Objective:
 
 def _redundancy(rng: Rng, space: HeadSpace) -> Objective:
     pairs = rng.random((space.n, space.n))
-    return Quadratic(rng.pareto(2, space.n), -0.1 * (pairs + pairs.T))
+    return Quadratic.redundancy(rng.pareto(2, space.n), pairs + pairs.T, 0.1)
 
 
 def _inside_blocks(rng: Rng, space: HeadSpace) -> Objective:
@@ -111,6 +117,35 @@ def _mixture(rng: Rng, space: HeadSpace) -> Objective:
     return 0.7 * _facility_location(rng, space) + 0.3 * _modular(rng, space)
 
 
+def _sparse_facility_location(rng: Rng, space: HeadSpace) -> Objective:
+    starts = np.concatenate([[0], np.cumsum(rng.integers(0, space.n + 1, space.n + 1))])
+    units = [rng.permutation(space.n)[:count] for count in np.diff(starts)]
+    numbers = rng.random(starts[-1])
+    weights = rng.random(space.n + 1)
+    return SparseFacilityLocation(starts, np.concatenate(units), numbers, space.n, weights)
+
+
+def _saturated_coverage(rng: Rng, space: HeadSpace) -> Objective:
+    similarity = rng.random((space.n + 1, space.n))
+    return SaturatedCoverage(similarity, float(rng.uniform(0.05, 1)), rng.random(space.n + 1))
+
+
+def _graph_cut(rng: Rng, space: HeadSpace) -> Objective:
+    half = rng.random((space.n, space.n))
+    return GraphCut(half + half.T, float(rng.choice([0, 0.3, 1, 2])))
+
+
+def _feature_based(rng: Rng, space: HeadSpace) -> Objective:
+    features = rng.random((space.n, 5)) * (rng.random((space.n, 5)) < 0.6)
+    return FeatureBased(features, list(Concave)[rng.integers(4)], rng.random(5))
+
+
+def _log_det(rng: Rng, space: HeadSpace) -> Objective:
+    factor = rng.normal(size=(space.n, space.n // 2 + 1))
+    kernel, ridge = factor @ factor.T, float(rng.choice([0.1, 1.5]))
+    return LogDet(kernel, ridge) if rng.random() < 0.5 else LogDet.determinantal(kernel, ridge)
+
+
 # Two lines to add an objective: its maker above, its name here.
 OBJECTIVES: Mapping[str, Callable[[Rng, HeadSpace], Objective]] = {
     "modular": _modular,
@@ -124,8 +159,24 @@ OBJECTIVES: Mapping[str, Callable[[Rng, HeadSpace], Objective]] = {
     "explained variance": _explained_variance,
     "mixture": _mixture,
     "scaled": _scaled,
+    "sparse facility location": _sparse_facility_location,
+    "saturated coverage": _saturated_coverage,
+    "graph cut": _graph_cut,
+    "feature based": _feature_based,
+    "log det": _log_det,
 }
-OBJECTIVE_CLASSES = (ExplainedVariance, FacilityLocation, Modular, Quadratic, WeightedSum)
+OBJECTIVE_CLASSES = (
+    ExplainedVariance,
+    FacilityLocation,
+    FeatureBased,
+    GraphCut,
+    LogDet,
+    Modular,
+    Quadratic,
+    SaturatedCoverage,
+    SparseFacilityLocation,
+    WeightedSum,
+)
 
 
 def _table(space: HeadSpace, cost: Callable[[int], Floats], rng: Rng) -> LatencyTable:

@@ -2,8 +2,25 @@
 
 from cahp_opt.objectives.coverage import FacilityLocation
 from cahp_opt.objectives.explained_variance import ExplainedVariance
+from cahp_opt.objectives.feature_based import Concave, FeatureBased
+from cahp_opt.objectives.graph_cut import GraphCut
+from cahp_opt.objectives.log_det import LogDet
 from cahp_opt.objectives.mixture import WeightedSum
 from cahp_opt.objectives.modular import Modular
 from cahp_opt.objectives.quadratic import Quadratic
+from cahp_opt.objectives.saturated_coverage import SaturatedCoverage
+from cahp_opt.objectives.sparse_coverage import SparseFacilityLocation
 
-__all__ = ["ExplainedVariance", "FacilityLocation", "Modular", "Quadratic", "WeightedSum"]
+__all__ = [
+    "Concave",
+    "ExplainedVariance",
+    "FacilityLocation",
+    "FeatureBased",
+    "GraphCut",
+    "LogDet",
+    "Modular",
+    "Quadratic",
+    "SaturatedCoverage",
+    "SparseFacilityLocation",
+    "WeightedSum",
+]

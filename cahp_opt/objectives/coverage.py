@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.heads import Bools, Floats
+from cahp_opt.heads import Bools, Floats, Ints
+from cahp_opt.objectives.matrices import Matrix, checked_matrix, columns_of
 from cahp_opt.problem import CoverageForm, Objective
 from cahp_opt.stats import HeadStats, finite
 
-_BATCH = 2**17  # numbers handled at once, so that they stay in the processor's cache
+_CHUNK = 2**16  # numbers handled at once: a double-precision buffer that fits a second-level cache
+_FEW = 8  # a unit's rows are listed once they are fewer than one in this many
+_NO_ROWS = np.empty(0, dtype=np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,35 +25,23 @@ class FacilityLocation(Objective):
     1977, "Location of bank accounts to optimize float").
 
     Args:
-        similarity: shape ``[m, n]``, at least 0; usually ``[n, n]``, of units with one another.
+        similarity: shape ``[m, n]``, at least 0; usually ``[n, n]``, of units with one another. A
+            float32 array is held as it is, without a copy (do not write to it afterwards); sums are
+            in double precision all the same. Where it is symmetric to the bit, or in Fortran order,
+            solving needs no second copy either.
         weights: how much each row counts, shape ``[m]``, at least 0; None for 1 each.
 
     Raises:
         ValueError: for NaN, infinity, negative numbers or a wrong shape.
     """
 
-    similarity: Floats
+    similarity: Matrix
     weights: Floats
 
     def __init__(self, similarity: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
-        matrix = finite(similarity, "similarity")
-        if matrix.ndim != 2 or not matrix.size:
-            raise ValueError(f"`similarity` must have shape [m, n], got {list(matrix.shape)}.")
-        rows = finite(np.ones(len(matrix)) if weights is None else weights, "weights")
-        if rows.shape != (len(matrix),):
-            raise ValueError(
-                f"`weights` must have shape [{len(matrix)}], one per row of `similarity`, "
-                f"got {list(rows.shape)}."
-            )
-        for name, array in (("similarity", matrix), ("weights", rows)):
-            if np.any(array < 0):
-                raise ValueError(
-                    f"`{name}` must be at least 0, got {array.min():.6g}; shift or clip it first."
-                )
-        columns = np.asfortranarray(matrix)  # trackers read one unit's column at a time
-        columns.flags.writeable = False
-        object.__setattr__(self, "similarity", columns)
-        object.__setattr__(self, "weights", rows)
+        matrix = checked_matrix(similarity, "similarity")
+        object.__setattr__(self, "similarity", matrix)
+        object.__setattr__(self, "weights", row_weights(weights, len(matrix)))
 
     @staticmethod
     def from_stats(stats: HeadStats) -> FacilityLocation:
@@ -78,29 +71,71 @@ class FacilityLocation(Objective):
     def submodular(self) -> bool:
         return True
 
+    @cached_property
+    def columns(self) -> Matrix:
+        """What each unit gives to every row, ``[n, m]``, contiguous per unit."""
+        return columns_of(self.similarity)
+
     def value(self, kept: Bools) -> float:
-        if not kept.any():
-            return 0.0
-        return float(self.weights @ self.similarity[:, kept].max(axis=1))
+        return float(self.weights @ best_of(self.columns, np.flatnonzero(kept)))
 
     def tracker(self, kept: Bools) -> FacilityLocationTracker:
         return FacilityLocationTracker(self, kept)
 
     def coverage(self) -> CoverageForm:
-        return CoverageForm(self.similarity, self.weights)
+        return CoverageForm(self.similarity.astype(np.float64, copy=False), self.weights)
+
+
+def row_weights(weights: npt.ArrayLike | None, m: int) -> Floats:
+    """Weights of ``m`` rows, 1 each for None.
+
+    Raises:
+        ValueError: for NaN, infinity, negative numbers or another shape.
+    """
+    rows = finite(np.ones(m) if weights is None else weights, "weights")
+    if rows.shape != (m,):
+        raise ValueError(
+            f"`weights` must have shape [{m}], one per row of `similarity`, got {list(rows.shape)}."
+        )
+    if np.any(rows < 0):
+        raise ValueError(
+            f"`weights` must be at least 0, got {rows.min():.6g}; shift or clip it first."
+        )
+    return rows
+
+
+def best_of(columns: Matrix, units: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    """The largest similarity of every row to these units, ``[m]``; 0 for no unit."""
+    best = np.zeros(columns.shape[1], dtype=columns.dtype)
+    for unit in units:
+        np.maximum(best, columns[unit], out=best)
+    return best
 
 
 class FacilityLocationTracker:
-    """Follows facility location by the best and second best kept similarity of every row."""
+    """Follows facility location by the best kept similarity of every row.
+
+    While units are only added, a row that a unit cannot serve better will never be served better by
+    it. So each unit's list of rows it still improves is kept once it is short, and looking at the
+    unit again reads that list alone. The second best, which removals need, is found when the first
+    removal (or the loss of a kept unit) is asked for.
+    """
 
     def __init__(self, objective: FacilityLocation, kept: Bools) -> None:
-        self._columns = np.ascontiguousarray(objective.similarity.T)  # one row per unit; no copy
+        self._columns = objective.columns  # one row per unit: contiguous
         self._weights = objective.weights
+        self._alike = bool(np.all(self._weights == 1))
         self.kept: Bools = np.array(kept, dtype=np.bool_)
-        m = len(self._weights)
-        self._best, self._second = np.zeros(m), np.zeros(m)
-        self._owner = np.full(m, -1, dtype=np.int64)
-        self._serve(np.arange(m))
+        n, self._m = self._columns.shape
+        self._best = best_of(self._columns, np.flatnonzero(self.kept))
+        self._second: npt.NDArray[Any] | None = None
+        self._owner: Ints = np.empty(0, dtype=np.int64)
+        self._left = np.full(n, -1, dtype=np.int64)  # how many rows are listed; below 0: no list
+        self._rows: list[npt.NDArray[np.intp]] = [_NO_ROWS] * n
+        self._reach: list[npt.NDArray[Any]] = [_NO_ROWS] * n  # the similarity to those rows
+        self._started = bool(self.kept.any())
+        self._better: Bools = np.empty(self._m, dtype=np.bool_)
+        self._above = np.empty(self._m)
 
     @property
     def value(self) -> float:
@@ -108,44 +143,131 @@ class FacilityLocationTracker:
 
     def gain(self, unit: int) -> float:
         if self.kept[unit]:
+            second = self._runner_up()
+            mine = self._owner == unit
             return -float(
-                self._weights @ np.where(self._owner == unit, self._best - self._second, 0)
+                self._weights[mine] @ np.subtract(self._best[mine], second[mine], dtype=np.float64)
             )
-        return float(self._weights @ np.maximum(self._columns[unit] - self._best, 0))
+        return float(self.some_gains(np.array([unit]))[0])
 
     def gains(self) -> Floats:
-        n = len(self.kept)
-        result = np.empty(n)
+        result = np.empty(len(self.kept))
         out = np.flatnonzero(~self.kept)
-        for some in np.array_split(out, max(1, out.size * len(self._best) // _BATCH)):
-            above = self._columns[some] - self._best
-            np.maximum(above, 0, out=above)
-            result[some] = above @ self._weights
-        served = self._owner >= 0
-        loss = self._weights[served] * (self._best - self._second)[served]
-        lost = np.bincount(self._owner[served], loss, minlength=n)
-        result[self.kept] = -lost[self.kept]
+        result[out] = self.some_gains(out)
+        if self.kept.any():
+            served = self._weights * (np.subtract(self._best, self._runner_up(), dtype=np.float64))
+            mine = np.maximum(self._owner, 0)
+            lost = np.bincount(mine, np.where(self._owner < 0, 0, served), minlength=len(result))
+            result[self.kept] = -lost[self.kept]
+        return result
+
+    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
+        """The gains of several units that are out, ``[len(units)]``."""
+        if not len(units):
+            return np.empty(0)
+        if not self._started and not self.kept.any():
+            return self._first_gains(units)
+        result = np.zeros(len(units))
+        left = self._left[units]  # rows listed; below 0: none yet
+        listed = np.flatnonzero(left > 0)
+        if len(listed):
+            result[listed] = self._listed_gains(units[listed].tolist(), left[listed])
+        whole = np.flatnonzero(left < 0)
+        if len(whole):
+            result[whole] = self._whole_gains(units[whole].tolist())
         return result
 
     def add(self, unit: int) -> None:
-        self.kept[unit] = True
+        self.kept[unit] = self._started = True
         column = self._columns[unit]
+        if self._second is None:
+            np.maximum(self._best, column, out=self._best)
+            return
         better = (column > self._best) | (self._owner < 0)
         self._second = np.where(better, self._best, np.maximum(self._second, column))
         self._best = np.where(better, column, self._best)
         self._owner[better] = unit
 
     def remove(self, unit: int) -> None:
+        second = self._runner_up()
         self.kept[unit] = False
-        self._serve(np.flatnonzero((self._owner == unit) | (self._columns[unit] >= self._second)))
+        self._serve(np.flatnonzero((self._owner == unit) | (self._columns[unit] >= second)))
+        self._left[:] = -1
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _whole_gains(self, units: list[int]) -> list[float]:
+        """Gains from whole columns; lists the rows of units that improve few."""
+        gains: list[float] = []
+        for unit in units:
+            column = self._columns[unit]
+            better = np.greater(column, self._best, out=self._better)
+            count = np.count_nonzero(better)
+            if self._second is None and count * _FEW <= self._m:
+                rows = better.nonzero()[0]
+                reach = column[rows]
+                self._left[unit], self._rows[unit], self._reach[unit] = count, rows, reach
+                above = np.subtract(reach, self._best[rows], dtype=np.float64)
+                gains.append(float(above.sum() if self._alike else above @ self._weights[rows]))
+            else:
+                above = np.subtract(column, self._best, out=self._above, dtype=np.float64)
+                np.maximum(above, 0, out=above)
+                gains.append(float(above.sum() if self._alike else above @ self._weights))
+        return gains
+
+    def _first_gains(self, units: npt.NDArray[np.intp]) -> Floats:
+        """Gains while nothing is kept: sums of whole columns."""
+        result = np.empty(len(units))
+        at_once = max(1, _CHUNK // self._m)
+        for start in range(0, len(units), at_once):
+            some = units[start : start + at_once]
+            if len(some) == some[-1] - some[0] + 1:
+                own = self._columns[some[0] : some[-1] + 1]  # neighbours: no copy
+            else:
+                own = self._columns[some]
+            result[start : start + at_once] = (
+                own.sum(axis=1, dtype=np.float64) if self._alike else own @ self._weights
+            )
+        return result
+
+    def _listed_gains(self, units: list[int], lengths: Ints) -> Floats:
+        """Gains from the listed rows alone; shortens lists of which little is left."""
+        rows = np.concatenate([self._rows[unit] for unit in units])
+        reach = np.concatenate([self._reach[unit] for unit in units])
+        above = np.subtract(reach, self._best[rows], dtype=np.float64)
+        np.maximum(above, 0, out=above)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        gains = np.add.reduceat(above if self._alike else above * self._weights[rows], starts)
+        better = above > 0
+        left = np.add.reduceat(better, starts, dtype=np.int64)
+        shorter = np.flatnonzero(3 * left < 2 * lengths).tolist()
+        if shorter:
+            rows, reach, ends = rows[better], reach[better], np.cumsum(left)
+            for place in shorter:
+                unit, some = units[place], slice(ends[place] - left[place], ends[place])
+                self._rows[unit], self._reach[unit] = rows[some].copy(), reach[some].copy()
+                self._left[unit] = left[place]
+        return gains
+
+    def _runner_up(self) -> npt.NDArray[Any]:
+        """The second best kept similarity of every row; found from scratch the first time."""
+        if self._second is None:
+            self._second = np.zeros_like(self._best)
+            self._owner = np.full(self._m, -1, dtype=np.int64)
+            self._serve(np.arange(self._m, dtype=np.intp))
+        return self._second
 
     def _serve(self, rows: npt.NDArray[np.intp]) -> None:
         """Find the best and second best of these rows from scratch."""
+        assert self._second is not None
         kept = np.flatnonzero(self.kept)
         if not kept.size:
             self._best[rows], self._second[rows], self._owner[rows] = 0, 0, -1
             return
-        for some in np.array_split(rows, max(1, kept.size * rows.size // _BATCH)):
+        at_once = max(1, 8 * _CHUNK // kept.size)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
             table = self._columns[np.ix_(kept, some)]
             first = table.argmax(axis=0)
             places = np.arange(len(some))

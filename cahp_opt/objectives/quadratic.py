@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
+from cahp_opt.objectives.matrices import checked_matrix, square
 from cahp_opt.problem import BestSubsets, Objective, QuadraticForm
 from cahp_opt.stats import HeadStats, finite
 
@@ -50,6 +51,29 @@ class Quadratic(Objective):
         ``x`` avoids: ``1'H1 - (1 - x)'H(1 - x)``."""
         matrix = finite(hessian, "hessian")
         return Quadratic(2 * matrix.sum(axis=1), -matrix)
+
+    @staticmethod
+    def redundancy(
+        salience: npt.ArrayLike, similarity: npt.ArrayLike, weight: float = 1.0
+    ) -> Quadratic:
+        """``sum of salience - weight * sum over pairs i != j of similarity[i, j]`` among the kept:
+        relevance minus redundancy (Peng, Long and Ding 2005, "Feature selection based on mutual
+        information"), each pair counted in both orders.
+
+        Args:
+            salience: shape ``[n]``.
+            similarity: symmetric, at least 0, shape ``[n, n]``; its diagonal does not count.
+            weight: how much similarity counts against salience, at least 0.
+
+        Raises:
+            ValueError: for NaN, infinity, negative numbers, a wrong shape or an asymmetric matrix.
+        """
+        checked = square(checked_matrix(similarity, "similarity", "[n, n]"), "similarity")
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(f"`weight` must be finite and at least 0, got {weight}.")
+        matrix: Floats = np.array(checked, dtype=np.float64)
+        np.fill_diagonal(matrix, 0)
+        return Quadratic(salience, -float(weight) * matrix)
 
     @staticmethod
     def from_stats(stats: HeadStats, density: float | None = None) -> Quadratic:

@@ -1,0 +1,114 @@
+"""Graph cut: similar to everything, and not to one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.heads import Bools, Floats
+from cahp_opt.objectives.matrices import Matrix, checked_matrix, sum_rows, symmetric
+from cahp_opt.problem import Objective, QuadraticForm
+
+
+@dataclass(frozen=True, eq=False)
+class GraphCut(Objective):
+    """``sum over all i, kept j of similarity[i, j] - redundancy * sum over kept i, j of
+    similarity[i, j]`` (Lin and Bilmes 2010, "Multi-document summarization via budgeted maximization of
+    submodular functions"). With ``redundancy`` 1 it is the cut between the kept and the others.
+
+    Args:
+        similarity: symmetric, at least 0, shape ``[n, n]``; a float32 array that is symmetric to the
+            bit is held as it is, without a copy.
+        redundancy: how much similarity among the kept counts against them, at least 0.
+
+    Raises:
+        ValueError: for NaN, infinity, negative numbers, a wrong shape or an asymmetric matrix.
+    """
+
+    similarity: Matrix
+    redundancy: float
+
+    def __init__(self, similarity: npt.ArrayLike, redundancy: float = 0.5) -> None:
+        matrix = symmetric(checked_matrix(similarity, "similarity", "[n, n]"), "similarity")
+        if not (np.isfinite(redundancy) and redundancy >= 0):
+            raise ValueError(f"`redundancy` must be finite and at least 0, got {redundancy}.")
+        object.__setattr__(self, "similarity", matrix)
+        object.__setattr__(self, "redundancy", float(redundancy))
+
+    @cached_property
+    def sums(self) -> Floats:
+        """The similarity of each unit to all, ``[n]``."""
+        return np.asarray(self.similarity.sum(axis=1, dtype=np.float64))
+
+    @cached_property
+    def own(self) -> Floats:
+        """The similarity of each unit to itself, ``[n]``."""
+        return np.diagonal(self.similarity).astype(np.float64)
+
+    @property
+    def n(self) -> int:
+        return len(self.similarity)
+
+    @property
+    def monotone(self) -> bool:
+        """True if every unit still gains beside all others."""
+        return bool(np.all(self.sums - self.redundancy * (2 * self.sums - self.own) >= 0))
+
+    @property
+    def submodular(self) -> bool:
+        return True
+
+    def value(self, kept: Bools) -> float:
+        inside = float(sum_rows(self.similarity, kept)[kept].sum())
+        return float(self.sums[kept].sum()) - self.redundancy * inside
+
+    def tracker(self, kept: Bools) -> GraphCutTracker:
+        return GraphCutTracker(self, kept)
+
+    def linear(self) -> Floats | None:
+        off_diagonal = np.count_nonzero(self.similarity) > np.count_nonzero(self.own)
+        if self.redundancy and off_diagonal:
+            return None
+        return self.sums - self.redundancy * self.own
+
+    def quadratic(self) -> QuadraticForm:
+        return QuadraticForm(self.sums, -self.redundancy * self.similarity.astype(np.float64))
+
+
+class GraphCutTracker:
+    """Follows graph cut by the similarity of every unit to the kept."""
+
+    def __init__(self, objective: GraphCut, kept: Bools) -> None:
+        self._similarity, self._own = objective.similarity, objective.own
+        self._alone = objective.sums - objective.redundancy * objective.own
+        self._twice = 2 * objective.redundancy
+        self.kept: Bools = np.array(kept, dtype=np.bool_)
+        self._inside = sum_rows(self._similarity, self.kept)
+        self.value = objective.value(self.kept)
+
+    def gain(self, unit: int) -> float:
+        if self.kept[unit]:
+            others = self._inside[unit] - self._own[unit]
+            return -float(self._alone[unit] - self._twice * others)
+        return float(self._alone[unit] - self._twice * self._inside[unit])
+
+    def gains(self) -> Floats:
+        worth = self._alone - self._twice * (self._inside - np.where(self.kept, self._own, 0))
+        return np.where(self.kept, -worth, worth)
+
+    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
+        """The gains of several units that are out, ``[len(units)]``."""
+        return self._alone[units] - self._twice * self._inside[units]
+
+    def add(self, unit: int) -> None:
+        self.value += self.gain(unit)
+        self.kept[unit] = True
+        self._inside += self._similarity[unit]
+
+    def remove(self, unit: int) -> None:
+        self.value += self.gain(unit)
+        self.kept[unit] = False
+        self._inside -= self._similarity[unit]

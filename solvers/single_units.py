@@ -1,0 +1,258 @@
+"""Greedy one unit at a time, where every unit costs the same: the classical case, made fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.budget import Budget
+from cahp_opt.count_table import CountTable
+from cahp_opt.heads import Bools, Floats, Ints
+from cahp_opt.problem import Problem, Tracker
+from cahp_opt.selection import Proposal, Status
+
+_TIE = 1e-10  # two sums of the same numbers in another order are the same gain
+_BATCH = 4  # old gains looked at anew together at first; more and more while none stands
+_MOST = 64
+_SHARE = 64  # the list of the most promising holds one unit in this many
+
+
+@runtime_checkable
+class SomeGains(Protocol):
+    """A tracker that evaluates several units that are out faster than one after another."""
+
+    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
+        """The gains of these units, ``[len(units)]``."""
+        ...
+
+
+def costs_alike(budget: Budget) -> bool:
+    """Whether every next unit of every block costs the same, in every table that ties blocks.
+
+    Then no step of several units can beat the best single unit of a submodular objective.
+    """
+    if not budget.coupling:
+        return False
+    for allowed, least in zip(budget.allowed, budget.cheapest, strict=True):
+        open_counts = np.flatnonzero(allowed)
+        if least != open_counts[0] or len(open_counts) != open_counts[-1] - least + 1:
+            return False
+    dear = False
+    for table in budget.coupling:
+        prices = np.concatenate([np.diff(costs) for costs in table.costs])
+        if np.ptp(prices) > 1e-12 * abs(prices[0]) or prices[0] < 0:
+            return False
+        dear |= bool(prices[0] > 0)
+    return dear
+
+
+def climb_units(problem: Problem, *, lazy: bool, deadline: float) -> Proposal:
+    """Add the unit of the largest gain until none fits or gains; the first among equals.
+
+    Args:
+        problem: a submodular objective within a budget for which :func:`costs_alike` holds.
+        lazy: look again only at units whose old gain can still be the largest.
+        deadline: the ``time.monotonic()`` at which to stop.
+    """
+    space = problem.space
+    tracker = problem.objective.tracker(np.zeros(space.n, dtype=np.bool_))
+    gains = _LazyGains(tracker) if lazy else _AllGains(tracker)
+    room = _Room(problem.budget)
+
+    def proposal(status: Status = Status.FEASIBLE) -> Proposal:
+        return Proposal(
+            tracker.kept.copy(), status=status, stats={"evaluations": gains.evaluations}
+        )
+
+    missing = problem.budget.cheapest.copy()
+    while missing.any():  # the counts without which the budget is not met, best units first
+        unit, _ = gains.best(missing[space.block_of] > 0)
+        gains.add(unit)
+        block = space.block_of[unit]
+        room.take(int(block))
+        missing[block] -= 1
+    for b in room.full():
+        gains.close(space.slices[b])
+    while True:
+        if time.monotonic() > deadline:
+            return proposal(Status.TIME_LIMIT)
+        unit, gain = gains.best(None)
+        if not gain > 0:  # also where every block is closed
+            return proposal()
+        gains.add(unit)
+        block = int(space.block_of[unit])
+        room.take(block)
+        for b in room.full(block):
+            gains.close(space.slices[b])
+
+
+class _Room:
+    """Which blocks may take one more unit."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._tables = budget.coupling
+        self._most: Ints = np.array([int(np.flatnonzero(a)[-1]) for a in budget.allowed])
+        self._counts: Ints = np.zeros(len(self._most), dtype=np.int64)
+        self._spent = [t.fixed + sum(float(c[0]) for c in t.costs) for t in self._tables]
+        self._price = [max(float(np.diff(c).max()) for c in t.costs) for t in self._tables]
+        # How far `_spent` may be from the exact sum; sums of whole numbers are exact.
+        self._slack = [
+            0.0 if _whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t)
+            for t in self._tables
+        ]
+
+    def take(self, block: int) -> None:
+        """Count one more unit of a block."""
+        for t, table in enumerate(self._tables):
+            costs, count = table.costs[block], self._counts[block]
+            self._spent[t] += float(costs[count + 1] - costs[count])
+        self._counts[block] += 1
+
+    def full(self, changed: int | None = None) -> list[int]:
+        """The blocks that may take no more; while no limit is near, only ``changed`` is looked at."""
+        full = self._counts >= self._most
+        after = [spent + price for spent, price in zip(self._spent, self._price, strict=True)]
+        limits = [table.limit for table in self._tables]
+        if all(a + s <= limit for a, s, limit in zip(after, self._slack, limits, strict=True)):
+            if changed is not None:
+                return [changed] if full[changed] else []
+        elif any(a - s > limit for a, s, limit in zip(after, self._slack, limits, strict=True)):
+            full[:] = True
+        else:  # at a limit to rounding: the exact sums decide
+            for b in np.flatnonzero(~full):
+                self._counts[b] += 1
+                full[b] = not all(table.fits(self._counts) for table in self._tables)
+                self._counts[b] -= 1
+        return [int(b) for b in np.flatnonzero(full)]
+
+
+def _whole(numbers: npt.ArrayLike) -> bool:
+    array = np.asarray(numbers, dtype=np.float64)
+    return bool(np.all(array == np.rint(array)) and np.abs(array).sum() < 2**53)
+
+
+def _rounding(table: CountTable) -> float:
+    """How far a running sum of these costs, block by block and unit by unit, may be off."""
+    terms = sum(len(costs) for costs in table.costs) + 2
+    largest = table.fixed + abs(table.limit) + sum(float(costs.max()) for costs in table.costs)
+    return 4 * terms * float(np.finfo(np.float64).eps) * largest
+
+
+def _together(tracker: Tracker) -> Callable[[npt.NDArray[np.intp]], Floats]:
+    """The gains of several units that are out."""
+    if isinstance(tracker, SomeGains):
+        return tracker.some_gains
+    return lambda units: np.array([tracker.gain(int(unit)) for unit in units])
+
+
+class _AllGains:
+    """Every gain anew after every addition."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._closed: Bools = np.zeros(len(tracker.kept), dtype=np.bool_)
+        self.evaluations = 0
+
+    def best(self, only: Bools | None) -> tuple[int, float]:
+        """The unit of the largest gain among open ones (and ``only`` those), and its gain."""
+        self.evaluations += len(self._closed)
+        shut = self._closed if only is None else self._closed | ~only
+        gains = np.where(shut, -np.inf, self._tracker.gains())
+        top = float(gains.max())
+        unit = int(np.argmax(gains >= top - _TIE * abs(top))) if np.isfinite(top) else 0
+        return unit, float(gains[unit])
+
+    def add(self, unit: int) -> None:
+        self._tracker.add(unit)
+        self._closed[unit] = True
+
+    def close(self, where: slice) -> None:
+        """Units that may no longer enter."""
+        self._closed[where] = True
+
+
+class _LazyGains:
+    """Old gains bound new ones: look again only at those that may still be the largest (Minoux 1978).
+
+    A short list of the most promising units is searched in each step; it is drawn up again when all
+    in it have fallen behind the others.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._some_gains = _together(tracker)
+        n = len(tracker.kept)
+        self._gains = np.array(tracker.gains(), dtype=np.float64)  # minus infinity once closed
+        self._seen = np.zeros(n, dtype=np.int64)  # the step in which a gain was last evaluated
+        self._step = 0
+        self._length = max(64, n // _SHARE)
+        self._list: npt.NDArray[np.intp]
+        self._others: float  # no unit outside the list has a larger old gain
+        self._draw_up(self._length)
+        self.evaluations = n
+
+    def best(self, only: Bools | None) -> tuple[int, float]:
+        """The unit of the largest gain among open ones (and ``only`` those), and its gain."""
+        if only is not None:
+            return self._best_of(only)
+        batch, length = _BATCH, self._length
+        while True:
+            old = self._gains[self._list]
+            top = float(old.max())
+            if top == -np.inf and self._others == -np.inf:
+                return 0, -np.inf
+            least = top - _TIE * abs(top) if top > -np.inf else top
+            if self._others >= least:
+                self._draw_up(length)
+                length *= 2  # equals may fill any list
+                continue
+            near = np.flatnonzero(old >= least)
+            fresh = self._seen[self._list] == self._step
+            if fresh[near[0]]:
+                unit = int(self._list[near[0]])
+                return unit, float(self._gains[unit])
+            some = near[~fresh[near]][:batch]  # equals: the first that stands is taken
+            if len(some) == 1:
+                standing = float(old.max(where=fresh, initial=-np.inf))
+                old[fresh] = -np.inf
+                size = min(batch, len(old))
+                cut = float(np.partition(old, len(old) - size)[len(old) - size])
+                some = np.flatnonzero((old >= max(cut, min(standing, least))) & (old > -np.inf))
+            self._look(self._list[some])
+            batch = min(2 * batch, _MOST)
+
+    def add(self, unit: int) -> None:
+        self._tracker.add(unit)
+        self._gains[unit] = -np.inf
+        self._step += 1
+
+    def close(self, where: slice) -> None:
+        """Units that may no longer enter."""
+        self._gains[where] = -np.inf
+
+    def _best_of(self, only: Bools) -> tuple[int, float]:
+        open_units = np.flatnonzero(only & np.isfinite(self._gains))
+        self._look(open_units)
+        own = self._gains[open_units]
+        top = float(own.max())
+        unit = int(open_units[np.argmax(own >= top - _TIE * abs(top))])
+        return unit, float(self._gains[unit])
+
+    def _draw_up(self, length: int) -> None:
+        """The units of the largest old gains, in order of their number."""
+        n = len(self._gains)
+        if length >= n:
+            self._list, self._others = np.arange(n), -np.inf
+            return
+        order = np.argpartition(-self._gains, length)
+        self._list, self._others = np.sort(order[:length]), float(self._gains[order[length]])
+
+    def _look(self, units: npt.NDArray[np.intp]) -> None:
+        """Evaluate these gains anew."""
+        self.evaluations += len(units)
+        self._gains[units] = self._some_gains(units)
+        self._seen[units] = self._step

@@ -1,0 +1,248 @@
+"""What is particular to each objective; the laws over all of them are in test_laws.py."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cahp_opt import Budget, HeadSpace, Objective, Problem, select
+from cahp_opt.objectives import (
+    Concave,
+    FacilityLocation,
+    FeatureBased,
+    GraphCut,
+    LogDet,
+    Quadratic,
+    SaturatedCoverage,
+    SparseFacilityLocation,
+)
+from cahp_opt.objectives.matrices import is_symmetric
+from cahp_opt.solvers import Greedy, LazyGreedy
+
+SMALL = np.array([[4.0, 2.0, 0.0], [2.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
+
+
+def keep(*units: int, n: int = 3) -> np.ndarray:
+    kept = np.zeros(n, dtype=np.bool_)
+    kept[list(units)] = True
+    return kept
+
+
+def clusters(n: int, d: int = 4, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(8, d))[rng.integers(8, size=n)] + 0.3 * rng.normal(size=(n, d))
+
+
+def similarity(n: int, seed: int = 0) -> np.ndarray:
+    points = clusters(n, seed=seed)
+    return np.asarray(np.exp(-np.sum((points[:, None] - points[None]) ** 2, axis=2)))
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept", "value"),
+    [
+        (FacilityLocation(SMALL), keep(1), 2 + 3 + 1),
+        (FacilityLocation(SMALL, [1, 0, 2]), keep(0, 2), 4 + 0 + 2 * 2),
+        (SaturatedCoverage(SMALL, 0.5), keep(0), 3 + 2 + 0),
+        (SaturatedCoverage(SMALL, 0.5), keep(0, 1), 3 + 3 + 1),
+        (GraphCut(SMALL, 1.0), keep(0, 1), (6 + 6) - (4 + 2 + 2 + 3)),
+        (GraphCut(SMALL, 0.5), keep(2), 3 - 0.5 * 2),
+        (FeatureBased(SMALL), keep(0, 1), math.sqrt(6) + math.sqrt(5) + 1),
+        (FeatureBased(SMALL, Concave.LOG1P), keep(2), math.log(2) + math.log(3)),
+        (FeatureBased(SMALL, Concave.RATIO), keep(2), 1 / 2 + 2 / 3),
+        (FeatureBased(SMALL, Concave.EXPONENTIAL), keep(2), 2 - math.exp(-1) - math.exp(-2)),
+        (LogDet(SMALL, 0.5), keep(0, 1), math.log((1 + 8) * (1 + 6) - 4 * 4)),
+        (LogDet.determinantal(SMALL, 1.0), keep(0, 1), math.log(5 * 4 - 2 * 2)),
+        (Quadratic.redundancy([5, 4, 3], SMALL, 0.5), keep(0, 1), 5 + 4 - 0.5 * 2 * 2),
+        (SparseFacilityLocation([0, 2, 2, 3], [0, 2, 1], [5, 7, 1], 3), keep(0, 1), 5 + 0 + 1),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, Objective) else "",
+)
+def test_values_by_hand(objective: Objective, kept: np.ndarray, value: float) -> None:
+    assert objective.value(kept) == pytest.approx(value, rel=1e-12)
+    assert objective.tracker(kept).value == pytest.approx(value, rel=1e-12)
+    assert objective.value(keep()) == 0
+
+
+def test_monotone_only_where_it_holds() -> None:
+    assert GraphCut(SMALL, 0.5).monotone and not GraphCut(SMALL, 1.0).monotone
+    assert LogDet(SMALL, 1e-3).monotone and LogDet.determinantal(SMALL, 1.0).monotone
+    assert not LogDet.determinantal(SMALL / 10, 1e-3).monotone
+
+
+def test_graph_cut_without_redundancy_is_a_sum() -> None:
+    weights = GraphCut(SMALL, 0).linear()
+    assert weights is not None
+    np.testing.assert_allclose(weights, SMALL.sum(axis=1))
+    assert GraphCut(SMALL, 0.5).linear() is None
+
+
+def test_sparse_with_every_neighbour_is_dense() -> None:
+    matrix = similarity(40)
+    dense, sparse = FacilityLocation(matrix), SparseFacilityLocation.strongest(matrix, 40)
+    problem = [Problem(f, Budget.heads(HeadSpace.uniform(10, 4), 9)) for f in (dense, sparse)]
+    a, b = (select(p, LazyGreedy()) for p in problem)
+    assert np.array_equal(a.kept, b.kept)
+    assert a.value == pytest.approx(b.value, rel=1e-12)
+    assert a.bound == pytest.approx(b.bound, rel=1e-9)
+    near = SparseFacilityLocation.nearest(clusters(40), 40, width=1.0)
+    kept = a.kept
+    assert near.value(kept) == pytest.approx(dense.value(kept), rel=1e-5)
+
+
+def test_the_strongest_similarities_are_kept() -> None:
+    matrix = similarity(30)
+    sparse = SparseFacilityLocation.strongest(matrix, 5)
+    form = sparse.coverage()
+    assert form is not None
+    rank = np.argsort(np.argsort(-matrix, axis=1), axis=1)
+    np.testing.assert_array_equal(form.similarity, np.where(rank < 5, matrix, 0))
+
+
+@pytest.mark.parametrize(
+    "make", [FacilityLocation, SaturatedCoverage, GraphCut, FeatureBased], ids=lambda c: c.__name__
+)
+def test_single_precision_agrees_and_is_not_copied(make: type) -> None:
+    matrix = similarity(60).astype(np.float32)
+    matrix = np.maximum(matrix, matrix.T)
+    single, double = make(matrix), make(matrix.astype(np.float64))
+    held = single.features if make is FeatureBased else single.similarity
+    assert np.shares_memory(held, matrix) and not held.flags.writeable
+    assert matrix.flags.writeable, "the caller's array stays its own"
+    rng = np.random.default_rng(0)
+    kept = rng.random(60) < 0.3
+    assert single.value(kept) == pytest.approx(double.value(kept), rel=1e-5)
+    np.testing.assert_allclose(single.gains(kept), double.gains(kept), rtol=1e-5, atol=1e-6)
+    budget = Budget.heads(HeadSpace.uniform(15, 4), 20)
+    a, b = (select(Problem(f, budget), LazyGreedy()) for f in (single, double))
+    assert a.value == pytest.approx(b.value, rel=1e-5)
+
+
+def test_a_symmetric_matrix_needs_no_transposed_copy() -> None:
+    matrix = similarity(600).astype(np.float32)
+    matrix = np.maximum(matrix, matrix.T)
+    assert is_symmetric(matrix)
+    assert np.shares_memory(FacilityLocation(matrix).columns, matrix)
+    matrix = matrix.copy()
+    matrix[599, 3] += 1
+    assert not is_symmetric(matrix)
+    assert np.array_equal(FacilityLocation(matrix).columns, matrix.T)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_lazy_equals_plain_greedy_at_a_size_where_lists_shorten(dtype: type) -> None:
+    """Large enough that the tracker lists rows and the solver redraws its list."""
+    matrix: np.ndarray = similarity(400).astype(dtype)
+    for weights in (None, np.random.default_rng(1).random(400)):
+        problem = Problem(
+            FacilityLocation(matrix, weights), Budget.heads(HeadSpace.uniform(50, 8), 120)
+        )
+        plain, lazy = select(problem, Greedy()), select(problem, LazyGreedy())
+        assert np.array_equal(plain.kept, lazy.kept)
+        assert lazy.stats["evaluations"] < 0.2 * plain.stats["evaluations"]  # type: ignore[operator]
+
+
+def test_removals_after_many_additions() -> None:
+    """The second best is found at the first removal, and lists of rows start anew."""
+    objective = FacilityLocation(similarity(200))
+    tracker = objective.tracker(np.zeros(200, dtype=np.bool_))
+    rng = np.random.default_rng(2)
+    for unit in rng.permutation(200)[:60]:
+        tracker.gains()
+        tracker.add(int(unit))
+    for unit in np.flatnonzero(tracker.kept)[::3]:
+        tracker.remove(int(unit))
+        assert tracker.value == pytest.approx(objective.value(tracker.kept), rel=1e-12)
+    for unit in np.flatnonzero(~tracker.kept)[::5]:
+        tracker.add(int(unit))
+    np.testing.assert_allclose(tracker.gains(), objective.gains(tracker.kept), atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [Greedy(), LazyGreedy()])
+def test_equal_units_under_a_limit_that_rounds(solver: Greedy | LazyGreedy) -> None:
+    """0.1 is no binary fraction: whether the last unit fits is for exact sums to say."""
+    space = HeadSpace.uniform(3, 4)
+    costs = [0.1 * np.arange(5)] * 3
+    objective = FacilityLocation(similarity(12))
+    for units in range(13):
+        selection = select(Problem(objective, Budget.table(space, costs, 0.1 * units)), solver)
+        assert units - 1 <= selection.kept.sum() <= units
+
+
+BAD = np.array([[1.0, np.nan], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FacilityLocation(BAD), "`similarity` holds 1 values that are NaN"),
+        (lambda: FacilityLocation(-SMALL), "`similarity` must be at least 0"),
+        (lambda: FacilityLocation([1.0]), r"must have shape \[m, n\]"),
+        (lambda: FacilityLocation(SMALL, [1, 2]), r"`weights` must have shape \[3\]"),
+        (lambda: FacilityLocation(BAD.astype(np.float32)), "NaN"),
+        (lambda: SaturatedCoverage(SMALL, 0), "`fill` must be above 0"),
+        (lambda: SaturatedCoverage(-SMALL), "at least 0"),
+        (lambda: GraphCut(SMALL[:2]), r"must have shape \[n, n\]"),
+        (lambda: GraphCut(np.triu(SMALL)), "must be symmetric"),
+        (lambda: GraphCut(SMALL, -1), "`redundancy` must be finite and at least 0"),
+        (lambda: FeatureBased(BAD), "`features` holds 1"),
+        (lambda: LogDet(SMALL[:2]), r"`kernel` must have shape \[n, n\]"),
+        (lambda: LogDet(np.triu(SMALL)), "`kernel` must be symmetric"),
+        (lambda: LogDet([[0.0, 1.0], [1.0, 0.0]]), "`kernel` must be positive semidefinite"),
+        (lambda: LogDet(SMALL, 0), "`ridge` must be finite and above 0"),
+        (lambda: Quadratic.redundancy([1, 1, 1], -SMALL), "at least 0"),
+        (lambda: Quadratic.redundancy([1, 1, 1], SMALL, -1), "`weight`"),
+        (lambda: SparseFacilityLocation([0, 2], [0, 0], [1, 1], 2), "lists a unit twice"),
+        (lambda: SparseFacilityLocation([0, 1], [2], [1], 2), r"numbers in 0..n-1"),
+        (lambda: SparseFacilityLocation([0, 3], [0, 1], [1, 1], 2), "`starts` must rise"),
+        (lambda: SparseFacilityLocation([0, 1], [0], [1, 2], 2), "lists of the same length"),
+        (lambda: SparseFacilityLocation([0, 1], [0], [np.inf], 2), "NaN or infinite"),
+        (lambda: SparseFacilityLocation.nearest(SMALL, 4), "`neighbours` must be a whole number"),
+        (lambda: SparseFacilityLocation.nearest(SMALL, 2, width=0), "`width`"),
+        (lambda: SparseFacilityLocation.nearest(BAD, 1), "`points` holds 1"),
+    ],
+)
+def test_bad_arguments_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refusal:
+        make()  # type: ignore[operator]
+    assert str(refusal.value).endswith(".")
+
+
+def test_a_concave_function_must_be_a_member() -> None:
+    with pytest.raises(TypeError, match="`concave` must be one of"):
+        FeatureBased(SMALL, "sqrt")  # type: ignore[arg-type]
+
+
+SPARSE = """
+import resource, numpy as np
+from cahp_opt import Budget, HeadSpace, Problem
+from cahp_opt.objectives import SparseFacilityLocation
+from cahp_opt.solvers import LazyGreedy
+rng = np.random.default_rng(0)
+points = rng.normal(size=(200, 16))[rng.integers(200, size=20_000)] + rng.normal(size=(20_000, 16))
+objective = SparseFacilityLocation.nearest(points, 32)
+problem = Problem(objective, Budget.heads(HeadSpace.uniform(1250, 16), 4000))
+answer = LazyGreedy().solve(problem, deadline=float("inf"), rng=rng)
+assert answer.kept.sum() == 4000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
+def test_sparse_solves_twenty_thousand_units_in_a_gigabyte() -> None:
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", SPARSE],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert int(done.stdout) < 2**30
