@@ -178,8 +178,8 @@ class Relabelled(Objective):
 
 
 def has_ties(objective: Objective) -> bool:
-    gains = objective.gains(np.zeros(objective.n, dtype=np.bool_))
-    return bool(np.any(np.diff(np.sort(gains)) < 1e-9))
+    ends = (np.zeros(objective.n, dtype=np.bool_), np.ones(objective.n, dtype=np.bool_))
+    return any(bool(np.any(np.diff(np.sort(objective.gains(end))) < 1e-9)) for end in ends)
 
 
 @each_objective

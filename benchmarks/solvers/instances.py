@@ -53,7 +53,8 @@ def dense_hessian(space: HeadSpace, rng: Rng) -> Floats:
         inside = rng.normal(size=(where.stop - where.start, 3))
         hessian[where, where] += 0.5 * inside @ inside.T / 3
     hessian += np.diag(0.3 * (rng.pareto(2, n) + 0.05))
-    return scale[:, None] * hessian * scale[None, :]
+    scaled: Floats = scale[:, None] * hessian * scale[None, :]
+    return scaled
 
 
 def dense(space: HeadSpace, rng: Rng) -> Objective:
