@@ -1,0 +1,92 @@
+"""The exact oracle: the best keep-set within a budget for values inside blocks plus a sum of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.budget import Budget
+from cahp_opt.heads import Bools, Floats
+from cahp_opt.knapsack import best_counts
+from cahp_opt.problem import BestSubsets, join_subsets, modular_subsets
+
+MOST_TABULATED = 12
+"""Blocks of at most this many units can carry a table of all their subsets."""
+
+
+class Vertex(NamedTuple):
+    """The best keep-set found, and an upper bound on the maximum; they agree but for rounding."""
+
+    kept: Bools
+    bound: float
+
+
+class Oracle:
+    """Maximises ``sum_b values_b(kept in b) + weights @ kept`` within a budget, exactly.
+
+    Args:
+        budget: the limits.
+        values: for every block None, or the value of each of its subsets by code (bit ``u`` set:
+            unit ``u`` kept), ``[2^units]``.
+        base: weights that are always added, ``[n]``; None for none.
+    """
+
+    def __init__(
+        self, budget: Budget, values: Sequence[Floats | None], base: Floats | None = None
+    ) -> None:
+        self._budget = budget
+        self._base = np.zeros(budget.space.n) if base is None else base
+        self._blocks = [
+            None if v is None else _Tabulated(v, int(units))
+            for v, units in zip(values, budget.space.units, strict=True)
+        ]
+
+    def best(self, weights: Floats) -> Vertex:
+        """The maximum for these weights, ``[n]``."""
+        tables = self.tables(weights)
+        found = best_counts([t.values for t in tables], self._budget.allowed, self._budget.coupling)
+        counts = self._budget.cheapest if found.counts is None else found.counts
+        return Vertex(join_subsets(tables, counts), found.bound)
+
+    def tables(self, weights: Floats) -> list[BestSubsets]:
+        """Best subsets of every block for these weights, ``[n]``."""
+        space, weights = self._budget.space, weights + self._base
+        if not any(self._blocks):
+            return list(modular_subsets(weights, space))
+        return [
+            _sorted(weights[where]) if block is None else block.best(weights[where])
+            for block, where in zip(self._blocks, space.slices, strict=True)
+        ]
+
+
+class _Tabulated:
+    """One block with the values of all its subsets."""
+
+    def __init__(self, values: Floats, units: int) -> None:
+        codes = np.arange(1 << units)
+        bits: Bools = (codes[:, None] >> np.arange(units)) & 1 == 1
+        counts = bits.sum(axis=1)
+        order = np.argsort(counts, kind="stable")
+        self._starts: npt.NDArray[np.intp] = np.searchsorted(counts[order], np.arange(units + 1))
+        self._bits = bits[order]
+        self._indicators = self._bits.astype(np.float64)
+        self._values = values[order]
+
+    def best(self, weights: Floats) -> BestSubsets:
+        values = self._values + self._indicators @ weights
+        ends = [*self._starts[1:], len(values)]
+        place = np.array(
+            [s + int(np.argmax(values[s:e])) for s, e in zip(self._starts, ends, strict=True)]
+        )
+        return BestSubsets(values[place], self._bits[place])
+
+
+def _sorted(weights: Floats) -> BestSubsets:
+    order = np.argsort(-weights, kind="stable")
+    rank = np.empty(len(weights), dtype=np.int64)
+    rank[order] = np.arange(len(weights))
+    kept: Bools = rank[None, :] < np.arange(len(weights) + 1)[:, None]
+    return BestSubsets(np.concatenate([[0.0], np.cumsum(weights[order])]), kept)
