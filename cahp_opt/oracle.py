@@ -61,6 +61,68 @@ class Oracle:
             for block, where in zip(self._blocks, space.slices, strict=True)
         ]
 
+    def hopeful(self, weights: Floats, floor: float) -> list[tuple[Bools, Floats] | None]:
+        """For every tabulated block the subsets that a keep-set worth at least ``floor`` can hold.
+
+        A subset is left out if even a Lagrangian bound with it in place stays below ``floor``, for
+        these weights, ``[n]``. Returns the subsets, bool ``[m, units]``, and their tabulated values
+        with the base weights, ``[m]``; None for the other blocks.
+        """
+        budget, space = self._budget, self._budget.space
+        tables = self.tables(weights)
+        weights = weights + self._base
+        price = self._prices(tables)
+        priced = [
+            np.where(
+                budget.allowed[b],
+                t.values
+                - sum((p * c.costs[b] for p, c in zip(price, budget.coupling, strict=True)), 0.0),
+                -np.inf,
+            )
+            for b, t in enumerate(tables)
+        ]
+        room = sum(p * (c.limit - c.fixed) for p, c in zip(price, budget.coupling, strict=True))
+        ceiling = float(room) + sum(float(v.max()) for v in priced)
+        eps = 1e-10 * (abs(float(room)) + sum(float(np.abs(t.values).max()) for t in tables))
+        result: list[tuple[Bools, Floats] | None] = []
+        for b, (block, where) in enumerate(zip(self._blocks, space.slices, strict=True)):
+            if block is None:
+                result.append(None)
+                continue
+            # The price of a count is what separates its tabulated value from its priced one.
+            paid = tables[b].values - priced[b]
+            left = ceiling - float(priced[b].max()) + eps
+            result.append(block.above(self._base[where], weights[where], paid, floor - left))
+        return result
+
+    def _prices(self, tables: Sequence[BestSubsets]) -> Floats:
+        """Prices of the limits that make the Lagrangian bound small, by bisection one at a time."""
+        budget = self._budget
+        price = np.zeros(len(budget.coupling))
+        fine = [np.flatnonzero(a) for a in budget.allowed]
+        costs = [
+            np.array([c.costs[b][k] for c in budget.coupling]).T.reshape(len(k), len(price))
+            for b, k in enumerate(fine)
+        ]
+        values = [t.values[k] for t, k in zip(tables, fine, strict=True)]
+        for _ in range(1 if len(price) == 1 else 4):
+            for t, table in enumerate(budget.coupling):
+                steps = [np.diff(np.unique(c[:, t])) for c in costs]
+                least = min((float(s.min()) for s in steps if s.size), default=1.0)
+                low, high = 0.0, 2 * sum(float(np.ptp(v)) for v in values) / least
+                for _ in range(60):
+                    price[t] = (low + high) / 2
+                    spent = sum(
+                        float(c[np.argmax(v - c @ price), t])
+                        for v, c in zip(values, costs, strict=True)
+                    )
+                    if spent > table.limit - table.fixed:
+                        low = float(price[t])
+                    else:
+                        high = float(price[t])
+                price[t] = high
+        return price
+
 
 class _Tabulated:
     """One block with the values of all its subsets."""
@@ -82,6 +144,14 @@ class _Tabulated:
             [s + int(np.argmax(values[s:e])) for s, e in zip(self._starts, ends, strict=True)]
         )
         return BestSubsets(values[place], self._bits[place])
+
+    def above(
+        self, base: Floats, weights: Floats, paid: Floats, floor: float
+    ) -> tuple[Bools, Floats]:
+        """The subsets whose value with ``weights``, less what their count pays, is at least a floor."""
+        own = self._values + self._indicators @ weights - paid[self._bits.sum(axis=1)]
+        fine = own >= floor
+        return self._bits[fine], self._values[fine] + self._indicators[fine] @ base
 
 
 def _sorted(weights: Floats) -> BestSubsets:

@@ -4,7 +4,8 @@ from cahp_opt.solvers.brute_force import BruteForce
 from cahp_opt.solvers.dynamic_program import DynamicProgram
 from cahp_opt.solvers.greedy import Greedy
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
+from cahp_opt.solvers.miqp import MIQP
 from cahp_opt.solvers.random_subset import RandomSubset
 from cahp_opt.solvers.top_k import TopK
 
-__all__ = ["BruteForce", "DynamicProgram", "Greedy", "LazyGreedy", "RandomSubset", "TopK"]
+__all__ = ["MIQP", "BruteForce", "DynamicProgram", "Greedy", "LazyGreedy", "RandomSubset", "TopK"]

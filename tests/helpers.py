@@ -17,6 +17,7 @@ from cahp_opt.objectives import (
     WeightedSum,
 )
 from cahp_opt.solvers import (
+    MIQP,
     BruteForce,
     DynamicProgram,
     Greedy,
@@ -27,6 +28,7 @@ from cahp_opt.solvers import (
 
 # Two lines to add a solver: import it above, list it here.
 SOLVERS: tuple[Solver, ...] = (
+    MIQP(),
     BruteForce(),
     DynamicProgram(),
     Greedy(),
