@@ -16,7 +16,7 @@ import numpy as np
 
 from cahp_opt.budget import Budget
 from cahp_opt.heads import Bools, Floats
-from cahp_opt.oracle import MOST_TABULATED, Oracle
+from cahp_opt.oracle import MOST_TABULATED, Oracle, Vertex
 from cahp_opt.problem import QuadraticForm
 from cahp_opt.splitting import Split, best_split, shifted, single_parts, tabulated_parts
 
@@ -56,6 +56,7 @@ def quadratic_frank_wolfe(
     *,
     deadline: float = float("inf"),
     tabulate: bool = True,
+    floor: float = -float("inf"),
 ) -> FrankWolfe:
     """The smallest bound that Frank-Wolfe finds for a quadratic form within a budget.
 
@@ -66,6 +67,7 @@ def quadratic_frank_wolfe(
         effort: how much work.
         deadline: the ``time.monotonic()`` at which to stop, between two steps.
         tabulate: use exact tables of all subsets in blocks small enough.
+        floor: stop once the bound is this small; the value of a keep-set, say.
     """
     effort = Effort() if effort is None else effort
     n = len(form.linear)
@@ -89,14 +91,11 @@ def quadratic_frank_wolfe(
         active.use(split.rest)
         for _ in range(effort.steps):
             y = active.point
-            pull = split.rest @ y
-            vertex = oracle.best(-2 * pull)
+            bound, vertex = bound_at(oracle, form, split, y)
             taken += 1
-            bound = form.constant + float(y @ pull) + vertex.bound + split.excess
-            bound += _rounding(form, split)
             if bound < best:
                 best, point, chosen = bound, y, split
-            if time.monotonic() > deadline:
+            if best <= floor or time.monotonic() > deadline:
                 break
             if bound - form.constant - active.value <= effort.precision * max(
                 abs(bound), abs(bound - active.worst), 1e-300
@@ -104,7 +103,7 @@ def quadratic_frank_wolfe(
                 break
             active.add(vertex.kept)
             active.correct()
-        if time.monotonic() > deadline:
+        if best <= floor or time.monotonic() > deadline:
             break
         seen = active.covariance(parts)
         covariance = (covariance * (turn + 1) + seen) / (turn + 2)
@@ -124,6 +123,23 @@ def subset_values(linear: Floats, pairwise: Floats) -> Floats:
         values = np.concatenate([values, values + gain])
         beside = np.concatenate([beside, beside + pairwise[u]])
     return values
+
+
+def bound_at(
+    oracle: Oracle, form: QuadraticForm, split: Split, point: Floats
+) -> tuple[float, Vertex]:
+    """The bound that any point ``[n]`` of the unit cube proves, and the keep-set that attains it.
+
+    Args:
+        oracle: that of the split, from :func:`split_oracle`.
+        form: the objective.
+        split: any split of it.
+        point: the point at which the rest is linearised.
+    """
+    pull = split.rest @ point
+    vertex = oracle.best(-2 * pull)
+    bound = form.constant + float(point @ pull) + vertex.bound + split.excess
+    return bound + _rounding(form, split), vertex
 
 
 def split_oracle(budget: Budget, form: QuadraticForm, split: Split) -> Oracle:

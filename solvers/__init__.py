@@ -6,6 +6,16 @@ from cahp_opt.solvers.greedy import Greedy
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
 from cahp_opt.solvers.miqp import MIQP
 from cahp_opt.solvers.random_subset import RandomSubset
+from cahp_opt.solvers.relaxation import Relaxation
 from cahp_opt.solvers.top_k import TopK
 
-__all__ = ["MIQP", "BruteForce", "DynamicProgram", "Greedy", "LazyGreedy", "RandomSubset", "TopK"]
+__all__ = [
+    "MIQP",
+    "BruteForce",
+    "DynamicProgram",
+    "Greedy",
+    "LazyGreedy",
+    "RandomSubset",
+    "Relaxation",
+    "TopK",
+]

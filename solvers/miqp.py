@@ -115,11 +115,17 @@ class _Search:
     ) -> Proposal:
         """Frank-Wolfe, local search, and the master that suits the matrix."""
         budget = self._problem.budget
+        polisher = Polisher(budget, form)
+        self._offer(polisher.polish(self._kept, self._share(0.1)))
         fw = quadratic_frank_wolfe(
-            budget, form, self._kept, Effort(5, 50, 1e-5), deadline=self._share(0.3)
+            budget,
+            form,
+            self._kept,
+            Effort(5, 50, 1e-5),
+            deadline=self._share(0.3),
+            floor=self._value,
         )
         self._tighten(fw.bound, "Frank-Wolfe over the exact oracle")
-        polisher = Polisher(budget, form)
         until = self._share(0.3)
         kept, _ = polisher.best_of([self._kept, *fw.met[:8]], until)
         kept, _ = polisher.shaken(kept, rng, 20 if len(kept) > 30 else 3, until)

@@ -23,6 +23,7 @@ from cahp_opt.solvers import (
     Greedy,
     LazyGreedy,
     RandomSubset,
+    Relaxation,
     TopK,
 )
 
@@ -35,6 +36,7 @@ SOLVERS: tuple[Solver, ...] = (
     Greedy(lookahead=1),
     LazyGreedy(),
     RandomSubset(),
+    Relaxation(),
     TopK(),
 )
 
