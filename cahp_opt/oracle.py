@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cahp_opt.budget import Budget
 from cahp_opt.heads import Bools, Floats
-from cahp_opt.knapsack import best_counts
+from cahp_opt.knapsack import Knapsack
 from cahp_opt.problem import BestSubsets, join_subsets, modular_subsets
 
 MOST_TABULATED = 12
@@ -38,6 +38,7 @@ class Oracle:
         self, budget: Budget, values: Sequence[Floats | None], base: Floats | None = None
     ) -> None:
         self._budget = budget
+        self._knapsack = Knapsack(budget.allowed, budget.coupling)
         self._base = np.zeros(budget.space.n) if base is None else base
         self._blocks = [
             None if v is None else _Tabulated(v, int(units))
@@ -47,7 +48,7 @@ class Oracle:
     def best(self, weights: Floats) -> Vertex:
         """The maximum for these weights, ``[n]``."""
         tables = self.tables(weights)
-        found = best_counts([t.values for t in tables], self._budget.allowed, self._budget.coupling)
+        found = self._knapsack.best([t.values for t in tables])
         counts = self._budget.cheapest if found.counts is None else found.counts
         return Vertex(join_subsets(tables, counts), found.bound)
 

@@ -8,6 +8,7 @@ plus terms that cuts bound from above.
 from __future__ import annotations
 
 import datetime
+import importlib
 import math
 import time
 from collections.abc import Sequence
@@ -40,12 +41,11 @@ def math_opt() -> Any:
         ValueError: if OR-Tools is not installed.
     """
     try:
-        from ortools.math_opt.python import mathopt
+        return importlib.import_module("ortools.math_opt.python.mathopt")
     except ImportError as error:
         raise ValueError(
             "`MIQP` needs OR-Tools, which is not installed; `pip install 'cahp-opt[miqp]'` brings it."
         ) from error
-    return mathopt
 
 
 class Master:

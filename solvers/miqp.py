@@ -166,7 +166,12 @@ class _Search:
         self._stats["formulation"] = "assignment bounds by cuts per row"
         self._stats["because"] = "the objective is a weighted coverage"
         priced = coverage_bound(
-            budget, form, self._kept, steps=600, deadline=self._share(0.3), precision=1e-10
+            budget,
+            form,
+            self._kept,
+            steps=min(600, 50 + 4 * form.similarity.shape[1]),
+            deadline=self._share(0.3),
+            precision=1e-10,
         )
         self._tighten(priced.bound, "Lagrangian prices of the rows over the exact oracle")
         self._offer(priced.kept)
@@ -232,6 +237,7 @@ class _Search:
     def _iterate(self, master: Master, terms: Terms, constant: float, rounds: int) -> None:
         """Branch and bound on the master, cuts where it was too hopeful, and again."""
         problem = self._problem
+        seen = set[bytes]()
         for turn in range(rounds):
             if self._done() or time.monotonic() > self._deadline:
                 return
@@ -256,8 +262,9 @@ class _Search:
             self._offer(kept)
             hoped = answer.bound + constant
             terms.cut(kept.astype(np.float64))
-            if hoped - value <= 1e-9 * max(abs(value), abs(hoped)):
-                return
+            if kept.tobytes() in seen or hoped - value <= 1e-9 * max(abs(value), abs(hoped)):
+                return  # the master is exact there already, to its solver's tolerance
+            seen.add(kept.tobytes())
 
     def _share(self, part: float) -> float:
         """A deadline after this part of the time that is left."""

@@ -62,7 +62,7 @@ class Polisher:
             trial = best.copy()
             blocks = rng.choice(len(self._budget.space.blocks), 2)
             for b in blocks:
-                where = self._budget.space.slices[b]
+                where = self._budget.space.slices[int(b)]
                 trial[where] = rng.permutation(trial[where])
             trial = self.polish(trial, deadline)
             own = self.value(trial)

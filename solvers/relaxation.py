@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,13 +101,12 @@ class Relaxation(Solver):
 
 def _cvxpy() -> Any:
     try:
-        import cvxpy
+        return importlib.import_module("cvxpy")
     except ImportError as error:
         raise ValueError(
             "`Relaxation` needs cvxpy, which is not installed; "
             "`pip install 'cahp-opt[relaxation]'` brings it."
         ) from error
-    return cvxpy
 
 
 def _relaxed(
@@ -134,7 +135,9 @@ def _relaxed(
     left = deadline - time.monotonic()
     options = {"time_limit": max(left, 0.01)} if math.isfinite(left) else {}
     try:
-        problem.solve(solver=cvxpy.CLARABEL, **options)
+        with warnings.catch_warnings():  # an inaccurate point only makes the bound weaker
+            warnings.simplefilter("ignore", UserWarning)
+            problem.solve(solver=cvxpy.CLARABEL, **options)
     except cvxpy.error.SolverError:
         return None
     if x.value is None or not np.all(np.isfinite(x.value)):

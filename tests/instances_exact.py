@@ -15,8 +15,8 @@ def half_latency(rng: np.random.Generator, space: HeadSpace) -> Budget:
         width, base, step = rng.integers(2, 5), rng.integers(3, 9), rng.integers(5, 15)
         k = np.arange(units + 1)
         costs.append(np.where(k > 0, base + step * np.ceil(k / width), 0.0))
-    full = float(sum(c[-1] for c in costs))
-    return Budget.table(space, costs, limit=full / 2, minimum=1)
+    full, floor = float(sum(c[-1] for c in costs)), float(sum(c[1] for c in costs))
+    return Budget.table(space, costs, limit=max(full / 2, 1.3 * floor), minimum=1)
 
 
 def damage_problem(seed: int, blocks: int = 12, units: int = 12) -> Problem:
