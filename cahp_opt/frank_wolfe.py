@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from cahp_opt.budget import Budget
-from cahp_opt.heads import Bools, Floats
+from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.keep_set_mixture import Mixture
 from cahp_opt.oracle import MOST_TABULATED, Oracle, Vertex
 from cahp_opt.problem import QuadraticForm
 from cahp_opt.splitting import Split, best_split, shifted, single_parts, tabulated_parts
@@ -34,6 +36,14 @@ class Effort:
     splits: int = 2
     steps: int = 12
     precision: float = 1e-3
+
+
+class Improved(NamedTuple):
+    """The smallest bound of some steps, the point that proves it, and how many steps were taken."""
+
+    bound: float
+    point: Floats
+    steps: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +82,7 @@ def quadratic_frank_wolfe(
     effort = Effort() if effort is None else effort
     n = len(form.linear)
     parts = tabulated_parts(budget.space) if tabulate else single_parts(0, n)
-    active = _Active(form, start)
+    active = Mixture(form, start)
     kept = start.astype(np.float64)
     best = float("inf")
     point = kept
@@ -89,20 +99,12 @@ def quadratic_frank_wolfe(
         chosen = split if chosen is None else chosen
         oracle = split_oracle(budget, form, split)
         active.use(split.rest)
-        for _ in range(effort.steps):
-            y = active.point
-            bound, vertex = bound_at(oracle, form, split, y)
-            taken += 1
-            if bound < best:
-                best, point, chosen = bound, y, split
-            if best <= floor or time.monotonic() > deadline:
-                break
-            if bound - form.constant - active.value <= effort.precision * max(
-                abs(bound), abs(bound - active.worst), 1e-300
-            ):
-                break
-            active.add(vertex.kept)
-            active.correct()
+        found = improve(
+            active, oracle, form, split, effort.steps, effort.precision, deadline, floor
+        )
+        taken += found.steps
+        if found.bound < best:
+            best, point, chosen = found.bound, found.point, split
         if best <= floor or time.monotonic() > deadline:
             break
         seen = active.covariance(parts)
@@ -125,6 +127,47 @@ def subset_values(linear: Floats, pairwise: Floats) -> Floats:
     return values
 
 
+def improve(
+    active: Mixture,
+    oracle: Oracle,
+    form: QuadraticForm,
+    split: Split,
+    steps: int,
+    precision: float,
+    deadline: float,
+    floor: float,
+) -> Improved:
+    """Fully corrective Frank-Wolfe steps from a mixture, which they change.
+
+    Args:
+        active: keep-sets to start from; it must use the rest of the split.
+        oracle: that of the split.
+        form: the objective.
+        split: its split.
+        steps: oracle calls.
+        precision: relative gap to the concave maximum at which to stop.
+        deadline: the ``time.monotonic()`` at which to stop.
+        floor: stop once the bound is this small.
+    """
+    best, chosen, taken = float("inf"), active.point, 0
+    for _ in range(steps):
+        y = active.point
+        bound, vertex = bound_at(oracle, form, split, y)
+        taken += 1
+        if bound < best:
+            best, chosen = bound, y
+        if best <= floor or time.monotonic() > deadline:
+            break
+        below = bound - form.constant - active.value
+        # The gap to a floor is what matters if there is one, the spread of values otherwise.
+        size = bound - floor if np.isfinite(floor) else max(abs(bound), abs(bound - active.worst))
+        if below <= precision * max(size, 1e-300):
+            break
+        active.add(vertex.kept)
+        active.correct()
+    return Improved(best, chosen, taken)
+
+
 def bound_at(
     oracle: Oracle, form: QuadraticForm, split: Split, point: Floats
 ) -> tuple[float, Vertex]:
@@ -144,18 +187,33 @@ def bound_at(
 
 def split_oracle(budget: Budget, form: QuadraticForm, split: Split) -> Oracle:
     """The oracle of ``linear @ x + x' inside x`` plus weights."""
+    values, base = split_values(budget.space, form, split)
+    return Oracle(budget, values, base)
+
+
+def split_values(
+    space: HeadSpace, form: QuadraticForm, split: Split, *, every: bool = False
+) -> tuple[list[Floats | None], Floats]:
+    """The exact part of a split: tables of blocks by subset code, and weights of the other units.
+
+    Args:
+        space: the blocks.
+        form: the objective.
+        split: its split.
+        every: tabulate every block small enough, not only those with pairs inside.
+    """
     inside = split.inside
     off = inside - np.diag(np.diagonal(inside))
     values: list[Floats | None] = []
     weights = form.linear + np.diagonal(inside)
-    for where in budget.space.slices:
+    for where in space.slices:
         units = where.stop - where.start
-        if units <= MOST_TABULATED and np.any(off[where, where]):
+        if units <= MOST_TABULATED and (every or np.any(off[where, where])):
             values.append(subset_values(form.linear[where], inside[where, where]))
             weights[where] = 0.0
         else:
             values.append(None)
-    return Oracle(budget, values, weights)
+    return values, weights
 
 
 def _rounding(form: QuadraticForm, split: Split) -> float:
@@ -164,96 +222,3 @@ def _rounding(form: QuadraticForm, split: Split) -> float:
         np.abs(form.linear).sum() + np.abs(split.inside).sum() + 3 * np.abs(split.rest).sum()
     )
     return 4 * float(np.finfo(np.float64).eps) * (size + abs(form.constant))
-
-
-class _Active:
-    """A distribution over keep-sets: weights on those met, improved by pairwise steps."""
-
-    def __init__(self, form: QuadraticForm, start: Bools) -> None:
-        self._form = form
-        self._sets = start.astype(np.float64)[None]
-        self._share = np.ones(1)
-        self._seen = {start.tobytes()}
-        self._true = self._values(self._sets)
-        self._rest = np.zeros_like(form.pairwise)
-        self._gram = np.zeros((1, 1))
-        self._own = self._true
-
-    @property
-    def met(self) -> Bools:
-        """The keep-sets met, those of the largest share first."""
-        result: Bools = self._sets[np.argsort(-self._share, kind="stable")] > 0.5
-        return result
-
-    @property
-    def point(self) -> Floats:
-        """The mean keep-set."""
-        result: Floats = self._share @ self._sets
-        return result
-
-    @property
-    def value(self) -> float:
-        """The concave function at the mean (a lower bound on its maximum), without the constant."""
-        return float(self._share @ self._own - self._share @ self._gram @ self._share)
-
-    @property
-    def worst(self) -> float:
-        """The least value among the keep-sets met: gives the scale of a gap."""
-        return float(self._true.min())
-
-    def use(self, rest: Floats) -> None:
-        """Take another split; the true values of the keep-sets stay what they are."""
-        self._rest = rest
-        self._gram = self._sets @ rest @ self._sets.T
-        self._own = self._true + np.diagonal(self._gram)
-        self.correct()
-
-    def add(self, kept: Bools) -> None:
-        """Another keep-set, with no share yet."""
-        if kept.tobytes() in self._seen:
-            return
-        self._seen.add(kept.tobytes())
-        new = kept.astype(np.float64)
-        across = self._sets @ (self._rest @ new)
-        corner = float(new @ self._rest @ new)
-        self._gram = np.block([[self._gram, across[:, None]], [across[None], np.array([[corner]])]])
-        self._sets = np.concatenate([self._sets, new[None]])
-        self._true = np.concatenate([self._true, self._values(new[None])])
-        self._own = self._true + np.diagonal(self._gram)
-        self._share = np.append(self._share, 0.0)
-
-    def correct(self, most: int = 300) -> None:
-        """Pairwise steps: move share from the worst keep-set that has some to the best one."""
-        share, gram = self._share, self._gram
-        slope = self._own - 2 * gram @ share
-        for _ in range(most):
-            to = int(np.argmax(slope))
-            away = int(np.argmin(np.where(share > 0, slope, np.inf)))
-            gain = float(slope[to] - slope[away])
-            if gain <= 1e-9 * max(1.0, abs(float(slope[to]))):
-                break
-            curve = float(gram[to, to] + gram[away, away] - 2 * gram[to, away])
-            limit = float(share[away])
-            step = limit if curve <= gain / (2 * limit) else gain / (2 * curve)
-            share[to] += step
-            share[away] = 0.0 if step == limit else share[away] - step
-            slope -= 2 * step * (gram[:, to] - gram[:, away])
-        share /= share.sum()
-
-    def covariance(self, parts: list[slice]) -> Floats:
-        """The covariance of the distribution inside each part, made definite."""
-        n = self._sets.shape[1]
-        mean = self.point
-        result = np.zeros((n, n))
-        for part in parts:
-            own = self._sets[:, part]
-            moment = (own * self._share[:, None]).T @ own
-            result[part, part] = moment - np.outer(mean[part], mean[part])
-        result[np.diag_indices(n)] += 0.01
-        return result
-
-    def _values(self, sets: Floats) -> Floats:
-        result: Floats = sets @ self._form.linear + ((sets @ self._form.pairwise) * sets).sum(
-            axis=1
-        )
-        return result

@@ -204,7 +204,7 @@ class _Search:
         pull = rest @ y
         fixed = form.constant + float(y @ pull) + fw.split.excess
         floor = self._value - rounding_slack(self._value, self._bound)
-        hopeful = oracle.hopeful(-2 * pull, floor - fixed)
+        hopeful = oracle.hopeful(-2 * pull, floor - fixed).listed()
         options = [None if h is None else Options(h[0].astype(np.float64), h[1]) for h in hopeful]
         weights = form.linear + np.diagonal(fw.split.inside)
         for where, listed in zip(budget.space.slices, options, strict=True):
