@@ -164,7 +164,7 @@ def improve(
         if below <= precision * max(size, 1e-300):
             break
         active.add(vertex.kept)
-        active.correct()
+        active.correct(0.05 * below)
     return Improved(best, chosen, taken)
 
 

@@ -71,15 +71,20 @@ class Mixture:
         self._own = self._true + np.diagonal(self._gram)
         self._share = np.append(self._share, 0.0)
 
-    def correct(self, most: int = 300) -> None:
-        """At most so many pairwise steps: move share from the worst keep-set that has some to the best one."""
+    def correct(self, enough: float = 0.0, most: int = 300) -> None:
+        """Pairwise steps: move share from the worst keep-set that has some to the best one.
+
+        Args:
+            enough: the difference of slopes at which to stop.
+            most: most steps.
+        """
         share, gram = self._share, self._gram
         slope = self._own - 2 * gram @ share
         for _ in range(most):
             to = int(np.argmax(slope))
             away = int(np.argmin(np.where(share > 0, slope, np.inf)))
             gain = float(slope[to] - slope[away])
-            if gain <= 1e-9 * max(1.0, abs(float(slope[to]))):
+            if gain <= max(enough, 1e-9 * max(1.0, abs(float(slope[to])))):
                 break
             curve = float(gram[to, to] + gram[away, away] - 2 * gram[to, away])
             limit = float(share[away])

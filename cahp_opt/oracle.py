@@ -156,8 +156,9 @@ class _Tabulated:
     def __init__(self, bits: Bools, codes: Ints, values: Floats) -> None:
         self._bits, self._codes, self._values = bits, codes, values
         self._indicators = bits.astype(np.float64)
-        self._counts = bits.sum(axis=1)
-        self._starts = np.searchsorted(self._counts, np.arange(bits.shape[1] + 2))
+        self._counts: Ints = bits.sum(axis=1, dtype=np.int64)
+        sizes = np.bincount(self._counts, minlength=bits.shape[1] + 1)
+        self._starts: list[int] = [0, *(int(end) for end in np.cumsum(sizes))]
 
     @staticmethod
     def of(values: Floats, units: int) -> _Tabulated:

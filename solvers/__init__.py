@@ -1,5 +1,6 @@
 """Ways to choose the units to keep; one file each."""
 
+from cahp_opt.solvers.branch_and_bound import BranchAndBound
 from cahp_opt.solvers.brute_force import BruteForce
 from cahp_opt.solvers.dynamic_program import DynamicProgram
 from cahp_opt.solvers.greedy import Greedy
@@ -11,6 +12,7 @@ from cahp_opt.solvers.top_k import TopK
 
 __all__ = [
     "MIQP",
+    "BranchAndBound",
     "BruteForce",
     "DynamicProgram",
     "Greedy",

@@ -18,6 +18,7 @@ from cahp_opt.objectives import (
 )
 from cahp_opt.solvers import (
     MIQP,
+    BranchAndBound,
     BruteForce,
     DynamicProgram,
     Greedy,
@@ -30,6 +31,7 @@ from cahp_opt.solvers import (
 # Two lines to add a solver: import it above, list it here.
 SOLVERS: tuple[Solver, ...] = (
     MIQP(),
+    BranchAndBound(),
     BruteForce(),
     DynamicProgram(),
     Greedy(),
