@@ -58,7 +58,7 @@ class BranchAndBound(Solver):
         if form is None:
             raise ValueError(
                 f"`BranchAndBound` needs a quadratic form, and `{type(problem.objective).__name__}` "
-                "offers none; use `LazyGreedy` or `Greedy`."
+                "offers none; use `MIQP` for a coverage, or `LazyGreedy`."
             )
         tree = _Tree(problem, form, deadline, rng)
         tree.search(self.gap, self.nodes)
