@@ -8,9 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from cahp_opt.budget import Budget
+from cahp_opt.coverage_bound import coverage_bound
+from cahp_opt.frank_wolfe import Effort, quadratic_frank_wolfe
 from cahp_opt.heads import Bools, Floats
 from cahp_opt.knapsack import best_counts
 from cahp_opt.problem import Problem, QuadraticForm, modular_subsets
+
+# `select` calls for a bound every time: what follows keeps it at a tenth of a second or so. Solvers
+# that prove more call the functions below with more steps.
+_MOST_UNITS = 700
+_MOST_SPLIT = 200
+_COVERAGE_WORK = 4_000_000
 
 
 class Bound(NamedTuple):
@@ -22,6 +30,8 @@ class Bound(NamedTuple):
 
 def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
     """The tightest bound that the objective's declared facts allow; infinite, with a reason, if none.
+
+    Cheap enough to be called for every answer; :class:`~cahp_opt.solvers.MIQP` works longer.
 
     Args:
         problem: the objective and the budget.
@@ -45,6 +55,15 @@ def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
     form = objective.quadratic() if weights is None else None
     if form is not None:
         bounds.append(Bound(quadratic_bound(problem.budget, form), "positive pair terms only"))
+        if objective.n <= _MOST_UNITS:
+            effort = Effort(splits=2 if objective.n <= _MOST_SPLIT else 0, steps=10)
+            found = quadratic_frank_wolfe(problem.budget, form, kept, effort)
+            bounds.append(Bound(found.bound, "Frank-Wolfe over the exact oracle"))
+    cover = objective.coverage() if weights is None else None
+    steps = 0 if cover is None else _COVERAGE_WORK // cover.similarity.size
+    if cover is not None and steps:
+        priced = coverage_bound(problem.budget, cover, kept, steps=min(24, steps))
+        bounds.append(Bound(priced.bound, "Lagrangian prices of the rows over the exact oracle"))
     if objective.monotone:
         everything = np.ones(objective.n, dtype=np.bool_)
         bounds.append(

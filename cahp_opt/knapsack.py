@@ -48,19 +48,37 @@ def best_counts(
         allowed: for every block a bool ``[units + 1]``.
         tables: costs with limits; all must hold.
     """
-    grids = [_Grid.of(table) for table in tables]
-    blocks = [
-        _Options.of(v, f, [g.costs[b] for g in grids])
-        for b, (v, f) in enumerate(zip(values, allowed, strict=True))
-    ]
-    if not tables:
-        counts = np.array([o.count[int(np.argmax(o.value))] for o in blocks])
-        value = math.fsum(float(o.value.max()) for o in blocks)
-        return BestCounts(counts, value, value)
-    room = np.array([grid.room for grid in grids], dtype=np.int64)
-    price = _multipliers(blocks, room)
-    start = _rounded(blocks, price, tables)
-    return _search(blocks, room, price, tables, start)
+    return Knapsack(allowed, tables).best(values)
+
+
+class Knapsack:
+    """The budget's side of the oracle, prepared once for many values.
+
+    Args:
+        allowed: for every block a bool ``[units + 1]``.
+        tables: costs with limits; all must hold.
+    """
+
+    def __init__(self, allowed: Sequence[Bools], tables: Sequence[CountTable]) -> None:
+        self._allowed, self._tables = allowed, tables
+        self._grids = [_Grid.of(table) for table in tables]
+        self._room = np.array([grid.room for grid in self._grids], dtype=np.int64)
+
+    def best(self, values: Sequence[Floats]) -> BestCounts:
+        """The best counts for these values: for every block an array ``[units + 1]``."""
+        blocks = [
+            _Options.of(v, f, [g.costs[b] for g in self._grids])
+            for b, (v, f) in enumerate(zip(values, self._allowed, strict=True))
+        ]
+        if any(not len(o.value) for o in blocks):
+            return BestCounts(None, -math.inf, -math.inf)
+        counts = np.array([o.count[0] for o in blocks])  # the best value comes first
+        if all(table.fits(counts) for table in self._tables):
+            value = math.fsum(float(o.value[0]) for o in blocks)
+            return BestCounts(counts, value, value)
+        price = _multipliers(blocks, self._room)
+        start = _rounded(blocks, price, self._tables)
+        return _search(blocks, self._room, price, self._tables, start)
 
 
 class _Grid(NamedTuple):
@@ -98,7 +116,9 @@ class _Options:
         order = np.lexsort((*cost.T[::-1], -own))  # best value first, cheap ones first among equals
         count, own, cost = count[order], own[order], cost[order]
         worse = np.zeros(len(count), dtype=np.bool_)
-        for i in range(1, len(count)):
+        if len(costs) == 1:
+            worse[1:] = cost[1:, 0] >= np.minimum.accumulate(cost[:-1, 0])
+        for i in range(1, len(count) if len(costs) > 1 else 0):
             worse[i] = bool(np.any(np.all(cost[:i][~worse[:i]] <= cost[i], axis=1)))
         return _Options(count[~worse], own[~worse], cost[~worse])
 
@@ -109,12 +129,19 @@ def _multipliers(blocks: Sequence[_Options], room: Ints) -> Floats:
     Each price in turn is set by bisection on the slope of the (convex) dual function.
     """
     price = np.zeros(len(room))
+    most = max(len(o.value) for o in blocks)
+    value = np.full((len(blocks), most), -np.inf)
+    cost = np.zeros((len(blocks), most, len(room)))
+    for b, o in enumerate(blocks):
+        value[b, : len(o.value)], cost[b, : len(o.value)] = o.value, o.cost
+    every = np.arange(len(blocks))
     for _ in range(1 if len(room) == 1 else 4):
         for t in range(len(room)):
             low, high = 0.0, _highest_price(blocks, t)
             for _ in range(50):
                 price[t] = (low + high) / 2
-                spent = sum(float(o.cost[np.argmax(o.value - o.cost @ price), t]) for o in blocks)
+                chosen = np.argmax(value - cost @ price, axis=1)
+                spent = float(cost[every, chosen, t].sum())
                 low, high = (price[t], high) if spent > room[t] else (low, price[t])
             price[t] = high
     return price

@@ -23,15 +23,18 @@ from cahp_opt.objectives import (
     WeightedSum,
 )
 from cahp_opt.solvers import (
+    MIQP,
     Auto,
     BackwardGreedy,
     BestOf,
+    BranchAndBound,
     BruteForce,
     DynamicProgram,
     Greedy,
     LazyGreedy,
     LocalSearch,
     RandomSubset,
+    Relaxation,
     Spectral,
     StochasticGreedy,
     Tabu,
@@ -43,6 +46,8 @@ SOLVERS: tuple[Solver, ...] = (
     Auto(),
     BackwardGreedy(),
     BestOf((TopK(), BackwardGreedy(lookahead=1))),
+    MIQP(),
+    BranchAndBound(),
     BruteForce(),
     DynamicProgram(),
     Greedy(),
@@ -54,6 +59,7 @@ SOLVERS: tuple[Solver, ...] = (
     Spectral(),
     StochasticGreedy(),
     Tabu(iterations=20, patience=5),
+    Relaxation(),
     TopK(),
 )
 

@@ -1,0 +1,224 @@
+"""Frank-Wolfe bounds for quadratic forms over the exact oracle.
+
+With ``f(x) = q(x) - x' R x``, ``q`` exact in the oracle and ``R`` positive semidefinite, every point
+``y`` proves ``max f <= y' R y + max over the budget of q(x) - 2 (R y) @ x``. The best ``y`` is a mean
+of keep-sets: the maximum of a concave function over their convex hull, found by fully corrective
+Frank-Wolfe steps (Lacoste-Julien and Jaggi 2015, "On the global linear convergence of Frank-Wolfe
+optimization variants") whose inner problem takes pairwise steps.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.budget import Budget
+from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.keep_set_mixture import Mixture
+from cahp_opt.oracle import MOST_TABULATED, Oracle, Vertex
+from cahp_opt.problem import QuadraticForm
+from cahp_opt.splitting import Split, best_split, shifted, single_parts, tabulated_parts
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work a bound may take.
+
+    Args:
+        splits: how often the split is fitted to the point found.
+        steps: oracle calls per split.
+        precision: relative gap between the bound and the concave maximum at which steps stop.
+    """
+
+    splits: int = 2
+    steps: int = 12
+    precision: float = 1e-3
+
+
+class Improved(NamedTuple):
+    """The smallest bound of some steps, the point that proves it, and how many steps were taken."""
+
+    bound: float
+    point: Floats
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrankWolfe:
+    """The outcome: the bound, the point ``y`` that proves it, its split, and the keep-sets met."""
+
+    bound: float
+    point: Floats
+    split: Split
+    met: Bools
+    """Keep-sets within the budget whose mean the point is, bool ``[m, n]``; good places to start."""
+    steps: int
+
+
+def quadratic_frank_wolfe(
+    budget: Budget,
+    form: QuadraticForm,
+    start: Bools,
+    effort: Effort | None = None,
+    *,
+    deadline: float = float("inf"),
+    tabulate: bool = True,
+    floor: float = -float("inf"),
+) -> FrankWolfe:
+    """The smallest bound that Frank-Wolfe finds for a quadratic form within a budget.
+
+    Args:
+        budget: the limits.
+        form: the objective.
+        start: a keep-set within the budget; good ones save steps.
+        effort: how much work.
+        deadline: the ``time.monotonic()`` at which to stop, between two steps.
+        tabulate: use exact tables of all subsets in blocks small enough.
+        floor: stop once the bound is this small; the value of a keep-set, say.
+    """
+    effort = Effort() if effort is None else effort
+    n = len(form.linear)
+    parts = tabulated_parts(budget.space) if tabulate else single_parts(0, n)
+    active = Mixture(form, start)
+    kept = start.astype(np.float64)
+    best = float("inf")
+    point = kept
+    density = max(float(kept.mean()), 0.05)
+    covariance = np.eye(n) * max(density * (1 - density), 0.01)
+    split: Split | None = None
+    chosen: Split | None = None
+    taken = 0
+    for turn in range(max(effort.splits, 1)):
+        if effort.splits == 0:
+            split = shifted(form.pairwise)
+        else:
+            split = best_split(form.pairwise, parts, covariance, split)
+        chosen = split if chosen is None else chosen
+        oracle = split_oracle(budget, form, split)
+        active.use(split.rest)
+        found = improve(
+            active, oracle, form, split, effort.steps, effort.precision, deadline, floor
+        )
+        taken += found.steps
+        if found.bound < best:
+            best, point, chosen = found.bound, found.point, split
+        if best <= floor or time.monotonic() > deadline:
+            break
+        seen = active.covariance(parts)
+        covariance = (covariance * (turn + 1) + seen) / (turn + 2)
+    assert chosen is not None
+    return FrankWolfe(best, point, chosen, active.met, taken)
+
+
+def subset_values(linear: Floats, pairwise: Floats) -> Floats:
+    """``linear @ x + x' pairwise x`` of every subset, by code (bit ``u`` set: unit ``u`` kept).
+
+    Doubling: the subsets with unit ``u`` are those without it plus the gain of ``u`` beside them.
+    """
+    values = np.zeros(1)
+    beside = np.zeros((1, len(linear)))
+    for u in range(len(linear)):
+        gain = linear[u] + pairwise[u, u] + 2 * beside[:, u]
+        values = np.concatenate([values, values + gain])
+        beside = np.concatenate([beside, beside + pairwise[u]])
+    return values
+
+
+def improve(
+    active: Mixture,
+    oracle: Oracle,
+    form: QuadraticForm,
+    split: Split,
+    steps: int,
+    precision: float,
+    deadline: float,
+    floor: float,
+) -> Improved:
+    """Fully corrective Frank-Wolfe steps from a mixture, which they change.
+
+    Args:
+        active: keep-sets to start from; it must use the rest of the split.
+        oracle: that of the split.
+        form: the objective.
+        split: its split.
+        steps: oracle calls.
+        precision: relative gap to the concave maximum at which to stop.
+        deadline: the ``time.monotonic()`` at which to stop.
+        floor: stop once the bound is this small.
+    """
+    best, chosen, taken = float("inf"), active.point, 0
+    for _ in range(steps):
+        y = active.point
+        bound, vertex = bound_at(oracle, form, split, y)
+        taken += 1
+        if bound < best:
+            best, chosen = bound, y
+        if best <= floor or time.monotonic() > deadline:
+            break
+        below = bound - form.constant - active.value
+        # The gap to a floor is what matters if there is one, the spread of values otherwise.
+        size = bound - floor if np.isfinite(floor) else max(abs(bound), abs(bound - active.worst))
+        if below <= precision * max(size, 1e-300):
+            break
+        active.add(vertex.kept)
+        active.correct(0.05 * below)
+    return Improved(best, chosen, taken)
+
+
+def bound_at(
+    oracle: Oracle, form: QuadraticForm, split: Split, point: Floats
+) -> tuple[float, Vertex]:
+    """The bound that any point ``[n]`` of the unit cube proves, and the keep-set that attains it.
+
+    Args:
+        oracle: that of the split, from :func:`split_oracle`.
+        form: the objective.
+        split: any split of it.
+        point: the point at which the rest is linearised.
+    """
+    pull = split.rest @ point
+    vertex = oracle.best(-2 * pull)
+    bound = form.constant + float(point @ pull) + vertex.bound + split.excess
+    return bound + _rounding(form, split), vertex
+
+
+def split_oracle(budget: Budget, form: QuadraticForm, split: Split) -> Oracle:
+    """The oracle of ``linear @ x + x' inside x`` plus weights."""
+    values, base = split_values(budget.space, form, split)
+    return Oracle(budget, values, base)
+
+
+def split_values(
+    space: HeadSpace, form: QuadraticForm, split: Split, *, every: bool = False
+) -> tuple[list[Floats | None], Floats]:
+    """The exact part of a split: tables of blocks by subset code, and weights of the other units.
+
+    Args:
+        space: the blocks.
+        form: the objective.
+        split: its split.
+        every: tabulate every block small enough, not only those with pairs inside.
+    """
+    inside = split.inside
+    off = inside - np.diag(np.diagonal(inside))
+    values: list[Floats | None] = []
+    weights = form.linear + np.diagonal(inside)
+    for where in space.slices:
+        units = where.stop - where.start
+        if units <= MOST_TABULATED and (every or np.any(off[where, where])):
+            values.append(subset_values(form.linear[where], inside[where, where]))
+            weights[where] = 0.0
+        else:
+            values.append(None)
+    return values, weights
+
+
+def _rounding(form: QuadraticForm, split: Split) -> float:
+    """What floating-point sums of these terms may be off by."""
+    size = float(
+        np.abs(form.linear).sum() + np.abs(split.inside).sum() + 3 * np.abs(split.rest).sum()
+    )
+    return 4 * float(np.finfo(np.float64).eps) * (size + abs(form.constant))

@@ -1,0 +1,253 @@
+"""Exact selection for quadratic forms: branch and bound over units with Frank-Wolfe bounds."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from cahp_opt.frank_wolfe import (
+    Effort,
+    bound_at,
+    improve,
+    quadratic_frank_wolfe,
+    split_values,
+)
+from cahp_opt.heads import Bools, Floats
+from cahp_opt.keep_set_mixture import Mixture
+from cahp_opt.oracle import Oracle
+from cahp_opt.problem import Problem, QuadraticForm
+from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.solvers.climbing import climb
+from cahp_opt.solvers.polishing import Polisher
+from cahp_opt.splitting import Split, best_split, tabulated_parts
+
+
+@dataclass(frozen=True)
+class BranchAndBound(Solver):
+    """The proven optimum of a quadratic form, or the best found and a bound when time is up.
+
+    Every node bounds its part of the search by Frank-Wolfe over the exact oracle, with the values
+    inside blocks exact and the split of the rest fitted anew; it drops the subsets of blocks that the
+    bound excludes, and branches on the unit whose fraction leaves the most open. The proof needs no
+    solver's tolerance, and nothing but NumPy. For dense interactions across blocks it is the strongest
+    route; each part of the search is explored in the order of its bound.
+
+    Args:
+        gap: relative gap, of the bound to the value, at which to stop; at least 0.
+        nodes: most nodes to bound; at least 1.
+
+    Raises:
+        ValueError: if the objective offers no quadratic form.
+    """
+
+    gap: float = 0.0
+    nodes: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not self.gap >= 0:
+            raise ValueError(f"`gap` must be at least 0, got {self.gap}.")
+        if self.nodes < 1:
+            raise ValueError(f"`nodes` must be at least 1, got {self.nodes}.")
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        form = problem.objective.quadratic()
+        if form is None:
+            raise ValueError(
+                f"`BranchAndBound` needs a quadratic form, and `{type(problem.objective).__name__}` "
+                "offers none; use `MIQP` for a coverage, or `LazyGreedy`."
+            )
+        tree = _Tree(problem, form, deadline, rng)
+        tree.search(self.gap, self.nodes)
+        return tree.proposal()
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A part of the search: the subsets left, its bound, and where the bound was attained."""
+
+    bound: float
+    oracle: Oracle
+    split: Split
+    point: Floats
+    met: Bools
+
+
+class _Tree:
+    """The open nodes, best bound first, and the best keep-set so far."""
+
+    def __init__(
+        self, problem: Problem, form: QuadraticForm, deadline: float, rng: np.random.Generator
+    ) -> None:
+        self._problem, self._form, self._deadline, self._rng = problem, form, deadline, rng
+        self._polisher = Polisher(problem.budget, form)
+        self._parts = tabulated_parts(problem.space)
+        now = time.monotonic()
+        start = climb(
+            problem, 3, lazy=problem.objective.submodular, deadline=now + (deadline - now) / 4
+        )
+        self._kept = start.kept
+        self._value = problem.objective.value(self._kept)
+        self._open: list[tuple[float, int, _Node]] = []
+        self._ceiling, self._bounded, self._pushed = math.inf, 0, 0
+        self._timed_out = False
+
+    def search(self, gap: float, nodes: int) -> None:
+        """Bound, prune and branch until the gap is reached, or the nodes or the time are spent."""
+        root = self._root()
+        self._push(root)
+        while self._open:
+            self._ceiling = -self._open[0][0]
+            if self._ceiling - self._value <= gap * abs(self._value):
+                break
+            if self._bounded >= nodes:
+                break
+            if time.monotonic() > self._deadline:
+                self._timed_out = True
+                break
+            node = heapq.heappop(self._open)[2]
+            for child in self._children(node):
+                self._push(child)
+            if self._timed_out:  # children may be missing: the node's own bound stands
+                self._ceiling = node.bound
+                return
+        if not self._open:
+            self._ceiling = -math.inf
+
+    def proposal(self) -> Proposal:
+        """The best keep-set with what is proved about it."""
+        slack = rounding_slack(self._value, self._ceiling)
+        # Nodes up to half a slack above the value were pruned.
+        bound = max(self._ceiling, self._value + slack / 2)
+        if bound <= self._value + slack:
+            status = Status.OPTIMAL
+        else:
+            status = Status.TIME_LIMIT if self._timed_out else Status.FEASIBLE
+        stats: dict[str, Number] = {"nodes": self._bounded, "open": len(self._open)}
+        certificate = "branch and bound with Frank-Wolfe bounds over the exact oracle"
+        return Proposal(self._kept, bound, status, certificate, stats)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    @property
+    def _floor(self) -> float:
+        """Nodes with a bound up to here hold nothing better, but for rounding."""
+        return self._value + rounding_slack(self._value, self._value) / 2
+
+    def _root(self) -> _Node:
+        problem, form = self._problem, self._form
+        self._offer(self._kept)
+        found = quadratic_frank_wolfe(
+            problem.budget,
+            form,
+            self._kept,
+            Effort(5, 50, 1e-5),
+            deadline=self._share(0.4),
+            floor=self._floor,
+        )
+        self._bounded += 1
+        until = self._share(0.3)
+        kept, _ = self._polisher.best_of([self._kept, *found.met[:8]], until)
+        rounds = 40 if problem.space.n > 30 else 3
+        kept, _ = self._polisher.shaken(kept, self._rng, rounds, until)
+        self._take(kept)
+        values, base = split_values(problem.space, form, found.split, every=True)
+        oracle = Oracle(problem.budget, values, base)
+        node = _Node(found.bound, oracle, found.split, found.point, found.met[:_MOST_MET])
+        return self._thinned(node)
+
+    def _children(self, node: _Node) -> list[_Node]:
+        y = node.point
+        open_units = y * (1 - y)
+        unit = int(np.argmax(open_units * (np.diagonal(node.split.rest) + 1e-12)))
+        if open_units[unit] < 1e-9:  # at a keep-set: any unit that still differs somewhere
+            unit = self._undecided(node)
+            if unit < 0:
+                self._offer(y > 0.5)
+                return []
+        children: list[_Node] = []
+        for kept in (True, False):
+            if time.monotonic() > self._deadline:
+                self._timed_out = True
+                return children
+            child = self._bound(node, unit, kept)
+            if child is not None:
+                children.append(child)
+        return children
+
+    def _bound(self, node: _Node, unit: int, kept: bool) -> _Node | None:
+        """The child with this unit fixed; None if it holds nothing better."""
+        form, floor = self._form, self._floor
+        oracle = node.oracle.fixing(unit, kept)
+        met = node.met[node.met[:, unit] == kept]
+        _, vertex = bound_at(oracle, form, node.split, node.point)
+        if vertex.bound == -math.inf:
+            return None
+        if not len(met):
+            met = vertex.kept[None]
+        active = Mixture(form, met[0])
+        for other in met[1:]:
+            active.add(other)
+        active.use(node.split.rest)
+        self._bounded += 1
+        found = improve(active, oracle, form, node.split, 25, 0.02, self._deadline, floor)
+        best = _Node(min(found.bound, node.bound), oracle, node.split, found.point, active.met)
+        if best.bound > floor and time.monotonic() <= self._deadline:
+            split = best_split(
+                form.pairwise, self._parts, active.covariance(self._parts), node.split
+            )
+            values, base = split_values(self._problem.space, form, split, every=True)
+            oracle = oracle.revalued(values, base)
+            active.use(split.rest)
+            found = improve(active, oracle, form, split, 25, 0.02, self._deadline, floor)
+            if found.bound < best.bound:
+                best = _Node(found.bound, oracle, split, found.point, active.met)
+        for met_there in active.met[:3]:
+            if self._value - self._polisher.value(met_there) < 0.3 * (node.bound - self._value):
+                self._offer(met_there)
+        if best.bound <= self._floor:
+            return None
+        return self._thinned(
+            _Node(best.bound, best.oracle, best.split, best.point, best.met[:_MOST_MET])
+        )
+
+    def _thinned(self, node: _Node) -> _Node:
+        """Without the subsets that the node's own bound excludes."""
+        pull = node.split.rest @ node.point
+        fixed = self._form.constant + float(node.point @ pull) + node.split.excess
+        oracle = node.oracle.hopeful(-2 * pull, self._floor - fixed)
+        return _Node(node.bound, oracle, node.split, node.point, node.met)
+
+    def _undecided(self, node: _Node) -> int:
+        """A unit that some keep-set left in this node has otherwise than the node's point; -1 if none."""
+        for unit in range(len(node.point)):
+            other = node.oracle.fixing(unit, bool(node.point[unit] <= 0.5))
+            if other.best(np.zeros(len(node.point))).bound > -math.inf:
+                return unit
+        return -1
+
+    def _push(self, node: _Node) -> None:
+        if node.bound > self._floor:
+            self._pushed += 1
+            heapq.heappush(self._open, (-node.bound, self._pushed, node))
+
+    def _offer(self, kept: Bools) -> None:
+        if self._problem.budget.allows(self._problem.space.counts(kept)):
+            self._take(self._polisher.polish(kept, self._deadline))
+
+    def _take(self, kept: Bools) -> None:
+        value = self._problem.objective.value(kept)
+        if value > self._value:
+            self._kept, self._value = kept, value
+
+    def _share(self, part: float) -> float:
+        """A deadline after this part of the time that is left."""
+        now = time.monotonic()
+        return now + part * (self._deadline - now) if math.isfinite(self._deadline) else math.inf
+
+
+_MOST_MET = 60
+"""Keep-sets that a node hands to its children."""

@@ -1,0 +1,118 @@
+"""MIQP and Relaxation on instances of the kind they are for; the laws cover the small ones."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from helpers import make_problem
+from instances_exact import coverage_problem, damage_problem, half_latency, redundancy_problem
+
+from cahp_opt import HeadSpace, Problem, Status, select
+from cahp_opt.objectives import ExplainedVariance, Modular, Quadratic
+from cahp_opt.solvers import MIQP, BruteForce, DynamicProgram, Relaxation
+from cahp_opt.solvers.miqp import Formulation
+
+BOTH = (Formulation.OUTER_APPROXIMATION, Formulation.LINEARISED)
+
+
+@pytest.mark.parametrize("formulation", BOTH)
+@pytest.mark.parametrize("kind", [damage_problem, redundancy_problem])
+def test_both_formulations_reach_the_optimum(kind: object, formulation: Formulation) -> None:
+    for seed in range(3):
+        problem = kind(seed, blocks=3, units=4)  # type: ignore[operator]
+        best = select(problem, BruteForce())
+        found = select(problem, MIQP(formulation=formulation))
+        assert math.isclose(found.value, best.value, rel_tol=1e-9)
+        assert found.gap <= 1e-6
+        assert found.stats["formulation"] == formulation.value
+        assert found.stats["because"] == "asked for"
+
+
+def test_it_says_which_formulation_it_took_and_why() -> None:
+    dense = select(damage_problem(0, 4, 4), MIQP())
+    assert dense.stats["formulation"] == Formulation.OUTER_APPROXIMATION.value
+    assert "dense pairs" in str(dense.stats["because"])
+    weak = select(redundancy_problem(0, 4, 4), MIQP())
+    assert weak.stats["formulation"] == Formulation.LINEARISED.value
+    assert "weak pairs" in str(weak.stats["because"])
+    space = HeadSpace.uniform(6, 2)
+    pairs = np.zeros((12, 12))
+    pairs[0, 5] = pairs[5, 0] = 9.0
+    rng = np.random.default_rng(0)
+    sparse = select(Problem(Quadratic(rng.random(12), pairs), half_latency(rng, space)), MIQP())
+    assert "sparse pairs" in str(sparse.stats["because"])
+
+
+def test_blocks_too_large_for_tables_use_counts() -> None:
+    problem = damage_problem(2, blocks=1, units=14)
+    best = select(problem, BruteForce())
+    found = select(problem, MIQP())
+    assert math.isclose(found.value, best.value, rel_tol=1e-9)
+    assert found.gap <= 1e-5
+
+
+def test_facility_location_of_some_size_is_solved() -> None:
+    found = select(coverage_problem(1, blocks=5, units=6), MIQP())
+    assert found.gap <= 1e-6
+
+
+def test_sums_of_weights_are_exact_at_once() -> None:
+    rng = np.random.default_rng(1)
+    space = HeadSpace.uniform(12, 12)
+    problem = Problem(Modular(rng.pareto(1.5, space.n)), half_latency(rng, space))
+    began = time.monotonic()
+    found = select(problem, DynamicProgram())
+    assert time.monotonic() - began < 0.5  # 2 to 7 ms on an idle core
+    assert found.status is Status.OPTIMAL
+    assert select(problem, MIQP()).value == found.value
+
+
+def test_a_deadline_still_gives_an_answer_and_a_bound() -> None:
+    problem = damage_problem(3)
+    began = time.monotonic()
+    for solver in (MIQP(), Relaxation()):
+        found = select(problem, solver, time_limit=1.0)
+        assert math.isfinite(found.bound) and found.gap < 1
+        assert "kept" not in found.stats
+    assert time.monotonic() - began < 20
+
+
+def test_refusals_name_the_alternative() -> None:
+    problem = make_problem("explained variance", "heads", HeadSpace.uniform(2, 3), 0)
+    assert isinstance(problem.objective, ExplainedVariance)
+    with pytest.raises(ValueError, match=r"neither; use `LazyGreedy` or `Greedy`\.$"):
+        select(problem, MIQP())
+    with pytest.raises(ValueError, match=r"none; use `LazyGreedy` or `Greedy`\.$"):
+        select(problem, Relaxation())
+
+
+@pytest.mark.parametrize("bad", [{"gap": -1.0}, {"gap": math.nan}, {"rounds": 0}])
+def test_bad_options_of_miqp(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}` must be at least"):
+        MIQP(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [{"rounds": 0}, {"roundings": 0}])
+def test_bad_options_of_relaxation(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(bad))}` must be at least 1"):
+        Relaxation(**bad)
+
+
+def test_relaxation_rounds_well() -> None:
+    problem = redundancy_problem(0, blocks=6, units=6)
+    found = select(problem, Relaxation())
+    best = select(problem, MIQP())
+    assert found.value >= best.value - 0.01 * abs(best.value)
+    assert found.bound >= best.value
+
+
+@pytest.mark.slow
+def test_acceptance_of_72_units_and_of_facility_location() -> None:
+    assert select(damage_problem(0, blocks=6), MIQP(), time_limit=30).gap <= 1e-6
+    for seed in range(4):
+        problem = coverage_problem(seed)
+        assert select(problem, MIQP(), time_limit=2).gap <= 0.01
+        assert select(problem, MIQP(), time_limit=60).gap <= 1e-6
