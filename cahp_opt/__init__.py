@@ -1,7 +1,9 @@
 """Attention-head selection in transformers as combinatorial optimisation."""
 
 from cahp_opt.budget import Budget, BudgetError
+from cahp_opt.comparison import Comparison, compare
 from cahp_opt.count_table import CountTable
+from cahp_opt.frontiers import Frontier, frontier, knee
 from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.latency import LatencyTable, Phase, Provenance
 from cahp_opt.problem import Objective, Problem
@@ -15,7 +17,9 @@ __all__ = [
     "Block",
     "Budget",
     "BudgetError",
+    "Comparison",
     "CountTable",
+    "Frontier",
     "HeadSpace",
     "HeadStats",
     "LatencyTable",
@@ -32,5 +36,8 @@ __all__ = [
     "Total",
     "Unit",
     "__version__",
+    "compare",
+    "frontier",
+    "knee",
     "select",
 ]

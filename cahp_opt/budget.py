@@ -154,6 +154,35 @@ class Budget:
             np.minimum(self.most, other.most),
         )
 
+    def with_limit(self, limit: float, *, table: str | None = None) -> Budget:
+        """The same budget with another limit of one table.
+
+        Args:
+            limit: the new limit, in the table's unit, everything outside the blocks included.
+            table: the table's name; None for the first.
+
+        Raises:
+            BudgetError: if no keep-set meets it.
+            ValueError: if there is no such table.
+        """
+        chosen = self.table_named(table)
+        tables = tuple(replace(t, limit=float(limit)) if t is chosen else t for t in self.tables)
+        return Budget(self.space, tables, self.minimum, self.maximum)
+
+    def table_named(self, name: str | None) -> CountTable:
+        """The table of this name, or the first.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for table in self.tables:
+            if name is None or table.name == name:
+                return table
+        raise ValueError(
+            f"`table` must be one of {[t.name for t in self.tables]}, got {name!r}; a budget of counts "
+            "per block alone has no table to vary."
+        )
+
     # -- questions ---------------------------------------------------------------------------------
 
     @property

@@ -175,23 +175,32 @@ class Selection:
         """
         data = read_json(path, _KIND, _VERSION)
         with reading(path):
-            space = HeadSpace.from_json(data["blocks"])
-            return Selection(
-                space,
-                space.join(data["kept"]),
-                math.nan if data["value"] is None else float(data["value"]),
-                math.inf if data["bound"] is None else float(data["bound"]),
-                {
-                    name: (float(cost), float(limit))
-                    for name, (cost, limit) in data["costs"].items()
-                },
-                Status[data["status"]],
-                data["certificate"],
-                data["solver"],
-                data["seconds"],
-                data["stats"],
-                data["provenance"],
-            )
+            return Selection.from_json(data)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Selection:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: if it is no selection.
+        """
+        space = HeadSpace.from_json(data["blocks"])
+        return Selection(
+            space,
+            space.join(data["kept"]),
+            math.nan if data["value"] is None else float(data["value"]),
+            math.inf if data["bound"] is None else float(data["bound"]),
+            {
+                name: (float(cost), float(limit))
+                for name, (cost, limit) in data["costs"].items()
+            },
+            Status[data["status"]],
+            data["certificate"],
+            data["solver"],
+            data["seconds"],
+            data["stats"],
+            data["provenance"],
+        )
 
 
 def select(

@@ -1,0 +1,190 @@
+"""One selection for every limit of a range, and where more stops being worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.heads import Floats
+from cahp_opt.problem import Problem
+from cahp_opt.progress import Progress, silent
+from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.selection import Proposal, Selection, Solver, select
+
+_KIND, _VERSION = "cahp-frontier", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """Selections over a range of limits of one table of the budget, by rising limit.
+
+    Args:
+        table: name of the table whose limit varies.
+        limits: its limits, rising, ``[points]``.
+        selections: one per limit.
+    """
+
+    table: str
+    limits: Floats
+    selections: tuple[Selection, ...]
+
+    @property
+    def values(self) -> Floats:
+        """The value at every limit, ``[points]``."""
+        return np.array([selection.value for selection in self.selections])
+
+    @property
+    def bounds(self) -> Floats:
+        """The certified bound at every limit, ``[points]``."""
+        return np.array([selection.bound for selection in self.selections])
+
+    @property
+    def costs(self) -> Floats:
+        """What every selection really costs, ``[points]``."""
+        return np.array([selection.costs[self.table][0] for selection in self.selections])
+
+    def __len__(self) -> int:
+        return len(self.selections)
+
+    def __iter__(self) -> Iterator[Selection]:
+        return iter(self.selections)
+
+    def knee(self, *, degree: int | None = None) -> Selection:
+        """The selection at the knee of value against cost.
+
+        Args:
+            degree: of the polynomial that smooths the curve; None for the points themselves.
+        """
+        cost = knee(self.costs, self.values, degree=degree)
+        return self.selections[int(np.argmin(np.abs(self.costs - cost)))]
+
+    def save(self, path: PathLike) -> None:
+        """Write the frontier as JSON."""
+        body = {
+            "table": self.table,
+            "limits": self.limits.tolist(),
+            "selections": [selection.to_json() for selection in self.selections],
+        }
+        write_json(path, _KIND, _VERSION, body)
+
+    @staticmethod
+    def load(path: PathLike) -> Frontier:
+        """Read a frontier.
+
+        Raises:
+            RecordError: if the file is not a usable frontier.
+            OSError: if it cannot be read.
+        """
+        data = read_json(path, _KIND, _VERSION)
+        with reading(path):
+            return Frontier(
+                data["table"],
+                np.array(data["limits"], dtype=np.float64),
+                tuple(Selection.from_json(selection) for selection in data["selections"]),
+            )
+
+
+def frontier(
+    problem: Problem,
+    solver: Solver,
+    limits: Iterable[float],
+    *,
+    table: str | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Frontier:
+    """Solve a problem for every limit of a range.
+
+    From the smallest limit up, every answer is a candidate for the next limit too, which it also
+    meets: the value never falls along the frontier, whatever the solver.
+
+    Args:
+        problem: the objective and a budget whose table's limit varies.
+        solver: asked once per limit.
+        limits: in any order; each must be reachable.
+        table: name of the table that varies; None for the budget's first.
+        time_limit: seconds per limit.
+        seed: of every run.
+        progress: called once per limit.
+
+    Raises:
+        BudgetError: if nothing meets one of the limits.
+        ValueError: without limits or a table, or if the solver cannot handle the problem.
+    """
+    rising = sorted({float(limit) for limit in limits})
+    if not rising:
+        raise ValueError("`limits` is empty; give at least one limit.")
+    name = problem.budget.table_named(table).name
+    budgets = [problem.budget.with_limit(limit, table=name) for limit in rising]
+    found: list[Selection] = []
+    for done, budget in enumerate(budgets, start=1):
+        here = Problem(problem.objective, budget)
+        selection = select(here, solver, time_limit=time_limit, seed=seed)
+        if found and found[-1].value > selection.value:
+            selection = select(here, _Known(found[-1].kept, solver), seed=seed)
+        found.append(selection)
+        progress("frontier", done, len(budgets))
+    return Frontier(name, np.array(rising), tuple(found))
+
+
+@dataclass(frozen=True, eq=False)
+class _Known(Solver):
+    """Proposes the answer to a smaller limit, under the name of the solver that found it."""
+
+    kept: npt.NDArray[np.bool_]
+    solver: Solver
+
+    def __repr__(self) -> str:
+        return repr(self.solver)
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        return Proposal(self.kept)
+
+
+def knee(x: npt.ArrayLike, y: npt.ArrayLike, *, degree: int | None = None) -> float:
+    """Where a rising curve that flattens bends most (Kneedle: Satopaa et al. 2011, "Finding a
+    'kneedle' in a haystack").
+
+    Both axes are scaled to 0..1, and the knee is the point farthest above the diagonal.
+
+    Args:
+        x: the abscissae, at least three different ones, in any order.
+        y: the ordinates.
+        degree: of a polynomial that smooths the curve first, as the seed method does (its degree is in
+            effect the dial of sparsity: a larger one stops earlier); None for the points themselves.
+
+    Returns:
+        The abscissa of the knee, one of ``x``; the largest where the curve never rises above the
+        diagonal.
+
+    Raises:
+        ValueError: for fewer than three points, other shapes, NaN, or a degree that is not in
+            ``1 .. points - 1``.
+    """
+    abscissa, ordinate = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if abscissa.ndim != 1 or abscissa.shape != ordinate.shape:
+        raise ValueError(
+            f"`x` and `y` must be as many numbers, got shapes {list(abscissa.shape)} and "
+            f"{list(ordinate.shape)}."
+        )
+    if not (np.all(np.isfinite(abscissa)) and np.all(np.isfinite(ordinate))):
+        raise ValueError("`x` and `y` must be finite; leave points without a value out.")
+    places, first = np.unique(abscissa, return_index=True)
+    heights = ordinate[first]
+    if len(places) < 3:
+        raise ValueError(f"a knee needs at least 3 different abscissae, got {len(places)}.")
+    if degree is not None and not 1 <= degree < len(places):
+        raise ValueError(f"`degree` must lie in 1..{len(places) - 1}, got {degree}.")
+    across = (places - places[0]) / (places[-1] - places[0])
+    if degree is not None:
+        heights = np.polynomial.Polynomial.fit(across, heights, degree)(across)
+    rise = heights[-1] - heights[0]
+    if not rise > 0:
+        return float(places[-1])
+    above = (heights - heights[0]) / rise - across
+    best = int(np.argmax(above))
+    return float(places[best] if above[best] > 1e-12 else places[-1])
