@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from enum import Enum
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
@@ -68,10 +71,11 @@ class Row:
     def from_json(data: Mapping[str, Any]) -> Row:
         """The inverse of :meth:`to_json`."""
         absent = {"limit": math.nan, "time_limit": math.inf, "value": math.nan, "bound": math.inf}
-        body = {
+        body: dict[str, Any] = {
             f.name: absent[f.name] if data[f.name] is None else data[f.name] for f in fields(Row)
         }
-        return Row(**body | {"counts": tuple(data["counts"])})
+        body["counts"] = tuple(data["counts"])
+        return Row(**body)
 
 
 @dataclass(frozen=True)
@@ -142,8 +146,10 @@ def compare(
             for a problem without a table.
         RecordError: if ``resume`` is not a file of runs.
     """
-    from joblib import Parallel, delayed, hash as content_hash  # takes a tenth of a second to import
+    import joblib  # takes a tenth of a second to import
 
+    parallel: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    later: Any = joblib.delayed(_run)
     named = {"problem": problems} if isinstance(problems, Problem) else dict(problems)
     candidates = _named_solvers(solvers)
     if not named or not candidates:
@@ -151,9 +157,9 @@ def compare(
     runs: list[_Run] = []
     for name, problem in named.items():
         for label, varied in _varied(name, problem, limits):
-            digest = content_hash(varied)
+            digest = str(joblib.hash(_content(varied)))
             runs += [
-                _Run(label, varied, solver_name, solver, time_limit, seed, f"{digest}")
+                _Run(label, varied, solver_name, solver, time_limit, seed, digest)
                 for solver_name, solver in candidates.items()
                 for time_limit in time_limits
                 for seed in seeds
@@ -163,9 +169,7 @@ def compare(
     missing = [run for run in runs if run.key not in done]
     finished = len(runs) - len(missing)
     progress("compare", finished, len(runs))
-    results: Iterable[tuple[str, Row]] = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(_run)(run) for run in missing
-    )
+    results: Iterable[tuple[str, Row]] = parallel(later(run) for run in missing)
     for key, row in results:
         done[key] = row
         if journal is not None:
@@ -189,7 +193,14 @@ class _Run:
     def key(self) -> str:
         """What a finished run is found again by: the problem's content and everything it ran with."""
         return json.dumps(
-            [self.digest, self.problem_name, self.solver_name, repr(self.solver), self.time_limit, self.seed]
+            [
+                self.digest,
+                self.problem_name,
+                self.solver_name,
+                repr(self.solver),
+                self.time_limit,
+                self.seed,
+            ]
         )
 
 
@@ -205,20 +216,33 @@ def _run(run: _Run) -> tuple[str, Row]:
     try:
         selection = select(run.problem, run.solver, time_limit=run.time_limit, seed=run.seed)
     except (ValueError, RuntimeError) as refusal:
-        return run.key, Row(**_shallow(asked) | {"refusal": str(refusal)})
-    answer = {
-        "value": selection.value,
-        "bound": selection.bound,
-        "seconds": selection.seconds,
-        "evaluations": int(selection.stats.get("evaluations", -1)),
-        "counts": tuple(int(k) for k in selection.counts),
-        "status": selection.status.name,
+        return run.key, replace(asked, refusal=str(refusal))
+    return run.key, replace(
+        asked,
+        value=selection.value,
+        bound=selection.bound,
+        seconds=selection.seconds,
+        evaluations=int(selection.stats.get("evaluations", -1)),
+        counts=tuple(int(k) for k in selection.counts),
+        status=selection.status.name,
+    )
+
+
+def _content(x: Any) -> Any:
+    """What an object was made of, without what it has computed since: the same before and after use."""
+    if isinstance(x, (tuple, list)):
+        return [_content(item) for item in cast("Sequence[object]", x)]
+    if isinstance(x, Mapping):
+        return {str(k): _content(v) for k, v in cast("Mapping[object, object]", x).items()}
+    if isinstance(x, Enum) or not hasattr(x, "__dict__"):
+        return x
+    kind = type(x)
+    made = {
+        k: _content(v)
+        for k, v in vars(x).items()
+        if not isinstance(inspect.getattr_static(kind, k, None), cached_property)
     }
-    return run.key, Row(**_shallow(asked) | answer)
-
-
-def _shallow(row: Row) -> dict[str, Any]:
-    return {f.name: getattr(row, f.name) for f in fields(row)}
+    return [f"{kind.__module__}.{kind.__qualname__}", made]
 
 
 def _named_solvers(solvers: Sequence[Solver] | Mapping[str, Solver]) -> dict[str, Solver]:
@@ -232,9 +256,7 @@ def _named_solvers(solvers: Sequence[Solver] | Mapping[str, Solver]) -> dict[str
     return named
 
 
-def _varied(
-    name: str, problem: Problem, limits: Sequence[float]
-) -> list[tuple[str, Problem]]:
+def _varied(name: str, problem: Problem, limits: Sequence[float]) -> list[tuple[str, Problem]]:
     if not len(limits):
         return [(name, problem)]
     budgets = [problem.budget.with_limit(limit) for limit in limits]

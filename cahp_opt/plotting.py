@@ -50,9 +50,7 @@ def plot_values(comparison: Comparison, path: PathLike) -> None:
                 best[row.limit] = max(row.value, best.get(row.limit, -math.inf))
         if best:
             axes.plot(sorted(best), [best[x] for x in sorted(best)], "o-", label=name, alpha=0.8)
-    bounds = {
-        limit: min(r.bound for r in comparison.rows if r.limit == limit) for limit in limits
-    }
+    bounds = {limit: min(r.bound for r in comparison.rows if r.limit == limit) for limit in limits}
     known = [x for x in limits if math.isfinite(bounds[x])]
     axes.plot(known, [bounds[x] for x in known], "k--", label="tightest bound")
     axes.set(xlabel="limit of the budget", ylabel="value")

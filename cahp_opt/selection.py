@@ -190,10 +190,7 @@ class Selection:
             space.join(data["kept"]),
             math.nan if data["value"] is None else float(data["value"]),
             math.inf if data["bound"] is None else float(data["bound"]),
-            {
-                name: (float(cost), float(limit))
-                for name, (cost, limit) in data["costs"].items()
-            },
+            {name: (float(cost), float(limit)) for name, (cost, limit) in data["costs"].items()},
             Status[data["status"]],
             data["certificate"],
             data["solver"],

@@ -8,6 +8,8 @@ import numpy as np
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver
+from cahp_opt.solvers.best_of import BestOf
+from cahp_opt.solvers.branch_and_bound import BranchAndBound
 from cahp_opt.solvers.brute_force import BruteForce
 from cahp_opt.solvers.dynamic_program import DynamicProgram
 from cahp_opt.solvers.greedy import Greedy
@@ -21,15 +23,21 @@ class Auto(Solver):
     """The solver that measured best for problems of this kind; ``stats`` tells which, and why.
 
     Exact where that is cheap (sums over blocks, few units); lazy greedy with local search for
-    submodular objectives; tabu search for quadratics; greedy with local search for the rest.
+    submodular objectives; tabu search, with branch and bound
+    up to a size, for quadratics; greedy with local search for the rest.
 
     Args:
         few: up to this many units, every keep-set is evaluated.
         many: from this many units on, swaps are not searched.
+        provable: up to this many units, the answer for a quadratic objective is also bounded by
+            branch and bound.
+        nodes: of branch and bound, at most; it may end sooner with a proof.
     """
 
     few: int = 12
     many: int = 8_192
+    provable: int = 200
+    nodes: int = 50
 
     def __post_init__(self) -> None:
         if self.few < 0 or self.many < 1:
@@ -61,8 +69,13 @@ class Auto(Solver):
                 "The objective is submodular: lazy greedy is near-optimal, and swaps close most of "
                 "the rest.",
             )
+        if objective.quadratic() is not None and n <= self.provable:
+            return (
+                BestOf((Tabu(), BranchAndBound(nodes=self.nodes))),
+                f"The objective is quadratic with {n} units: tabu search finds good answers fast, and "
+                "branch and bound proves how good.",
+            )
         if objective.quadratic() is not None:
-            # An exact solver for quadratics belongs here, started from this one.
             return (
                 Tabu(),
                 "The objective is quadratic: the gains of all swaps are known at once, which makes "

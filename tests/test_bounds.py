@@ -12,7 +12,7 @@ from cahp_opt.bounds import certified_bound
 from cahp_opt.coverage_bound import coverage_bound
 from cahp_opt.frank_wolfe import Effort, quadratic_frank_wolfe
 from cahp_opt.oracle import Oracle
-from cahp_opt.solvers import BruteForce, LazyGreedy, RandomSubset
+from cahp_opt.solvers import BruteForce, LazyGreedy, LocalSearch, RandomSubset
 from cahp_opt.splitting import best_split, single_parts, tabulated_parts
 
 
@@ -55,16 +55,17 @@ def test_bounds_on_thousands(objective: str) -> None:
         check_bounds(make_problem(objective, budgets[seed % len(budgets)], space, seed), seed)
 
 
-def test_frank_wolfe_bound_of_a_damage_matrix_is_tight() -> None:
-    problem = damage_problem(1, blocks=6, units=12)
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_frank_wolfe_bound_of_a_damage_matrix_is_tight(seed: int) -> None:
+    problem = damage_problem(seed, blocks=6, units=12)
     form = problem.objective.quadratic()
     assert form is not None
     all_kept = form.linear.sum() + form.pairwise.sum()
-    start = select(problem, LazyGreedy())
+    start = select(problem, LocalSearch())
     found = quadratic_frank_wolfe(problem.budget, form, start.kept, Effort(3, 30))
     best = max(problem.objective.value(kept) for kept in found.met)
     best = max(best, start.value)
-    assert all_kept - found.bound >= 0.5 * (all_kept - best)
+    assert all_kept - found.bound >= 0.75 * (all_kept - best)
 
 
 def test_lagrangian_bound_of_facility_location_is_tight() -> None:
