@@ -24,7 +24,8 @@ from cahp_opt.choices import (
 )
 from cahp_opt.display import Display
 from cahp_opt.latency import LatencyTable
-from cahp_opt.report import Report, seconds, selection_tables, tables
+from cahp_opt.problem import Problem
+from cahp_opt.report import Report, comparison_tables, seconds, selection_tables, tables
 from cahp_opt.selection import Selection
 from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
@@ -337,6 +338,100 @@ def select(
     selection.save(output)
     Console().print(selection_tables(selection))
     print(f"written: {output}")
+
+
+@app.command()
+def compare(
+    stats: Annotated[
+        Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
+    ],
+    latency_table: Annotated[
+        Path | None,
+        typer.Option("--latency-table", metavar="FILE", help="Table of `cahp latency`."),
+    ] = None,
+    latency: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--latency", metavar="RATIO|TIME", help="As in `cahp select`; may be repeated."
+        ),
+    ] = None,
+    heads: Annotated[
+        list[int] | None,
+        typer.Option("--heads", min=0, help="Units kept in all, at most; may be repeated."),
+    ] = None,
+    minimum: Minimum = 1,
+    objective: Annotated[
+        str, typer.Option("--objective", help="An objective's name, or your own `module:Class`.")
+    ] = ObjectiveName.EXPLAINED_VARIANCE.value,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--solver",
+            help="A solver's name, or your own `module:Class`; may be repeated; all if not given.",
+        ),
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option("--time-limit", help="Seconds that each run may take.")
+    ] = 10.0,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of every solver.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", help="Runs at the same time; -1 for one per core.")
+    ] = 1,
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            "--output-dir",
+            metavar="DIR",
+            help="Folder to write; finished runs in it are not run again.",
+        ),
+    ] = Path("comparison"),
+) -> None:
+    """Run solvers on the same problems: one table of values, bounds, gaps and times, and two plots.
+
+    Needs no PyTorch. With neither --latency nor --heads, the budgets are 0.9, 0.8 and 0.7 of the
+    unpruned time, or 3/4, 1/2 and 1/4 of the units without a latency table.
+    """
+    from cahp_opt import comparison
+    from cahp_opt.plotting import plot_gaps, plot_values
+    from cahp_opt.plugins import objective_named, solver_named
+
+    measured = HeadStats.load(stats)
+    table = LatencyTable.load(latency_table) if latency_table else None
+    n = measured.space.n
+    if not latency and not heads:
+        latency = ["0.9", "0.8", "0.7"] if table else None
+        least = minimum * len(measured.space.blocks)
+        heads = None if table else [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
+    targets = [Target(LatencyGoal.parse(x), None, minimum) for x in latency or ()]
+    targets += [Target(None, k, minimum) for k in heads or ()]
+    goal = objective_named(objective, measured)
+    problems: dict[str, Problem] = {}
+    for target in targets:
+        name = f"latency {target.latency}" if target.latency else f"{target.heads} units"
+        problems[name] = Problem(goal, target.budget(measured.space, table))
+    names = solver or [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
+    _check_writable(output_dir / "comparison.json")
+    display = Display()
+    with display.stage("compare") as progress:
+        found = comparison.compare(
+            problems,
+            {name: solver_named(name) for name in names},
+            time_limits=(time_limit,),
+            seeds=range(seeds),
+            jobs=jobs,
+            resume=output_dir / "runs.jsonl",
+            progress=progress,
+        )
+    found.save(output_dir / "comparison.json")
+    Console().print(*comparison_tables(found))
+    written = ["comparison.json", "runs.jsonl"]
+    for name, plot in (("gaps.png", plot_gaps), ("values.png", plot_values)):
+        try:
+            plot(found, output_dir / name)
+            written.append(name)
+        except ValueError as missing:  # the table is there without the pictures
+            print(f"cahp: {missing}", file=sys.stderr)
+    print(f"written to {output_dir}: {', '.join(written)}")
 
 
 @app.command()

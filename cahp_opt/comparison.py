@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import math
@@ -148,8 +149,9 @@ def compare(
     """
     import joblib  # takes a tenth of a second to import
 
-    parallel: Any = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    later: Any = joblib.delayed(_run)
+    tools: Any = joblib  # it carries no annotations
+    parallel = tools.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    later = tools.delayed(_run)
     named = {"problem": problems} if isinstance(problems, Problem) else dict(problems)
     candidates = _named_solvers(solvers)
     if not named or not candidates:
@@ -157,7 +159,7 @@ def compare(
     runs: list[_Run] = []
     for name, problem in named.items():
         for label, varied in _varied(name, problem, limits):
-            digest = str(joblib.hash(_content(varied)))
+            digest = str(tools.hash(_content(varied)))
             runs += [
                 _Run(label, varied, solver_name, solver, time_limit, seed, digest)
                 for solver_name, solver in candidates.items()
@@ -214,7 +216,9 @@ def _run(run: _Run) -> tuple[str, Row]:
         run.seed,
     )
     try:
-        selection = select(run.problem, run.solver, time_limit=run.time_limit, seed=run.seed)
+        selection = select(
+            _fresh(run.problem), run.solver, time_limit=run.time_limit, seed=run.seed
+        )
     except (ValueError, RuntimeError) as refusal:
         return run.key, replace(asked, refusal=str(refusal))
     return run.key, replace(
@@ -228,6 +232,18 @@ def _run(run: _Run) -> tuple[str, Row]:
     )
 
 
+def _fresh(problem: Problem) -> Problem:
+    """The problem without what its objective has computed before, which later runs would get for free."""
+    objective = copy.copy(problem.objective)
+    for name in [name for name in vars(objective) if _is_cache(type(objective), name)]:
+        del vars(objective)[name]
+    return Problem(objective, problem.budget)
+
+
+def _is_cache(kind: type[object], name: str) -> bool:
+    return isinstance(inspect.getattr_static(kind, name, None), cached_property)
+
+
 def _content(x: Any) -> Any:
     """What an object was made of, without what it has computed since: the same before and after use."""
     if isinstance(x, (tuple, list)):
@@ -236,12 +252,9 @@ def _content(x: Any) -> Any:
         return {str(k): _content(v) for k, v in cast("Mapping[object, object]", x).items()}
     if isinstance(x, Enum) or not hasattr(x, "__dict__"):
         return x
-    kind = type(x)
-    made = {
-        k: _content(v)
-        for k, v in vars(x).items()
-        if not isinstance(inspect.getattr_static(kind, k, None), cached_property)
-    }
+    kind = cast("type[object]", type(x))
+    state = cast("dict[str, object]", vars(x))
+    made = {name: _content(value) for name, value in state.items() if not _is_cache(kind, name)}
     return [f"{kind.__module__}.{kind.__qualname__}", made]
 
 

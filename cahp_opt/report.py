@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cahp_opt.comparison import Comparison
 from cahp_opt.heads import Unit
 from cahp_opt.records import PathLike, read_json, reading, write_json
 from cahp_opt.selection import Selection
@@ -172,6 +173,41 @@ def tables(report: Report, folder: str) -> RenderableType:
 def selection_tables(selection: Selection) -> RenderableType:
     """What is kept, at what value, for people."""
     return Group(_unwrapped(_kept(selection)), _unwrapped(_answer(selection)))
+
+
+def comparison_tables(comparison: Comparison) -> list[RenderableType]:
+    """For every problem its solvers, best value first, with what refused at the end."""
+    return [
+        _unwrapped(_compared(comparison, problem))
+        for problem in dict.fromkeys(row.problem for row in comparison.rows)
+    ]
+
+
+def _compared(comparison: Comparison, problem: str) -> Table:
+    bound = comparison.bound(problem)
+    table = _table(f"{problem} (tightest bound {bound:.6g})")
+    for name in ("solver", "value", "gap", "own bound", "seconds", "evals", "per block"):
+        table.add_column(name, justify="left" if name in ("solver", "per block") else "right")
+    rows = [row for row in comparison.rows if row.problem == problem]
+    refusals: dict[str, None] = {}
+    for row in sorted(rows, key=lambda row: (bool(row.refusal), -row.value)):
+        name = row.solver if row.seed == 0 else f"{row.solver}, seed {row.seed}"
+        if row.refusal:
+            table.add_row(name, "refused")
+            refusals[row.refusal] = None
+            continue
+        gap = comparison.gap(row)
+        table.add_row(
+            name,
+            f"{row.value:.6g}",
+            f"{100 * gap:.3g} %" if math.isfinite(gap) else "unknown",
+            f"{row.bound:.6g}" if math.isfinite(row.bound) else "none",
+            f"{row.seconds:.3g}",
+            str(row.evaluations) if row.evaluations >= 0 else "",
+            "/".join(str(k) for k in row.counts),
+        )
+    table.caption = "\n".join(refusals) or None
+    return table
 
 
 def _unwrapped(part: RenderableType) -> RenderableType:

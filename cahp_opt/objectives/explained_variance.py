@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.problem import BestSubsets, Objective
 from cahp_opt.stats import HeadStats, finite
 
+_UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
 _BATCH_BYTES = 2**18
 
 
@@ -166,11 +168,21 @@ class ExplainedVariance(Objective):
         )
 
 
+class _State(NamedTuple):
+    """What a block held before a unit was added."""
+
+    added: int
+    left: tuple[Floats, Floats]
+    value: float
+    gains: Floats | None
+
+
 class ExplainedVarianceTracker:
     """Follows the explained variance by block elimination (Schur complements), never from data.
 
     For every block it holds the Gram and target matrices conditioned on the kept units, so that
-    adding a unit is one elimination of its columns; removing one starts the block over.
+    adding a unit is one elimination of its columns. Taking back the latest additions of a block, as
+    solvers that look ahead do, restores what was before; removing another unit starts the block over.
     """
 
     def __init__(self, objective: ExplainedVariance, kept: Bools) -> None:
@@ -186,6 +198,7 @@ class ExplainedVarianceTracker:
         self._left: list[tuple[Floats, Floats]] = list(self._equations)
         self._values = np.zeros(len(self._units))
         self._gains: list[Floats | None] = [None] * len(self._units)
+        self._before: list[list[_State]] = [[] for _ in self._units]
         for block in range(len(self._units)):
             self._restart(block)
 
@@ -203,13 +216,21 @@ class ExplainedVarianceTracker:
     def add(self, unit: int) -> None:
         self.kept[unit] = True
         block = int(self._block_of[unit])
+        state = _State(unit, self._left[block], float(self._values[block]), self._gains[block])
+        self._before[block] = [*self._before[block][1 - _UNDO :], state]
         self._condition(block, [unit - self._slices[block].start])
 
     def remove(self, unit: int) -> None:
         self.kept[unit] = False
-        self._restart(int(self._block_of[unit]))
+        block = int(self._block_of[unit])
+        before = self._before[block]
+        if before and before[-1].added == unit:
+            _, self._left[block], self._values[block], self._gains[block] = before.pop()
+        else:
+            self._restart(block)
 
     def _restart(self, block: int) -> None:
+        self._before[block] = []
         self._left[block], self._values[block] = self._equations[block], 0.0
         self._condition(block, [int(u) for u in np.flatnonzero(self.kept[self._slices[block]])])
 

@@ -1,0 +1,105 @@
+"""`cahp compare`: solvers by name and of one's own, on saved records, without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_records import SPACE, make_stats, make_table
+
+from cahp_opt import Comparison
+from cahp_opt.cli import main
+
+OWN = '''
+from dataclasses import dataclass
+
+import numpy as np
+
+from cahp_opt import Proposal, Solver
+from cahp_opt.objectives import Modular
+
+
+@dataclass(frozen=True)
+class Last(Solver):
+    """The last unit of every block."""
+
+    def solve(self, problem, *, deadline, rng):
+        kept = np.zeros(problem.space.n, dtype=bool)
+        kept[[where.stop - 1 for where in problem.space.slices]] = True
+        return Proposal(kept)
+
+
+class Energy:
+    """Not an objective itself: makes one."""
+
+    @staticmethod
+    def from_stats(stats):
+        return Modular(np.arange(1.0, stats.space.n + 1))
+
+
+class Nothing:
+    pass
+'''
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    make_stats().save("stats.safetensors")
+    make_table().save("latency.json")
+    (tmp_path / "own_module_for_compare.py").write_text(OWN, encoding="utf-8")
+    return ["compare", "--stats", "stats.safetensors"]
+
+
+def test_all_solvers_on_default_budgets(
+    records: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ["--latency-table", "latency.json", "--minimum", "0"]
+    assert main([*records, *table, "--time-limit", "2", "--objective", "gauss-newton"]) == 0
+    found = Comparison.load("comparison/comparison.json")
+    assert len({row.problem for row in found.rows}) == 3
+    assert {"auto", "miqp", "brute-force", "spectral"} <= {row.solver for row in found.rows}
+    best = {
+        p: max(r.value for r in found.rows if r.problem == p)
+        for p in {r.problem for r in found.rows}
+    }
+    assert all(found.bound(p) >= value - 1e-9 for p, value in best.items())
+    assert {p.name for p in Path("comparison").iterdir()} == {
+        "comparison.json", "gaps.png", "runs.jsonl", "values.png",
+    }  # fmt: skip
+    assert "tightest bound" in capsys.readouterr().out
+
+
+def test_own_solver_and_objective(records: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    own = [
+        "--solver",
+        "own_module_for_compare:Last",
+        "--objective",
+        "own_module_for_compare:Energy",
+    ]
+    assert main([*records, *own, "--solver", "top-k", "--heads", "2", "--output-dir", "out"]) == 0
+    values = {row.solver: row.value for row in Comparison.load("out/comparison.json").rows}
+    assert values == {"own_module_for_compare:Last": 3 + 5, "top-k": 3 + 5}
+    assert SPACE.n == 5 and "own_module" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--solver", "none"], "`--solver` 'none' is not known"),
+        (["--objective", "none"], "`--objective` 'none' is not known"),
+        (["--solver", "own_module_for_compare:Missing"], "cannot be loaded"),
+        (["--solver", "no_such_module:Solver"], "cannot be loaded"),
+        (["--solver", "own_module_for_compare:Nothing"], "is no cahp_opt.Solver"),
+        (["--objective", "own_module_for_compare:Nothing"], "has no `from_stats(stats)`"),
+        (["--latency", "0.8"], "needs a latency table"),
+        (["--heads", "1"], "smallest reachable is 2"),
+    ],
+)
+def test_refusals(
+    records: list[str], options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*records, *options]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1
+    assert not Path("comparison").exists()
