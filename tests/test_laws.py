@@ -53,6 +53,11 @@ def test_every_solver_and_objective_is_in_the_matrix() -> None:
 
 @each_solver
 def test_a_solver_is_a_value(solver: Solver) -> None:
+    check_value(solver)
+
+
+def check_value(solver: Solver) -> None:
+    """A solver is a frozen dataclass of options, with a docstring."""
     assert dataclasses.is_dataclass(solver)
     assert hash(solver) == hash(dataclasses.replace(solver))
     assert solver == dataclasses.replace(solver)
@@ -63,6 +68,11 @@ def test_a_solver_is_a_value(solver: Solver) -> None:
 @each_solver
 @given(problem=problems(), seed=st.integers(0, 100))
 def test_selection_laws(solver: Solver, problem: Problem, seed: int) -> None:
+    check_selection(solver, problem, seed)
+
+
+def check_selection(solver: Solver, problem: Problem, seed: int) -> None:
+    """What every selection of every solver must be; a solver of your own can be checked with it."""
     selection = run(problem, solver, seed)
     best = select(problem, BruteForce())
     assert best.status is Status.OPTIMAL
@@ -186,21 +196,25 @@ def has_ties(objective: Objective) -> bool:
 @given(space=st.sampled_from(SPACES), seed=st.integers(0, 2**32 - 1))
 def test_trackers_follow_the_value(name: str, space: HeadSpace, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    objective = OBJECTIVES[name](rng, space)
-    kept = rng.random(space.n) < 0.5
+    check_tracker(OBJECTIVES[name](rng, space), rng)
+
+
+def check_tracker(objective: Objective, rng: np.random.Generator) -> None:
+    """A tracker says what the objective says, after any sequence of additions and removals."""
+    kept = rng.random(objective.n) < 0.5
     tracker = objective.tracker(kept)
     unit = 0
     for _ in range(12):
         if rng.random() < 0.6:  # else the same unit again: its flip is taken back
-            unit = int(rng.integers(space.n))
+            unit = int(rng.integers(objective.n))
         (tracker.remove if kept[unit] else tracker.add)(unit)
         kept = kept.copy()
         kept[unit] ^= True
         value = objective.value(kept)
-        scale = max(1.0, abs(value), abs(objective.value(np.ones(space.n, dtype=np.bool_))))
+        scale = max(1.0, abs(value), abs(objective.value(np.ones(objective.n, dtype=np.bool_))))
         assert np.array_equal(tracker.kept, kept)
         assert math.isclose(tracker.value, value, abs_tol=1e-8 * scale)
-        direct = np.array([objective.value(flip(kept, i)) - value for i in range(space.n)])
+        direct = np.array([objective.value(flip(kept, i)) - value for i in range(objective.n)])
         np.testing.assert_allclose(tracker.gains(), direct, rtol=0, atol=1e-8 * scale)
         np.testing.assert_allclose(objective.gains(kept), direct, rtol=0, atol=1e-8 * scale)
         assert math.isclose(tracker.gain(unit), direct[unit], abs_tol=1e-8 * scale)
@@ -210,7 +224,11 @@ def test_trackers_follow_the_value(name: str, space: HeadSpace, seed: int) -> No
 @given(space=st.sampled_from(SPACES), seed=st.integers(0, 2**32 - 1))
 def test_declared_facts_hold(name: str, space: HeadSpace, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    objective = OBJECTIVES[name](rng, space)
+    check_declared_facts(OBJECTIVES[name](rng, space), space, rng)
+
+
+def check_declared_facts(objective: Objective, space: HeadSpace, rng: np.random.Generator) -> None:
+    """What an objective declares, and the structure it offers, holds at random keep-sets."""
     larger = rng.random(space.n) < 0.6
     smaller = larger & (rng.random(space.n) < 0.5)
     out = np.flatnonzero(~larger)

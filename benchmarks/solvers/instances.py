@@ -91,3 +91,28 @@ def instance(family: str, units: int, seed: int, per_block: int = 12) -> Problem
     rng = np.random.default_rng(seed)
     space = HeadSpace.uniform(units // per_block, per_block)
     return Problem(FAMILIES[family](space, rng), half_latency(space, rng))
+
+
+def large_instance(family: str, units: int, seed: int, per_block: int) -> Problem:
+    """One random instance of thousands of units that cost the same each; a quarter may stay.
+
+    Args:
+        family: ``"modular"``, or ``"facility location"`` on a float32 similarity.
+        units: units in all, a multiple of ``per_block``.
+        seed: the only source of randomness.
+        per_block: units per block.
+    """
+    rng = np.random.default_rng(seed)
+    space = HeadSpace.uniform(units // per_block, per_block)
+    budget = Budget.heads(space, units // 4)
+    if family == "modular":
+        return Problem(modular(space, rng), budget)
+    centres = rng.normal(size=(units // 100, 32))
+    points = centres[rng.integers(len(centres), size=units)] + 0.5 * rng.normal(size=(units, 32))
+    squares = np.sum(points**2, axis=1)
+    similarity = np.empty((units, units), dtype=np.float32)
+    for start in range(0, units, 512):  # by rows, so that one matrix is all the memory it takes
+        some = slice(start, start + 512)
+        distance = squares[some, None] + squares - 2 * points[some] @ points.T
+        similarity[some] = np.exp(-np.maximum(distance, 0) / 32)
+    return Problem(FacilityLocation(similarity), budget)
