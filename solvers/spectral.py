@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from cahp_opt.budget import Budget
 from cahp_opt.heads import Floats
+from cahp_opt.knapsack import best_counts
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solvers.embedding import spectral_clusters
 from cahp_opt.solvers.filling import fill_in_order
 from cahp_opt.solvers.flipping import flip_while_better
 from cahp_opt.solvers.neighbourhood import Neighbourhood
@@ -21,23 +24,24 @@ class Grouping(Enum):
     """How groups of similar units are found."""
 
     LOUVAIN = "Louvain communities (Blondel et al. 2008)"
+    EMBEDDING = "k-means in the spectral embedding (Ng, Jordan and Weiss 2002)"
     GREEDY_MODULARITY = "greedy modularity communities (Clauset, Newman and Moore 2004)"
 
 
 @dataclass(frozen=True)
 class Spectral(Solver):
-    """Communities of the similarity graph of the units, one representative of each, then more by gain.
+    """Groups in the similarity graph of the units, one representative of each, then more by gain.
 
     The graph comes from the objective: pairs that lower a quadratic form together, or the similarity
     of a coverage. Of every community the unit that gains most alone is its representative;
     representatives enter in the order of that gain as long as the budget holds, and what is left of it
     is filled by gain beside them. So more communities than the budget holds lose their weakest
-    representatives, and fewer leave room for second ones. Communities maximise modularity, whose
-    spectrum gives the method its name (Newman 2006, "Modularity and community structure in networks").
+    representatives, and fewer leave room for second ones. The spectral embedding makes as many clusters
+    as the budget holds units at most; communities find their number themselves, by modularity.
 
     Args:
-        grouping: how the communities are found.
-        resolution: above 1 finds more and smaller communities, below 1 fewer and larger ones.
+        grouping: how the groups are found; communities need networkx.
+        resolution: of communities: above 1 finds more and smaller communities, below 1 fewer and larger ones.
 
     Raises:
         ValueError: if networkx is missing, or the objective offers no similarity.
@@ -60,7 +64,11 @@ class Spectral(Solver):
                 f"`{type(problem.objective).__name__}` does not offer (neither a quadratic nor a "
                 "coverage form); use `LazyGreedy` or `Greedy`."
             )
-        groups = self._communities(weights, int(rng.integers(2**31)))
+        if self.grouping is Grouping.EMBEDDING:
+            labels = spectral_clusters(weights, max(1, _most_units(problem.budget)), rng)
+            groups = [set(np.flatnonzero(labels == c).tolist()) for c in np.unique(labels)]
+        else:
+            groups = self._communities(weights, int(rng.integers(2**31)))
         nothing = np.zeros(problem.space.n, dtype=np.bool_)
         alone = problem.objective.gains(nothing)
         representative = nothing.copy()
@@ -106,6 +114,13 @@ class Spectral(Solver):
                 graph, weight="weight", resolution=self.resolution
             )
         ]
+
+
+def _most_units(budget: Budget) -> int:
+    """How many units the budget holds at most."""
+    counts = [np.arange(units + 1.0) for units in budget.space.units.tolist()]
+    found = best_counts(counts, budget.allowed, budget.coupling).counts
+    return int((budget.cheapest if found is None else found).sum())
 
 
 def similarity(objective: Objective) -> Floats | None:

@@ -10,5 +10,5 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
     database=None,
 )
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=250)
 settings.load_profile("default")

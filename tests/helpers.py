@@ -40,6 +40,7 @@ from cahp_opt.solvers import (
     Tabu,
     TopK,
 )
+from cahp_opt.solvers.spectral import Grouping
 
 # Two lines to add a solver: import it above, list it here.
 SOLVERS: tuple[Solver, ...] = (
@@ -57,6 +58,8 @@ SOLVERS: tuple[Solver, ...] = (
     LocalSearch(start=TopK(), reach=1),
     RandomSubset(),
     Spectral(),
+    Spectral(grouping=Grouping.EMBEDDING),
+    Spectral(grouping=Grouping.GREEDY_MODULARITY),
     StochasticGreedy(),
     Tabu(iterations=20, patience=5),
     Relaxation(),

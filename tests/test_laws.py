@@ -113,7 +113,7 @@ def test_dynamic_program_proves_what_it_accepts(problem: Problem) -> None:
         assert math.isclose(selection.value, best.value, **CLOSE)
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(problem=problems(), data=st.data())
 def test_bounds_are_never_below_the_optimum(problem: Problem, data: st.DataObject) -> None:
     best = select(problem, BruteForce())
