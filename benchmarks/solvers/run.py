@@ -1,6 +1,6 @@
 """Every sensible solver on every family of instances, from 72 units to 16 128.
 
-    python benchmarks/solvers/run.py                              # 10 s per run; some 15 minutes
+    python benchmarks/solvers/run.py                              # 10 s per run; some 10 minutes
     python benchmarks/solvers/run.py --time-limits 1 10 --families dense --sizes 72 144
 
 Up to 640 units, under a latency staircase at half of the full time; from 5 120 units on, with equal
