@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ import numpy as np
 
 from cahp_opt.budget import Budget
 from cahp_opt.heads import Bools, Floats, Ints
+
+_log = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
@@ -147,8 +150,13 @@ class Master:
         return answer
 
     def solve(self, deadline: float, seed: int, hint: Bools | None = None) -> Answer:
-        """Branch and bound with HiGHS, one thread."""
-        return self._solve(self._mo.SolverType.HIGHS, deadline, seed, hint)
+        """Branch and bound with HiGHS, one thread; with SCIP where HiGHS fails."""
+        try:
+            return self._solve(self._mo.SolverType.HIGHS, deadline, seed, hint)
+        except (AttributeError, RuntimeError) as failure:
+            # HiGHS sometimes ends in an internal error, which OR-Tools 9.15 turns to AttributeError.
+            _log.info("HiGHS failed (%s); solving with SCIP.", failure)
+            return self._solve(self._mo.SolverType.GSCIP, deadline, seed, hint)
 
     def _binary(self) -> Any:
         variable = self._model.add_binary_variable()
@@ -172,8 +180,9 @@ class Master:
         if seed is not None:
             parameters.relative_gap_tolerance = 0.0
             parameters.absolute_gap_tolerance = 1e-7
-            parameters.highs.string_options["parallel"] = "off"
-            parameters.highs.double_options["mip_feasibility_tolerance"] = 1e-8
+            if kind == mo.SolverType.HIGHS:
+                parameters.highs.string_options["parallel"] = "off"
+                parameters.highs.double_options["mip_feasibility_tolerance"] = 1e-8
         result = mo.solve(self._model, kind, params=parameters)
         reason = result.termination.reason
         if reason == mo.TerminationReason.INFEASIBLE:

@@ -116,3 +116,18 @@ def test_acceptance_of_72_units_and_of_facility_location() -> None:
         problem = coverage_problem(seed)
         assert select(problem, MIQP(), time_limit=2).gap <= 0.01
         assert select(problem, MIQP(), time_limit=60).gap <= 1e-6
+
+
+def test_a_failure_of_highs_is_no_failure() -> None:
+    """On this instance HiGHS 1.12 inside OR-Tools 9.15 ends in an internal error."""
+    space = HeadSpace.uniform(4, 2)
+    for seed in (9379, 9380):
+        problem = make_problem("damage", "everything fits", space, seed)
+        order = np.random.default_rng(2040).permutation(space.n)
+        form = problem.objective.quadratic()
+        assert form is not None
+        renamed = Quadratic(form.linear[order], form.pairwise[np.ix_(order, order)])
+        for objective in (problem.objective, renamed):
+            found = select(Problem(objective, problem.budget), MIQP())
+            best = select(Problem(objective, problem.budget), BruteForce())
+            assert found.value == pytest.approx(best.value) and found.bound >= best.value - 1e-9
