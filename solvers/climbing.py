@@ -6,6 +6,7 @@ import time
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Status
+from cahp_opt.solvers.filling import filled_up
 from cahp_opt.solvers.single_units import climb_units, costs_alike
 from cahp_opt.solvers.steps import Step, Walk, best_step
 
@@ -39,4 +40,5 @@ def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> P
         if best is None:
             return Proposal(walk.kept, stats={"evaluations": walk.evaluations})
         walk.take(best)
-    return Proposal(walk.kept, status=Status.TIME_LIMIT, stats={"evaluations": walk.evaluations})
+    kept = filled_up(problem, walk.kept, walk.tracker.gains())
+    return Proposal(kept, status=Status.TIME_LIMIT, stats={"evaluations": walk.evaluations})

@@ -6,7 +6,25 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.budget import Budget
-from cahp_opt.heads import Bools
+from cahp_opt.heads import Bools, Floats
+from cahp_opt.problem import Problem
+
+
+def filled_up(problem: Problem, kept: Bools, gains: Floats) -> Bools:
+    """What a search that ran out of time has, with what is left of the budget filled by old gains.
+
+    Args:
+        problem: the objective and the budget.
+        kept: a keep-set within the budget, bool ``[n]``.
+        gains: of every unit beside it, ``[n]``.
+
+    Returns:
+        The fuller keep-set, or ``kept`` itself if that is worth more.
+    """
+    order = np.argsort(-np.where(kept, np.inf, gains), kind="stable")
+    useful = None if problem.objective.monotone else kept | (gains > 0)
+    full = fill_in_order(problem.budget, order, useful)
+    return full if problem.objective.value(full) > problem.objective.value(kept) else kept
 
 
 def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | None) -> Bools:

