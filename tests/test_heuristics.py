@@ -143,7 +143,8 @@ def test_the_refusal_of_a_start_passes_through(wrapper: type[LocalSearch] | type
         (instance("modular", 72, 0), "DynamicProgram", "sum over blocks"),
         (Problem(Cardinality(), Budget.heads(SPACE, 5)), "BruteForce", "12 units"),
         (instance("facility location", 72, 0), "LocalSearch(start=LazyGreedy", "submodular"),
-        (instance("dense", 36, 0), "Tabu", "quadratic"),
+        (instance("dense", 36, 0), "BestOf(solvers=(Tabu(", "proves how good"),
+        (instance("dense", 216, 0), "Tabu", "all swaps are known"),
     ],
 )
 def test_auto_says_what_it_chose_and_why(problem: Problem, chosen: str, reason: str) -> None:
