@@ -16,7 +16,7 @@ from typing import Any, cast
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
 from cahp_opt.records import PathLike, RecordError, read_json, reading, write_json
-from cahp_opt.selection import Solver, select
+from cahp_opt.selection import Solver, rounding_slack, select
 
 _KIND, _VERSION = "cahp-comparison", 1
 
@@ -86,8 +86,28 @@ class Comparison:
     rows: tuple[Row, ...]
 
     def bound(self, problem: str) -> float:
-        """The tightest bound that any run proved for a problem: it holds for all of them."""
-        return min(row.bound for row in self.rows if row.problem == problem)
+        """The tightest bound that any run proved for a problem: it holds for all of them.
+
+        A bound that another run's value refutes does not count.
+        """
+        wrong = self.refuted
+        bounds = [row.bound for row in self.rows if row.problem == problem and row not in wrong]
+        return min(bounds, default=math.inf)
+
+    @property
+    def refuted(self) -> tuple[Row, ...]:
+        """Rows whose bound lies below the value of another row of the same problem: their solver, or
+        a fact that the objective declares, is wrong."""
+        best: dict[str, float] = {}
+        for row in self.rows:
+            if math.isfinite(row.value):
+                best[row.problem] = max(row.value, best.get(row.problem, -math.inf))
+        return tuple(
+            row
+            for row in self.rows
+            if row.problem in best
+            and row.bound < best[row.problem] - rounding_slack(best[row.problem], row.bound)
+        )
 
     def gap(self, row: Row) -> float:
         """The gap of a row against the tightest bound of its problem; infinite where unknown."""

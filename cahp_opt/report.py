@@ -206,6 +206,12 @@ def _compared(comparison: Comparison, problem: str) -> Table:
             str(row.evaluations) if row.evaluations >= 0 else "",
             "/".join(str(k) for k in row.counts),
         )
+    for row in comparison.refuted:
+        if row.problem == problem:
+            refusals[
+                f"The bound {row.bound:.6g} of {row.solver} is wrong: another run reached more. It does "
+                "not count."
+            ] = None
     table.caption = "\n".join(refusals) or None
     return table
 

@@ -21,6 +21,7 @@ from cahp_opt import (
     Proposal,
     RecordError,
     Solver,
+    Status,
     compare,
     frontier,
     knee,
@@ -79,6 +80,22 @@ def test_every_solver_on_the_same_problems() -> None:
 def test_a_solver_that_breaks_the_budget_gets_its_sentence() -> None:
     (row,) = compare(small_problem(), [Overspends()]).rows
     assert "outside the budget" in row.refusal and math.isinf(row.gap)
+
+
+@dataclass(frozen=True)
+class Liar(Solver):
+    """Says of the first keep-set at hand that it is the best: `select` alone cannot know better."""
+
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        kept = problem.space.join({"block.0": [0]})
+        return Proposal(kept, problem.objective.value(kept), Status.OPTIMAL)
+
+
+def test_a_false_optimum_is_refuted_by_a_better_answer() -> None:
+    found = compare(small_problem(), {"liar": Liar(), "exact": BruteForce()})
+    liar, exact = found.rows
+    assert found.refuted == (liar,) and found.bound("problem") == exact.value
+    assert found.gap(liar) > 0 and found.gap(exact) == 0
 
 
 def test_limits_and_names() -> None:
