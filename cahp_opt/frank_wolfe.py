@@ -20,6 +20,7 @@ from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.keep_set_mixture import Mixture
 from cahp_opt.oracle import MOST_TABULATED, Oracle, Vertex
 from cahp_opt.problem import QuadraticForm
+from cahp_opt.quadratic_subsets import subset_values
 from cahp_opt.splitting import Split, best_split, shifted, single_parts, tabulated_parts
 
 
@@ -111,20 +112,6 @@ def quadratic_frank_wolfe(
         covariance = (covariance * (turn + 1) + seen) / (turn + 2)
     assert chosen is not None
     return FrankWolfe(best, point, chosen, active.met, taken)
-
-
-def subset_values(linear: Floats, pairwise: Floats) -> Floats:
-    """``linear @ x + x' pairwise x`` of every subset, by code (bit ``u`` set: unit ``u`` kept).
-
-    Doubling: the subsets with unit ``u`` are those without it plus the gain of ``u`` beside them.
-    """
-    values = np.zeros(1)
-    beside = np.zeros((1, len(linear)))
-    for u in range(len(linear)):
-        gain = linear[u] + pairwise[u, u] + 2 * beside[:, u]
-        values = np.concatenate([values, values + gain])
-        beside = np.concatenate([beside, beside + pairwise[u]])
-    return values
 
 
 def improve(

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from cahp_opt.budget import Budget
-from cahp_opt.frank_wolfe import subset_values
 from cahp_opt.heads import Bools, Floats
 from cahp_opt.oracle import MOST_TABULATED, Oracle
 from cahp_opt.problem import QuadraticForm
+from cahp_opt.quadratic_subsets import subset_values
 
 
 class Polisher:

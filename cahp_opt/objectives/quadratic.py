@@ -11,6 +11,7 @@ from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.objectives.matrices import checked_matrix, square
 from cahp_opt.problem import BestSubsets, Objective, QuadraticForm
+from cahp_opt.quadratic_subsets import subset_values
 from cahp_opt.stats import HeadStats, finite
 
 
@@ -139,7 +140,7 @@ class Quadratic(Objective):
         for block in space.blocks:
             check_enumerable(block.name, block.units)
         return tuple(
-            best_by_count(block.units, _subset_values(self.linear_terms[s], self.pairwise[s, s]))
+            best_by_count(block.units, subset_values(self.linear_terms[s], self.pairwise[s, s]))
             for block, s in zip(space.blocks, space.slices, strict=True)
         )
 
@@ -173,17 +174,3 @@ class QuadraticTracker:
         self.value += self.gain(unit)
         self.kept[unit] = False
         self._product -= self._pairwise[unit]
-
-
-def _subset_values(linear: Floats, pairwise: Floats) -> Floats:
-    """The value of every subset of a block, by code (bit ``u`` set: unit ``u`` kept), ``[2^units]``.
-
-    Doubling: the subsets with unit ``u`` are those without it plus the gain of ``u`` beside them.
-    """
-    values = np.zeros(1)
-    beside = np.zeros((1, len(linear)))  # pairwise @ x of every subset
-    for u in range(len(linear)):
-        gain = linear[u] + pairwise[u, u] + 2 * beside[:, u]
-        values = np.concatenate([values, values + gain])
-        beside = np.concatenate([beside, beside + pairwise[u]])
-    return values
