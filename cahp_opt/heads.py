@@ -23,6 +23,8 @@ class Unit(str, Enum):
     """One attention head."""
     KV_GROUP = "kv_group"
     """One key/value head together with the query heads that read it (grouped-query attention)."""
+    QUERY_SLOT = "query_slot"
+    """One query head of every key/value head: the same number stays for each of them."""
 
 
 class Block(NamedTuple):

@@ -17,7 +17,7 @@ from cahp_opt.records import PathLike, read_json, reading, write_json
 from cahp_opt.selection import Selection
 
 _KIND, _VERSION = "cahp-report", 1
-_PLURAL = {Unit.HEAD: "heads", Unit.KV_GROUP: "key/value groups"}
+_PLURAL = {Unit.HEAD: "heads", Unit.KV_GROUP: "key/value groups", Unit.QUERY_SLOT: "query slots"}
 REPORT_FILE = "report.json"
 """Name of the report in the folder of a pruned model."""
 

@@ -182,13 +182,6 @@ def unsupported(case: str) -> nn.Module:
         "num_attention_heads": 2,
         "intermediate_size": 16,
     }
-    if case == "t5":
-        config = transformers.T5Config(
-            vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-        )
-        return transformers.T5Model(config)
-    if case == "albert":
-        return transformers.AlbertModel(transformers.AlbertConfig(**small, embedding_size=16))
     if case == "full-width norm":
         return transformers.Olmo2Model(transformers.Olmo2Config(**small))
     if case == "torch":
@@ -220,8 +213,6 @@ def unsupported(case: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [
-        ("t5", r"SelfAttention \(T5Attention\) is not understood"),
-        ("albert", r"attention \(Albert\w*Attention\) is not understood"),
         ("full-width norm", "q_norm.weight has shape .* ties the heads together"),
         ("torch", r"self_attn \(MultiheadAttention\) is not understood"),
         ("no attention", "Sequential without any attention block"),

@@ -14,7 +14,7 @@ import transformers
 from tiny_models import FAMILIES, Family, run, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.heads import Bools, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention, out_weight
 from cahp_opt.torch.masking import head_mask
@@ -249,3 +249,39 @@ def test_bad_arguments_are_refused() -> None:
     anonymous = nn.Sequential(tiny.BERT.build(bare=True))
     with pytest.raises(ValueError, match="`batch` is needed"):
         slice_heads(anonymous, kept)
+
+
+@pytest.mark.parametrize("family", [tiny.LLAMA_GQA, tiny.QWEN3], ids=lambda f: f.name)
+def test_query_slots_of_grouped_attention(family: Family) -> None:
+    model: Any = family.build(num_key_value_heads=2, num_attention_heads=8).double()
+    space = find_attention(model, unit=Unit.QUERY_SLOT).space
+    assert [(b.units, b.unit) for b in space.blocks] == [(4, Unit.QUERY_SLOT)] * 3
+    kept = np.array([0, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 0], dtype=bool)
+    selection = Selection.from_kept(space, kept)
+    small: Any = slice_heads(model, selection)
+    assert verify_slice(model, small, selection) <= 1e-9
+    found = find_attention(small)
+    assert [(b.heads, b.kv_heads) for b in found] == [(4, 2), (8, 2), (2, 2)]
+    assert [(b.units, b.unit) for b in found.space.blocks] == [
+        (2, Unit.QUERY_SLOT),
+        (4, Unit.QUERY_SLOT),
+        (1, Unit.QUERY_SLOT),
+    ]
+    again = slice_heads(small, np.array([1, 0, 0, 1, 1, 0, 0], dtype=bool))
+    plan = selection_of(again)
+    assert plan is not None
+    assert plan.kept.tolist() == [*[0, 1, 0, 0], *[0, 1, 1, 0], *[0, 0, 0, 0]]
+    batch = tiny.batch()
+    with head_mask(model, plan):
+        expected = run(model, batch)
+    torch.testing.assert_close(run(again, batch), expected, rtol=0, atol=1e-9)
+
+
+def test_with_one_key_head_the_units_are_query_heads() -> None:
+    model = tiny.LLAMA_GQA.build(num_key_value_heads=1)
+    space = find_attention(model).space
+    assert [(b.units, b.unit) for b in space.blocks] == [(8, Unit.HEAD)] * 3
+    kept = uneven(space, empty=0)
+    small = slice_heads(model, kept)
+    assert verify_slice(model, small, kept) <= 1e-5
+    assert [(b.heads, b.kv_heads) for b in find_attention(small)] == [(1, 1), (2, 1), (7, 1)]

@@ -1,4 +1,4 @@
-"""What is known about a model's attention: blocks, their units, their projections."""
+"""What is known about a model's attention: blocks, their units, and the tensors cut with them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,32 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from cahp_opt.heads import Block, HeadSpace, Unit
-from cahp_opt.torch.layouts import Layout, Part, Projection
+from cahp_opt.heads import Block, HeadSpace, Ints, Unit
+from cahp_opt.torch.layouts import Layout
+from cahp_opt.torch.linears import bias_of, effective_weight
 
 GHOST = "cahp_ghost"
-"""Attribute of an attention module that marks a block without kept units (see slicing.py)."""
+"""Attribute of an attention module that marks a block without kept units (see surgery.py)."""
+
+UNIT = "cahp_unit"
+"""Attribute of an attention module that was cut: the :class:`~cahp_opt.heads.Unit` it was cut by. The
+counts that are left do not tell (one group of two heads could be two heads), and a second cut must
+go on in the same units."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A parameter that is cut with the units.
+
+    Args:
+        path: its path in the attention site.
+        axis: the axis along which it is cut.
+        unit_of: the unit that every entry of that axis belongs to; -1 for one that serves all units.
+    """
+
+    path: str
+    axis: int
+    unit_of: Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,16 +42,19 @@ class AttentionBlock:
 
     Args:
         name: path of the attention site in the model, such as ``encoder.layer.0.attention``.
-        site: the module at that path; all paths of ``layout`` start there.
+        site: the module at that path.
         module: the module that runs the attention and holds the head counts.
-        out: the output projection, an ``nn.Linear`` or a GPT-2 ``Conv1D`` (transposed weight).
+        out: the output projection: an ``nn.Linear``, a GPT-2 ``Conv1D`` (transposed weight), or a LoRA
+            adapter around one.
         layout: the entry of :data:`~cahp_opt.torch.layouts.LAYOUTS` that describes the site.
         units: prunable units.
         unit: what a unit is.
         heads: query heads.
         kv_heads: key/value heads; equal to ``heads`` unless query heads share them.
         head_dim: width of one query head's output.
-        key_dim: width of one head's query and key.
+        key_dim: width of one head's query and key, as far as it is known; else ``head_dim``.
+        pieces: the tensors of the site that are cut with the units, the output projection's included.
+        columns: the unit of every input column of ``out``.
         ghost: whether slicing left this block without kept units: its output projection is zero and
             frozen, and the one unit that is left only keeps the shapes alive.
     """
@@ -46,26 +70,28 @@ class AttentionBlock:
     kv_heads: int
     head_dim: int
     key_dim: int
+    pieces: tuple[Piece, ...]
+    columns: Ints
     ghost: bool
 
     @property
     def width(self) -> int:
-        """Columns of the input of ``out``; unit ``u`` owns ``[u*width/units, (u+1)*width/units)``."""
+        """Columns of the input of ``out``."""
         return self.heads * self.head_dim
-
-    def rows(self, part: Part) -> int:
-        """Rows per unit that ``part`` has in a projection."""
-        if part is Part.QUERY:
-            return self.heads // self.units * self.key_dim
-        each = self.kv_heads // self.units
-        return each * (self.key_dim if part is Part.KEY else self.head_dim)
 
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """The attention blocks of a model, in module order."""
+    """The attention blocks of a model, in module order.
+
+    Args:
+        blocks: the blocks.
+        skipped: what looks like attention and is not understood, and therefore stays as it is: the
+            reason by module path.
+    """
 
     blocks: tuple[AttentionBlock, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def space(self) -> HeadSpace:
@@ -80,30 +106,13 @@ class Attention:
 
 
 def out_weight(block: AttentionBlock) -> Tensor:
-    """The weight of the output projection, shape ``[hidden, width]`` (a view, also of a Conv1D)."""
-    return row_weight(block.out)
+    """The weight of the output projection, shape ``[hidden, width]``, adapters included.
+
+    Without adapters it is a view of the parameter (also of a Conv1D's).
+    """
+    return effective_weight(block.out)
 
 
 def out_bias(block: AttentionBlock) -> Tensor | None:
     """The bias of the output projection, shape ``[hidden]``, if it has one."""
-    bias = block.out.bias
-    return bias if isinstance(bias, Tensor) else None
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether ``module`` is GPT-2's linear layer with a transposed weight."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def row_weight(module: nn.Module) -> Tensor:
-    """The weight of a linear module with one row per output feature (a view)."""
-    weight = module.weight
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"{type(module).__name__} has no weight tensor; it is no linear module.")
-    return weight.T if is_conv1d(module) else weight
-
-
-def projection_modules(block: AttentionBlock) -> Iterator[tuple[Projection, nn.Module]]:
-    """The query, key and value projections of a block, each with its description."""
-    for p in block.layout.projections:
-        yield p, block.site.get_submodule(p.path)
+    return bias_of(block.out)

@@ -22,6 +22,7 @@ from cahp_opt.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.folders import whole_folder
+from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.slicing import SELECTION, selection_of
 from cahp_opt.torch.surgery import Journal, cut, freeze_ghosts
 
@@ -178,7 +179,7 @@ def _sliced_class(stock: Any, selection: Selection, folder: Path) -> Any:
 
 def _apply(model: nn.Module, selection: Selection, folder: Path) -> None:
     """Slice a newly built model as the saved one was."""
-    attention = find_attention(model)
+    attention = attention_for(model, selection)
     mine, theirs = attention.space.blocks, selection.space.blocks
     # Paths differ between classes and releases; order, sizes and kinds do not.
     if [b[1:] for b in mine] != [b[1:] for b in theirs]:
@@ -187,7 +188,7 @@ def _apply(model: nn.Module, selection: Selection, folder: Path) -> None:
             f"configuration beside it {_shape(mine)}."
         )
     renamed = dataclasses.replace(selection, space=attention.space)
-    cut(attention, renamed.kept, Journal())
+    cut(model, attention, renamed.kept, Journal())
     setattr(model, SELECTION, renamed)
 
 

@@ -1,9 +1,10 @@
-"""How attention modules are laid out: data only, one entry per layout.
+"""How attention modules are laid out: data only.
 
-An entry matches a module by the children and attributes it names, whatever the class of the module or
-of the model; supporting another architecture means adding an entry to :data:`LAYOUTS`. Nothing here
-is trusted: :func:`cahp_opt.torch.find_attention` checks every count against the shapes of the
-projections, and slicing checks its result against the masked model.
+To support another architecture, add one entry to :data:`LAYOUTS`; if it stores a head count, a bias
+table or an argument under a new name, add the name to the vocabulary below. An entry matches a module
+by the children that it names, whatever the class of the module or of the model. Nothing here is
+trusted: :func:`cahp_opt.torch.find_attention` checks every count against the shapes of the weights,
+and slicing checks its result against the masked model.
 """
 
 from __future__ import annotations
@@ -13,87 +14,130 @@ from enum import Enum
 
 
 class Part(Enum):
-    """What some output rows of a projection are."""
+    """What some rows of a projection are."""
 
     QUERY = "query"
     KEY = "key"
     VALUE = "value"
+    EVEN = "even"
+    """An equal share of the rows for every query head, whatever they are."""
+    EVEN_KEY = "even_key"
+    """An equal share of the rows for every key/value head."""
 
 
 class Order(Enum):
     """In which order the rows of a projection with several parts stand."""
 
     PART_BY_PART = "all queries, then all keys, then all values"
-    UNIT_BY_UNIT = "for every unit its queries, its keys, its values"
+    UNIT_BY_UNIT = "for every key/value head its queries, its key, its value"
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear module whose output rows belong to heads.
+    """A linear module, or a bare parameter, whose rows belong to heads.
 
     Args:
-        path: its path inside the attention site.
+        path: its path inside the module that runs the attention.
         parts: what its rows hold, in order.
         order: how several parts are arranged.
+        optional: whether the layout also fits without it.
     """
 
     path: str
     parts: tuple[Part, ...]
     order: Order = Order.PART_BY_PART
-
-
-@dataclass(frozen=True)
-class HeadArgument:
-    """A tensor handed to the attention module's forward with one slice per query head on ``axis``."""
-
-    name: str
-    axis: int
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class HeadParameter:
-    """A parameter of the attention module with one slice per query head on ``axis``."""
+    """A parameter with an equal share for every head along ``axis``.
+
+    Args:
+        path: its path inside the attention site, or the end of it.
+        axis: where the heads are.
+        part: whether they are query heads (EVEN) or key/value heads (EVEN_KEY).
+        ndim: number of axes that the parameter must have, where others of that name have no heads.
+    """
 
     path: str
     axis: int
+    part: Part = Part.EVEN
+    ndim: int | None = None
+
+
+@dataclass(frozen=True)
+class HeadArgument:
+    """A tensor with one slice per query head that is handed to the attention module's forward.
+
+    The heads are on axis 1 of four, or on the first of three, alone or inside the batch.
+
+    Args:
+        name: of the argument.
+        beside: attributes of an enclosing module, one of which must be set, for the argument to have
+            heads; empty if it always may.
+    """
+
+    name: str
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SharedBias:
+    """A table of biases in the first block whose result the other blocks take as an argument.
+
+    Blocks with different heads cannot share it, so every block gets its own copy of the table.
+
+    Args:
+        flag: attribute that says whether a block has the table.
+        table: the module with the table.
+        argument: the argument by which the result is handed on.
+    """
+
+    flag: str
+    table: str
+    argument: str
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to lay out an attention module. All paths are relative to the attention site.
+    """One way to lay out an attention module.
 
     Args:
         name: for messages.
-        out: the output projection; its input is the heads' outputs side by side.
-        projections: the modules that make queries, keys and values.
-        head_dim: attribute of the owner that holds the width of one head's query and key.
-        owner: the module that runs the attention and holds the counts; "" is the site itself.
-        heads: attributes of the owner that hold the number of query heads, where present.
-        kv_heads: attributes that hold the number of key/value heads, where present.
-        groups: attributes that hold the query heads per key/value head, where present.
-        widths: attributes that can only mean heads times head width.
-        maybe_widths: attributes that mean the same in some classes and the width of the model in
-            others; rewritten only where a method other than ``__init__`` reads them.
-        shared: children whose parameters are one head wide and serve all heads alike.
-        untouched: children that do not depend on the heads.
-        parameters: parameters indexed by head; absent ones are skipped.
-        arguments: arguments of the owner's forward that are indexed by head.
+        projections: the modules that make queries, keys and values; paths from the owner.
+        owners: the module that runs the attention, from the attention site; "" is the site itself. The
+            first that fits counts.
+        outs: the output projection, from the site; its input is the heads' outputs side by side. The
+            first that fits counts.
+        when: attributes of the owner and the values they must have, where children do not tell.
     """
 
     name: str
-    out: str
     projections: tuple[Projection, ...]
-    head_dim: str
-    owner: str = ""
-    heads: tuple[str, ...] = ()
-    kv_heads: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    widths: tuple[str, ...] = ()
-    maybe_widths: tuple[str, ...] = ()
-    shared: tuple[str, ...] = ()
-    untouched: tuple[str, ...] = ()
-    parameters: tuple[HeadParameter, ...] = ()
-    arguments: tuple[HeadArgument, ...] = ()
+    owners: tuple[str, ...] = ("",)
+    outs: tuple[str, ...] = (
+        "output.dense",
+        "o_proj",
+        "out_proj",
+        "c_proj",
+        "dense",
+        "out_lin",
+        "o",
+        "Wo",
+        "proj",
+        "projection",
+        "projection_layer",
+        "output_projection",
+        "linear_out",
+        "attention_out",
+        "to_out",
+        "to_out.0",
+        "out",
+        "output",
+        "post",
+    )
+    when: tuple[tuple[str, object], ...] = ()
 
 
 def _separate(query: str, key: str, value: str) -> tuple[Projection, ...]:
@@ -104,62 +148,140 @@ def _separate(query: str, key: str, value: str) -> tuple[Projection, ...]:
     )
 
 
+_QKV = (Part.QUERY, Part.KEY, Part.VALUE)
+
+
+def _fused(path: str, order: Order = Order.PART_BY_PART) -> tuple[Projection, ...]:
+    return (Projection(path, _QKV, order),)
+
+
+def _even(*paths: str) -> tuple[Projection, ...]:
+    return tuple(Projection(path, (Part.EVEN,), optional=True) for path in paths)
+
+
+_MULTI_QUERY = (("multi_query", True), ("new_decoder_architecture", False))
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
-        name="BERT, RoBERTa, ELECTRA",
-        out="output.dense",
-        projections=_separate("self.query", "self.key", "self.value"),
-        head_dim="attention_head_size",
-        owner="self",
-        heads=("num_attention_heads",),
-        widths=("all_head_size",),
-        untouched=("output.LayerNorm", "LayerNorm"),
+        "Llama, Mistral, Qwen, Gemma, BART, CLIP, Whisper, ViT",
+        (*_separate("q_proj", "k_proj", "v_proj"), *_even("gate_proj", "g_proj")),
     ),
     Layout(
-        name="DistilBERT",
-        out="out_lin",
-        projections=_separate("q_lin", "k_lin", "v_lin"),
-        head_dim="attention_head_size",
-        heads=("n_heads",),
-        maybe_widths=("dim",),
+        "BERT, RoBERTa, ELECTRA, ALBERT",
+        _separate("query", "key", "value"),
+        owners=("", "self", "attention"),
     ),
+    Layout("DistilBERT, XLM", _separate("q_lin", "k_lin", "v_lin")),
+    Layout("T5, MPNet", _separate("q", "k", "v")),
     Layout(
-        name="MPNet",
-        out="o",
-        projections=_separate("q", "k", "v"),
-        head_dim="attention_head_size",
-        heads=("num_attention_heads",),
-        widths=("all_head_size",),
-        arguments=(HeadArgument("position_bias", axis=1),),
-    ),
-    Layout(
-        name="GPT-2",
-        out="c_proj",
-        projections=(Projection("c_attn", (Part.QUERY, Part.KEY, Part.VALUE)),),
-        head_dim="head_dim",
-        heads=("num_heads",),
-        widths=("split_size",),
-        maybe_widths=("embed_dim",),
-    ),
-    Layout(
-        name="Llama, Mistral, Qwen",
-        out="o_proj",
-        projections=_separate("q_proj", "k_proj", "v_proj"),
-        head_dim="head_dim",
-        heads=("num_heads", "num_attention_heads"),
-        kv_heads=("num_key_value_heads",),
-        groups=("num_key_value_groups",),
-        maybe_widths=("hidden_size", "embed_dim"),
-        shared=("q_norm", "k_norm"),
-        parameters=(HeadParameter("sinks", axis=0),),
-    ),
-    Layout(
-        name="GPT-NeoX",
-        out="dense",
-        projections=(
-            Projection("query_key_value", (Part.QUERY, Part.KEY, Part.VALUE), Order.UNIT_BY_UNIT),
+        "DeBERTa-v2",
+        (
+            *_separate("query_proj", "key_proj", "value_proj"),
+            *_even("pos_key_proj", "pos_query_proj"),
         ),
-        head_dim="head_size",
+        owners=("", "self"),
+    ),
+    Layout("CTRL", _separate("Wq", "Wk", "Wv")),
+    Layout("CPM-Ant", _separate("project_q", "project_k", "project_v")),
+    Layout("Conformer", (*_separate("linear_q", "linear_k", "linear_v"), *_even("linear_pos"))),
+    Layout("DiT", _separate("to_q", "to_k", "to_v")),
+    Layout("fused q, k, v: GPT-2", _fused("c_attn")),
+    Layout(
+        "cross-attention of GPT-2",
+        (Projection("q_attn", (Part.QUERY,)), Projection("c_attn", (Part.KEY, Part.VALUE))),
+    ),
+    Layout("fused q, k, v: ModernBERT, MPT, DBRX", _fused("Wqkv")),
+    Layout("fused q, k, v: Phi-3", _fused("qkv_proj")),
+    Layout("fused q, k, v: timm, BLIP, SAM", _fused("qkv"), owners=("", "attention")),
+    Layout("fused q, k, v: Bark", _fused("att_proj")),
+    Layout(
+        "torch.nn.MultiheadAttention made explicit",
+        (*_fused("in_proj_weight"), Projection("in_proj_bias", _QKV, optional=True)),
+        when=(("explicit", True),),
+    ),
+    Layout(
+        "head by head: GPT-NeoX, BLOOM, Falcon",
+        _fused("query_key_value", Order.UNIT_BY_UNIT),
+    ),
+    Layout("multi-query Falcon", _fused("query_key_value"), when=_MULTI_QUERY),
+    Layout(
+        "multi-head latent attention: DeepSeek, MiniCPM3",
+        (
+            Projection("kv_b_proj", (Part.EVEN_KEY,)),
+            *_even("q_proj", "q_b_proj", "q_gate_proj", "gate_proj", "g_proj"),
+        ),
     ),
 )
-"""Every layout this library understands."""
+"""Every layout this library understands. Where several fit, the one with more conditions wins, then
+the one that finds more projections."""
+
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+"""Attributes that hold the number of query heads."""
+
+KV_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")
+"""Attributes that hold the number of key/value heads."""
+
+GROUPS = ("num_key_value_groups", "n_rep", "num_queries_per_kv")
+"""Attributes that hold the query heads per key/value head."""
+
+HEAD_DIMS = (
+    "head_dim",
+    "attention_head_size",
+    "head_size",
+    "key_value_proj_dim",
+    "dim_head",
+    "dim_per_head",
+    "qk_head_dim",
+    "v_head_dim",
+)
+"""Attributes that hold the width of one head's query, key or output."""
+
+WIDTHS = ("all_head_size", "inner_dim", "split_size", "attn_dim", "attention_dim", "kv_dim")
+"""Attributes that mean heads times head width; they follow the heads wherever they are that."""
+
+MAYBE_WIDTHS = ("embed_dim", "hidden_size", "dim", "d_model", "hidden_dim", "n_embd", "channels")
+"""Attributes that mean heads times head width in some classes and the width of the model in others;
+they follow the heads only where a method other than ``__init__`` reads them."""
+
+PARAMETERS = (
+    HeadParameter("sinks", 0),
+    HeadParameter("pos_bias_u", 0),
+    HeadParameter("pos_bias_v", 0),
+    HeadParameter("bias_u", 0),
+    HeadParameter("bias_v", 0),
+    HeadParameter("logit_scale", 0),
+    HeadParameter("q_norm.weight", 0, ndim=2),
+    HeadParameter("k_norm.weight", 0, Part.EVEN_KEY, ndim=2),
+    HeadParameter("relative_position_bias_table", 1),
+    HeadParameter("relative_attention_bias.weight", 1),
+    HeadParameter("global_relative_attention_bias.weight", 1),
+)
+"""Parameters with something for every head."""
+
+ARGUMENTS = (
+    HeadArgument("position_bias"),
+    HeadArgument("alibi"),
+    HeadArgument(
+        "attention_mask",
+        beside=("relative_position_bias", "shared_position_bias", "use_alibi"),
+    ),
+)
+"""Arguments with something for every head."""
+
+SHARED_BIAS = SharedBias("has_relative_attention_bias", "relative_attention_bias", "position_bias")
+"""T5 and its relatives."""
+
+HEADLESS = (
+    "LayerNorm",
+    "layer_norm",
+    "layernorm",
+    "norm",
+    "ln",
+    "q_a_",
+    "kv_a_",
+    "sr",
+    "sequence_reduction",
+    "spatial_reduction",
+    "distance_embedding",
+)
+"""Beginnings of names of children that do not know of heads, whatever their width."""

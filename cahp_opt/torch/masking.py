@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.heads import Bools, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, find_attention
 
@@ -19,7 +19,9 @@ Sink = Callable[[int, Tensor], None]
 
 
 @contextmanager
-def head_mask(model: nn.Module, selection: Selection | npt.ArrayLike | Tensor) -> Generator[Tensor]:
+def head_mask(
+    model: nn.Module, selection: Selection | npt.ArrayLike | Tensor, *, unit: Unit | None = None
+) -> Generator[Tensor]:
     """Multiply every unit's output by a gate while the context lasts.
 
     The gate sits on the input of the output projection, where the heads' outputs stand side by side,
@@ -31,6 +33,7 @@ def head_mask(model: nn.Module, selection: Selection | npt.ArrayLike | Tensor) -
         model: the model to gate; nothing of it changes.
         selection: a :class:`~cahp_opt.selection.Selection`, a boolean keep-set of shape ``[n]``, or a
             float tensor of gates of shape ``[n]``, or ``[batch, n]`` for gates per example.
+        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
 
     Yields:
         The gates, float ``[n]`` or ``[batch, n]``; the very tensor that was passed, if one was.
@@ -39,11 +42,17 @@ def head_mask(model: nn.Module, selection: Selection | npt.ArrayLike | Tensor) -
         ValueError: if the selection is of another model, or the gates have another shape or hold NaN.
         UnsupportedModelError: if the model's attention is not understood.
     """
-    attention = find_attention(model)
+    with gated(attention_for(model, selection, unit), selection) as gates:
+        yield gates
+
+
+@contextmanager
+def gated(attention: Attention, selection: Selection | npt.ArrayLike | Tensor) -> Generator[Tensor]:
+    """:func:`head_mask` for blocks that were found already."""
     gates = _gates(attention.space, selection)
     with ExitStack() as stack:
         for block, where in zip(attention, attention.space.slices, strict=True):
-            hook = _Gate(gates, where, block.width // block.units)
+            hook = _Gate(gates, torch.tensor((block.columns + where.start).tolist()))
             stack.callback(block.out.register_forward_pre_hook(hook).remove)
         yield gates
 
@@ -62,6 +71,25 @@ def capture_head_outputs(attention: Attention, sink: Sink) -> Generator[None]:
             hook = _Listener(index, sink)
             stack.callback(block.out.register_forward_pre_hook(hook).remove)
         yield
+
+
+def attention_for(model: nn.Module, selection: object, unit: Unit | None = None) -> Attention:
+    """The blocks of ``model`` in the units of ``selection``, if it is a selection for this model.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+    """
+    attention = find_attention(model, unit=unit)
+    if isinstance(selection, Selection):
+        for other in (Unit.QUERY_SLOT, Unit.KV_GROUP):
+            if _kinds(attention.space) == _kinds(selection.space):
+                break
+            attention = find_attention(model, unit=other)
+    return attention
+
+
+def _kinds(space: HeadSpace) -> list[tuple[int, Unit]]:
+    return [(block.units, block.unit) for block in space.blocks]
 
 
 def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:
@@ -105,16 +133,16 @@ def _ones_and_zeros(kept: Bools) -> Tensor:
 
 
 class _Gate:
-    """Forward pre-hook on an output projection: scales the columns of every unit."""
+    """Forward pre-hook on an output projection: scales every column by the gate of its unit."""
 
-    def __init__(self, gates: Tensor, where: slice, columns: int) -> None:
-        self.gates, self.where, self.columns = gates, where, columns
+    def __init__(self, gates: Tensor, units: Tensor) -> None:
+        self.gates, self.units = gates, units
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         z: Tensor = args[0]
         # The activation's dtype rules: float32 gates must not turn a half-precision model to float32.
-        gate = self.gates[..., self.where].to(device=z.device, dtype=z.dtype)
-        gate = gate.repeat_interleave(self.columns, dim=-1)
+        units = self.units.to(self.gates.device)
+        gate = self.gates.index_select(-1, units).to(device=z.device, dtype=z.dtype)
         if gate.ndim == 2:
             if z.shape[0] != gate.shape[0]:
                 raise ValueError(

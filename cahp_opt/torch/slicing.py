@@ -8,10 +8,10 @@ from typing import TypeVar
 import numpy.typing as npt
 from torch import nn
 
-from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.heads import Bools, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.masking import kept_units
+from cahp_opt.torch.masking import attention_for, kept_units
 from cahp_opt.torch.surgery import Journal, cut
 from cahp_opt.torch.verification import SliceError, compare, make_probes, references
 
@@ -27,6 +27,7 @@ def slice_heads(
     *,
     in_place: bool = False,
     batch: object | None = None,
+    unit: Unit | None = None,
 ) -> Model:
     """Remove the units that are not kept from the model's weights.
 
@@ -44,7 +45,8 @@ def slice_heads(
         selection: a selection for this model, or a keep-set, bool ``[n]``.
         in_place: slice ``model`` itself rather than a copy, which saves memory; until the check is
             done the removed weights are still there, and if it fails the model is as before.
-        batch: keyword arguments for the model to check with; None for random token ids.
+        batch: keyword arguments for the model to check with; None for small random inputs.
+        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
 
     Returns:
         The sliced model; a copy that shares nothing with ``model``, unless ``in_place``.
@@ -54,23 +56,23 @@ def slice_heads(
         ValueError: if the selection is of another model, or ``batch`` cannot be used.
         SliceError: if the result differs from the masked model; nothing is changed then.
     """
-    attention = find_attention(model)
+    attention = attention_for(model, selection, unit)
     kept = kept_units(attention.space, selection)
     _check_present(model)
     plan = _composed(model, attention.space, kept, selection)
     probes = make_probes(model, batch)
     before = references(model, attention, probes, kept)
     small = model if in_place else copy.deepcopy(model)
-    sliced = attention if in_place else find_attention(small)
+    sliced = attention if in_place else attention_for(small, selection, unit)
     journal = Journal()
     try:
-        cut(sliced, kept, journal)
+        cut(small, sliced, kept, journal)
         journal.put(small, SELECTION, plan)
         try:
-            find_attention(small)
+            after = find_attention(small)
         except UnsupportedModelError as error:
             raise SliceError(f"the sliced model contradicts itself: {error}") from error
-        compare(before, small, sliced, probes)
+        compare(before, small, after, probes)
     except BaseException:  # Ctrl-C too must leave a model that was to be sliced in place whole
         journal.restore()
         raise

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cahp_opt.heads import Bools
-from cahp_opt.torch.blocks import (
-    GHOST,
-    Attention,
-    AttentionBlock,
-    is_conv1d,
-    projection_modules,
+from cahp_opt.heads import Bools, Ints, Unit
+from cahp_opt.torch.arguments import DropArgument, KeepHeads
+from cahp_opt.torch.blocks import GHOST, UNIT, Attention, AttentionBlock, Piece
+from cahp_opt.torch.config_views import config_view
+from cahp_opt.torch.layouts import (
+    ARGUMENTS,
+    GROUPS,
+    HEADS,
+    KV_HEADS,
+    MAYBE_WIDTHS,
+    SHARED_BIAS,
+    WIDTHS,
+    HeadArgument,
 )
-from cahp_opt.torch.layouts import HeadArgument, Order, Projection
+from cahp_opt.torch.linears import resize
+from cahp_opt.torch.reading import read_block
 
 _ABSENT = object()
 
@@ -48,7 +56,7 @@ class Journal:
             self._undo.pop()()
 
 
-def cut(attention: Attention, kept: Bools, journal: Journal) -> None:
+def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -> None:
     """Remove the units that are not ``kept`` from the modules of ``attention``, in place.
 
     A block without kept units keeps its first unit as a *ghost*: an empty tensor in the first block
@@ -57,14 +65,16 @@ def cut(attention: Attention, kept: Bools, journal: Journal) -> None:
     block adds its bias alone and training cannot revive it.
 
     Args:
-        attention: the blocks; their records are out of date afterwards.
+        model: the model, for what surrounds its blocks.
+        attention: the blocks of ``model``; their records are out of date afterwards.
         kept: the keep-set, bool ``[n]``.
         journal: takes down everything that is replaced.
     """
-    for block, where in zip(attention, attention.space.slices, strict=True):
-        ids = [u for u, keep in enumerate(kept[where]) if keep]
-        if not block.ghost and len(ids) < block.units:
-            _cut_block(block, ids, journal)
+    blocks = attention.blocks if kept.all() else _untied(attention.blocks, journal)
+    for block, where in zip(blocks, attention.space.slices, strict=True):
+        journal.put(block.module, UNIT, block.unit)
+        if not block.ghost and not kept[where].all():
+            _cut_block(model, block, kept[where], journal)
         elif block.ghost:
             _freeze(block)
 
@@ -76,142 +86,172 @@ def freeze_ghosts(attention: Attention) -> None:
             _freeze(block)
 
 
-class KeepHeads:
-    """Forward pre-hook that cuts an argument with one slice per head down to the heads that are left.
+def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Journal) -> None:
+    staying = kept.copy()
+    if not kept.any():
+        staying[0] = True
+    site, owner = block.site, block.module
+    for piece in block.pieces:
+        _cut_piece(site, piece, staying, journal)
+    for module in site.modules():
+        for name, size in resize(module).items():
+            journal.put(module, name, size)
 
-    A class rather than a closure, so that models with it can be pickled; its index tensor is made on
-    the first call, because the model may be built on the meta device.
-
-    Args:
-        argument: which argument, and on which axis the heads are.
-        position: its position among the positional arguments of the module's forward.
-        ids: the heads to take.
-        heads: how many heads the argument has.
-    """
-
-    def __init__(
-        self, argument: HeadArgument, position: int, ids: Sequence[int], heads: int
-    ) -> None:
-        self.argument, self.position, self.ids, self.heads = argument, position, tuple(ids), heads
-        self.index: Tensor | None = None
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        name, i = self.argument.name, self.position
-        if name in kwargs:
-            return args, {**kwargs, name: self._taken(kwargs[name])}
-        if i < len(args):
-            return (*args[:i], self._taken(args[i]), *args[i + 1 :]), kwargs
-        return args, kwargs
-
-    def _taken(self, value: Tensor | None) -> Tensor | None:
-        if (
-            value is None or value.shape[self.argument.axis] == 1
-        ):  # absent, or the same for all heads
-            return value
-        if value.shape[self.argument.axis] != self.heads:
-            raise ValueError(
-                f"`{self.argument.name}` has shape {list(value.shape)}, and {self.heads} heads were "
-                f"expected on axis {self.argument.axis}."
-            )
-        if self.index is None or self.index.device != value.device:
-            self.index = torch.tensor(self.ids, device=value.device)
-        return value.index_select(self.argument.axis, self.index)
-
-
-def _cut_block(block: AttentionBlock, ids: list[int], journal: Journal) -> None:
-    units = ids or [0]
-    layout, owner = block.layout, block.module
-    for projection, module in projection_modules(block):
-        _take_outputs(module, _rows(block, projection, units), journal)
-    _take_inputs(block.out, _spread(units, block.width // block.units), journal)
-
-    each = block.heads // block.units
-    heads = _spread(units, each)
-    for p in layout.parameters:
-        value: object = getattr(owner, p.path, None)
-        if isinstance(value, nn.Parameter):
-            journal.put(owner, p.path, _taken(value, p.axis, heads))
-    for argument in layout.arguments:
-        position = list(inspect.signature(owner.forward).parameters).index(argument.name)
-        hook = KeepHeads(argument, position, heads, block.heads)
-        journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-    width = len(heads) * block.head_dim
-    numbers = {a: len(heads) for a in layout.heads}
-    numbers |= {a: len(units) * block.kv_heads // block.units for a in layout.kv_heads}
-    numbers |= {a: width for a in layout.widths}
-    numbers |= {a: width for a in layout.maybe_widths if _reads(type(owner), a)}
-    for attribute, number in numbers.items():
-        if hasattr(owner, attribute):
-            journal.put(owner, attribute, number)
-    if not ids:
+    of_head = block.columns[:: block.head_dim]
+    heads = np.flatnonzero(staying[of_head])
+    by_group = block.units == block.kv_heads and block.unit is not Unit.QUERY_SLOT
+    _cut_counts(block, len(heads), int(staying.sum()) if by_group else block.kv_heads, journal)
+    for argument in ARGUMENTS:
+        position = _position(owner, argument.name)
+        if position is not None and _may_have_heads(model, block, argument):
+            hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
+            journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    if not kept.any():
         journal.put(owner, GHOST, True)
-        weight = block.out.weight
-        if isinstance(weight, Tensor):
-            journal.put(block.out, "weight", nn.Parameter(torch.zeros_like(weight)))
+        for piece in _out_pieces(block):
+            _put_parameter(site, piece.path, torch.zeros_like, journal)
         _freeze(block)
 
 
+def _cut_piece(site: nn.Module, piece: Piece, staying: Bools, journal: Journal) -> None:
+    index = _indices(piece.unit_of, staying)
+
+    def taken(parameter: torch.Tensor) -> torch.Tensor:
+        # The device is named, because a loader may have made the meta device the default.
+        at = torch.tensor(index.tolist(), device=parameter.device)
+        return parameter.index_select(piece.axis, at)
+
+    _put_parameter(site, piece.path, taken, journal)
+
+
+def _indices(unit_of: Ints, staying: Bools) -> Ints:
+    """The entries that belong to a staying unit, or to all units."""
+    return np.flatnonzero((unit_of < 0) | staying[unit_of])
+
+
+def _put_parameter(
+    site: nn.Module,
+    path: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    journal: Journal,
+) -> None:
+    parent, _, name = path.rpartition(".")
+    module = site.get_submodule(parent)
+    old = module.get_parameter(name)
+    journal.put(module, name, nn.Parameter(change(old.detach()), old.requires_grad))
+
+
+def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journal) -> None:
+    """Make every attribute that holds a count or a width say what is left."""
+    owner = block.module
+    numbers = {a: heads for a in HEADS}
+    numbers |= {a: kv_heads for a in KV_HEADS}
+    numbers |= {a: heads // kv_heads for a in GROUPS}
+    for attribute, number in numbers.items():
+        if getattr(owner, attribute, None) is not None:
+            journal.put(owner, attribute, number)
+    sizes = (block.head_dim, block.key_dim)
+    widths = {block.kv_heads * size: kv_heads * size for size in sizes}
+    widths |= {block.heads * size: heads * size for size in sizes}
+    for attribute in (*WIDTHS, *(a for a in MAYBE_WIDTHS if _reads(type(owner), a))):
+        old: object = getattr(owner, attribute, None)
+        if isinstance(old, int) and old in widths:
+            journal.put(owner, attribute, widths[old])
+    for module in block.site.modules():  # such as one that holds a table of biases
+        for attribute in HEADS:
+            if module is not owner and getattr(module, attribute, None) == block.heads:
+                journal.put(module, attribute, heads)
+    config: object = getattr(owner, "config", None)
+    counts = {**dict.fromkeys(HEADS, heads), **dict.fromkeys(KV_HEADS, kv_heads)}
+    read = {name: n for name, n in counts.items() if _reads(type(owner), name, of="config")}
+    if config is not None and read:
+        journal.put(owner, "config", config_view(config, read))
+
+
 def _freeze(block: AttentionBlock) -> None:
-    for _, module in projection_modules(block):
-        module.requires_grad_(False)
-    for name, parameter in block.out.named_parameters():
-        if name == "weight":
-            parameter.requires_grad_(False)
+    for piece in block.pieces:
+        block.site.get_parameter(piece.path).requires_grad_(False)
 
 
-def _rows(block: AttentionBlock, projection: Projection, units: list[int]) -> list[int]:
-    """The output rows of a projection that belong to these units."""
-    sizes = [block.rows(part) for part in projection.parts]
-    if projection.order is Order.UNIT_BY_UNIT:
-        return _spread(units, sum(sizes))
-    rows: list[int] = []
-    start = 0
-    for size in sizes:
-        rows += [start + row for row in _spread(units, size)]
-        start += size * block.units
-    return rows
+def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
+    own = {id(parameter) for parameter in block.out.parameters()}
+    return (p for p in block.pieces if id(block.site.get_parameter(p.path)) in own)
 
 
-def _spread(units: list[int], size: int) -> list[int]:
-    """The positions of these units where every unit has ``size`` of them side by side."""
-    return [u * size + i for u in units for i in range(size)]
+def _untied(blocks: tuple[AttentionBlock, ...], journal: Journal) -> tuple[AttentionBlock, ...]:
+    """Give every block its own table of biases where the first block's serves all (T5)."""
+    shared = SHARED_BIAS
+    tables = {b.name: b.module for b in blocks if _has_table(b.module)}
+    untied: list[AttentionBlock] = []
+    for block in blocks:
+        owner = block.module
+        position = _position(owner, shared.argument)
+        if hasattr(owner, shared.flag) and position is not None:
+            source = next((m for name, m in tables.items() if _same_place(name, block.name)), None)
+            if source is not None and not _has_table(owner):
+                journal.put(owner, shared.table, copy.deepcopy(getattr(source, shared.table)))
+                journal.put(owner, shared.flag, True)
+                block = read_block(block.name, block.site, block.layout, block.unit)
+            if not _drops(owner):
+                hook = DropArgument(shared.argument, position)
+                journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        untied.append(block)
+    return tuple(untied)
 
 
-def _take_outputs(module: nn.Module, rows: list[int], journal: Journal) -> None:
-    """Keep these output features of a linear module."""
-    _take(module, "weight", 1 if is_conv1d(module) else 0, rows, journal)
-    if getattr(module, "bias", None) is not None:
-        _take(module, "bias", 0, rows, journal)
-    journal.put(module, "nf" if is_conv1d(module) else "out_features", len(rows))
+def _drops(owner: nn.Module) -> bool:
+    hooks: dict[int, object] = vars(owner)["_forward_pre_hooks"]
+    return any(isinstance(hook, DropArgument) for hook in hooks.values())
 
 
-def _take_inputs(module: nn.Module, columns: list[int], journal: Journal) -> None:
-    """Keep these input features of a linear module."""
-    _take(module, "weight", 0 if is_conv1d(module) else 1, columns, journal)
-    journal.put(module, "nx" if is_conv1d(module) else "in_features", len(columns))
+def _has_table(owner: nn.Module) -> bool:
+    return bool(getattr(owner, SHARED_BIAS.flag, False)) and hasattr(owner, SHARED_BIAS.table)
 
 
-def _take(module: nn.Module, name: str, axis: int, index: list[int], journal: Journal) -> None:
-    journal.put(module, name, _taken(getattr(module, name), axis, index))
+def _same_place(one: str, other: str) -> bool:
+    """Whether two paths name the same module of two layers: they differ in one number alone."""
+    a, b = one.split("."), other.split(".")
+    differing = [(x, y) for x, y in zip(a, b, strict=False) if x != y]
+    return (
+        len(a) == len(b)
+        and len(differing) <= 1
+        and all(x.isdecimal() and y.isdecimal() for x, y in differing)
+    )
 
 
-def _taken(parameter: nn.Parameter, axis: int, index: list[int]) -> nn.Parameter:
-    # The device is named, because a loader may have made the meta device the default.
-    at = torch.tensor(index, device=parameter.device)
-    return nn.Parameter(parameter.detach().index_select(axis, at), parameter.requires_grad)
+def _position(owner: nn.Module, argument: str) -> int | None:
+    names = list(inspect.signature(type(owner).forward).parameters)[1:]
+    return names.index(argument) if argument in names else None
 
 
-def _reads(cls: type, name: str) -> bool:
-    """Whether a method of ``cls`` other than ``__init__`` uses the attribute ``name``.
+def _may_have_heads(model: nn.Module, block: AttentionBlock, argument: HeadArgument) -> bool:
+    if argument.name == SHARED_BIAS.argument and hasattr(block.module, SHARED_BIAS.flag):
+        return False  # untied: it never arrives
+    if not argument.beside:
+        return True
+    parts = block.name.split(".")
+    around = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
+    return any(_is_set(module, name) for module in around for name in argument.beside)
+
+
+def _is_set(module: nn.Module, name: str) -> bool:
+    value: object = getattr(module, name, None)
+    return value is not None and value is not False
+
+
+def _reads(cls: type, name: str, of: str = "self") -> bool:
+    """Whether a method of ``cls`` other than ``__init__`` reads the attribute ``name``.
 
     A width that only ``__init__`` reads may mean the width of the model to others, such as a weight
     initialiser; one that forward reads to reshape must follow the heads.
+
+    Args:
+        cls: the class.
+        name: the attribute.
+        of: "self", or an attribute of it through which ``name`` is read as well.
     """
     return any(
-        name in code.co_names
+        name in code.co_names and (of == "self" or of in code.co_names)
         for base in cls.__mro__
         if base not in (nn.Module, object)
         for method, value in vars(base).items()

@@ -21,11 +21,10 @@ from cahp_opt.heads import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, find_attention
 from cahp_opt.torch.batching import Batch, device_of, inputs_of, prepare
-from cahp_opt.torch.blocks import projection_modules
-from cahp_opt.torch.masking import head_mask, kept_units
+from cahp_opt.torch.masking import attention_for, gated, kept_units
 from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.sample_inputs import sample_inputs
 
-_LENGTH = 8
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Per block depth, relative to the largest value of what is compared."""
 
@@ -58,7 +57,7 @@ def verify_slice(
         dense: the model that was sliced.
         small: the sliced model.
         selection: the selection for ``dense``, or its keep-set, bool ``[n]``.
-        batch: keyword arguments for both models; None for random token ids.
+        batch: keyword arguments for both models; None for small random inputs.
 
     Returns:
         The largest absolute difference of the models' outputs.
@@ -69,7 +68,7 @@ def verify_slice(
             number.
         ValueError: if the selection is of another model, or no batch is given and none can be made.
     """
-    attention, sliced = find_attention(dense), find_attention(small)
+    attention, sliced = attention_for(dense, selection), find_attention(small)
     kept = kept_units(attention.space, selection)
     probes = make_probes(dense, batch)
     before = references(dense, attention, probes, kept)
@@ -81,24 +80,28 @@ def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
 
     Raises:
         ValueError: if the batch cannot be used, or none is given and the model's configuration does
-            not tell its vocabulary.
+            not tell what it takes.
     """
     device = device_of(model)
+    bare = batch is None
     if batch is None:
-        random = _random_ids(model, device)
-        padding = _some_padding(random)
-        return [
-            Probe({"input_ids": random}, True),
-            Probe({"input_ids": random, "attention_mask": padding}, True),
-        ]
+        base = getattr(model, "base_model", model)
+        batch = sample_inputs(base)
+        if batch is None:
+            raise ValueError(
+                "`batch` is needed to check the sliced model: the configuration of "
+                f"{type(model).__name__} does not tell what it takes; pass a small batch."
+            )
+        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
     given = inputs_of(prepare(batch, device, "batch"))
-    probes = [Probe(given, False)]
+    probes = [Probe(given, bare)]
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if isinstance(ids, Tensor) and ids.ndim == 2:
         if isinstance(mask, Tensor) and not bool((mask != 0).all()):
-            probes.append(Probe({k: v for k, v in given.items() if k != "attention_mask"}, False))
+            probes.append(Probe({k: v for k, v in given.items() if k != "attention_mask"}, bare))
         else:
-            probes.append(Probe({**given, "attention_mask": _some_padding(ids)}, False))
+            probes.append(Probe({**given, "attention_mask": _some_padding(ids)}, bare))
     return probes
 
 
@@ -112,7 +115,7 @@ def references(
     """
     traces = [trace(model, attention, probe, kept) for probe in probes]
     for index, block in enumerate(attention):
-        if not any(f"block {index}" in found for found in traces):
+        if not any(f"block {index} call 0" in found for found in traces):
             raise ValueError(
                 f"`batch` does not reach the block {block.name!r}, so slicing it cannot be checked; "
                 "pass a batch that uses it."
@@ -123,6 +126,7 @@ def references(
 def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | None) -> Trace:
     """Run ``model``, masked to ``kept`` if given, and keep what is to be compared."""
     found: dict[str, Tensor] = {}
+    calls = [0] * len(attention)  # a block that layers share runs several times
     mask = probe.batch.get("attention_mask")
 
     def keep(name: str, value: object) -> None:
@@ -132,7 +136,11 @@ def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | No
             found[name] = (value[mask != 0] if by_token else value).detach().clone()
 
     def listen(index: int) -> Callable[[nn.Module, object, object], None]:
-        return lambda module, args, output: keep(f"block {index}", output)
+        def heard(module: nn.Module, args: object, output: object) -> None:
+            keep(f"block {index} call {calls[index]}", output)
+            calls[index] += 1
+
+        return heard
 
     base = getattr(model, "base_model", model) if probe.bare else model
     handles = [b.out.register_forward_hook(listen(i)) for i, b in enumerate(attention)]
@@ -141,7 +149,7 @@ def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | No
             if kept is None:
                 output = base(**probe.batch)
             else:
-                with head_mask(model, kept):
+                with gated(attention, kept):
                     output = base(**probe.batch)
     finally:
         for handle in handles:
@@ -175,7 +183,7 @@ def compare(
         where = "with padding" if "attention_mask" in probe.batch else "without padding"
         for name, reference in expected.items():
             value = found.get(name)
-            label = f"block {names[int(name[6:])]!r}" if name.startswith("block ") else name
+            label = f"block {names[int(name.split()[1])]!r}" if name.startswith("block ") else name
             if value is None or value.shape != reference.shape:
                 shape = "is missing" if value is None else f"has shape {list(value.shape)}"
                 raise SliceError(
@@ -203,25 +211,10 @@ def _some_padding(ids: Tensor) -> Tensor:
 
 
 def _tolerance(attention: Attention) -> float:
-    weights = [m.weight for b in attention for _, m in projection_modules(b)]
-    dtypes = {w.dtype for w in weights if isinstance(w, Tensor)}
-    on_cuda = any(isinstance(w, Tensor) and w.is_cuda for w in weights)
+    weights = [b.site.get_parameter(piece.path) for b in attention for piece in b.pieces]
+    dtypes = {w.dtype for w in weights}
+    on_cuda = any(w.is_cuda for w in weights)
     if on_cuda and torch.get_float32_matmul_precision() != "highest":
         dtypes.add(torch.float16)  # TensorFloat-32 has the precision of half floats
     each = max(_TOLERANCE.get(dtype, 1e-1) for dtype in dtypes)
     return min(each * math.sqrt(len(attention)), 0.2)
-
-
-def _random_ids(model: nn.Module, device: torch.device) -> Tensor:
-    config: object = getattr(model, "config", None)
-    vocabulary: object = getattr(config, "vocab_size", None)
-    if not isinstance(vocabulary, int):
-        raise ValueError(
-            f"`batch` is needed to check the sliced model: the configuration of "
-            f"{type(model).__name__} does not tell its vocabulary; pass a small tokenised batch."
-        )
-    positions: object = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and MPNet lose two positions to padding.
-    length = min(_LENGTH, max(positions - 2, 1)) if isinstance(positions, int) else _LENGTH
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, vocabulary, (2, length), generator=generator).to(device)
