@@ -15,11 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, Floats, HeadSpace, Ints
+from cahp_opt.heads import Bools, Floats, HeadSpace, Ints, Unit
 from cahp_opt.latency import LatencyTable, Phase, Provenance
 from cahp_opt.progress import Progress, silent
+from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
-from cahp_opt.torch.batching import Batch, batch_size, device_of, inputs_of, prepare, real_tokens
+from cahp_opt.torch.batching import (
+    Batch,
+    batch_size,
+    device_of,
+    first_examples,
+    inputs_of,
+    prepare,
+    real_tokens,
+)
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.stopwatch import Timing, interleaved
@@ -62,13 +71,19 @@ def time_models(
 
 
 def measure_latency(
-    model: nn.Module, batch: Batch, *, repeats: int = 20, progress: Progress = silent
+    model: nn.Module,
+    batch: Batch,
+    *,
+    repeats: int = 20,
+    unit: Unit | None = None,
+    progress: Progress = silent,
 ) -> LatencyTable:
     """Measure the time of every attention block at every number of kept units, on this machine.
 
     Each count runs with really sliced weights on the inputs that ``batch`` brings to the block, and
     no unit kept runs as :func:`~cahp_opt.torch.slice_heads` stores it. Blocks that are alike (class,
-    shapes, settings, precision, inputs) share one measurement. The model is not changed.
+    shapes, settings, precision, inputs) share one measurement, and one that several layers share counts
+    as often as it runs. The model is not changed.
 
     Blocks alone run faster than in the model (see :func:`fit_anchors`), so the table is anchored on six
     whole models, from unpruned to nothing kept, even and uneven, that are timed in the same way: one
@@ -80,6 +95,7 @@ def measure_latency(
         batch: keyword arguments for the model, of the size to be optimised for.
         repeats: timed runs of every whole model; every point of a block, which is short, gets twice as
             many. A low quantile of them is reported.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
         progress: called once per round.
 
     Raises:
@@ -88,20 +104,20 @@ def measure_latency(
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
-    attention, device = find_attention(model), device_of(model)
+    attention, device = find_attention(model, unit=unit), device_of(model)
     space = attention.space
     batch = prepare(batch, device, "batch")
     anchors = _anchors(space)
     with evaluating(model):
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = time_models(
-            {name: _pruned(model, attention, kept) for name, kept in anchors.items()},
+            {name: _pruned(model, attention, kept, batch) for name, kept in anchors.items()},
             batch,
             repeats=repeats,
             progress=progress,
         )
-        alike, calls = _alike(model, attention, batch)
-        sites = _sliced_sites(model, attention, sorted(set(alike)))
+        alike, calls, times = _alike(model, attention, batch)
+        sites = _sliced_sites(model, attention, sorted(set(alike)), batch)
         with torch.inference_mode():
             blocks = interleaved(
                 {point: _once(site, calls[point[0]]) for point, site in sites.items()},
@@ -111,8 +127,8 @@ def measure_latency(
                 stage="time blocks",
             )
     alone = tuple(
-        np.array([blocks[first, k].seconds for k in range(units + 1)])
-        for first, units in zip(alike, space.units.tolist(), strict=True)
+        np.array([runs * blocks[first, k].seconds for k in range(units + 1)])
+        for first, units, runs in zip(alike, space.units.tolist(), times, strict=True)
     )
     counts = [space.counts(kept) for kept in anchors.values()]
     measured = np.array([wholes[name].seconds for name in anchors])
@@ -192,13 +208,17 @@ def _once(module: nn.Module, call: Call) -> Callable[[], object]:
     return lambda: module(*args, **kwargs)
 
 
-def _alike(model: nn.Module, attention: Attention, batch: Batch) -> tuple[list[int], list[Call]]:
-    """For every block the first block that is alike, and the arguments that each is called with."""
+def _alike(
+    model: nn.Module, attention: Attention, batch: Batch
+) -> tuple[list[int], list[Call], list[int]]:
+    """For every block the first block that is alike, its last arguments, and how often it runs."""
     calls: dict[int, Call] = {}
+    times = [0] * len(attention)
 
     def listener(b: int) -> Callable[..., None]:
         def listen(site: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             calls[b] = (args, kwargs)
+            times[b] += 1
 
         return listen
 
@@ -217,7 +237,7 @@ def _alike(model: nn.Module, attention: Attention, batch: Batch) -> tuple[list[i
         )
     first: dict[Hashable, int] = {}
     alike = [first.setdefault(_kind(block, calls[b]), b) for b, block in enumerate(attention)]
-    return alike, [calls[b] for b in range(len(attention))]
+    return alike, [calls[b] for b in range(len(attention))], times
 
 
 def _kind(block: AttentionBlock, call: Call) -> Hashable:
@@ -240,28 +260,29 @@ def _kind(block: AttentionBlock, call: Call) -> Hashable:
 
 
 def _sliced_sites(
-    model: nn.Module, attention: Attention, blocks: Sequence[int]
+    model: nn.Module, attention: Attention, blocks: Sequence[int], batch: Batch
 ) -> dict[tuple[int, int], nn.Module]:
     """By block and count, the attention site with only so many units."""
     space = attention.space
     place = places(space)
     sites: dict[tuple[int, int], nn.Module] = {}
     for k in range(int(space.units.max()) + 1):
-        small = _pruned(model, attention, place < k)
+        small = _pruned(model, attention, place < k, batch)
         for b in blocks:
             if k <= space.units[b]:
                 sites[b, k] = small.get_submodule(attention.blocks[b].name)
     return sites
 
 
-def _pruned(model: nn.Module, attention: Attention, kept: Bools) -> nn.Module:
+def _pruned(model: nn.Module, attention: Attention, kept: Bools, batch: Batch) -> nn.Module:
     """A sliced copy; all its weights outside the attention are the original's, to save memory."""
     if kept.all():
         return model
     own = {id(t) for block in attention for t in block.site.parameters()}
     shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
     copied = copy.deepcopy(model, {id(t): t for t in shared})
-    return slice_heads(copied, kept, in_place=True)
+    selection = Selection.from_kept(attention.space, kept)
+    return slice_heads(copied, selection, in_place=True, batch=first_examples(batch, 1))
 
 
 def places(space: HeadSpace) -> Ints:
