@@ -39,6 +39,8 @@ class Misfit(Exception):
 
 def best_layout(site: nn.Module) -> Layout | None:
     """The layout that ``site`` matches by its children, if any."""
+    if next(site.children(), None) is None:
+        return None
     fitting = [layout for layout in LAYOUTS if _owner_path(site, layout) is not None]
     return max(fitting, key=lambda x: (len(x.when), _found(site, x)), default=None)
 
@@ -264,12 +266,10 @@ def _owner_path(site: nn.Module, layout: Layout) -> str | None:
     """The first of the layout's owners that fits, or None if the site does not match the layout."""
     if isinstance(site, nn.MultiheadAttention):
         return None  # its output projection never runs as a module; see explicit.py
-    if not any(_is_linear_at(site, path) for path in layout.outs):
-        return None
     for path in layout.owners:
         owner = _member(site, path) if path else site
         if isinstance(owner, nn.Module) and _fits(owner, layout):
-            return path
+            return path if any(_is_linear_at(site, out) for out in layout.outs) else None
     return None
 
 
