@@ -11,6 +11,7 @@ from cahp_opt.torch.attention import (
 )
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.refitting import refit
@@ -26,6 +27,7 @@ __all__ = [
     "UnsupportedModelError",
     "calibrate",
     "capture_head_outputs",
+    "explicit_attention",
     "fidelity_of",
     "find_attention",
     "from_pretrained",
