@@ -159,6 +159,7 @@ def _even(*paths: str) -> tuple[Projection, ...]:
     return tuple(Projection(path, (Part.EVEN,), optional=True) for path in paths)
 
 
+_TORCH_BIAS = (Projection("in_proj_bias", _QKV, optional=True),)
 _MULTI_QUERY = (("multi_query", True), ("new_decoder_architecture", False))
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -196,8 +197,11 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("fused q, k, v: Bark", _fused("att_proj")),
     Layout(
         "torch.nn.MultiheadAttention made explicit",
-        (*_fused("in_proj_weight"), Projection("in_proj_bias", _QKV, optional=True)),
-        when=(("explicit", True),),
+        (*_fused("in_proj_weight"), *_TORCH_BIAS),
+    ),
+    Layout(
+        "torch.nn.MultiheadAttention made explicit, keys of another width",
+        (*_separate("q_proj_weight", "k_proj_weight", "v_proj_weight"), *_TORCH_BIAS),
     ),
     Layout(
         "head by head: GPT-NeoX, BLOOM, Falcon",
@@ -250,6 +254,8 @@ PARAMETERS = (
     HeadParameter("bias_u", 0),
     HeadParameter("bias_v", 0),
     HeadParameter("logit_scale", 0),
+    HeadParameter("bias_k", 2),
+    HeadParameter("bias_v", 2),
     HeadParameter("q_norm.weight", 0, ndim=2),
     HeadParameter("k_norm.weight", 0, Part.EVEN_KEY, ndim=2),
     HeadParameter("relative_position_bias_table", 1),
