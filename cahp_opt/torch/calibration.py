@@ -13,7 +13,7 @@ from cahp_opt.torch.attention import Attention, find_attention
 from cahp_opt.torch.batching import (
     Batch,
     batch_size,
-    first_examples,
+    examples,
     inputs_of,
     labels_of,
     length,
@@ -71,10 +71,10 @@ def calibrate(
     attention = find_attention(model)
     space = attention.space
     fidelity = fidelity_of(model) if fidelity is None else fidelity
-    moments = MomentSums(attention)
+    moments = MomentSums(model, attention)
     gradients = GradientSums(model, space, fidelity, [float(rho) for rho in densities], seed)
     divergence = DivergenceSums(model, attention)
-    examples = tokens = 0
+    seen = tokens = 0
     labelled: bool | None = None
     total = length(batches)
     with torch.inference_mode(False), evaluating(model):  # the caller may have inference mode on
@@ -85,19 +85,19 @@ def calibrate(
                     "`batches` has labels in some batches only; give all of them labels or none."
                 )
             labelled = has_labels
-            dense = _forward(model, attention, batch, fidelity, moments)
-            part = first_examples(batch, gradient_examples - examples)
-            if gradient_examples > examples:
-                gradients.add(part, dense[: batch_size(part)])
-            if divergence_examples > examples:
-                divergence.add(first_examples(batch, divergence_examples - examples))
-            examples += batch_size(batch)
+            dense, together = _forward(model, attention, batch, fidelity, moments)
+            if gradient_examples > seen:
+                part = examples(batch, 0, gradient_examples - seen)
+                gradients.add(part, dense[: batch_size(part)], together=together)
+            if divergence_examples > seen:
+                divergence.add(examples(batch, 0, divergence_examples - seen))
+            seen += batch_size(batch)
             tokens += int(real_tokens(batch).sum())
             progress("calibrate", done, total)
     return HeadStats(
         space,
         fingerprint(model),
-        examples,
+        seen,
         tokens,
         gradients.salience(),
         gradients.gauss_newton(),
@@ -112,14 +112,20 @@ def _forward(
     batch: Batch,
     fidelity: Fidelity,
     moments: MomentSums,
-) -> Tensor:
-    """The dense output of a batch; its head outputs go into ``moments`` on the way."""
+) -> tuple[Tensor, bool]:
+    """The dense output of a batch, and whether all activations have one row per example.
+
+    The head outputs go into ``moments`` on the way.
+    """
+    rows: set[int] = set()
 
     def sink(block: int, outputs: Tensor) -> None:
         moments.add(block, outputs, batch)
+        rows.add(len(outputs))
 
     with torch.no_grad(), capture_head_outputs(attention, sink):
-        return fidelity.output(model(**inputs_of(batch)), batch)
+        dense = fidelity.output(model(**inputs_of(batch)), batch)
+    return dense, rows <= {batch_size(batch)}
 
 
 def _check(densities: Sequence[float], gradient_examples: int, divergence_examples: int) -> None:
