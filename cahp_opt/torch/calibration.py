@@ -28,6 +28,8 @@ from cahp_opt.torch.masking import capture_head_outputs
 from cahp_opt.torch.moments import MomentSums
 from cahp_opt.torch.preserving import evaluating
 
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+
 
 def calibrate(
     model: nn.Module,
@@ -68,6 +70,11 @@ def calibrate(
             does not hand out.
     """
     _check(densities, gradient_examples, divergence_examples)
+    if isinstance(model, _WRAPPERS):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
+            "model inside it, `model.module`."
+        )
     attention = find_attention(model)
     space = attention.space
     fidelity = fidelity_of(model) if fidelity is None else fidelity
