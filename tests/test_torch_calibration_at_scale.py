@@ -100,9 +100,7 @@ def test_a_group_is_the_sum_of_its_heads() -> None:
 
         return scale
 
-    handles = [
-        b.out.register_forward_pre_hook(hook(i, b.width)) for i, b in enumerate(attention)
-    ]
+    handles = [b.out.register_forward_pre_hook(hook(i, b.width)) for i, b in enumerate(attention)]
     logits = model(**batch).logits
     for handle in handles:
         handle.remove()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.heads import Unit
 from cahp_opt.progress import Progress, silent
 from cahp_opt.stats import HeadStats
 from cahp_opt.torch.attention import Attention, find_attention
@@ -28,13 +29,14 @@ from cahp_opt.torch.masking import capture_head_outputs
 from cahp_opt.torch.moments import MomentSums
 from cahp_opt.torch.preserving import evaluating
 
-_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+_WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
 def calibrate(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
+    unit: Unit | None = None,
     densities: Sequence[float] = (1.0, 0.5),
     gradient_examples: int = 256,
     divergence_examples: int = 0,
@@ -55,6 +57,7 @@ def calibrate(
         batches: keyword arguments for the model, with ``attention_mask`` where there is padding; read
             once. ``labels`` never reach the model; they only turn salience from the gradient of a random
             probe of the output into that of the task loss.
+        unit: what is measured as one piece, as for :func:`~cahp_opt.torch.find_attention`.
         densities: of the random masks under which Gauss-Newton matrices are taken, each in (0, 1].
         gradient_examples: gate gradients are taken for the first so many examples; 64 already give
             stable matrices, and each costs a forward and a backward pass per density.
@@ -75,11 +78,11 @@ def calibrate(
             f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
             "model inside it, `model.module`."
         )
-    attention = find_attention(model)
+    attention = find_attention(model, unit=unit)
     space = attention.space
     fidelity = fidelity_of(model) if fidelity is None else fidelity
     moments = MomentSums(model, attention)
-    gradients = GradientSums(model, space, fidelity, [float(rho) for rho in densities], seed)
+    gradients = GradientSums(model, attention, fidelity, [float(rho) for rho in densities], seed)
     divergence = DivergenceSums(model, attention)
     seen = tokens = 0
     labelled: bool | None = None

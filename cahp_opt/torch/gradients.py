@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.heads import Floats
 from cahp_opt.stats import Total
+from cahp_opt.torch.attention import Attention
 from cahp_opt.torch.batching import Batch, batch_size, examples, inputs_of
 from cahp_opt.torch.draws import digests, generators
 from cahp_opt.torch.fidelity import Fidelity
-from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.masking import gated
 
 
 class GradientSums:
@@ -26,7 +27,7 @@ class GradientSums:
 
     Args:
         model: the model, in evaluation mode.
-        space: its blocks.
+        attention: its blocks.
         fidelity: what is differentiated.
         densities: of the masks; 1 is the unpruned model.
         seed: of the masks and probes, together with each example's content.
@@ -35,12 +36,13 @@ class GradientSums:
     def __init__(
         self,
         model: nn.Module,
-        space: HeadSpace,
+        attention: Attention,
         fidelity: Fidelity,
         densities: Sequence[float],
         seed: int,
     ) -> None:
-        self._model, self._space, self._fidelity, self._seed = model, space, fidelity, seed
+        self._model, self._attention, self._fidelity, self._seed = model, attention, fidelity, seed
+        self._space = space = attention.space
         self._salience: Floats = np.zeros(space.n)
         self._outer: dict[float, Floats] = {rho: np.zeros((space.n, space.n)) for rho in densities}
         self._count = 0
@@ -93,7 +95,7 @@ class GradientSums:
         with torch.enable_grad():
             gates = torch.tensor(masks, dtype=dtype, device=probe.device, requires_grad=True)
             # One example owns all activations, whatever their first axis is.
-            with head_mask(self._model, gates[0] if len(gates) == 1 else gates):
+            with gated(self._attention, gates[0] if len(gates) == 1 else gates):
                 output = self._fidelity.output(self._model(**inputs_of(batch)), batch)
             loss = self._fidelity.loss(output, batch) if with_loss else None
             by_loss: Floats | None = None

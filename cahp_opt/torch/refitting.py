@@ -22,7 +22,7 @@ from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums
-from cahp_opt.torch.walking import Point, Walk
+from cahp_opt.torch.walking import Point, Walk, check_runs_once
 
 _MEMORY = 2**29
 """Bytes of residual streams remembered per model, so that a block costs one layer rather than all
@@ -74,6 +74,8 @@ def refit(
     padding = Padding(model, attention)
     data = list(batches)  # walked once per block, in the same order every time
     with torch.no_grad(), evaluating(model, dense):
+        for batch in prepared(data[:1], dense):
+            check_runs_once(dense, reference, batch)
         ahead, behind = Walk(dense, reference, _MEMORY), Walk(model, attention, _MEMORY)
         for b, block in enumerate(attention):
             stage = f"refit block {b + 1}/{len(attention)}"
