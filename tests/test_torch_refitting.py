@@ -91,18 +91,10 @@ def test_redundant_heads_are_replaced(family: tiny_models.Family) -> None:
 
 def duplicate(block: AttentionBlock, model: nn.Module) -> None:
     """Make each odd unit compute what the even one before it does."""
-    for projection in block.layout.projections:
-        module = block.site.get_submodule(projection.path)
-        conv = type(module).__name__ == "Conv1D"
-        for parameter in module.parameters():
-            rows = parameter.T if conv and parameter.ndim == 2 else parameter
-            if len(projection.parts) == 1 or projection.order.name == "UNIT_BY_UNIT":
-                parts = [rows]
-            else:
-                parts = list(rows.chunk(len(projection.parts)))
-            for part in parts:
-                units = part.reshape(block.units, -1, *part.shape[1:])
-                units[1::2] = units[0::2].clone()
+    for piece in block.pieces:
+        entries = block.site.get_parameter(piece.path).movedim(piece.axis, 0)
+        for u in range(0, block.units, 2):
+            entries[piece.unit_of == u + 1] = entries[piece.unit_of == u].clone()
     for parameter in model.parameters():  # a position bias per head (MPNet) has to be the same too
         if parameter.shape[-1] == block.heads and parameter.ndim == 2:
             parameter[:, 1::2] = parameter[:, 0::2].clone()

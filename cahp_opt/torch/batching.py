@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -12,12 +13,19 @@ Batch = Mapping[str, Any]
 """The keyword arguments of ``model(**batch)``, and ``labels`` where there are any."""
 
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
+_DECODER_MASK = "decoder_attention_mask"
+_MASKS = ("attention_mask", _DECODER_MASK)
+_DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
+_IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
 
 
 def prepared(
     batches: Iterable[Any], model: nn.Module, argument: str = "batches"
 ) -> Iterator[Batch]:
     """Every batch, checked and moved to the model's device.
+
+    An encoder-decoder model that is given labels and no decoder input gets the input that it makes
+    from labels itself, because labels never reach a model here.
 
     Raises:
         ValueError: naming ``argument`` and the position of the batch that cannot be used: not a
@@ -27,7 +35,7 @@ def prepared(
     device = device_of(model)
     position = -1
     for position, batch in enumerate(batches):
-        yield prepare(batch, device, f"{argument}[{position}]")
+        yield _with_decoder_input(prepare(batch, device, f"{argument}[{position}]"), model)
     if position < 0:
         raise ValueError(f"`{argument}` is empty; at least one batch with one text is needed.")
 
@@ -52,8 +60,7 @@ def prepare(batch: object, device: torch.device, argument: str) -> Batch:
         )
     if not batch_size(moved):
         raise ValueError(f"`{argument}` holds no examples; drop empty batches.")
-    mask = moved.get("attention_mask")
-    if mask is not None:
+    for mask in (moved[name] for name in _MASKS if moved.get(name) is not None):
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(
@@ -68,15 +75,27 @@ def prepare(batch: object, device: torch.device, argument: str) -> Batch:
     return moved
 
 
+def _with_decoder_input(batch: Batch, model: nn.Module) -> Batch:
+    labels, make = (
+        labels_of(batch),
+        getattr(model, "prepare_decoder_input_ids_from_labels", None),
+    )
+    if labels is None or make is None or has_decoder_input(batch):
+        return batch
+    # Position t of the decoder reads label t - 1 and predicts label t: it is real where that label is.
+    real = (labels != _IGNORED).long()
+    return {"decoder_input_ids": make(labels=labels), _DECODER_MASK: real, **batch}
+
+
 def inputs_of(batch: Batch) -> dict[str, Any]:
     """The batch without its labels: what the model is called with."""
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
-def labels_of(batch: Batch) -> Tensor | None:
-    """The labels of the batch, or None."""
+def labels_of(batch: Batch, device: torch.device | None = None) -> Tensor | None:
+    """The labels of the batch, on ``device`` if given, or None."""
     labels = batch.get("labels")
-    return labels if isinstance(labels, Tensor) else None
+    return labels.to(device) if isinstance(labels, Tensor) else None
 
 
 def batch_size(batch: Batch) -> int:
@@ -84,8 +103,13 @@ def batch_size(batch: Batch) -> int:
     return int(_main(batch).shape[0])
 
 
+def has_decoder_input(batch: Batch) -> bool:
+    """Whether the batch says what the decoder of an encoder-decoder model reads."""
+    return any(isinstance(batch.get(key), Tensor) for key in _DECODER)
+
+
 def real_tokens(batch: Batch) -> Tensor:
-    """Which positions are real tokens rather than padding, bool ``[batch, tokens]``.
+    """Which positions of the main input are real tokens rather than padding, bool ``[batch, tokens]``.
 
     Without an attention mask every token is real; inputs without tokens (images) count one per
     example.
@@ -98,19 +122,45 @@ def real_tokens(batch: Batch) -> Tensor:
     return torch.ones(main.shape[0], tokens, dtype=torch.bool, device=main.device)
 
 
-def rows_of(values: Tensor, batch: Batch) -> Tensor:
-    """The rows of ``values`` ``[batch, tokens, width]`` at real tokens, ``[real tokens, width]``."""
-    rows = values.flatten(0, -2)
-    return rows[real_tokens(batch).flatten()] if "attention_mask" in batch else rows
+def decoder_tokens(batch: Batch) -> Tensor:
+    """Which positions of a decoder are real tokens, bool ``[batch, tokens]``.
+
+    Without a decoder input the decoder reads the main input.
+    """
+    if not has_decoder_input(batch):
+        return real_tokens(batch)
+    mask = batch.get(_DECODER_MASK)
+    if isinstance(mask, Tensor):
+        return mask != 0
+    given = next(batch[key] for key in _DECODER if isinstance(batch.get(key), Tensor))
+    return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
 
 
-def first_examples(batch: Batch, n: int) -> Batch:
-    """The batch cut to its first ``n`` examples."""
+def contents_of(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Every input of the model with one entry per example, in the order of their names.
+
+    Yields:
+        The name, the values ``[batch, ...]``, and where their second axis is that of tokens, which of
+        these are real, bool ``[batch, tokens]``.
+    """
     size = batch_size(batch)
-    if n >= size:
+    for key, value in sorted(inputs_of(batch).items()):
+        if key in _MASKS or not isinstance(value, Tensor) or not value.ndim:
+            continue
+        if value.shape[0] != size:
+            continue
+        real = decoder_tokens(batch) if key.startswith("decoder_") else real_tokens(batch)
+        by_token = value.ndim == (3 if key.endswith("inputs_embeds") else 2)
+        yield key, value, real if by_token and value.shape[:2] == real.shape else None
+
+
+def examples(batch: Batch, start: int, stop: int) -> Batch:
+    """The batch cut to its examples from ``start`` up to, not including, ``stop``."""
+    size = batch_size(batch)
+    if start <= 0 and stop >= size:
         return batch
     return {
-        key: value[:n]
+        key: value[start:stop]
         if isinstance(value, Tensor) and value.ndim and value.shape[0] == size
         else value
         for key, value in batch.items()
@@ -118,10 +168,28 @@ def first_examples(batch: Batch, n: int) -> Batch:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter; inputs go there."""
-    for parameter in model.parameters():
-        return parameter.device
-    raise ValueError("`model` has no parameters; pass a model with weights.")
+    """Where inputs go: the device of the input embedding, or else of the model's first weight.
+
+    A model spread over several devices hands activations on by itself. Weights that are not in memory
+    (offloaded by accelerate) are computed with on the device that their hook names.
+
+    Raises:
+        ValueError: if the model has no weights, or none that are in memory.
+    """
+    first: Any = None
+    with suppress(
+        AttributeError, NotImplementedError
+    ):  # not every model says what its embedding is
+        first = cast("Any", model).get_input_embeddings()
+    for module in (first, model):
+        for part in module.modules() if isinstance(module, nn.Module) else ():
+            device: object = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+            if device is not None and next(part.parameters(recurse=False), None) is not None:
+                return torch.device(cast("Any", device))
+            for parameter in part.parameters(recurse=False):
+                if not parameter.is_meta:
+                    return parameter.device
+    raise ValueError("`model` has no weights in memory; pass a model with weights.")
 
 
 def length(batches: Iterable[object]) -> int:

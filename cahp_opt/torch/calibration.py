@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.heads import Unit
 from cahp_opt.progress import Progress, silent
 from cahp_opt.stats import HeadStats
 from cahp_opt.torch.attention import Attention, find_attention
 from cahp_opt.torch.batching import (
     Batch,
     batch_size,
-    first_examples,
+    examples,
     inputs_of,
     labels_of,
     length,
@@ -28,11 +29,14 @@ from cahp_opt.torch.masking import capture_head_outputs
 from cahp_opt.torch.moments import MomentSums
 from cahp_opt.torch.preserving import evaluating
 
+_WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+
 
 def calibrate(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
+    unit: Unit | None = None,
     densities: Sequence[float] = (1.0, 0.5),
     gradient_examples: int = 256,
     divergence_examples: int = 0,
@@ -53,6 +57,7 @@ def calibrate(
         batches: keyword arguments for the model, with ``attention_mask`` where there is padding; read
             once. ``labels`` never reach the model; they only turn salience from the gradient of a random
             probe of the output into that of the task loss.
+        unit: what is measured as one piece, as for :func:`~cahp_opt.torch.find_attention`.
         densities: of the random masks under which Gauss-Newton matrices are taken, each in (0, 1].
         gradient_examples: gate gradients are taken for the first so many examples; 64 already give
             stable matrices, and each costs a forward and a backward pass per density.
@@ -68,13 +73,18 @@ def calibrate(
             does not hand out.
     """
     _check(densities, gradient_examples, divergence_examples)
-    attention = find_attention(model)
+    if isinstance(model, _WRAPPERS):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
+            "model inside it, `model.module`."
+        )
+    attention = find_attention(model, unit=unit)
     space = attention.space
     fidelity = fidelity_of(model) if fidelity is None else fidelity
-    moments = MomentSums(attention)
-    gradients = GradientSums(model, space, fidelity, [float(rho) for rho in densities], seed)
+    moments = MomentSums(model, attention)
+    gradients = GradientSums(model, attention, fidelity, [float(rho) for rho in densities], seed)
     divergence = DivergenceSums(model, attention)
-    examples = tokens = 0
+    seen = tokens = 0
     labelled: bool | None = None
     total = length(batches)
     with torch.inference_mode(False), evaluating(model):  # the caller may have inference mode on
@@ -85,19 +95,19 @@ def calibrate(
                     "`batches` has labels in some batches only; give all of them labels or none."
                 )
             labelled = has_labels
-            dense = _forward(model, attention, batch, fidelity, moments)
-            part = first_examples(batch, gradient_examples - examples)
-            if gradient_examples > examples:
-                gradients.add(part, dense[: batch_size(part)])
-            if divergence_examples > examples:
-                divergence.add(first_examples(batch, divergence_examples - examples))
-            examples += batch_size(batch)
+            dense, together = _forward(model, attention, batch, fidelity, moments)
+            if gradient_examples > seen:
+                part = examples(batch, 0, gradient_examples - seen)
+                gradients.add(part, dense[: batch_size(part)], together=together)
+            if divergence_examples > seen:
+                divergence.add(examples(batch, 0, divergence_examples - seen))
+            seen += batch_size(batch)
             tokens += int(real_tokens(batch).sum())
             progress("calibrate", done, total)
     return HeadStats(
         space,
         fingerprint(model),
-        examples,
+        seen,
         tokens,
         gradients.salience(),
         gradients.gauss_newton(),
@@ -112,14 +122,20 @@ def _forward(
     batch: Batch,
     fidelity: Fidelity,
     moments: MomentSums,
-) -> Tensor:
-    """The dense output of a batch; its head outputs go into ``moments`` on the way."""
+) -> tuple[Tensor, bool]:
+    """The dense output of a batch, and whether all activations have one row per example.
+
+    The head outputs go into ``moments`` on the way.
+    """
+    rows: set[int] = set()
 
     def sink(block: int, outputs: Tensor) -> None:
         moments.add(block, outputs, batch)
+        rows.add(len(outputs))
 
     with torch.no_grad(), capture_head_outputs(attention, sink):
-        return fidelity.output(model(**inputs_of(batch)), batch)
+        dense = fidelity.output(model(**inputs_of(batch)), batch)
+    return dense, rows <= {batch_size(batch)}
 
 
 def _check(densities: Sequence[float], gradient_examples: int, divergence_examples: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cahp_opt.heads import Floats
 from cahp_opt.stats import Total
-from cahp_opt.torch.attention import Attention
+from cahp_opt.torch.attention import Attention, AttentionBlock
 from cahp_opt.torch.batching import Batch, batch_size, inputs_of, real_tokens
 from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.preserving import unmarked
@@ -41,16 +41,19 @@ class DivergenceSums:
         """
         with torch.no_grad(), unmarked(self._model), eager_attention(self._model):
             output: Any = self._model(**inputs_of(batch), output_attentions=True)
-        maps = self._unit_maps(getattr(output, "attentions", None))
-        for example, real in zip(maps, real_tokens(batch), strict=True):
-            self._sum += jensen_shannon(example[:, real][:, :, real])
+        maps = self._unit_maps(getattr(output, "attentions", None), batch)
+        real = real_tokens(batch).to(maps.device)
+        if real.shape != (len(maps), maps.shape[2]):  # images: every patch is real
+            real = torch.ones(len(maps), maps.shape[2], dtype=torch.bool, device=maps.device)
+        for example, mask in zip(maps, real, strict=True):
+            self._sum += jensen_shannon(example[:, mask][:, :, mask])
         self._count += batch_size(batch)
 
     def result(self) -> Total:
         """Sum over examples of the divergences, ``[n, n]``."""
         return Total(self._sum, self._count)
 
-    def _unit_maps(self, attentions: Sequence[Any] | None) -> Tensor:
+    def _unit_maps(self, attentions: Sequence[Any] | None, batch: Batch) -> Tensor:
         """Attention maps of all units side by side, ``[batch, n, tokens, tokens]``."""
         blocks = self._attention.blocks
         found = [a for a in attentions or () if isinstance(a, Tensor) and a.ndim == 4]
@@ -59,16 +62,24 @@ class DivergenceSums:
                 f"`model` handed out attention maps with {[a.shape[1] for a in found]} heads, and its "
                 f"blocks have {[b.heads for b in blocks]}; calibrate with `divergence_examples=0`."
             )
-        if len({a.shape[2:] for a in found}) != 1 or found[0].shape[2] != found[0].shape[3]:
+        size = batch_size(batch)
+        if {(len(a), *a.shape[2:]) for a in found} != {(size, *found[0].shape[2:3] * 2)}:
             raise ValueError(
                 f"`model` handed out attention maps of the shapes {[list(a.shape) for a in found]}, which "
                 "cannot be compared; calibrate with `divergence_examples=0`."
             )
+        device = found[0].device
         grouped = [
-            wide(a).reshape(len(a), b.units, -1, *a.shape[2:]).mean(dim=2)
-            for a, b in zip(found, blocks, strict=True)
+            _by_unit(wide(a).to(device), block) for a, block in zip(found, blocks, strict=True)
         ]
         return torch.cat(grouped, dim=1)
+
+
+def _by_unit(maps: Tensor, block: AttentionBlock) -> Tensor:
+    """The maps ``[batch, heads, ...]`` of a block's heads as the means over every unit's heads."""
+    of_head = block.columns[:: block.head_dim]
+    heads = np.argsort(of_head, kind="stable").tolist()
+    return maps[:, heads].reshape(len(maps), block.units, -1, *maps.shape[2:]).mean(dim=2)
 
 
 def jensen_shannon(maps: Tensor) -> Floats:

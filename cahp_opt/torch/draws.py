@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of, real_tokens
+from cahp_opt.torch.batching import Batch, batch_size, contents_of
 
 
 def digests(batch: Batch) -> list[bytes]:
@@ -17,19 +16,13 @@ def digests(batch: Batch) -> list[bytes]:
 
     It is the same whatever the order, the batching, the padding or the device.
     """
-    size = batch_size(batch)
-    mask = real_tokens(batch).cpu()
-    hashes = [hashlib.sha256() for _ in range(size)]
-    for key, value in sorted(inputs_of(batch).items()):
-        if key == "attention_mask" or not isinstance(value, Tensor) or not value.ndim:
-            continue
-        if value.shape[0] != size:
-            continue
+    hashes = [hashlib.sha256() for _ in range(batch_size(batch))]
+    for key, value, real in contents_of(batch):
         floating = value.is_floating_point()
         array = value.detach().cpu().to(torch.float32 if floating else torch.int64)
-        padded = array.ndim > 1 and array.shape[1] == mask.shape[1]
+        mask = None if real is None else real.cpu()
         for i, h in enumerate(hashes):
-            row = array[i][mask[i]] if padded else array[i]
+            row = array[i] if mask is None else array[i][mask[i]]
             h.update(f"{key}{list(row.shape)}".encode())
             h.update(np.ascontiguousarray(row.numpy()).tobytes())
     return [h.digest() for h in hashes]

@@ -63,7 +63,7 @@ def evaluate(
         for done, batch in enumerate(prepared(batches, model), start=1):
             inputs = inputs_of(batch)
             reference = fidelity.output(dense(**inputs), batch)
-            other = fidelity.output(model(**inputs), batch)
+            other = fidelity.output(model(**inputs), batch).to(reference.device)
             tally.add(reference, other, fidelity.distance(reference, other, batch), batch)
             examples += batch_size(batch)
             progress("evaluate", done, total)

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cahp_opt.torch.batching import Batch, labels_of, real_tokens
+from cahp_opt.torch.batching import Batch, decoder_tokens, labels_of, real_tokens
 from cahp_opt.torch.tallies import ClassTally, EmbeddingTally, RegressionTally, Tally, TokenTally
 
 Generators = Sequence[np.random.Generator]
 
+_EMBEDDINGS = ("text_embeds", "image_embeds")
 _IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
 
 
@@ -82,7 +83,7 @@ class ClassLogits(Fidelity):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Cross entropy of the labels."""
-        labels = labels_of(batch)
+        labels = labels_of(batch, output.device)
         if labels is None:
             return None
         return functional.cross_entropy(wide(output), labels.reshape(-1), reduction="none")
@@ -109,7 +110,7 @@ class Regression(Fidelity):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Half the squared error."""
-        labels = labels_of(batch)
+        labels = labels_of(batch, output.device)
         if labels is None:
             return None
         return (wide(output) - labels.reshape(output.shape)).square().sum(dim=-1) / 2
@@ -122,7 +123,7 @@ class Regression(Fidelity):
 class TokenLogits(Fidelity):
     """Language models and token classifiers, logits ``[batch, tokens, vocabulary]``.
 
-    The distance is the KL divergence (nats) from the dense probabilities, as the mean over the
+    In encoder-decoder models the tokens are the decoder's. The distance is the KL divergence (nats) from the dense probabilities, as the mean over the
     example's real tokens, so that every example counts the same however long it is.
 
     Args:
@@ -133,7 +134,7 @@ class TokenLogits(Fidelity):
 
     def output(self, model_output: Any, batch: Batch) -> Tensor:
         logits = _field(model_output, "logits", 3, "[batch, tokens, vocabulary]")
-        expected = real_tokens(batch).shape
+        expected = decoder_tokens(batch).shape
         if logits.shape[:2] != expected:
             raise ValueError(
                 f"the model returned logits of shape {list(logits.shape)} for inputs of shape "
@@ -142,21 +143,23 @@ class TokenLogits(Fidelity):
         return logits
 
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        real = real_tokens(batch)
-        return torch.where(real, kl_divergence(dense, other), 0).sum(dim=1) / real.sum(dim=1)
+        real = decoder_tokens(batch).to(dense.device)
+        kl = torch.where(real, kl_divergence(dense, other), 0)
+        return kl.sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
-        real = real_tokens(batch).cpu().numpy()
+        real = decoder_tokens(batch).cpu().numpy()
         uniforms = np.zeros(real.shape)
         for row, mask, rng in zip(uniforms, real, rngs, strict=True):
             row[mask] = rng.random(int(mask.sum()))
-        weights = real / np.sqrt(real.sum(axis=1, keepdims=True))  # squared: one over the tokens
+        tokens = real.sum(axis=1, keepdims=True).clip(min=1)
+        weights = real / np.sqrt(tokens)  # squared: one over the tokens
         probe = softmax_probe(output, torch.as_tensor(uniforms))
         return probe * torch.as_tensor(weights).to(probe)[..., None]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Cross entropy of the labels, as the mean over the example's labelled tokens."""
-        labels = labels_of(batch)
+        labels = labels_of(batch, output.device)
         if labels is None:
             return None
         if self.causal:
@@ -172,16 +175,39 @@ class TokenLogits(Fidelity):
 
 @dataclass(frozen=True)
 class PooledEmbedding(Fidelity):
-    """Encoders without a head: one minus the cosine of the mean last hidden state over real tokens."""
+    """Models without a head: one minus the cosine of what represents an example.
+
+    That is the mean last hidden state over real tokens (the decoder's in encoder-decoder models) or over
+    all patches of an image; in models that hand out an embedding of the text, the image or both
+    (CLIP), that embedding, with the mean of the two distances for pairs.
+    """
 
     def output(self, model_output: Any, batch: Batch) -> Tensor:
+        embeddings = [getattr(model_output, name, None) for name in _EMBEDDINGS]
+        given = [e for e in embeddings if isinstance(e, Tensor) and e.ndim == 2]
+        if given:
+            return self._pair(given)
         hidden = wide(_field(model_output, "last_hidden_state", 3, "[batch, tokens, width]"))
-        real = real_tokens(batch)
+        real = decoder_tokens(batch).to(hidden.device)
+        if real.shape != hidden.shape[:2]:
+            real = real_tokens(batch).to(hidden.device)
         if (
             real.shape != hidden.shape[:2]
         ):  # images: patches stand where tokens do, all of them real
             return hidden.mean(dim=1)
         return torch.where(real[..., None], hidden, 0).sum(dim=1) / real.sum(dim=1, keepdim=True)
+
+    def _pair(self, embeddings: Sequence[Tensor]) -> Tensor:
+        """Unit vectors side by side: the cosine of two such rows is the mean of the parts' cosines."""
+        if len({len(e) for e in embeddings}) != 1:
+            raise ValueError(
+                f"the model embedded {' and '.join(str(len(e)) for e in embeddings)} examples of its "
+                "inputs; give one image for every text."
+            )
+        device = embeddings[0].device
+        return torch.cat(
+            [functional.normalize(wide(e).to(device), dim=-1) for e in embeddings], dim=-1
+        )
 
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         del batch
@@ -241,11 +267,22 @@ def _tokens(config: Any) -> Fidelity:
     return TokenLogits(causal=False)
 
 
+def _conditional(config: Any) -> Fidelity:
+    # Encoder-decoder models predict the label at the same position; the others are language models
+    # that see images or sound, and predict the next token.
+    return TokenLogits(causal=not getattr(config, "is_encoder_decoder", False))
+
+
 _HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
     ("ForSequenceClassification", _sequence_head),
     ("ForImageClassification", _sequence_head),
+    ("ForImageClassificationWithTeacher", _sequence_head),
+    ("ForVideoClassification", _sequence_head),
+    ("ForAudioClassification", _sequence_head),
     ("ForCausalLM", _causal),
     ("LMHeadModel", _causal),
+    ("ForConditionalGeneration", _conditional),
+    ("EncoderDecoderModel", _tokens),
     ("ForMaskedLM", _tokens),
     ("ForTokenClassification", _tokens),
 )

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.heads import Floats
 from cahp_opt.stats import Total
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of
+from cahp_opt.torch.attention import Attention
+from cahp_opt.torch.batching import Batch, batch_size, examples, inputs_of
 from cahp_opt.torch.draws import digests, generators
 from cahp_opt.torch.fidelity import Fidelity
-from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.masking import gated
 
 
 class GradientSums:
@@ -26,7 +27,7 @@ class GradientSums:
 
     Args:
         model: the model, in evaluation mode.
-        space: its blocks.
+        attention: its blocks.
         fidelity: what is differentiated.
         densities: of the masks; 1 is the unpruned model.
         seed: of the masks and probes, together with each example's content.
@@ -35,22 +36,36 @@ class GradientSums:
     def __init__(
         self,
         model: nn.Module,
-        space: HeadSpace,
+        attention: Attention,
         fidelity: Fidelity,
         densities: Sequence[float],
         seed: int,
     ) -> None:
-        self._model, self._space, self._fidelity, self._seed = model, space, fidelity, seed
+        self._model, self._attention, self._fidelity, self._seed = model, attention, fidelity, seed
+        self._space = space = attention.space
         self._salience: Floats = np.zeros(space.n)
         self._outer: dict[float, Floats] = {rho: np.zeros((space.n, space.n)) for rho in densities}
         self._count = 0
 
-    def add(self, batch: Batch, dense: Tensor) -> None:
-        """Add one batch, whose dense output is ``dense``.
+    def add(self, batch: Batch, dense: Tensor, *, together: bool) -> None:
+        """Add one batch.
+
+        Args:
+            batch: the batch.
+            dense: its dense output.
+            together: whether the first axis of all activations is that of the examples, so that
+                every example can have gates of its own; otherwise examples run one by one.
 
         Raises:
             ValueError: naming the block if a gradient is not finite.
         """
+        if together:
+            self._add(batch, dense)
+            return
+        for i in range(batch_size(batch)):
+            self._add(examples(batch, i, i + 1), dense[i : i + 1])
+
+    def _add(self, batch: Batch, dense: Tensor) -> None:
         contents = digests(batch)
         for rho in sorted({1.0, *self._outer}, reverse=True):  # salience is taken at density 1
             rngs = generators(contents, self._seed, rho)
@@ -79,14 +94,15 @@ class GradientSums:
         dtype = torch.float64 if exact else torch.float32
         with torch.enable_grad():
             gates = torch.tensor(masks, dtype=dtype, device=probe.device, requires_grad=True)
-            with head_mask(self._model, gates) as active:
+            # One example owns all activations, whatever their first axis is.
+            with gated(self._attention, gates[0] if len(gates) == 1 else gates):
                 output = self._fidelity.output(self._model(**inputs_of(batch)), batch)
             loss = self._fidelity.loss(output, batch) if with_loss else None
             by_loss: Floats | None = None
             if loss is not None:
-                (gradient,) = torch.autograd.grad(loss.sum(), active, retain_graph=True)
+                (gradient,) = torch.autograd.grad(loss.sum(), gates, retain_graph=True)
                 by_loss = self._finite(gradient)
-            (gradient,) = torch.autograd.grad((output * probe).sum(), active)
+            (gradient,) = torch.autograd.grad((output * probe).sum(), gates)
         return self._finite(gradient), by_loss
 
     def _finite(self, gradient: Tensor) -> Floats:

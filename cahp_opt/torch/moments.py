@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cahp_opt.heads import Floats
+from cahp_opt.heads import Floats, Ints
 from cahp_opt.stats import Moments
-from cahp_opt.torch.attention import Attention, out_weight
-from cahp_opt.torch.batching import Batch, rows_of
+from cahp_opt.torch.attention import Attention, AttentionBlock
+from cahp_opt.torch.batching import Batch
 from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.padding import Padding
+from cahp_opt.torch.readout import readout_weight
+
+_SHARE = 4  # of the free memory of a device, one part in so many may hold sums
+
+
+@dataclass
+class _Sums:
+    """The running sums of one block, in double precision."""
+
+    sum: Tensor
+    outer: Tensor
+    count: int = 0
 
 
 class MomentSums:
@@ -18,13 +33,20 @@ class MomentSums:
 
     A batch is multiplied in the precision of the model, at least single, and added up in double: one
     batch is short enough for single precision (about 1e-6 of the largest entry), the data are not.
+    The sums of a block stay on the device that computes it, ``8 * width ** 2`` bytes each, unless they
+    would take much of the memory that is free there; then they live in main memory. What they take
+    does not depend on the amount of data. A block that runs several times per pass adds up its runs.
+
+    Args:
+        model: the model.
+        attention: its blocks.
     """
 
-    def __init__(self, attention: Attention) -> None:
-        self._attention = attention
-        self._sum: list[Floats] = [np.zeros(block.width) for block in attention]
-        self._outer: list[Floats] = [np.zeros((block.width, block.width)) for block in attention]
-        self._count = [0] * len(attention)
+    def __init__(self, model: nn.Module, attention: Attention) -> None:
+        self._attention, self._padding = attention, Padding(model, attention)
+        self._order = [column_order(block) for block in attention]
+        self._sums: list[_Sums | None] = [None] * len(attention)
+        self._all = sum(8 * block.width**2 for block in attention)
 
     def add(self, block: int, outputs: Tensor, batch: Batch) -> None:
         """Add the head outputs ``[batch, tokens, width]`` of one block.
@@ -32,22 +54,52 @@ class MomentSums:
         Raises:
             ValueError: naming the block if a real token's outputs are not finite.
         """
-        z = wide(rows_of(outputs.detach(), batch))
+        z = wide(self._padding.rows(block, outputs.detach(), batch))
         total, outer = z.sum(dim=0), z.T @ z
         if not bool(torch.isfinite(outer.diagonal().sum() + total.sum())):
             raise ValueError(
                 f"the head outputs of block {self._attention.blocks[block].name!r} hold NaN or infinite "
                 "values; check the model's weights and precision."
             )
-        self._sum[block] += total.cpu().double().numpy()
-        self._outer[block] += outer.cpu().double().numpy()
-        self._count[block] += len(z)
+        sums = self._sums[block]
+        if sums is None:
+            home, d = _home(z.device, self._all), z.shape[1]
+            sums = _Sums(_zeros(home, d), _zeros(home, d, d))
+            self._sums[block] = sums
+        sums.sum += total.to(sums.sum.device)
+        sums.outer += outer.to(sums.outer.device)
+        sums.count += len(z)
 
     def result(self) -> tuple[Moments, ...]:
-        """The moments of every block, with the readout ``W' W`` of its output projection."""
+        """The moments of every block, with the readout ``W' W`` of its output projection.
+
+        The columns stand unit by unit, whatever their order in the model.
+        """
         made: list[Moments] = []
-        for b, block in enumerate(self._attention):
-            weight = out_weight(block).detach().cpu().double()
+        for block, sums, order in zip(self._attention, self._sums, self._order, strict=True):
+            weight = readout_weight(block.out, block.width).cpu().double()[:, order]
             readout: Floats = (weight.T @ weight).numpy()
-            made.append(Moments(self._sum[b], self._outer[b], readout, self._count[b]))
+            if sums is None:  # the data never reached it
+                empty = np.zeros((block.width, block.width))
+                made.append(Moments(empty[0], empty, readout, 0))
+                continue
+            outer: Floats = sums.outer.cpu().numpy()
+            first: Floats = sums.sum.cpu().numpy()
+            made.append(Moments(first[order], outer[np.ix_(order, order)], readout, sums.count))
         return tuple(made)
+
+
+def column_order(block: AttentionBlock) -> Ints:
+    """The input columns of a block's output projection, unit by unit."""
+    return np.argsort(block.columns, kind="stable")
+
+
+def _zeros(device: torch.device, *shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+
+def _home(device: torch.device, needed: int) -> torch.device:
+    """Where sums of ``needed`` bytes in all live, when ``device`` computes what they add up."""
+    if device.type == "cuda" and needed * _SHARE <= torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")

@@ -17,11 +17,12 @@ from cahp_opt.torch.attention import (
     out_bias,
     out_weight,
 )
-from cahp_opt.torch.batching import Batch, device_of, prepared, rows_of
+from cahp_opt.torch.batching import Batch, prepared
 from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums
-from cahp_opt.torch.walking import Point, Walk
+from cahp_opt.torch.walking import Point, Walk, check_runs_once
 
 _MEMORY = 2**29
 """Bytes of residual streams remembered per model, so that a block costs one layer rather than all
@@ -70,18 +71,21 @@ def refit(
         raise ValueError("`model` and `dense` are the same object; slice a copy and refit that.")
     attention, reference = find_attention(model), find_attention(dense)
     _check_match(attention, reference)
+    padding = Padding(model, attention)
     data = list(batches)  # walked once per block, in the same order every time
     with torch.no_grad(), evaluating(model, dense):
+        for batch in prepared(data[:1], dense):
+            check_runs_once(dense, reference, batch)
         ahead, behind = Walk(dense, reference, _MEMORY), Walk(model, attention, _MEMORY)
         for b, block in enumerate(attention):
             stage = f"refit block {b + 1}/{len(attention)}"
-            sums = _sums(block, model)
+            sums = _sums(block)
             both = zip(prepared(data, model), prepared(data, dense), strict=True)
             for number, (batch, dense_batch) in enumerate(both):
                 goal, here = ahead.to(b, dense_batch, number), behind.to(b, batch, number)
                 heads = wide(here.heads)[..., :0] if block.ghost else wide(here.heads)
                 missing = _stream(goal).to(heads.device) - _stream(here)
-                sums.add(rows_of(heads, batch), rows_of(missing, batch))
+                sums.add(padding.rows(b, heads, batch), padding.rows(b, missing, batch))
                 progress(stage, number + 1, len(data))
             if not sums.finite:
                 raise ValueError(
@@ -106,8 +110,9 @@ def _correct(block: AttentionBlock, weights: Tensor, intercept: Tensor | None) -
         weight.copy_(weight + (weights.T if is_conv1d(block.out) else weights))
 
 
-def _sums(block: AttentionBlock, model: nn.Module) -> RidgeSums:
-    return RidgeSums(0 if block.ghost else block.width, _hidden(block), device_of(model))
+def _sums(block: AttentionBlock) -> RidgeSums:
+    weight = out_weight(block)
+    return RidgeSums(0 if block.ghost else block.width, len(weight), weight.device)
 
 
 def _check_match(attention: Attention, reference: Attention) -> None:

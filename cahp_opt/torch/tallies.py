@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cahp_opt.torch.batching import Batch, labels_of, real_tokens
+from cahp_opt.torch.batching import Batch, decoder_tokens, labels_of
 
 
 class Tally(ABC):
@@ -52,7 +52,7 @@ class ClassTally(Tally):
         expected, predicted = dense.argmax(dim=-1), other.argmax(dim=-1)
         self._kl.add(distance)
         self._agreement.add(expected == predicted)
-        labels = labels_of(batch)
+        labels = labels_of(batch, dense.device)
         if labels is not None:
             self._dense_accuracy.add(expected == labels.reshape(-1))
             self._accuracy.add(predicted == labels.reshape(-1))
@@ -73,7 +73,7 @@ class RegressionTally(Tally):
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
         self._difference.add((dense - other).square())
-        labels = labels_of(batch)
+        labels = labels_of(batch, dense.device)
         if labels is not None:
             labels = labels.reshape(dense.shape)
             self._dense_error.add((dense - labels).square())
@@ -97,15 +97,15 @@ class TokenTally(Tally):
         self._dense, self._other = Mean(), Mean()
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
-        real = real_tokens(batch)
+        real = decoder_tokens(batch).to(dense.device)
         self._kl += float((distance.double() * real.sum(dim=1)).sum())
         self._tokens += int(real.sum())
         expected, predicted = dense.argmax(dim=-1), other.argmax(dim=-1)
         self._agreement.add((expected == predicted)[real])
-        labels = labels_of(batch)
+        labels = labels_of(batch, dense.device)
         if self._causal and isinstance(batch.get("input_ids"), Tensor):
             follows = real[:, :-1] & real[:, 1:]
-            targets = batch["input_ids"][:, 1:][follows]
+            targets = batch["input_ids"].to(dense.device)[:, 1:][follows]
             for logits, mean in ((dense, self._dense), (other, self._other)):
                 mean.add(
                     functional.cross_entropy(

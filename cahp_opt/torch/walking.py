@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cahp_opt.torch.attention import Attention, AttentionBlock
 from cahp_opt.torch.batching import Batch, inputs_of
+from cahp_opt.torch.masking import capture_head_outputs
 
 
 class _Reached(Exception):
@@ -38,7 +39,9 @@ class Walk:
     A transformer layer reads the residual stream as its first input, before or after the norm alike, so
     a run can resume at any layer: earlier layers pass their input through, and the layer's first input
     is replaced by the one remembered. What is remembered is one residual stream per batch, up to a
-    limit of memory; batches beyond it run from the start each time.
+    limit of memory; batches beyond it run from the start each time. Layers that do not stand in one list
+    (two towers, an encoder and a decoder) run from the start each time too, because others may read
+    what skipped ones should have made.
 
     Args:
         model: the model, in evaluation mode.
@@ -50,13 +53,14 @@ class Walk:
     """
 
     def __init__(self, model: nn.Module, attention: Attention, memory: int) -> None:
-        self._model, self._attention, self._memory = model, attention, memory
+        self._model, self._attention = model, attention
         self._layers = [layer_of(model, block) for block in attention]
         if len({id(layer) for layer in self._layers}) != len(self._layers):
             raise ValueError(
                 "`model` has layers with more than one attention block (such as cross-attention), which "
                 "refitting does not know how to walk; refit is for encoders and decoder-only models."
             )
+        self._memory = memory if _in_one_list(model, self._layers) else 0
         self._remembered: dict[int, tuple[int, Tensor]] = {}
         self._rest: dict[int, tuple[Any, ...] | None] = {}
 
@@ -70,6 +74,7 @@ class Walk:
         """
         start, state = self._remembered.get(number, (0, None))
         found: dict[str, Tensor] = {}
+        name = self._attention.blocks[block].name
 
         def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found["residual"] = first_input(layer, args, kwargs)
@@ -78,6 +83,12 @@ class Walk:
             return with_first_input(layer, args, kwargs, state)
 
         def stop(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if "residual" in found and output.shape != found["residual"].shape:
+                raise ValueError(
+                    f"block {name!r} writes rows {list(output.shape)} and its layer reads rows "
+                    f"{list(found['residual'].shape)} (windows, perhaps), which refitting does not "
+                    "know how to match; this model is not supported."
+                )
             found["heads"], found["out"] = args[0], output
             raise _Reached
 
@@ -98,8 +109,8 @@ class Walk:
                 self._model(**inputs_of(batch))
         if "out" not in found or "residual" not in found:
             raise ValueError(
-                f"`model` did not run block {self._attention.blocks[block].name!r} on this input; refit "
-                "needs batches that every block sees."
+                f"`model` did not run block {name!r} on this input; refit needs batches that every block "
+                "sees."
             )
         self._remember(number, block, found["residual"])
         return Point(found["residual"], found["heads"], found["out"])
@@ -147,6 +158,28 @@ def _forward_replaced(
             own["forward"] = before
 
 
+def check_runs_once(model: nn.Module, attention: Attention, batch: Batch) -> None:
+    """Refuse a model that runs a block several times: a walk would only see the first run.
+
+    Raises:
+        ValueError: naming the block.
+    """
+    runs = [0] * len(attention)
+
+    def count(block: int, outputs: Tensor) -> None:
+        del outputs
+        runs[block] += 1
+
+    with capture_head_outputs(attention, count):
+        model(**inputs_of(batch))
+    for block, found in zip(attention, runs, strict=True):
+        if found > 1:
+            raise ValueError(
+                f"`model` runs block {block.name!r} {found} times per pass, with the same weights, which "
+                "one fit cannot serve; refitting this model is not supported."
+            )
+
+
 def layer_of(model: nn.Module, block: AttentionBlock) -> nn.Module:
     """The transformer layer around a block: its nearest ancestor that is an element of a ModuleList.
 
@@ -161,6 +194,12 @@ def layer_of(model: nn.Module, block: AttentionBlock) -> nn.Module:
         f"block {block.name!r} lies in no list of layers, so its residual stream cannot be found; "
         "refitting this model is not supported."
     )
+
+
+def _in_one_list(model: nn.Module, layers: list[nn.Module]) -> bool:
+    wanted = {id(layer) for layer in layers}
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return any(wanted <= {id(layer) for layer in one} for one in lists)
 
 
 def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,120 @@
+"""Calibration in several processes: every one measures its own data, then they add up."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from cahp_opt.heads import Floats
+from cahp_opt.stats import HeadStats, Moments, Total
+
+
+def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None) -> HeadStats:
+    """Add up the statistics of all processes; every process gets the sum.
+
+    Under ``torchrun`` or ``accelerate launch`` each process calibrates the batches of its own share of
+    the data, then all of them call this::
+
+        accelerator = Accelerator()
+        loader = accelerator.prepare_data_loader(loader)
+        stats = gather_stats(calibrate(model.to(accelerator.device), loader))
+        if accelerator.is_main_process:
+            stats.save("stats.safetensors")
+
+    It is the sum ``a + b + ...`` of :class:`~cahp_opt.stats.HeadStats`, so it equals one process that sees all the
+    data, up to rounding, where no cap on examples binds. Caps hold per process: with ``R`` processes
+    ``gradient_examples=256`` means up to ``256 * R`` in all. Data loaders that repeat examples to
+    give every process as many batches (accelerate's ``even_batches``) count these examples twice.
+
+    Give :func:`~cahp_opt.torch.calibrate` the model itself, not a ``DistributedDataParallel`` around it. Where
+    ``torch.distributed`` is not initialised there is one process, and ``stats`` comes back as it is.
+
+    Args:
+        stats: what this process measured.
+        group: the processes that take part, all of which must call this; None for all there are.
+
+    Raises:
+        ValueError: in every process, if the statistics are of different models or measured different
+            things, or if a launcher started several processes that are not connected.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        started = os.environ.get("WORLD_SIZE", "1")
+        if started not in ("", "1"):
+            raise ValueError(
+                f"a launcher started {started} processes, and `torch.distributed` is not initialised, so "
+                "their statistics cannot be added; make an `Accelerator()` or call "
+                "`torch.distributed.init_process_group()` first."
+            )
+        return stats
+    device = _device(group)
+    _check_alike(stats, device, group)
+
+    def summed(total: Total) -> Total:
+        return Total(_sum(total.sum, device, group), count(total.count))
+
+    def count(value: int) -> int:
+        return int(_sum(np.array(value, dtype=np.float64), device, group))
+
+    return HeadStats(
+        stats.space,
+        stats.model,
+        count(stats.examples),
+        count(stats.tokens),
+        summed(stats.salience),
+        {rho: summed(total) for rho, total in stats.gauss_newton.items()},
+        tuple(
+            Moments(
+                _sum(m.sum, device, group), _sum(m.outer, device, group), m.readout, count(m.count)
+            )
+            for m in stats.moments
+        ),
+        None if stats.divergence is None else summed(stats.divergence),
+    )
+
+
+def _check_alike(
+    stats: HeadStats, device: torch.device, group: distributed.ProcessGroup | None
+) -> None:
+    model = repr((stats.model, stats.space))
+    options = repr((list(stats.gauss_newton), len(stats.moments), stats.divergence is not None))
+    digests = [_digest(model), _digest(options)]
+    mine = torch.tensor(digests, dtype=torch.uint8, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
+    untyped: Any = distributed
+    untyped.all_gather(everyone, mine, group=group)
+    for rank, theirs in enumerate(everyone):
+        if not torch.equal(theirs[0], everyone[0][0]):
+            raise ValueError(
+                f"process {rank} calibrated another model than process 0; load the same weights, in the "
+                "same precision, in every process."
+            )
+        if not torch.equal(theirs[1], everyone[0][1]):
+            raise ValueError(
+                f"process {rank} calibrated with other options than process 0; use the same densities and "
+                "kinds of statistics in every process."
+            )
+
+
+def _digest(text: str) -> list[int]:
+    return list(hashlib.sha256(text.encode()).digest())
+
+
+def _sum(array: Floats, device: torch.device, group: distributed.ProcessGroup | None) -> Floats:
+    """The sum over all processes, in double precision (exact for counts below 2**53)."""
+    values = torch.tensor(array, dtype=torch.float64, device=device)
+    untyped: Any = distributed
+    untyped.all_reduce(values, group=group)
+    result: Floats = values.cpu().numpy()
+    return result
+
+
+def _device(group: distributed.ProcessGroup | None) -> torch.device:
+    """A device that the backend of the group can send from."""
+    if "nccl" in str(distributed.get_backend(group)):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

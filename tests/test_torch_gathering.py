@@ -1,0 +1,96 @@
+"""Calibration in two processes over gloo gives what one process gives on all data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from test_torch_calibration import assert_same, collate, texts
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from cahp_opt.stats import HeadStats
+from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.gathering import gather_stats
+
+PROCESSES = 2
+
+
+def measured(rows: list[list[int]], seed: int = 0, **options: object) -> HeadStats:
+    model = tiny_models.LLAMA_GQA.build(seed=seed).double()
+    options.setdefault("divergence_examples", 100)
+    return calibrate(model, [collate(rows[:2]), collate(rows[2:])], **options)  # type: ignore[arg-type]
+
+
+def shares() -> list[list[list[int]]]:
+    rows = texts(9)
+    return [rows[:4], rows[4:]]  # of different sizes
+
+
+@contextmanager
+def connected(rank: int, folder: Path) -> Iterator[None]:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=PROCESSES
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def refusal(stats: HeadStats) -> str:
+    try:
+        gather_stats(stats)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def work(rank: int, folder: Path) -> None:
+    """What each process does; it writes down what it got."""
+    torch.set_num_threads(1)
+    mine = measured(shares()[rank])
+    with connected(rank, folder):
+        gather_stats(mine).save(folder / f"{rank}.safetensors")
+        said = [
+            refusal(measured(shares()[rank], seed=rank)),
+            refusal(measured(shares()[rank], densities=(1.0, 0.5) if rank else (1.0,))),
+            refusal(measured(shares()[rank], divergence_examples=rank)),
+        ]
+    (folder / f"{rank}.txt").write_text("\n".join(said), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gathering")
+    spawn(work, (folder,), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+    return folder
+
+
+def test_every_process_gets_the_sums_of_one_process(folder: Path) -> None:
+    one = measured([row for share in shares() for row in share])
+    results = [HeadStats.load(folder / f"{rank}.safetensors") for rank in range(PROCESSES)]
+    for result in results:
+        assert_same(result, one, rtol=1e-8)
+        assert result.salience.count == one.salience.count == 9
+    assert_same(results[0], results[1], rtol=0)
+
+
+def test_every_process_refuses_what_does_not_add_up(folder: Path) -> None:
+    for rank in range(PROCESSES):
+        said = (folder / f"{rank}.txt").read_text(encoding="utf-8").splitlines()
+        assert said[0].startswith("process 1 calibrated another model than process 0")
+        assert all(s.startswith("process 1 calibrated with other options") for s in said[1:])
+
+
+def test_one_process_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = measured(texts(3), divergence_examples=0)
+    assert gather_stats(stats) is stats
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a launcher started 2 processes"):
+        gather_stats(stats)
