@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 
 from cahp_opt.torch import UnsupportedModelError, explicit_attention
 from cahp_opt.torch.explicit import ExplicitAttention
@@ -307,14 +307,14 @@ def test_compile_and_export() -> None:
     expected = explicit(x, x, x)[0]
     compiled = torch.compile(explicit, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, x, x)[0], expected)
-    program = torch.export.export(explicit, (x, x, x))
-    torch.testing.assert_close(program.module()(x, x, x)[0], expected)
+    program: Any = torch.export.export(explicit, (x, x, x)).module()
+    torch.testing.assert_close(program(x, x, x)[0], expected)
 
 
 def test_what_cannot_be_done_is_refused() -> None:
     model = nn.ModuleList([nn.MultiheadAttention(WIDTH, HEADS) for _ in range(2)])
-    weight_norm: Any = parametrizations.weight_norm
-    weight_norm(model.get_submodule("1.out_proj"))
+    register: Any = parametrize.register_parametrization
+    register(model.get_submodule("1.out_proj"), "weight", nn.Identity())
     with pytest.raises(UnsupportedModelError, match="1 .MultiheadAttention. has an output proj"):
         explicit_attention(model)
     assert all(type(m) is nn.MultiheadAttention for m in model)

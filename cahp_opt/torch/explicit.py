@@ -200,7 +200,7 @@ def explicit_attention(model: nn.Module) -> int:
     # Untyped, because the class of an object changes here.
     found: list[tuple[str, Any]] = [(n, m) for n, m in modules if type(m) is nn.MultiheadAttention]
     for name, module in found:
-        out: type = type(module.out_proj)
+        out = cast("type[nn.Module]", type(module.out_proj))
         if out not in (nn.Linear, NonDynamicallyQuantizableLinear):
             raise UnsupportedModelError(
                 f"{name or 'the model itself'} (MultiheadAttention) has an output projection of type "
