@@ -13,6 +13,7 @@ from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.gathering import gather_stats
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.slicing import selection_of, slice_heads
@@ -31,6 +32,7 @@ __all__ = [
     "fidelity_of",
     "find_attention",
     "from_pretrained",
+    "gather_stats",
     "head_mask",
     "measure_latency",
     "refit",

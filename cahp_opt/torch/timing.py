@@ -24,7 +24,7 @@ from cahp_opt.torch.batching import (
     Batch,
     batch_size,
     device_of,
-    first_examples,
+    examples,
     inputs_of,
     prepare,
     real_tokens,
@@ -282,7 +282,7 @@ def _pruned(model: nn.Module, attention: Attention, kept: Bools, batch: Batch) -
     shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
     copied = copy.deepcopy(model, {id(t): t for t in shared})
     selection = Selection.from_kept(attention.space, kept)
-    return slice_heads(copied, selection, in_place=True, batch=first_examples(batch, 1))
+    return slice_heads(copied, selection, in_place=True, batch=examples(batch, 0, 1))
 
 
 def places(space: HeadSpace) -> Ints:
