@@ -1,0 +1,305 @@
+"""Describing attention that no layout fits, from its output projection and its number of units.
+
+What differentiation finds for one site of one size is turned into a description that holds for any
+number of units: along every axis that is cut, entries run through the units, so many for each. Such a
+description can be read, pasted, saved beside a sliced model and applied on the meta device, where
+nothing can be differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from torch import nn
+
+from cahp_opt.heads import Ints
+from cahp_opt.torch.attention import UnsupportedModelError
+from cahp_opt.torch.blocks import Piece
+from cahp_opt.torch.tracing import Target, Trace, trace_targets
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Where attention that is not understood hands its heads on.
+
+    Args:
+        site: path of the attention module in the model, such as ``model.layers.0.self_attn``.
+        out: path of its output projection inside the site, such as ``o_proj``.
+        units: how many units share the input columns of ``out``, side by side and equally: the
+            key/value heads where query heads share them, else the heads.
+        heads: query heads; None for as many as units.
+    """
+
+    site: str
+    out: str
+    units: int
+    heads: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stretch of an axis: ``each`` entries for the first unit, the next ``each`` for the second, ...
+
+    Args:
+        each: how many entries; of every unit in turn, or of all together.
+        shared: whether they belong to all units together and are never cut.
+    """
+
+    each: int
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A parameter that is cut with the units, whatever their number.
+
+    Args:
+        path: its path inside the site.
+        axis: the axis along which it is cut.
+        runs: what the axis consists of, in order.
+    """
+
+    path: str
+    axis: int
+    runs: tuple[Run, ...]
+
+    def units(self, size: int) -> int | None:
+        """How many units an axis of this size has; None if it can have no such size."""
+        each = sum(run.each for run in self.runs if not run.shared)
+        rest = size - sum(run.each for run in self.runs if run.shared)
+        return rest // each if rest > 0 and rest % each == 0 else None
+
+    def piece(self, units: int) -> Piece:
+        """The unit of every entry where there are so many units."""
+        ids = np.arange(units)
+        parts = [np.full(r.each, -1) if r.shared else np.repeat(ids, r.each) for r in self.runs]
+        return Piece(self.path, self.axis, np.concatenate(parts).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Description:
+    """How attention of one class is cut, independent of its number of units.
+
+    Args:
+        cls: name of the class of the site.
+        out: path of the output projection inside the site.
+        heads_per_unit: query heads of a unit.
+        cuts: every parameter that is cut, the output projection's columns included.
+        heads: attributes that hold the number of query heads, as paths inside the site.
+        kv_heads: attributes that hold the number of key/value heads, likewise.
+        arguments: arguments of the site's forward with a slice for every query head: name and axis.
+    """
+
+    cls: str
+    out: str
+    heads_per_unit: int
+    cuts: tuple[Cut, ...]
+    heads: tuple[str, ...] = ()
+    kv_heads: tuple[str, ...] = ()
+    arguments: tuple[tuple[str, int], ...] = ()
+
+    def pieces(self, site: nn.Module) -> tuple[Piece, ...]:
+        """The pieces of a site of this class, on any device, the meta device included.
+
+        Raises:
+            UnsupportedModelError: if the site's shapes do not fit the description.
+        """
+        found: dict[str, int | None] = {}
+        for cut in self.cuts:
+            parameter = _tensor(site, cut.path)
+            size = None if parameter is None else parameter[cut.axis]
+            found[f"{cut.path} on axis {cut.axis} of size {size}"] = (
+                None if size is None else cut.units(size)
+            )
+        counts = set(found.values())
+        if len(counts) != 1 or None in counts:
+            sizes = "; ".join(f"{place}: {n} units" for place, n in found.items())
+            raise UnsupportedModelError(
+                f"a {type(site).__name__} does not fit its description: {sizes}."
+            )
+        units = cast("int", counts.pop())
+        return tuple(cut.piece(units) for cut in self.cuts)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a JSON file: names, numbers and lists only; shared runs are negative numbers."""
+        return {
+            "class": self.cls,
+            "out": self.out,
+            "heads_per_unit": self.heads_per_unit,
+            "cuts": [
+                {"path": c.path, "axis": c.axis, "runs": [-r.each if r.shared else r.each for r in c.runs]}
+                for c in self.cuts
+            ],
+            "heads": list(self.heads),
+            "kv_heads": list(self.kv_heads),
+            "arguments": [list(a) for a in self.arguments],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Description:
+        """The description that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: if the data is not one.
+        """
+        try:
+            cuts = tuple(
+                Cut(str(c["path"]), int(c["axis"]), tuple(Run(abs(int(r)), int(r) < 0) for r in c["runs"]))
+                for c in data["cuts"]
+            )
+            description = cls(
+                cls=str(data["class"]),
+                out=str(data["out"]),
+                heads_per_unit=int(data["heads_per_unit"]),
+                cuts=cuts,
+                heads=tuple(map(str, data["heads"])),
+                kv_heads=tuple(map(str, data["kv_heads"])),
+                arguments=tuple((str(name), int(axis)) for name, axis in data["arguments"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the description of a traced attention is damaged ({error!r}).") from None
+        if not cuts or any(not any(r.each and not r.shared for r in c.runs) for c in cuts):
+            raise ValueError("the description of a traced attention cuts nothing.")
+        return description
+
+    def __str__(self) -> str:
+        """The description as Python, to be pasted."""
+        lines = ["Description(", f"    cls={self.cls!r},", f"    out={self.out!r},"]
+        lines.append(f"    heads_per_unit={self.heads_per_unit},")
+        lines.append("    cuts=(")
+        for cut in self.cuts:
+            runs = ", ".join(f"Run({r.each}{', shared=True' if r.shared else ''})" for r in cut.runs)
+            lines.append(f"        Cut({cut.path!r}, axis={cut.axis}, runs=({runs},)),")
+        lines.append("    ),")
+        for name in ("heads", "kv_heads", "arguments"):
+            value: tuple[object, ...] = getattr(self, name)
+            if value:
+                lines.append(f"    {name}={value!r},")
+        return "\n".join([*lines, ")"])
+
+
+def complete(
+    model: nn.Module, anchors: Sequence[Anchor], batch: Mapping[str, Any]
+) -> tuple[Description, ...]:
+    """Describe attention sites from their output projections, by differentiation.
+
+    The result is a claim about gradients; slicing still checks numbers.
+
+    Args:
+        model: the model, with weights in memory.
+        anchors: the sites.
+        batch: keyword arguments for the model: a few examples of several tokens, without padding.
+
+    Returns:
+        One description per anchor.
+
+    Raises:
+        UnsupportedModelError: if units cannot be removed one by one, or the entries of a parameter
+            follow no regular order; the sentence names the parameter.
+        ValueError: if an anchor does not fit the model.
+    """
+    targets = [_target(model, anchor) for anchor in anchors]
+    traces = trace_targets(model, targets, batch)
+    return tuple(
+        _description(anchor, target, trace)
+        for anchor, target, trace in zip(anchors, targets, traces, strict=True)
+    )
+
+
+def runs_of(unit_of: Ints, units: int) -> tuple[Run, ...] | None:
+    """The runs along an axis whose entries belong to these units (-1: to all); None if irregular."""
+    runs: list[Run] = []
+    start, size = 0, len(unit_of)
+    while start < size:
+        first = int(unit_of[start])
+        each = _length(unit_of, start)
+        if first < 0:
+            runs.append(Run(each, shared=True))
+            start += each
+            continue
+        # Two runs of one unit each stand side by side where there is a single unit.
+        stop = start + each * units
+        if units < 2 or not np.array_equal(unit_of[start:stop], np.repeat(np.arange(units), each)):
+            return None
+        runs.append(Run(each))
+        start = stop
+    return tuple(runs)
+
+
+def _length(unit_of: Ints, start: int) -> int:
+    others = np.flatnonzero(unit_of[start:] != unit_of[start])
+    return int(others[0]) if len(others) else len(unit_of) - start
+
+
+def _target(model: nn.Module, anchor: Anchor) -> Target:
+    try:
+        site = model.get_submodule(anchor.site)
+        out = site.get_submodule(anchor.out)
+    except AttributeError as error:
+        raise ValueError(f"`anchors` names a module that is not there: {error}.") from None
+    # A linear layer says how many columns it reads; a transposed one by its weight's rows.
+    width: object = getattr(out, "in_features", getattr(out, "nx", None))
+    heads = anchor.units if anchor.heads is None else anchor.heads
+    if not isinstance(width, int):
+        raise ValueError(
+            f"`anchors`: {anchor.site}.{anchor.out} is a {type(out).__name__}, and the output "
+            "projection must be a linear layer."
+        )
+    if anchor.units < 2 or heads % anchor.units or width % heads:
+        raise ValueError(
+            f"`anchors`: {anchor.site} cannot have {anchor.units} units and {heads} heads: two units "
+            f"at least must share the heads, and the heads the {width} input columns of {anchor.out}."
+        )
+    columns = np.repeat(np.arange(anchor.units), width // anchor.units).astype(np.int64)
+    return Target(anchor.site, site, anchor.out, columns)
+
+
+def _description(anchor: Anchor, target: Target, trace: Trace) -> Description:
+    if trace.obstacles:
+        raise UnsupportedModelError(trace.obstacles[0])
+    cuts: list[Cut] = []
+    for piece in trace.pieces:
+        runs = runs_of(piece.unit_of, trace.units)
+        if runs is None:
+            raise UnsupportedModelError(
+                f"{trace.name}: the entries of {piece.path} on axis {piece.axis} belong to units in no "
+                "regular order, or the batch did not reach all of them; try another batch."
+            )
+        cuts.append(Cut(piece.path, piece.axis, runs))
+    if not any(cut.path.startswith(f"{anchor.out}.") for cut in cuts):
+        raise UnsupportedModelError(
+            f"{trace.name}: the columns of {anchor.out} do not follow from its weights."
+        )
+    heads = anchor.heads or anchor.units
+    return Description(
+        cls=type(target.site).__name__,
+        out=anchor.out,
+        heads_per_unit=heads // anchor.units,
+        cuts=tuple(cuts),
+        heads=tuple(_counts(target.site, heads, keys=False)),
+        kv_heads=tuple(_counts(target.site, anchor.units, keys=True)),
+        arguments=tuple((p.path, p.axis) for p in trace.head_arguments),
+    )
+
+
+def _counts(site: nn.Module, value: int, *, keys: bool) -> Iterator[str]:
+    """Attributes that count query heads, or key/value heads: judged by name, then by value."""
+    for path, module in site.named_modules():
+        for name, found in vars(module).items():
+            words = name.lower()
+            counts = "head" in words and not any(w in words for w in ("dim", "size", "group"))
+            if counts and (("kv" in words or "key" in words) is keys) and type(found) is int:
+                if found == value:
+                    yield f"{path}.{name}" if path else name
+
+
+def _tensor(site: nn.Module, path: str) -> tuple[int, ...] | None:
+    stem, _, name = path.rpartition(".")
+    try:
+        found: object = getattr(site.get_submodule(stem), name, None)
+    except AttributeError:
+        return None
+    return tuple(found.shape) if hasattr(found, "shape") else None
