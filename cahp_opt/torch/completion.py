@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from cahp_opt.heads import Ints
 from cahp_opt.torch.attention import UnsupportedModelError
 from cahp_opt.torch.blocks import Piece
+from cahp_opt.torch.ownership import arguments_of, obstacles, pieces_of
 from cahp_opt.torch.tracing import Target, Trace, trace_targets
 
 
@@ -109,8 +110,8 @@ class Description:
         """
         found: dict[str, int | None] = {}
         for cut in self.cuts:
-            parameter = _tensor(site, cut.path)
-            size = None if parameter is None else parameter[cut.axis]
+            shape = _shape(site, cut.path)
+            size = shape[cut.axis] if cut.axis < len(shape) else None
             found[f"{cut.path} on axis {cut.axis} of size {size}"] = (
                 None if size is None else cut.units(size)
             )
@@ -130,7 +131,11 @@ class Description:
             "out": self.out,
             "heads_per_unit": self.heads_per_unit,
             "cuts": [
-                {"path": c.path, "axis": c.axis, "runs": [-r.each if r.shared else r.each for r in c.runs]}
+                {
+                    "path": c.path,
+                    "axis": c.axis,
+                    "runs": [-r.each if r.shared else r.each for r in c.runs],
+                }
                 for c in self.cuts
             ],
             "heads": list(self.heads),
@@ -147,7 +152,11 @@ class Description:
         """
         try:
             cuts = tuple(
-                Cut(str(c["path"]), int(c["axis"]), tuple(Run(abs(int(r)), int(r) < 0) for r in c["runs"]))
+                Cut(
+                    str(c["path"]),
+                    int(c["axis"]),
+                    tuple(Run(abs(int(r)), int(r) < 0) for r in c["runs"]),
+                )
                 for c in data["cuts"]
             )
             description = cls(
@@ -160,7 +169,9 @@ class Description:
                 arguments=tuple((str(name), int(axis)) for name, axis in data["arguments"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the description of a traced attention is damaged ({error!r}).") from None
+            raise ValueError(
+                f"the description of a traced attention is damaged ({error!r})."
+            ) from None
         if not cuts or any(not any(r.each and not r.shared for r in c.runs) for c in cuts):
             raise ValueError("the description of a traced attention cuts nothing.")
         return description
@@ -171,7 +182,9 @@ class Description:
         lines.append(f"    heads_per_unit={self.heads_per_unit},")
         lines.append("    cuts=(")
         for cut in self.cuts:
-            runs = ", ".join(f"Run({r.each}{', shared=True' if r.shared else ''})" for r in cut.runs)
+            runs = ", ".join(
+                f"Run({r.each}{', shared=True' if r.shared else ''})" for r in cut.runs
+            )
             lines.append(f"        Cut({cut.path!r}, axis={cut.axis}, runs=({runs},)),")
         lines.append("    ),")
         for name in ("heads", "kv_heads", "arguments"):
@@ -258,10 +271,10 @@ def _target(model: nn.Module, anchor: Anchor) -> Target:
 
 
 def _description(anchor: Anchor, target: Target, trace: Trace) -> Description:
-    if trace.obstacles:
-        raise UnsupportedModelError(trace.obstacles[0])
+    for sentence in obstacles(trace):
+        raise UnsupportedModelError(sentence)
     cuts: list[Cut] = []
-    for piece in trace.pieces:
+    for piece in pieces_of(trace):
         runs = runs_of(piece.unit_of, trace.units)
         if runs is None:
             raise UnsupportedModelError(
@@ -281,25 +294,26 @@ def _description(anchor: Anchor, target: Target, trace: Trace) -> Description:
         cuts=tuple(cuts),
         heads=tuple(_counts(target.site, heads, keys=False)),
         kv_heads=tuple(_counts(target.site, anchor.units, keys=True)),
-        arguments=tuple((p.path, p.axis) for p in trace.head_arguments),
+        arguments=tuple((p.path, p.axis) for p in arguments_of(trace)),
     )
 
 
 def _counts(site: nn.Module, value: int, *, keys: bool) -> Iterator[str]:
     """Attributes that count query heads, or key/value heads: judged by name, then by value."""
-    for path, module in site.named_modules():
+    for path, module in cast("Iterator[tuple[str, nn.Module]]", site.named_modules()):
         for name, found in vars(module).items():
             words = name.lower()
             counts = "head" in words and not any(w in words for w in ("dim", "size", "group"))
-            if counts and (("kv" in words or "key" in words) is keys) and type(found) is int:
-                if found == value:
-                    yield f"{path}.{name}" if path else name
+            of_keys = "kv" in words or "key" in words
+            if counts and of_keys is keys and type(found) is int and found == value:
+                yield f"{path}.{name}" if path else name
 
 
-def _tensor(site: nn.Module, path: str) -> tuple[int, ...] | None:
+def _shape(site: nn.Module, path: str) -> tuple[int, ...]:
+    """The shape of a tensor of the site; empty if it has none of this name."""
     stem, _, name = path.rpartition(".")
     try:
         found: object = getattr(site.get_submodule(stem), name, None)
     except AttributeError:
-        return None
-    return tuple(found.shape) if hasattr(found, "shape") else None
+        return ()
+    return tuple(found.shape) if isinstance(found, Tensor) else ()

@@ -9,10 +9,9 @@ without slicing anything, and attention that no table describes can still be rea
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -20,10 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.heads import Bools, Ints
-from cahp_opt.torch.blocks import Attention, Piece
+from cahp_opt.torch.blocks import Attention
 from cahp_opt.torch.preserving import evaluating
-
-_SHARED = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,74 +67,10 @@ class Trace:
     arguments: Mapping[str, tuple[Bools, ...]]
     norms: Mapping[str, Bools]
 
-    @cached_property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The parameters of which every unit owns entries, and along which axis."""
-        found = [
-            Piece(path, axis, unit_of)
-            for path, touched in self.touched.items()
-            for axis, unit_of in _owned(touched)
-        ]
-        weights = {(p.path, len(p.unit_of)): p.unit_of for p in found}
-        filled: list[Piece] = []
-        for piece in found:
-            stem, _, last = piece.path.rpartition(".")
-            weight = weights.get((f"{stem}.weight", len(piece.unit_of)))
-            untouched = ~self.touched[piece.path][piece.axis].any(axis=0)
-            unit_of = piece.unit_of
-            if last == "bias" and weight is not None:
-                # Softmax ignores what a key bias adds to all keys alike: its gradient is rounding.
-                unit_of = np.where(untouched, weight, unit_of)
-            filled.append(Piece(piece.path, piece.axis, _smoothed(unit_of, untouched)))
-        return tuple(filled)
 
-    @cached_property
-    def head_arguments(self) -> tuple[Piece, ...]:
-        """The arguments of the site's forward with a slice of their own for every unit."""
-        return tuple(
-            Piece(name, axis, unit_of)
-            for name, touched in self.arguments.items()
-            for axis, unit_of in _owned(touched)
-        )
-
-    @cached_property
-    def unreached(self) -> tuple[str, ...]:
-        """Parameters on which no unit's output depends: behind the attention, or not run at all."""
-        return tuple(
-            path for path, touched in self.touched.items() if not any(t.any() for t in touched)
-        )
-
-    @cached_property
-    def obstacles(self) -> tuple[str, ...]:
-        """Why units cannot be removed one by one: a sentence for every parameter that ties them."""
-        if not self.reached:
-            return (f"{self.name}: the batch does not reach its output projection.",)
-        if self.units == 1:
-            return ()
-        sentences: list[str] = []
-        cut = {piece.path for piece in self.pieces}
-        for path, touched in self.touched.items():
-            if path not in cut and (several := _several(touched)):
-                axis, index, units = several
-                sentences.append(
-                    f"{path}: {_place(axis, len(touched))} {index} serves the units "
-                    f"{_listed(units)} and not the others, so they cannot be removed one by one."
-                )
-        for piece in self.pieces:
-            reads = self.norms.get(piece.path.rpartition(".")[0])
-            if reads is not None and reads.shape[1] == len(piece.unit_of):
-                if (reads.sum(axis=0) > 1).any():
-                    sentences.append(
-                        f"{piece.path} belongs to the units entry by entry, but its module mixes its "
-                        "whole input, as a normalisation over all heads together does, so the units "
-                        "cannot be removed one by one."
-                    )
-        if not cut:
-            sentences.append("no parameter has entries that serve a single unit.")
-        return tuple(f"{self.name}: {sentence}" for sentence in sentences)
-
-
-def trace_units(model: nn.Module, attention: Attention, batch: Mapping[str, Any]) -> tuple[Trace, ...]:
+def trace_units(
+    model: nn.Module, attention: Attention, batch: Mapping[str, Any]
+) -> tuple[Trace, ...]:
     """Trace every block of a model in one forward pass.
 
     Args:
@@ -148,60 +81,6 @@ def trace_units(model: nn.Module, attention: Attention, batch: Mapping[str, Any]
     """
     targets = [Target(b.name, b.site, _path(b.site, b.out), b.columns) for b in attention]
     return trace_targets(model, targets, batch)
-
-
-def contradictions(
-    model: nn.Module, attention: Attention, batch: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Where the blocks' pieces and differentiation disagree, in sentences; empty if nowhere.
-
-    What the batch does not reach is not contradicted.
-
-    Args:
-        model: the model.
-        attention: its blocks.
-        batch: as for :func:`trace_units`.
-    """
-    traces = trace_units(model, attention, batch)
-    return tuple(
-        sentence
-        for block, trace in zip(attention, traces, strict=True)
-        for sentence in disagreements(trace, block.pieces)
-    )
-
-
-def disagreements(trace: Trace, pieces: Sequence[Piece]) -> tuple[str, ...]:
-    """Where pieces said to be those of a block differ from what was traced, in sentences."""
-    if trace.units == 1 or not trace.reached:
-        return ()
-    sentences: list[str] = []
-    for piece in pieces:
-        axes = trace.touched.get(piece.path)
-        if axes is None:
-            continue  # no float parameter of the site: nothing to differentiate
-        if piece.axis >= len(axes) or axes[piece.axis].shape[1] != len(piece.unit_of):
-            sentences.append(
-                f"{piece.path} has the sizes {[a.shape[1] for a in axes]}, and the table cuts "
-                f"{len(piece.unit_of)} entries on axis {piece.axis}."
-            )
-            continue
-        touched = axes[piece.axis]
-        count = touched.sum(axis=0)
-        by_table = np.zeros_like(touched)
-        owned = np.flatnonzero(piece.unit_of >= 0)
-        by_table[piece.unit_of[owned], owned] = True
-        by_table[:, piece.unit_of < 0] = True
-        # A shared entry need not serve all units on this batch; an owned one must serve its own alone.
-        wrong = np.where(piece.unit_of >= 0, (touched & ~by_table).any(axis=0), count == 1)
-        sentences += _differences(piece, touched, wrong, len(axes))
-    known = {(piece.path, piece.axis) for piece in pieces}
-    for piece in trace.pieces:
-        if (piece.path, piece.axis) not in known:
-            wrong = piece.unit_of >= 0
-            shared = Piece(piece.path, piece.axis, np.full_like(piece.unit_of, _SHARED))
-            axes = trace.touched[piece.path]
-            sentences += _differences(shared, axes[piece.axis], wrong, len(axes))
-    return tuple(f"{trace.name}: {sentence}" for sentence in sentences)
 
 
 def trace_targets(
@@ -227,8 +106,8 @@ class _Recorder:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._out = target.site.get_submodule(target.out)
-        named = dict(target.site.named_parameters())
-        named |= dict(target.site.named_buffers())  # tables of slopes or masks may have heads too
+        named: dict[str, Tensor] = _named(target.site.named_parameters())
+        named |= _named(target.site.named_buffers())  # tables of slopes or masks may have heads too
         self._tensors = {path: t for path, t in named.items() if t.is_floating_point()}
         self._arguments: dict[str, Tensor] = {}
         self._norm_inputs: dict[str, Tensor] = {}
@@ -236,11 +115,11 @@ class _Recorder:
         self._done = False
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None, None, None]:
         site = self._target.site
         wanted = [(t, t.requires_grad) for t in self._tensors.values()]
         handles = [site.register_forward_pre_hook(self._enter, with_kwargs=True)]
-        for path, module in site.named_modules():
+        for path, module in _modules(site):
             if module is not site and module is not self._out and _has_only_vectors(module):
                 handles.append(module.register_forward_pre_hook(self._norm_hook(path)))
         handles.append(self._out.register_forward_pre_hook(self._leave))
@@ -298,7 +177,7 @@ class _Recorder:
             {name: leaf(name, x) for name, x in kwargs.items()},
         )
 
-    def _norm_hook(self, path: str) -> Any:
+    def _norm_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
             if not self._done and args and isinstance(args[0], Tensor) and args[0].requires_grad:
                 self._norm_inputs.setdefault(path, args[0])
@@ -340,13 +219,17 @@ class _Recorder:
                 self._note(unit, behind, output, random)
 
     def _note(self, unit: int, tensors: Mapping[str, Tensor], value: Tensor, along: Tensor) -> None:
-        gradients = torch.autograd.grad(
-            value, list(tensors.values()), along, retain_graph=True, allow_unused=True
+        # The stubs do not know that `allow_unused` gives None.
+        gradients = cast(
+            "tuple[Tensor | None, ...]",
+            torch.autograd.grad(
+                value, list(tensors.values()), along, retain_graph=True, allow_unused=True
+            ),
         )
         for key, gradient in zip(tensors, gradients, strict=True):
             if gradient is None:
                 continue
-            found = gradient.nan_to_num(0.0) != 0
+            found = gradient.abs() > 0  # NaN says nothing
             if key not in self._touched:
                 shape = gradient.shape
                 self._touched[key] = [np.zeros((self._target.units, n), dtype=bool) for n in shape]
@@ -355,82 +238,13 @@ class _Recorder:
                 into[unit] |= (found.any(dim=others) if others else found).cpu().numpy()
 
 
-def _owned(touched: tuple[Bools, ...]) -> list[tuple[int, Ints]]:
-    """The axes along which single units own entries, each with the unit of every entry."""
-    clean: list[tuple[float, int, Ints]] = []
-    for axis, by_unit in enumerate(touched):
-        count = by_unit.sum(axis=0)
-        units = len(by_unit)
-        if units > 1 and (count == 1).any() and not ((count > 1) & (count < units)).any():
-            unit_of = np.where(count == 1, by_unit.argmax(axis=0), _SHARED)
-            clean.append((float((count == 1).mean()), axis, unit_of.astype(np.int64)))
-    clean.sort(key=lambda found: (-found[0], found[1]))
-    # One entry may serve one unit by chance, such as a distance that a single head looks at; a second
-    # axis counts only where all of it is owned.
-    return [(axis, unit_of) for share, axis, unit_of in clean[:1] + [c for c in clean[1:] if c[0] == 1]]
-
-
-def _several(touched: tuple[Bools, ...]) -> tuple[int, int, list[int]] | None:
-    """Axis, index and units of an entry that serves some units and not all, if there is one."""
-    for axis, by_unit in enumerate(touched):
-        count = by_unit.sum(axis=0)
-        some = np.flatnonzero((count > 1) & (count < len(by_unit)))
-        if len(some):
-            index = int(some[0])
-            return axis, index, [int(u) for u in np.flatnonzero(by_unit[:, index])]
-    return None
-
-
-def _smoothed(unit_of: Ints, untouched: Bools) -> Ints:
-    """Entries that no gradient reached belong to the unit that owns both their neighbours."""
-    known = np.flatnonzero(~untouched | (unit_of >= 0))
-    if not len(known):
-        return unit_of
-    filled = unit_of.copy()
-    for index in np.flatnonzero(untouched & (unit_of < 0)):
-        at = int(np.searchsorted(known, index))
-        left = unit_of[known[max(at - 1, 0)]]
-        right = unit_of[known[min(at, len(known) - 1)]]
-        if left == right:
-            filled[index] = left
-    return filled
-
-
-def _differences(piece: Piece, touched: Bools, wrong: Bools, axes: int) -> list[str]:
-    """One sentence about the first entry that is wrong."""
-    where = np.flatnonzero(wrong)
-    if not len(where):
-        return []
-    index = int(where[0])
-    found = [int(u) for u in np.flatnonzero(touched[:, index])]
-    owner = int(piece.unit_of[index])
-    by_table = "all units" if owner < 0 else f"unit {owner}"
-    by_trace = f"unit {found[0]}" if len(found) == 1 else f"the units {_listed(found)}"
-    more = f"; so do {len(where) - 1} more" if len(where) > 1 else ""
-    return [
-        f"{piece.path}: {_place(piece.axis, axes)} {index} belongs to {by_table} by the table and to "
-        f"{by_trace} by differentiation{more}."
-    ]
-
-
-def _place(axis: int, axes: int) -> str:
-    if axes == 1:
-        return "entry"
-    return ("row", "column")[axis] if axes == 2 else f"on axis {axis}, index"
-
-
-def _listed(units: Sequence[int]) -> str:
-    shown = ", ".join(map(str, units[:6]))
-    return shown + (", ..." if len(units) > 6 else "")
-
-
 def _has_only_vectors(module: nn.Module) -> bool:
     own = [p.ndim for p in module.parameters(recurse=False)]
     return bool(own) and set(own) == {1} and not any(True for _ in module.children())
 
 
 def _path(site: nn.Module, module: nn.Module) -> str:
-    return next(path for path, found in site.named_modules() if found is module)
+    return next(path for path, found in _modules(site) if found is module)
 
 
 def _argument(name: str) -> str:
@@ -439,3 +253,11 @@ def _argument(name: str) -> str:
 
 def _norm(path: str) -> str:
     return f"input of {path}"
+
+
+def _modules(site: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return cast("Iterator[tuple[str, nn.Module]]", site.named_modules())
+
+
+def _named(tensors: object) -> dict[str, Tensor]:
+    return dict(cast("Iterator[tuple[str, Tensor]]", tensors))
