@@ -10,9 +10,11 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers
+from small_builds import FIELDS, built, configured
 from tiny_models import FAMILIES, Family
 from torch import Tensor, nn
 
+from cahp_opt.heads import Unit
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks import AttentionBlock, Piece
 from cahp_opt.torch.completion import Anchor, Cut, Description, Run, complete, runs_of
@@ -24,47 +26,8 @@ from cahp_opt.torch.ownership import (
     pieces_of,
     unreached,
 )
+from cahp_opt.torch.sample_inputs import sample_inputs
 from cahp_opt.torch.tracing import Target, trace_targets, trace_units
-
-SMALL: dict[str, Any] = {
-    "vocab_size": tiny.VOCABULARY,
-    "hidden_size": tiny.HIDDEN,
-    "num_hidden_layers": 2,
-    "num_attention_heads": tiny.HEADS,
-    "intermediate_size": 40,
-    "max_position_embeddings": 40,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": None,
-}
-MLA: dict[str, Any] = {
-    "num_key_value_heads": tiny.HEADS,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 10,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 6,
-    "v_head_dim": 8,
-    "first_k_dense_replace": 2,
-}
-GATED: dict[str, Any] = {
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "layer_types": ["full_attention"] * 2,
-    "num_experts": 2,
-    "num_experts_per_tok": 1,
-    "moe_intermediate_size": 8,
-    "shared_expert_intermediate_size": 8,
-}
-
-
-def built(name: str, **fields: Any) -> nn.Module:
-    """A tiny bare model of a class that has no family of its own."""
-    config = getattr(transformers, f"{name}Config")(**{**SMALL, **fields})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model: nn.Module = getattr(transformers, f"{name}Model")(config)
-        tiny.stir(model)
-    return model.eval()
 
 
 def ids(**options: Any) -> dict[str, Tensor]:
@@ -93,6 +56,22 @@ def test_the_table_and_differentiation_agree_on_every_entry(
         assert disagreements(trace, block.pieces) == ()
         assert obstacles(trace) == ()
     assert contradictions(model, attention, tiny.batch()) == ()
+
+
+@pytest.mark.parametrize("unit", [None, Unit.QUERY_SLOT], ids=["groups", "slots"])
+@pytest.mark.parametrize("name", sorted(set(FIELDS) - {"Olmo2"}))
+def test_they_agree_on_fused_latent_gated_and_tabled_attention(
+    name: str, unit: Unit | None
+) -> None:
+    model = built(name)
+    attention, batch = find_attention(model, unit=unit), sample_inputs(model)
+    assert batch is not None
+    for block, trace in zip(attention, trace_units(model, attention, batch), strict=True):
+        assert trace.reached
+        cut = tuple(p for p in block.pieces if (p.unit_of >= 0).any())
+        assert keyed(pieces_of(trace)) == keyed(cut)
+        assert disagreements(trace, block.pieces) == ()
+        assert obstacles(trace) == ()
 
 
 def test_tracing_leaves_the_model_as_it_was() -> None:
@@ -206,9 +185,7 @@ def test_arguments_with_a_slice_per_head_are_found() -> None:
     model = tiny.MPNET.build(bare=True)
     trace = trace_units(model, find_attention(model), ids())[0]
     assert keyed(arguments_of(trace)) == {("position_bias", 1): [0, 1, 2, 3]}
-    (bloom,) = complete(
-        built("Bloom", n_head=4, n_layer=2), [Anchor("h.1.self_attention", "dense", 4)], ids()
-    )
+    (bloom,) = complete(built("Bloom"), [Anchor("h.1.self_attention", "dense", 4)], ids())
     assert bloom.arguments == (("alibi", 0),)
 
 
@@ -220,7 +197,7 @@ def test_norms_over_all_heads_are_refused() -> None:
         complete(model, [Anchor("layers.1.self_attn", "o_proj", 4)], ids())
     # Qwen 3 has norms of the same names over one head's width: they are shared, and nothing is tied.
     (qwen,) = complete(
-        built("Qwen3", num_key_value_heads=2, head_dim=8),
+        built("Qwen3"),
         [Anchor("layers.1.self_attn", "o_proj", 2, heads=4)],
         ids(),
     )
@@ -241,14 +218,14 @@ DEEPSEEK = Description(
 
 
 def test_latent_attention_is_completed_from_its_anchor() -> None:
-    model = built("DeepseekV3", **MLA)
+    model = built("DeepseekV3")
     anchors = [Anchor(f"layers.{i}.self_attn", "o_proj", tiny.HEADS) for i in range(2)]
     assert complete(model, anchors, ids()) == (DEEPSEEK, DEEPSEEK)
 
 
 def test_gated_queries_are_completed_from_their_anchor() -> None:
     (found,) = complete(
-        built("Qwen3Next", **GATED), [Anchor("layers.1.self_attn", "o_proj", 2, heads=4)], ids()
+        built("Qwen3Next"), [Anchor("layers.1.self_attn", "o_proj", 4, heads=8)], ids()
     )
     assert found.heads_per_unit == 2
     assert found.cuts == (
@@ -260,27 +237,17 @@ def test_gated_queries_are_completed_from_their_anchor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "anchor", "runs"),
+    ("name", "anchor", "runs"),
     [
-        (
-            "Phi3",
-            {"num_key_value_heads": 2},
-            Anchor("layers.1.self_attn", "o_proj", 2, 4),
-            (16, 8, 8),
-        ),
-        (
-            "Falcon",
-            {"num_kv_heads": 2, "new_decoder_architecture": True},
-            Anchor("h.1.self_attention", "dense", 2, 4),
-            (32,),
-        ),
-        ("GPT2", {}, Anchor("h.1.attn", "c_proj", 4), (8, 8, 8)),
+        ("Phi3", Anchor("layers.1.self_attn", "o_proj", 4, 8), (8, 4, 4)),
+        ("Falcon", Anchor("h.1.self_attention", "dense", 2, 4), (32,)),
+        ("GPT2", Anchor("h.1.attn", "c_proj", 4), (8, 8, 8)),
     ],
 )
 def test_fused_projections_are_described_for_any_number_of_units(
-    name: str, fields: dict[str, Any], anchor: Anchor, runs: tuple[int, ...]
+    name: str, anchor: Anchor, runs: tuple[int, ...]
 ) -> None:
-    (found,) = complete(built(name, **fields), [anchor], ids())
+    (found,) = complete(built(name), [anchor], ids())
     fused = next(
         c for c in found.cuts if "qkv" in c.path or "query_key" in c.path or "c_attn" in c.path
     )
@@ -289,21 +256,20 @@ def test_fused_projections_are_described_for_any_number_of_units(
 
 
 def test_tables_of_biases_are_cut_on_their_own_axis() -> None:
-    fields = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
     anchors = [
         Anchor("encoder.block.0.layer.0.SelfAttention", "o", 4),
         Anchor("decoder.block.1.layer.1.EncDecAttention", "o", 4),
     ]
     batch = ids()
     first, cross = complete(
-        built("T5", **fields), anchors, {**batch, "decoder_input_ids": batch["input_ids"]}
+        built("T5"), anchors, {**batch, "decoder_input_ids": batch["input_ids"]}
     )
     assert Cut("relative_attention_bias.weight", 1, (Run(1),)) in first.cuts
     assert {c.path for c in cross.cuts} == {f"{x}.weight" for x in "qkvo"}
 
 
 def test_a_module_that_runs_several_times_is_traced_at_its_first_run() -> None:
-    model = built("Albert", embedding_size=16)
+    model = built("Albert")
     site = "encoder.albert_layer_groups.0.albert_layers.0.attention"
     (found,) = complete(model, [Anchor(site, "dense", 4)], ids())
     assert {c.path for c in found.cuts} == {
@@ -314,7 +280,7 @@ def test_a_module_that_runs_several_times_is_traced_at_its_first_run() -> None:
 
 def test_a_description_fits_other_sizes_and_the_meta_device() -> None:
     with torch.device("meta"):
-        config = transformers.DeepseekV3Config(**{**SMALL, **MLA, "num_attention_heads": 6})
+        config = configured("DeepseekV3", num_attention_heads=6, num_key_value_heads=6)
         model = transformers.DeepseekV3Model(config)
     site = model.get_submodule("layers.0.self_attn")
     assert keyed(DEEPSEEK.pieces(site)) == {

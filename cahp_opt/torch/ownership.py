@@ -135,10 +135,9 @@ def disagreements(trace: Trace, pieces: Sequence[Piece]) -> tuple[str, ...]:
     known = {(piece.path, piece.axis) for piece in pieces}
     for piece in pieces_of(trace):
         if (piece.path, piece.axis) not in known:
-            wrong = piece.unit_of >= 0
-            shared = Piece(piece.path, piece.axis, np.full_like(piece.unit_of, _SHARED))
+            uncut = Piece(piece.path, piece.axis, np.full_like(piece.unit_of, _SHARED))
             axes = trace.touched[piece.path]
-            sentences += _differences(shared, axes[piece.axis], wrong, len(axes))
+            sentences += _differences(uncut, axes[piece.axis], piece.unit_of >= 0, len(axes))
     return tuple(f"{trace.name}: {sentence}" for sentence in sentences)
 
 
