@@ -1,0 +1,109 @@
+"""Every planted bug is caught, in float32 and in bfloat16, and the model is as it was before."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+from planted_bugs import BUGS, alternating
+from tiny_models import run
+from torch import nn
+
+from cahp_opt.records import RecordError
+from cahp_opt.selection import Selection
+from cahp_opt.torch import checkpoint
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.blocks import Attention
+from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.masking import attention_for
+from cahp_opt.torch.ownership import contradictions
+from cahp_opt.torch.sample_inputs import sample_inputs
+from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.torch.verification import SliceError
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+]
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+
+
+@dtypes
+@pytest.mark.parametrize("name", BUGS)
+def test_planted_bugs_are_caught_and_the_model_is_as_before(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug = BUGS[name]
+    model = bug.build().to(dtype)
+    reference = copy.deepcopy(model)
+    space = find_attention(model, unit=bug.unit).space
+    kept = alternating(space, empty=bug.empty)
+    with monkeypatch.context() as patch:
+        bug.plant(patch)
+        with pytest.raises(SliceError, match=bug.sentence):
+            slice_heads(model, kept, in_place=True, unit=bug.unit)
+    assert selection_of(model) is None
+    before = reference.state_dict()
+    assert all(torch.equal(value, before[k]) for k, value in model.state_dict().items())
+    for mine, theirs in zip(model.modules(), reference.modules(), strict=True):
+        assert public(mine) == public(theirs)
+        assert len(mine._forward_pre_hooks) == len(theirs._forward_pre_hooks)
+    batch: dict[str, Any] = sample_inputs(model) or {}
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    with torch.no_grad():
+        assert torch.equal(model(**batch)[0], reference(**batch)[0])
+    slice_heads(model, kept, in_place=True, unit=bug.unit)
+
+
+def public(module: nn.Module) -> dict[str, object]:
+    """The plain attributes of a module: its counts and widths."""
+    return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+
+
+@dtypes
+@pytest.mark.parametrize("name", [name for name, bug in BUGS.items() if bug.traced])
+def test_differentiation_gives_wrong_layouts_away_before_anything_is_cut(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug = BUGS[name]
+    model = bug.build().to(dtype)
+    batch: dict[str, Any] = sample_inputs(getattr(model, "base_model", model)) or {}
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
+    assert contradictions(model, find_attention(model, unit=bug.unit), batch) == ()
+    with monkeypatch.context() as patch:
+        bug.plant(patch)
+        sentences = contradictions(model, find_attention(model, unit=bug.unit), batch)
+    assert sentences
+    assert all("by the table and to" in s and "by differentiation" in s for s in sentences)
+
+
+@pytest.mark.parametrize("uneven", [True, False], ids=["other counts", "same counts"])
+def test_blocks_matched_in_another_order_are_caught_on_reload(
+    uneven: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.MPNET.build(bare=True)
+    space = find_attention(model).space
+    kept = tiny.uneven(space) if uneven else np.array([1, 1, 0, 0] * 2 + [0, 0, 1, 1], dtype=bool)
+    small = slice_heads(model, Selection.from_kept(space, kept))
+    save_pretrained(small, tmp_path / "small")
+    expected = run(small, tiny.batch())
+    torch.testing.assert_close(
+        run(from_pretrained(tmp_path / "small"), tiny.batch()), expected, rtol=0, atol=0
+    )
+
+    def reversed_blocks(model: nn.Module, selection: object) -> Attention:
+        found = attention_for(model, selection)
+        return Attention(found.blocks[::-1], found.skipped)
+
+    monkeypatch.setattr(checkpoint, "attention_for", reversed_blocks)
+    if uneven:
+        with pytest.raises(RecordError, match="shapes are those of another selection"):
+            from_pretrained(tmp_path / "small")
+    else:  # every shape fits, and only the numbers tell: heads get the biases of others
+        wrong = run(from_pretrained(tmp_path / "small"), tiny.batch())
+        assert not torch.allclose(wrong, expected, rtol=0.01, atol=0.01)
