@@ -15,6 +15,7 @@ from tiny_models import FAMILIES, Family
 from torch import Tensor, nn
 
 from cahp_opt.heads import Unit
+from cahp_opt.torch import layouts, reading
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks import AttentionBlock, Piece
 from cahp_opt.torch.completion import Anchor, Cut, Description, Run, complete, runs_of
@@ -27,6 +28,8 @@ from cahp_opt.torch.ownership import (
     unreached,
 )
 from cahp_opt.torch.sample_inputs import sample_inputs
+from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.suggestion import suggest
 from cahp_opt.torch.tracing import Target, trace_targets, trace_units
 
 
@@ -230,8 +233,8 @@ def test_gated_queries_are_completed_from_their_anchor() -> None:
     assert found.heads_per_unit == 2
     assert found.cuts == (
         Cut("q_proj.weight", 0, (Run(32),)),
-        Cut("k_proj.weight", 0, (Run(8),)),
-        Cut("v_proj.weight", 0, (Run(8),)),
+        Cut("k_proj.weight", 0, (Run(8),), by_head=False),
+        Cut("v_proj.weight", 0, (Run(8),), by_head=False),
         Cut("o_proj.weight", 1, (Run(16),)),
     )
 
@@ -341,3 +344,61 @@ def test_bad_anchors_are_refused_by_name() -> None:
     ]:
         with pytest.raises(ValueError, match=sentence):
             complete(model, [anchor], ids())
+
+
+SITES = {
+    "DeepseekV3": Anchor("layers.1.self_attn", "o_proj", 4),
+    "Qwen3Next": Anchor("layers.1.self_attn", "o_proj", 4, heads=8),
+    "GptOss": Anchor("layers.1.self_attn", "o_proj", 4, heads=8),
+    "Phi3": Anchor("layers.1.self_attn", "o_proj", 4, heads=8),
+    "GPT2": Anchor("h.1.attn", "c_proj", 4),
+    "Falcon": Anchor("h.1.self_attention", "dense", 2, heads=4),
+    "Bloom": Anchor("h.1.self_attention", "dense", 4),
+    "DebertaV2": Anchor("encoder.layer.1.attention", "output.dense", 4),
+    "T5": Anchor("encoder.block.0.layer.0.SelfAttention", "o", 4),
+}
+
+
+@pytest.mark.parametrize("unit", [None, Unit.QUERY_SLOT], ids=["groups", "slots"])
+@pytest.mark.parametrize("name", SITES)
+def test_a_suggested_entry_does_what_the_table_does(
+    name: str, unit: Unit | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the table, the entry found by differentiation finds and slices the same blocks."""
+    model = built(name)
+    batch = sample_inputs(model)
+    assert batch is not None
+    by_table = find_attention(model, unit=unit)
+    (description,) = complete(model, [SITES[name]], batch)
+    found = suggest(description, model.get_submodule(SITES[name].site))
+    assert found is not None
+    assert not (found.parameters or found.heads or found.kv_heads or found.arguments)
+    assert eval(str(found), vars(layouts)) == found.layout
+    monkeypatch.setattr(reading, "LAYOUTS", (found.layout,))
+    attention = find_attention(model, unit=unit)
+    assert attention.space == by_table.space
+    for mine, theirs in zip(attention, by_table, strict=True):
+        assert keyed(mine.pieces) == keyed(theirs.pieces)
+    kept = np.arange(attention.space.n) % 2 == 0
+    small = slice_heads(model, kept, unit=unit)
+    left = find_attention(small).space.n
+    again = slice_heads(small, np.arange(left) > 0)
+    assert left == kept.sum()
+    assert find_attention(again).blocks[0].heads <= find_attention(small).blocks[0].heads
+
+
+def test_words_that_the_table_lacks_are_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("GptOss")
+    site = model.get_submodule("layers.1.self_attn")
+    vars(site)["number_of_heads"] = 8
+    (description,) = complete(model, [SITES["GptOss"]], ids())
+    monkeypatch.setattr("cahp_opt.torch.suggestion.PARAMETERS", ())
+    found = suggest(description, site)
+    assert found is not None
+    assert found.parameters == (layouts.HeadParameter("sinks", 0),)
+    assert found.heads == ("number_of_heads",)
+    assert str(found).endswith(
+        "# PARAMETERS:\nHeadParameter('sinks', 0, Part.EVEN)\n# HEADS:\n'number_of_heads'"
+    )
+    odd = dataclasses.replace(description, cuts=(Cut("q_proj.weight", 0, (Run(1), Run(3))),))
+    assert suggest(dataclasses.replace(odd, cuts=(*odd.cuts, *description.cuts)), site) is None

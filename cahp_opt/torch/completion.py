@@ -8,6 +8,7 @@ nothing can be differentiated.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -61,11 +62,13 @@ class Cut:
         path: its path inside the site.
         axis: the axis along which it is cut.
         runs: what the axis consists of, in order.
+        by_head: whether its entries serve single query heads, also where a unit has several.
     """
 
     path: str
     axis: int
     runs: tuple[Run, ...]
+    by_head: bool = True
 
     def units(self, size: int) -> int | None:
         """How many units an axis of this size has; None if it can have no such size."""
@@ -135,6 +138,7 @@ class Description:
                     "path": c.path,
                     "axis": c.axis,
                     "runs": [-r.each if r.shared else r.each for r in c.runs],
+                    "by_head": c.by_head,
                 }
                 for c in self.cuts
             ],
@@ -156,6 +160,7 @@ class Description:
                     str(c["path"]),
                     int(c["axis"]),
                     tuple(Run(abs(int(r)), int(r) < 0) for r in c["runs"]),
+                    bool(c["by_head"]),
                 )
                 for c in data["cuts"]
             )
@@ -185,7 +190,8 @@ class Description:
             runs = ", ".join(
                 f"Run({r.each}{', shared=True' if r.shared else ''})" for r in cut.runs
             )
-            lines.append(f"        Cut({cut.path!r}, axis={cut.axis}, runs=({runs},)),")
+            by_head = "" if cut.by_head else ", by_head=False"
+            lines.append(f"        Cut({cut.path!r}, {cut.axis}, ({runs},){by_head}),")
         lines.append("    ),")
         for name in ("heads", "kv_heads", "arguments"):
             value: tuple[object, ...] = getattr(self, name)
@@ -216,8 +222,11 @@ def complete(
     """
     targets = [_target(model, anchor) for anchor in anchors]
     traces = trace_targets(model, targets, batch)
+    grouped = [a for a in anchors if a.heads not in (None, a.units)]
+    finer = [_target(model, dataclasses.replace(a, units=a.heads or a.units)) for a in grouped]
+    by_head = dict(zip(grouped, trace_targets(model, finer, batch), strict=True))
     return tuple(
-        _description(anchor, target, trace)
+        _description(anchor, target, trace, by_head.get(anchor, trace))
         for anchor, target, trace in zip(anchors, targets, traces, strict=True)
     )
 
@@ -270,9 +279,10 @@ def _target(model: nn.Module, anchor: Anchor) -> Target:
     return Target(anchor.site, site, anchor.out, columns)
 
 
-def _description(anchor: Anchor, target: Target, trace: Trace) -> Description:
+def _description(anchor: Anchor, target: Target, trace: Trace, by_head: Trace) -> Description:
     for sentence in obstacles(trace):
         raise UnsupportedModelError(sentence)
+    of_heads = {(piece.path, piece.axis) for piece in pieces_of(by_head)}
     cuts: list[Cut] = []
     for piece in pieces_of(trace):
         runs = runs_of(piece.unit_of, trace.units)
@@ -281,7 +291,7 @@ def _description(anchor: Anchor, target: Target, trace: Trace) -> Description:
                 f"{trace.name}: the entries of {piece.path} on axis {piece.axis} belong to units in no "
                 "regular order, or the batch did not reach all of them; try another batch."
             )
-        cuts.append(Cut(piece.path, piece.axis, runs))
+        cuts.append(Cut(piece.path, piece.axis, runs, (piece.path, piece.axis) in of_heads))
     if not any(cut.path.startswith(f"{anchor.out}.") for cut in cuts):
         raise UnsupportedModelError(
             f"{trace.name}: the columns of {anchor.out} do not follow from its weights."

@@ -1,0 +1,140 @@
+"""A traced description in the words of the table of layouts, ready to be pasted there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from cahp_opt.torch.completion import Cut, Description
+from cahp_opt.torch.layouts import (
+    ARGUMENTS,
+    HEADS,
+    KV_HEADS,
+    PARAMETERS,
+    HeadParameter,
+    Layout,
+    Order,
+    Part,
+    Projection,
+)
+from cahp_opt.torch.linears import is_linear
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to add to :mod:`cahp_opt.torch.layouts` for a class of attention.
+
+    Args:
+        layout: the entry for ``LAYOUTS``.
+        parameters: what ``PARAMETERS`` does not have yet.
+        heads: what ``HEADS`` does not have yet.
+        kv_heads: what ``KV_HEADS`` does not have yet.
+        arguments: what ``ARGUMENTS`` does not have yet.
+    """
+
+    layout: Layout
+    parameters: tuple[HeadParameter, ...] = ()
+    heads: tuple[str, ...] = ()
+    kv_heads: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Python to be pasted."""
+        lines = ["# LAYOUTS:", "Layout(", f"    {self.layout.name!r},", "    ("]
+        for p in self.layout.projections:
+            parts = "".join(f"Part.{part.name}, " for part in p.parts).strip()
+            order = "" if p.order is Order.PART_BY_PART else f", Order.{p.order.name}"
+            lines.append(f"        Projection({p.path!r}, ({parts}){order}),")
+        lines += [
+            "    ),",
+            f"    owners={self.layout.owners!r},",
+            f"    outs={self.layout.outs!r},",
+            ")",
+        ]
+        for own in self.parameters:
+            arguments = f"{own.path!r}, {own.axis}, Part.{own.part.name}"
+            lines += ["# PARAMETERS:", f"HeadParameter({arguments})"]
+        for title, names in (("HEADS", self.heads), ("KV_HEADS", self.kv_heads)):
+            lines += [f"# {title}:", *map(repr, names)] if names else []
+        for name in self.arguments:
+            lines += ["# ARGUMENTS:", f"HeadArgument({name!r})"]
+        return "\n".join(lines)
+
+
+def suggest(description: Description, site: nn.Module) -> Suggestion | None:
+    """The description of ``site`` as an entry of the table; None where the table lacks the words.
+
+    Args:
+        description: of the class of ``site``.
+        site: the attention module, on any device.
+    """
+    owner = next((a.rpartition(".")[0] for a in (*description.heads, *description.kv_heads)), "")
+    prefix = f"{owner}." if owner else ""
+    projections: list[Projection] = []
+    parameters: list[HeadParameter] = []
+    for cut in description.cuts:
+        if cut.path.startswith(f"{description.out}."):
+            continue
+        path = _linear_of(site, cut.path)
+        if path is None:
+            if len(cut.runs) > 1:
+                return None
+            parameters.append(HeadParameter(cut.path, cut.axis, _even(cut)))
+        elif cut.path.endswith("weight") and "lora_" not in cut.path:  # biases follow their weights
+            if not path.startswith(prefix):
+                return None
+            projection = _projection(path.removeprefix(prefix), description, cut)
+            if projection is None:
+                return None
+            projections.append(projection)
+    known = {p.path for p in PARAMETERS}
+    return Suggestion(
+        layout=Layout(description.cls, tuple(projections), (owner,), (description.out,)),
+        parameters=tuple(p for p in parameters if not _is_known(p.path, known)),
+        heads=_new(description.heads, HEADS),
+        kv_heads=_new(description.kv_heads, KV_HEADS),
+        arguments=_new(tuple(n for n, _ in description.arguments), [a.name for a in ARGUMENTS]),
+    )
+
+
+def _projection(path: str, description: Description, cut: Cut) -> Projection | None:
+    """A linear module as the table says it; None if it has no words for it."""
+    sizes = [run.each for run in cut.runs]
+    columns = next(c for c in description.cuts if c.path.startswith(f"{description.out}."))
+    queries = columns.runs[0].each  # as wide as the outputs, wherever several parts are fused
+    width = queries // description.heads_per_unit
+    fused = (Part.QUERY, Part.KEY, Part.VALUE)
+    if any(run.shared for run in cut.runs):
+        return None
+    if sizes == [queries + 2 * width] and not cut.by_head:
+        return Projection(path, fused, Order.UNIT_BY_UNIT)
+    if len(sizes) == 1:
+        return Projection(path, (_even(cut),))
+    if sizes == [queries, width, width]:
+        return Projection(path, fused)
+    kinds = {queries: Part.EVEN, width: Part.EVEN_KEY}
+    return Projection(path, tuple(kinds[s] for s in sizes)) if {*sizes} <= {*kinds} else None
+
+
+def _even(cut: Cut) -> Part:
+    return Part.EVEN if cut.by_head else Part.EVEN_KEY
+
+
+def _linear_of(site: nn.Module, path: str) -> str | None:
+    """The path of the linear module that holds a parameter, wrappers included."""
+    found: str | None = None
+    parts = path.split(".")[:-1]
+    for end in range(len(parts), 0, -1):
+        if is_linear(site.get_submodule(".".join(parts[:end]))):
+            found = ".".join(parts[:end])
+    return found
+
+
+def _is_known(path: str, known: set[str]) -> bool:
+    return any(path == name or path.endswith(f".{name}") for name in known)
+
+
+def _new(paths: tuple[str, ...], known: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    names = dict.fromkeys(path.rpartition(".")[2] for path in paths)
+    return tuple(name for name in names if name not in known)
