@@ -24,6 +24,7 @@ from cahp_opt.torch.ownership import (
     contradictions,
     disagreements,
     obstacles,
+    one_of_each,
     pieces_of,
     unreached,
 )
@@ -92,6 +93,19 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(m.training and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_one_of_each_kind_of_block_is_enough() -> None:
+    model = built("T5")
+    names = [block.name for block in one_of_each(find_attention(model))]
+    assert names == [
+        "encoder.block.0.layer.0.SelfAttention",
+        "encoder.block.1.layer.0.SelfAttention",  # without a table
+    ]
+    model = tiny.BERT.build(bare=True)
+    kept = tiny.uneven(find_attention(model).space)
+    assert len(one_of_each(find_attention(model))) == 1
+    assert len(one_of_each(find_attention(slice_heads(model, kept)))) == 3
 
 
 def changed(block: AttentionBlock, path: str, unit_of: Any) -> tuple[Piece, ...]:
