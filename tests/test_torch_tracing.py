@@ -184,6 +184,8 @@ def test_what_no_gradient_reaches_is_not_contradicted() -> None:
         block.site.get_parameter("self.value.weight")[:8] = 0
         block.site.get_parameter("self.value.bias")[:8] = 0
     assert contradictions(model, attention, ids()) == ()
+    with pytest.raises(UnsupportedModelError, match=r"query.weight: no gradient .* units 0; trace"):
+        complete(model, [Anchor(block.name, "output.dense", 4)], ids())
     for units in (1, 2):
         model = tiny.LLAMA_GQA.build(bare=True, num_key_value_heads=units)
         assert contradictions(model, find_attention(model), ids()) == ()

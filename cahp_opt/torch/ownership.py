@@ -55,7 +55,10 @@ def unreached(trace: Trace) -> tuple[str, ...]:
 
 
 def obstacles(trace: Trace) -> tuple[str, ...]:
-    """Why units cannot be removed one by one: a sentence for every parameter that ties them."""
+    """Why units cannot be removed one by one: a sentence for every parameter that ties them.
+
+    A parameter of which the batch shows a part only is an obstacle as well.
+    """
     if not trace.reached:
         return (f"{trace.name}: the batch does not reach its output projection.",)
     if trace.units == 1:
@@ -64,7 +67,13 @@ def obstacles(trace: Trace) -> tuple[str, ...]:
     pieces = pieces_of(trace)
     cut = {piece.path for piece in pieces}
     for path, touched in trace.touched.items():
-        if path not in cut and (several := _several(touched)):
+        if path in cut:
+            continue
+        if silent := _silent(touched):
+            sentences.append(
+                f"{path}: no gradient reaches it from the units {_listed(silent)}; trace another batch."
+            )
+        elif several := _several(touched):
             axis, index, units = several
             sentences.append(
                 f"{path}: {_place(axis, len(touched))} {index} serves the units {_listed(units)} and "
@@ -171,6 +180,15 @@ def _owned(touched: tuple[Bools, ...]) -> list[tuple[int, Ints]]:
         for rank, (share, axis, unit_of) in enumerate(clean)
         if not rank or share == 1
     ]
+
+
+def _silent(touched: tuple[Bools, ...]) -> list[int]:
+    """The units that own nothing of a parameter of which every entry that is reached is owned.
+
+    A head whose attention is saturated, or whose values are zero, has no gradient for its queries.
+    """
+    owned = any(by_unit.any() and int(by_unit.sum(axis=0).max()) == 1 for by_unit in touched)
+    return [int(u) for u in np.flatnonzero(~touched[0].any(axis=1))] if owned else []
 
 
 def _several(touched: tuple[Bools, ...]) -> tuple[int, int, list[int]] | None:
