@@ -139,7 +139,12 @@ def test_prune_writes_everything_and_shows_it(
     assert prune(model, output, "--text", text, "--latency", "0.6") == 0
     shown = capsys.readouterr().out
     report = Report.read(output / "report.json")
-    assert {"model.safetensors", "cahp_selection.json", "stats.safetensors"} <= set(report["files"])
+    assert {
+        "README.md",
+        "model.cahp.safetensors",
+        "cahp_selection.json",
+        "stats.safetensors",
+    } <= set(report["files"])
     assert set(report["files"]) == set(os.listdir(output)) - {"report.json"}
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"]  # nothing temporary stays
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, Family, run, uneven
-from torch import nn
+from torch import Tensor, nn
 
 from cahp_opt.heads import HeadSpace
 from cahp_opt.records import RecordError
@@ -85,18 +88,121 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
 
 def test_sharded_weights(tmp_path: Path) -> None:
     small = sliced(tiny.QWEN2)
-    save_pretrained(small, tmp_path / "pruned")
-    small.save_pretrained(str(tmp_path / "pruned"), max_shard_size="20KB")
+    save_pretrained(small, tmp_path / "pruned", max_shard_size="20KB")
     assert len(list((tmp_path / "pruned").glob("*.safetensors"))) > 1
     assert_same(from_pretrained(tmp_path / "pruned"), small)
 
 
 @families
-def test_the_stock_loader_refuses_the_folder(family: Family, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"ignore_mismatched_sizes": True}], ids=str)
+def test_the_stock_loader_refuses_the_folder(
+    family: Family, options: dict[str, Any], tmp_path: Path
+) -> None:
     small = sliced(family)
     save_pretrained(small, tmp_path / "pruned")
+    auto = transformers.AutoModelForCausalLM if family.causal else transformers.AutoModel
+    for loader in (type(small), auto):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            loader.from_pretrained(str(tmp_path / "pruned"), **options)
+
+
+def test_folders_of_the_first_release_still_load(tmp_path: Path) -> None:
+    """It wrote the weights under their usual name, and the stock loader refuses them by shape."""
+    small = sliced()
+    save_pretrained(small, tmp_path / "pruned")
+    weights = tmp_path / "pruned" / "model.cahp.safetensors"
+    weights.rename(tmp_path / "pruned" / "model.safetensors")
+    assert_same(from_pretrained(tmp_path / "pruned"), small)
     with pytest.raises(RuntimeError, match="mismatch"):
         type(small).from_pretrained(str(tmp_path / "pruned"))
+
+
+@pytest.mark.parametrize(
+    "family", [tiny.BERT, tiny.DISTILBERT, tiny.GPT2, tiny.LLAMA_GQA], ids=lambda f: f.name
+)
+def test_another_class_of_the_same_model(family: Family, tmp_path: Path) -> None:
+    """Paths differ between classes (``bert.encoder...`` and ``encoder...``), the order does not."""
+    headed, bare = (getattr(transformers, name) for name in (family.headed, family.bare))
+    small = sliced(family)
+    save_pretrained(small, tmp_path / "headed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # BERT's pooler stays; DistilBERT's classifier does not
+        inner = from_pretrained(tmp_path / "headed", model_class=bare)
+    assert type(inner) is bare
+    assert torch.equal(run(inner, tiny.batch()), run(small.base_model, tiny.batch()))
+    plan = selection_of(inner)
+    assert plan is not None
+    assert [b.name for b in plan.space.blocks] == [b.name for b in find_attention(inner)][:3]
+    save_pretrained(inner, tmp_path / "bare")
+    if family is tiny.GPT2:  # its head is the embedding
+        again = from_pretrained(tmp_path / "bare", model_class=headed)
+    else:
+        with pytest.warns(UserWarning, match=r"no weights for (classifier|lm_head).*untrained"):
+            again = from_pretrained(tmp_path / "bare", model_class=headed, num_labels=5)
+        assert again(**tiny.batch()).logits.shape[-1] == (tiny.VOCABULARY if family.causal else 5)
+    assert torch.equal(run(again.base_model, tiny.batch()), run(inner, tiny.batch()))
+
+
+class OwnClassifier(transformers.BertPreTrainedModel):  # type: ignore[no-untyped-call]
+    """A class that transformers does not export, as a checkpoint's own code would bring."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bert = transformers.BertModel(config)
+        self.scores = nn.Linear(config.hidden_size, 2)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor]:
+        hidden: Tensor = self.bert(input_ids, attention_mask)[0]
+        return (self.scores(hidden[:, 0]),)
+
+
+def test_classes_that_transformers_does_not_export(tmp_path: Path) -> None:
+    config = tiny.BERT.config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = OwnClassifier(config)
+        tiny.stir(model)
+    nn.Module.eval(model)
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    save_pretrained(small, tmp_path / "pruned")
+    with pytest.raises(RecordError, match=r"'OwnClassifier'.*exports no such model.*`model_class`"):
+        from_pretrained(tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned", model_class=OwnClassifier)
+    assert type(loaded) is OwnClassifier
+    assert_same(loaded, small)
+    wrong: Any
+    for wrong in (nn.Linear, transformers.AutoModel, "OwnClassifier"):
+        with pytest.raises(ValueError, match=r"`model_class` must be a subclass"):
+            from_pretrained(tmp_path / "pruned", model_class=wrong)
+
+
+def test_weights_missing_from_a_block_are_an_error_whatever_the_class(tmp_path: Path) -> None:
+    small = sliced()
+    save_pretrained(small, tmp_path / "pruned")
+    file = tmp_path / "pruned" / "model.cahp.safetensors"
+    tensors = load_file(file)
+    del tensors["bert.encoder.layer.1.attention.self.key.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    for model_class in (None, transformers.BertModel):
+        with pytest.raises(RecordError, match=r"lacks the weights.*layer\.1\.attention"):
+            from_pretrained(tmp_path / "pruned", model_class=model_class)
+
+
+@pytest.mark.parametrize("where", ["cpu", "auto", {"": "cpu"}], ids=str)
+def test_device_map(where: Any, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    small = sliced(tiny.LLAMA_GQA)
+    save_pretrained(small, tmp_path / "pruned", max_shard_size="20KB")
+    assert_same(from_pretrained(tmp_path / "pruned", device_map=where), small)
+
+
+def test_models_with_adapters_are_not_saved_without_their_weights(tmp_path: Path) -> None:
+    small = sliced(tiny.LLAMA_GQA)
+    small._hf_peft_config_loaded = True  # what `add_adapter` of transformers leaves
+    with pytest.raises(ValueError, match=r"`model` holds adapters"):
+        save_pretrained(small, tmp_path / "pruned")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Tokenizer:
@@ -145,7 +251,7 @@ def test_models_that_cannot_be_saved(tmp_path: Path) -> None:
     wrapped: Any = nn.Sequential(tiny.BERT.build(bare=True))
     kept = np.arange(12) % 2 == 0
     wrapped.cahp_selection = Selection.from_kept(HeadSpace.uniform(blocks=3, units=4), kept)
-    with pytest.raises(ValueError, match="without `save_pretrained`"):
+    with pytest.raises(ValueError, match="no transformers model"):
         save_pretrained(wrapped, tmp_path / "pruned")
     assert list(tmp_path.iterdir()) == []
 
@@ -190,7 +296,7 @@ def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
         from_pretrained(target)
     config.write_text(text)
 
-    weights = target / "model.safetensors"
+    weights = target / "model.cahp.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecordError, match="cannot be read"):

@@ -1,0 +1,137 @@
+"""The model card of a saved model: what was kept, how to load it, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cahp_opt.selection import Selection
+
+CARD_FILE = "README.md"
+"""Where a card is written, and where the hub looks for it."""
+
+SPARE_CARD_FILE = "cahp_card.md"
+"""Where it is written if somebody else's README.md is there."""
+
+_SEAL = "<!-- cahp-opt card "
+_LABELS = {
+    "value": "value of the objective",
+    "bound": "certified upper bound",
+    "gap": "gap",
+}
+
+
+def model_card(
+    selection: Selection,
+    *,
+    architecture: str,
+    base_model: str | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> str:
+    """The text of a card, Markdown with a YAML front matter.
+
+    Args:
+        selection: what the model keeps of the original one.
+        architecture: name of the model's class.
+        base_model: hub id of the original model, if it is known.
+        provenance: facts to list; the selection's own if None.
+    """
+    body = "\n".join(_lines(selection, architecture, base_model, provenance))
+    return f"{body}\n{_SEAL}{_digest(body)} -->\n"
+
+
+def write_card(folder: Path, card: str, old: Path | None = None) -> Path:
+    """Write a card into a folder, never over a README.md that somebody wrote or edited.
+
+    Args:
+        folder: where to write it.
+        card: the text, from :func:`model_card`.
+        old: a README.md that ``folder`` is going to replace; if it is not an unchanged card of this
+            library, it is carried over.
+
+    Returns:
+        The file written: README.md, or ``cahp_card.md`` beside one that is kept.
+    """
+    target = folder / CARD_FILE
+    if old is not None and old.is_file() and not _is_ours(old) and not target.exists():
+        target.write_bytes(old.read_bytes())
+    if target.exists() and not _is_ours(target):
+        target = folder / SPARE_CARD_FILE
+    target.write_text(card, encoding="utf-8")
+    return target
+
+
+def _lines(
+    selection: Selection,
+    architecture: str,
+    base_model: str | None,
+    provenance: Mapping[str, str] | None,
+) -> Iterator[str]:
+    yield "---"
+    yield "library_name: cahp-opt"
+    if base_model is not None:
+        yield f"base_model: {json.dumps(base_model)}"  # a JSON string is a YAML string
+    yield "tags:\n- cahp-opt\n- attention-head-pruning\n- pruning"
+    yield "---\n"
+    origin = f" of `{base_model}`" if base_model is not None else ""
+    yield f"# {architecture} with fewer attention heads\n"
+    yield (
+        f"This model{origin} keeps {int(selection.kept.sum())} of {selection.space.n} prunable units "
+        "of attention; the weights of the others are gone.\n"
+    )
+    yield "## Loading\n"
+    yield "```python\nfrom cahp_opt.torch import from_pretrained\n"
+    yield "# `directory`: this folder, or huggingface_hub.snapshot_download(its name on the hub)"
+    yield "model = from_pretrained(directory)\n```\n"
+    yield (
+        "The stock `from_pretrained` of transformers finds no weights here and says so. That is on "
+        "purpose: the configuration describes the unpruned model, so under another file name and with "
+        "`ignore_mismatched_sizes=True` the stock loader would replace the pruned weights by random "
+        "ones.\n"
+    )
+    yield "## What was kept\n"
+    yield "| block | kept | of | unit | ids |"
+    yield "|---|---:|---:|---|---|"
+    rows = zip(selection.space.blocks, selection.counts, selection.heads().values(), strict=True)
+    for block, count, ids in rows:
+        shown = " ".join(str(i) for i in ids) or "none"
+        yield f"| {_cell(block.name)} | {count} | {block.units} | {block.unit.value} | {shown} |"
+    facts = dict(_facts(selection))
+    facts |= selection.provenance if provenance is None else provenance
+    if facts:
+        yield "\n## Where it came from\n"
+        yield "| | |\n|---|---|"
+        for name, value in facts.items():
+            yield f"| {_cell(_LABELS.get(name, name))} | {_cell(value)} |"
+    yield ""
+
+
+def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
+    if math.isfinite(selection.value):
+        known = math.isfinite(selection.bound)
+        yield "value", f"{selection.value:.6g}"
+        yield "bound", f"{selection.bound:.6g}" if known else "none known"
+        yield "gap", f"{100 * selection.gap:.3g} %" if known else "unknown"
+        yield "certificate", selection.certificate
+    yield "status", selection.status.value
+    for name, (cost, limit) in selection.costs.items():
+        unit = " s" if name == "latency" else ""
+        yield f"predicted {name}", f"{cost:.6g}{unit} of at most {limit:.6g}{unit}"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot leave its cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a card of this library that nobody changed."""
+    body, seal, rest = path.read_text(encoding="utf-8", errors="replace").rpartition("\n" + _SEAL)
+    return bool(seal) and rest == f"{_digest(body)} -->\n"

@@ -1,0 +1,365 @@
+"""Sliced models in the tools around transformers: generation, training, compilers, exporters, PEFT."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+import transformers
+from tiny_models import BUILDS, Family, outputs, to, uneven
+from torch import Tensor, nn
+
+from cahp_opt.torch.attention import UnsupportedModelError, find_attention
+from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.verification import verify_slice
+
+# Tools announce the end of each other's interfaces; that is not ours to fail on.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:fan_in_fan_out"
+)
+
+
+def chosen(names: str) -> pytest.MarkDecorator:
+    """Parametrise over builds by their names."""
+    by_name = {build.name: build for build in BUILDS}
+    wanted = [by_name[name] for name in names.split()]
+    return pytest.mark.parametrize("family", wanted, ids=lambda f: f.name)
+
+
+def sliced(family: Family, *, empty: int | None = 0, dtype: torch.dtype = torch.float32) -> Any:
+    model = family.build().to(dtype)
+    kept = uneven(find_attention(model).space, empty=empty)
+    return slice_heads(model, kept, batch=to(family.batch(), dtype))
+
+
+def close(found: nn.Module, expected: nn.Module, family: Family, tolerance: float = 0.0) -> None:
+    mine, theirs = outputs(found, family.batch()), outputs(expected, family.batch())
+    assert mine.keys() == theirs.keys() and mine
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=name)
+
+
+# --- generation ---------------------------------------------------------------------------------
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beam": {"num_beams": 3},
+    "no-cache": {"use_cache": False},
+    "static": {"cache_implementation": "static"},
+    "chunked": {"prefill_chunk_size": 3},
+    "lookup": {"prompt_lookup_num_tokens": 2},
+}
+
+
+@pytest.mark.support("generate")
+@chosen("gpt2 llama-gqa gemma3 bloom t5 bart")
+@pytest.mark.parametrize("empty", [None, 0])
+def test_every_way_of_generating(family: Family, empty: int | None) -> None:
+    """A static cache too: it is sized by the first keys it sees, block by block."""
+    model: Any = family.build().double()
+    kept = uneven(find_attention(model).space, empty=empty)
+    small: Any = slice_heads(model, kept, batch=to(family.batch(), torch.float64))
+    fixed = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
+    several = family.prompt()
+    single = {name: value[:1] for name, value in family.prompt(padded=False).items()}
+    dense = model.generate(**several, **fixed)
+    for name, options in STRATEGIES.items():
+        if name in ("chunked", "lookup") and family.name in ("t5", "bart"):
+            continue  # transformers has these for decoders alone
+        prompt = single if name in ("chunked", "lookup") else several
+        with head_mask(model, kept):
+            expected = model.generate(**prompt, **fixed, **options)
+        found = small.generate(**prompt, **fixed, **options)
+        assert torch.equal(found, expected), name
+        assert prompt is single or name == "beam" or not torch.equal(found, dense), name
+
+
+def test_caches_sized_by_the_configuration_end_in_an_error() -> None:
+    """A static cache filled in chunks is sized before the first key, by the unpruned configuration."""
+    small = sliced(tiny.LLAMA_GQA)
+    prompt = {name: value[:1] for name, value in tiny.batch(padded=False).items()}
+    with pytest.raises(RuntimeError, match="same slice shapes"):
+        small.generate(
+            **prompt, max_new_tokens=3, cache_implementation="static", prefill_chunk_size=3
+        )
+
+
+def test_a_static_cache_of_the_unpruned_model_is_not_used_again() -> None:
+    model: Any = tiny.LLAMA_GQA.build()
+    options = {"do_sample": False, "max_new_tokens": 3, "cache_implementation": "static"}
+    model.generate(**tiny.batch(padded=False), **options)
+    kept = uneven(find_attention(model).space)
+    copied: Any = slice_heads(model, kept)
+    expected = copied.generate(**tiny.batch(padded=False), **options)
+    slice_heads(model, kept, in_place=True)
+    assert torch.equal(model.generate(**tiny.batch(padded=False), **options), expected)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.support("train")
+@chosen("bert llama-gqa gpt2 t5 vit")
+def test_gradient_checkpointing_gives_the_same_gradients(family: Family) -> None:
+    plain = sliced(family, empty=1)
+    saving = copy.deepcopy(plain)
+    saving.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for model in (plain, saving):
+        output: Tensor = model.train()(**family.batch())[0]
+        torch.autograd.backward(output.square().mean())
+    pairs = zip(plain.named_parameters(), saving.named_parameters(), strict=True)
+    for (name, a), (_, b) in pairs:
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None and b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, msg=name)
+    assert any(p.grad is not None and bool(p.grad.any()) for p in plain.parameters())
+
+
+@chosen("bert llama-gqa")
+def test_the_trainer_fine_tunes_what_is_left(family: Family, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    small = sliced(family, empty=1)
+    before = copy.deepcopy(small)
+    batch = tiny.batch(size=4, padded=False)
+    labels = batch["input_ids"] if family.generates else torch.arange(4) % 3
+    rows = [{**{k: v[i] for k, v in batch.items()}, "labels": labels[i]} for i in range(4)]
+    arguments: Any = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "runs"),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        learning_rate=0.1,
+        gradient_checkpointing=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    data: Any = rows
+    transformers.Trainer(model=small, args=arguments, train_dataset=data).train()
+    changed = {
+        name
+        for (name, a), (_, b) in zip(
+            small.named_parameters(), before.named_parameters(), strict=True
+        )
+        if not torch.equal(a, b)
+    }
+    frozen = {name for name, p in before.named_parameters() if not p.requires_grad}
+    assert frozen and changed and not frozen & changed
+    save_pretrained(small, tmp_path / "tuned")
+    loaded = from_pretrained(tmp_path / "tuned")
+    close(loaded, small.eval(), family)
+
+
+# --- compilers and exporters ------------------------------------------------------------------------
+
+COMPILED = "distilbert mpnet gpt2 qwen3 phi3 bloom bart t5 vit"
+
+
+FEW = "bert llama-gqa"
+"""Tracing takes seconds per model, so the others wait for the slow suite."""
+
+
+def compile_and_compare(family: Family, backend: str, tolerance: float) -> None:
+    small = sliced(family)
+    torch.compiler.reset()
+    compiled: Any = torch.compile(small, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        found = compiled(**family.batch())[0]
+        expected = small(**family.batch())[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    torch.compiler.reset()
+
+
+@pytest.mark.support("compile")
+@chosen(FEW)
+def test_compiles_in_one_graph(family: Family) -> None:
+    compile_and_compare(family, "eager", 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.support("compile")
+@chosen(COMPILED)
+def test_more_models_compile_in_one_graph(family: Family) -> None:
+    compile_and_compare(family, "eager", 1e-6)
+
+
+@pytest.mark.slow
+@chosen("bert llama-gqa t5")
+def test_compiles_with_inductor(family: Family) -> None:
+    compile_and_compare(family, "inductor", 1e-4)
+
+
+@pytest.mark.support("export")
+@chosen(FEW)
+def test_exports(family: Family) -> None:
+    export_and_compare(family)
+
+
+@pytest.mark.slow
+@pytest.mark.support("export")
+@chosen(COMPILED)
+def test_more_models_export(family: Family) -> None:
+    export_and_compare(family)
+
+
+def export_and_compare(family: Family) -> None:
+    small = sliced(family)
+    batch = family.batch()
+    keywords = {**batch, **({"use_cache": False} if family.generates else {})}
+    with torch.no_grad():
+        program: Any = torch.export.export(small, (), keywords)
+        found = program.module()(**keywords)[0]
+    torch.testing.assert_close(found, small(**keywords)[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.support("onnx")
+@pytest.mark.filterwarnings("ignore")  # of the exporter's own
+@chosen("bert gpt2 llama-gqa vit")
+def test_onnx(family: Family, tmp_path: Path) -> None:
+    """A block without heads too: onnxruntime refuses empty tensors, and there are none."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime: Any = pytest.importorskip("onnxruntime")
+    small = sliced(family)
+    small.config.return_dict = False
+    batch = family.batch()
+    if family.generates:
+        small.config.use_cache = False
+    file = str(tmp_path / "model.onnx")
+    torch.onnx.export(small, (), file, kwargs=batch, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
+    expected = small(**batch)[0].detach()
+    real = batch["attention_mask"] != 0 if expected.ndim == 3 else ...
+    np.testing.assert_allclose(found[np.asarray(real)], expected[real].numpy(), atol=1e-5)
+
+
+# --- adapters -----------------------------------------------------------------------------------
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def with_adapters(model: nn.Module, **options: Any) -> Any:
+    """The model with LoRA adapters that do something."""
+    peft: Any = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(
+        model, peft.LoraConfig(**{"r": 3, "target_modules": TARGETS, **options})
+    )
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    return wrapped.eval()
+
+
+def test_adapters_on_a_sliced_model_are_saved_and_loaded(tmp_path: Path) -> None:
+    peft: Any = pytest.importorskip("peft")
+    small = sliced(tiny.LLAMA_GQA)
+    save_pretrained(small, tmp_path / "base")
+    tuned = with_adapters(small)
+    tuned.save_pretrained(str(tmp_path / "adapters"))
+    base = from_pretrained(tmp_path / "base")
+    plain = outputs(base, tiny.batch())["logits"]
+    loaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapters")).eval()
+    found = outputs(loaded, tiny.batch())["logits"]
+    assert torch.equal(found, outputs(tuned, tiny.batch())["logits"])
+    assert not torch.allclose(found, plain, atol=1e-2)
+    merged = loaded.merge_and_unload()
+    torch.testing.assert_close(outputs(merged, tiny.batch())["logits"], found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.support("lora")
+@chosen("llama-gqa bert gpt2")
+@pytest.mark.parametrize("empty", [None, 0])
+def test_models_with_adapters_are_sliced(family: Family, empty: int | None) -> None:
+    targets = {"bert": ["query", "key", "value", "dense"], "gpt2": ["c_attn", "c_proj"]}
+    names = targets.get(family.name, TARGETS)
+    tuned = with_adapters(family.build().double(), target_modules=names)
+    kept = uneven(find_attention(tuned).space, empty=empty)
+    small: Any = slice_heads(tuned, kept, batch=family.batch())
+    assert verify_slice(tuned, small, kept, family.batch()) <= 1e-9
+    # Merging before slicing gives the same model as merging after it.
+    merged = slice_heads(copy.deepcopy(tuned).merge_and_unload(), kept, batch=family.batch())
+    close(small.merge_and_unload(), merged, family, 1e-9)
+
+
+def test_adapters_with_magnitudes_and_merged_ones_are_refused() -> None:
+    dora = with_adapters(tiny.LLAMA_GQA.build(), use_dora=True)
+    with pytest.raises(UnsupportedModelError, match=r"(?i)dora"):
+        find_attention(dora)
+    merged = with_adapters(tiny.LLAMA_GQA.build())
+    merged.merge_adapter()
+    with pytest.raises(UnsupportedModelError, match=r"(?i)merged"):
+        find_attention(merged)
+
+
+# --- placement and refusals ----------------------------------------------------------------------------
+
+
+def test_a_dispatched_model_is_sliced() -> None:
+    accelerate: Any = pytest.importorskip("accelerate")
+    model = tiny.LLAMA_GQA.build()
+    kept = uneven(find_attention(model).space, empty=0)
+    expected = slice_heads(model, kept)
+    dispatched = accelerate.dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
+    small = slice_heads(dispatched, kept, in_place=True)
+    close(small, expected, tiny.LLAMA_GQA)
+
+
+def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
+    accelerate: Any = pytest.importorskip("accelerate")
+    for offload in (
+        lambda m: accelerate.cpu_offload(m, execution_device="cpu"),
+        lambda m: accelerate.disk_offload(m, str(tmp_path), execution_device="cpu"),
+    ):
+        model = tiny.LLAMA_GQA.build()
+        kept = uneven(find_attention(model).space)
+        with pytest.raises(UnsupportedModelError, match="not in memory"):
+            slice_heads(offload(model), kept)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantisation
+def test_quantised_weights_are_refused() -> None:
+    quantise: Any = torch.ao.quantization.quantize_dynamic
+    model = quantise(tiny.BERT.build(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(UnsupportedModelError, match=r"attention"):
+        find_attention(model)
+
+
+def test_sharded_weights_are_refused(tmp_path: Path) -> None:
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    model = tiny.LLAMA_GQA.build()
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        projection: Any = find_attention(model).blocks[0].out
+        projection.weight = nn.Parameter(distribute_tensor(projection.weight, mesh, [Shard(1)]))
+        with pytest.raises(UnsupportedModelError, match=r"o_proj"):
+            find_attention(model)
+    finally:
+        destroy_process_group()
+
+
+def test_norms_over_all_heads_are_refused() -> None:
+    config = transformers.Olmo2Config(
+        vocab_size=tiny.VOCABULARY,
+        hidden_size=tiny.HIDDEN,
+        num_hidden_layers=1,
+        num_attention_heads=tiny.HEADS,
+        intermediate_size=40,
+    )
+    model = transformers.Olmo2ForCausalLM(config)
+    with pytest.raises(UnsupportedModelError, match=r"q_norm.*ties the heads together"):
+        find_attention(model)
