@@ -212,13 +212,18 @@ def _run(
 ) -> _Run:
     run = _Run([], [], [])
 
-    def heard(
+    def called(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        run.calls.append(_Call(module, args, kwargs, _copied(output)))
+        run.calls.append(_Call(module, args, kwargs, output))
+
+    def left(module: nn.Module, args: object, output: object) -> None:
+        run.outputs.append(_copied(output))
 
     base = getattr(model, "base_model", model) if probe.bare else model
-    handles = [b.module.register_forward_hook(heard, with_kwargs=True) for b in blocks]
+    # Not the output projections: a bypass makes way for what listens there.
+    handles = [b.module.register_forward_hook(called, with_kwargs=True) for b in blocks]
+    handles += [b.site.register_forward_hook(left) for b in blocks]
     try:
         with evaluating(model), torch.no_grad():
             for output, cache in steps(base, probe.batch):
@@ -299,7 +304,7 @@ def _same(one: object, other: object) -> bool:
         mine, theirs = cast("tuple[object, ...]", one), cast("tuple[object, ...]", other)
         pairs = zip(mine, theirs, strict=False)
         return len(mine) == len(theirs) and all(b is None or _same(a, b) for a, b in pairs)
-    return type(one) is type(other)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
 def _install(block: AttentionBlock, reference: _Reference) -> bool:
