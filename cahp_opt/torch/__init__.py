@@ -9,6 +9,7 @@ from cahp_opt.torch.attention import (
     UnsupportedModelError,
     find_attention,
 )
+from cahp_opt.torch.bypassing import bypass_empty
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.explicit import explicit_attention
@@ -26,6 +27,7 @@ __all__ = [
     "Fidelity",
     "SliceError",
     "UnsupportedModelError",
+    "bypass_empty",
     "calibrate",
     "capture_head_outputs",
     "explicit_attention",

@@ -1,0 +1,355 @@
+"""Not running the attention of blocks without kept units.
+
+Slicing leaves such a block a *ghost* (see surgery.py): one unit whose output is multiplied by zeros.
+Its result is known beforehand: the bias of the output projection, at every position. A
+:class:`Bypass` returns that without computing anything, and tells the cache how many positions
+passed, because lengths are read from it. What a forward returns besides is learned from a run, and a
+bypass that does not reproduce the run stays out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, EncoderDecoderCache
+
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.batching import Batch
+from cahp_opt.torch.blocks import AttentionBlock
+from cahp_opt.torch.linears import base_linear, bias_of
+from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.verification import Probe, make_probes
+
+_WEIGHTS_WANTED = ("output_attentions", "need_weights")
+"""Arguments by which a caller asks for attention weights; a block that does not run has none."""
+
+_OTHER_SEQUENCES = ("encoder_hidden_states", "key_value_states")
+"""Arguments with the sequence that cross-attention takes its keys from."""
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""Arguments by which a model takes a cache."""
+
+_CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
+"""What model code raises over a None, a shape or a cache entry that it did not expect."""
+
+
+class Bypass:
+    """The forward of an attention module without kept units; set as its attribute ``forward``.
+
+    The stock forward runs in training (else the norm before the block would get no gradient), when
+    attention weights are asked for, when something listens at the output projection or has replaced
+    it, when its weight can be trained, when the attention backend is another, and with a cache if
+    that was not verified. A class rather than a closure, so that models with it can be copied and
+    pickled.
+
+    Args:
+        block: a block without kept units.
+        width: of what its module returns.
+        entries: whether the output stands at each place of the tuple that is returned; the other
+            places are None. None if the output is returned alone.
+        cached: whether to go without the stock forward when there is a cache.
+    """
+
+    def __init__(
+        self, block: AttentionBlock, width: int, entries: tuple[bool, ...] | None, *, cached: bool
+    ) -> None:
+        self.module, self.site, self.out = block.module, block.site, block.out
+        self.width, self.entries, self.cached = width, entries, cached
+        modules = cast("Iterator[tuple[str, nn.Module]]", block.site.named_modules())
+        self.path = next(name for name, m in modules if m is block.out).split(".")
+        # Where the output projection is outside, as in BERT, it runs, on zeros.
+        self.inside = any(m is block.out for m in block.module.modules())
+        layer: object = getattr(block.module, "layer_idx", None)
+        self.layer = layer if isinstance(layer, int) else None
+        self.backend = _backend(block.module)
+        parameters = list(inspect.signature(type(block.module).forward).parameters.values())[1:]
+        self.first = parameters[0].name
+        named = {p.name: (i, p.default) for i, p in enumerate(parameters)}
+        self.asked = {n: named[n] for n in (*_WEIGHTS_WANTED, *_OTHER_SEQUENCES) if n in named}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the stock forward returns; the arguments are its arguments."""
+        states: object = args[0] if args else kwargs.get(self.first)
+        cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
+        if not isinstance(states, Tensor) or not self._applies(states, cache, args, kwargs):
+            return type(self.module).forward(self.module, *args, **kwargs)
+        if cache is not None and self.layer is not None:
+            others = (self._argument(name, args, kwargs) for name in _OTHER_SEQUENCES)
+            _feed(cache, self.layer, states, next((x for x in others if x is not None), None))
+        output = self._output(states)
+        if self.entries is None:
+            return output
+        return tuple([output if main else None for main in self.entries])
+
+    def _applies(
+        self, states: Tensor, cache: Cache | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> bool:
+        out: Any = self.site
+        for name in self.path:
+            out = getattr(out, name)
+        if out is not self.out or out.weight.requires_grad or self.module.training:
+            return False
+        if len(out._forward_hooks) + len(out._forward_pre_hooks):
+            return False
+        if any(self._argument(name, args, kwargs) for name in _WEIGHTS_WANTED):
+            return False
+        if cache is not None and not (self.cached and self.layer is not None and states.ndim == 3):
+            return False
+        return _backend(self.module) == self.backend
+
+    def _argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if name in kwargs or name not in self.asked:
+            return kwargs.get(name)
+        position, default = self.asked[name]
+        return args[position] if position < len(args) else default
+
+    def _output(self, states: Tensor) -> Tensor:
+        shape = (*states.shape[:-1], self.width)
+        bias = bias_of(self.out) if self.inside else None
+        # A tensor of its own, because code that adds to it in place would change the bias.
+        return states.new_zeros(shape) if bias is None else bias.expand(shape).clone()
+
+
+def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
+    """Let blocks without kept units return at once what they add, in evaluation mode.
+
+    Every block is verified: the model runs on ``batch``, with and without padding, and where it has a
+    cache in two steps, as it is and with the bypass. If anything differs, the block stays as it is,
+    which is right too and takes the time of one unit. Copies and pickles of the model skip as it
+    does; a model that is loaded anew does not, until this is called. The cache gets keys and values
+    of width 1 from a skipped block.
+
+    Args:
+        model: a sliced model; changed in place, but none of its weights.
+        batch: keyword arguments for the model to verify with; None for small random inputs.
+
+    Returns:
+        How many blocks are skipped now.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: if ``batch`` cannot be used, or none is given and none can be made.
+    """
+    ghosts = [block for block in find_attention(model) if block.ghost]
+    # A forward of a module's own belongs to something else, such as a device map; or it is a bypass.
+    free = [block for block in ghosts if "forward" not in vars(block.module)]
+    if free:
+        probes = make_probes(model, batch)
+        before = _Reference.of(model, free, probes)
+        fitting = [block for block in free if _install(block, before)]
+        if not before.holds(model, free, probes):
+            for block in fitting:
+                _remove(block)
+            for block in fitting:
+                if _install(block, before) and not before.holds(model, free, probes):
+                    _remove(block)
+    return sum(isinstance(vars(block.module).get("forward"), Bypass) for block in ghosts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a block's module."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What happened in one run.
+
+    Args:
+        calls: of the blocks' modules.
+        outputs: of the blocks' sites and of the model.
+        lengths: of the cache, after every step.
+    """
+
+    calls: list[_Call]
+    outputs: list[object]
+    lengths: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What the model does without any bypass: plain runs, and runs of two steps with a cache."""
+
+    plain: list[_Run]
+    cached: list[_Run]
+
+    @classmethod
+    def of(cls, model: nn.Module, blocks: list[AttentionBlock], probes: list[Probe]) -> _Reference:
+        """Run the model as it is."""
+        plain = [_run(model, blocks, probe, _one_step) for probe in probes]
+        try:
+            cached = [_run(model, blocks, probe, _two_steps) for probe in probes]
+        except _CANNOT_RUN:  # then a bypass leaves calls with a cache to the stock forward
+            cached = []
+        return cls(plain, cached if any(run.lengths for run in cached) else [])
+
+    def holds(self, model: nn.Module, blocks: list[AttentionBlock], probes: list[Probe]) -> bool:
+        """Whether the model, with bypasses now, runs and does the same."""
+        try:
+            again = [_run(model, blocks, probe, _one_step) for probe in probes]
+            if self.cached:
+                again += [_run(model, blocks, probe, _two_steps) for probe in probes]
+        except _CANNOT_RUN:
+            return False
+        return all(_same_run(a, b) for a, b in zip([*self.plain, *self.cached], again, strict=True))
+
+
+def _run(
+    model: nn.Module,
+    blocks: list[AttentionBlock],
+    probe: Probe,
+    steps: Callable[[nn.Module, Batch], Iterator[tuple[object, Cache | None]]],
+) -> _Run:
+    run = _Run([], [], [])
+
+    def called(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        run.calls.append(_Call(module, args, kwargs, output))
+
+    def left(module: nn.Module, args: object, output: object) -> None:
+        run.outputs.append(_copied(output))
+
+    base = getattr(model, "base_model", model) if probe.bare else model
+    # Not the output projections: a bypass makes way for what listens there.
+    handles = [b.module.register_forward_hook(called, with_kwargs=True) for b in blocks]
+    handles += [b.site.register_forward_hook(left) for b in blocks]
+    try:
+        with evaluating(model), torch.no_grad():
+            for output, cache in steps(base, probe.batch):
+                run.outputs.extend(_tensors(output))
+                if cache is not None:
+                    run.lengths.append(int(cache.get_seq_length()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return run
+
+
+def _one_step(model: nn.Module, batch: Batch) -> Iterator[tuple[object, None]]:
+    yield model(**batch), None
+
+
+def _two_steps(model: nn.Module, batch: Batch) -> Iterator[tuple[object, Cache]]:
+    """The first tokens, and the others with a cache of the first; nothing if there is no cache."""
+    accepted = inspect.signature(type(model).forward).parameters
+    argument = next((name for name in _CACHE_ARGUMENTS if name in accepted), None)
+    prefix = "decoder_" if "decoder_input_ids" in batch else ""
+    ids: object = batch.get(f"{prefix}input_ids")
+    if argument is None or "use_cache" not in accepted or not isinstance(ids, Tensor):
+        return
+    half = ids.shape[1] // 2
+    mask = f"{prefix}attention_mask"
+    tokens = {k: v for k, v in batch.items() if _like(v, ids) and k.startswith(prefix)}
+    first = {**batch, **{k: v[:, :half] for k, v in tokens.items()}}
+    rest = {**batch, **{k: v[:, half:] for k, v in tokens.items() if k != mask}}
+    output: Any = model(**first, use_cache=True)
+    if not isinstance(output, Mapping):
+        return
+    values = cast("Mapping[str, object]", output)
+    cache = next((value for value in values.values() if isinstance(value, Cache)), None)
+    if half and cache is not None:
+        yield output, cache
+        yield model(**rest, use_cache=True, **{argument: cache}), cache
+
+
+def _like(value: object, ids: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == ids.shape
+
+
+def _tensors(output: object) -> list[Tensor]:
+    if isinstance(output, Mapping):
+        output = tuple(cast("Mapping[str, object]", output).values())
+    values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
+    return [v.clone() for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+def _copied(output: object) -> object:
+    """The output with its own tensors, because the model may go on to change them in place."""
+    if isinstance(output, tuple):
+        return tuple([_copied(value) for value in cast("tuple[object, ...]", output)])
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def _same_run(one: _Run, other: _Run) -> bool:
+    return (
+        one.lengths == other.lengths
+        and len(one.outputs) == len(other.outputs)
+        and all(_same(a, b) for a, b in zip(one.outputs, other.outputs, strict=True))
+    )
+
+
+def _same(one: object, other: object) -> bool:
+    """Whether ``other`` equals ``one``, but for places of a tuple where it is None."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape or one.dtype != other.dtype:
+            return False
+        if not one.is_floating_point() or not one.numel():
+            return torch.equal(one, other)
+        finite = one[torch.isfinite(one)].abs()
+        scale = float(finite.max()) if finite.numel() else 0.0
+        allowed = 16 * torch.finfo(one.dtype).eps * scale
+        return torch.allclose(one, other, rtol=0, atol=allowed, equal_nan=True)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        mine, theirs = cast("tuple[object, ...]", one), cast("tuple[object, ...]", other)
+        pairs = zip(mine, theirs, strict=False)
+        return len(mine) == len(theirs) and all(b is None or _same(a, b) for a, b in pairs)
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor)
+
+
+def _install(block: AttentionBlock, reference: _Reference) -> bool:
+    """Put a bypass on a block, if what its module returned can be given without running it."""
+    calls = (call for run in reference.plain for call in run.calls if call.module is block.module)
+    call = next(calls, None)
+    if call is None or base_linear(block.out) is not block.out:
+        return False
+    parameters = list(inspect.signature(type(block.module).forward).parameters)
+    states: object = call.args[0] if call.args else call.kwargs.get(parameters[1])
+    alone, several = isinstance(call.output, Tensor), isinstance(call.output, tuple)
+    if not isinstance(states, Tensor) or not (alone or several):
+        return False
+    values = (call.output,) if alone else cast("tuple[Any, ...]", call.output)
+    lead = states.shape[:-1]
+    fits = [isinstance(v, Tensor) and v.ndim > 1 and v.shape[:-1] == lead for v in values]
+    # Other tensors are attention weights with the eager backend; with others they are biases that
+    # following blocks may ask for, and the comparison tells whether they can do without.
+    others = sum(value is not None for value in values) - 1
+    if sum(fits) != 1 or (others and _backend(block.module) in (None, "eager")):
+        return False
+    width = values[fits.index(True)].shape[-1]
+    entries = None if alone else tuple(fits)
+    bypass = Bypass(block, width, entries, cached=bool(reference.cached))
+    vars(block.module)["forward"] = bypass
+    return True
+
+
+def _remove(block: AttentionBlock) -> None:
+    vars(block.module).pop("forward", None)
+
+
+def _feed(cache: Cache, layer: int, states: Tensor, others: Tensor | None) -> None:
+    """Put as many positions into the cache as the stock forward would, one number wide."""
+    target: Any = cache
+    if isinstance(cache, EncoderDecoderCache):
+        if others is not None:
+            if target.is_updated.get(layer):
+                return
+            target.is_updated[layer] = True
+        target = cache.self_attention_cache if others is None else cache.cross_attention_cache
+    positions = (states if others is None else others).shape[1]
+    ghost = states.new_zeros(states.shape[0], 1, positions, 1)
+    target.update(ghost, ghost, layer)
+
+
+def _backend(module: nn.Module) -> object:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)

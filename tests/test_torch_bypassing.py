@@ -1,0 +1,400 @@
+"""Blocks without kept units that do not run are as good as those that do."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+import transformers
+from tiny_models import FAMILIES, Family, run, uneven
+from torch import Tensor, nn
+
+from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.torch import bypassing
+from cahp_opt.torch.attention import find_attention, out_bias
+from cahp_opt.torch.bypassing import Bypass, bypass_empty
+from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.verification import verify_slice
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+
+SIZES: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
+
+
+def bypasses(model: nn.Module) -> list[Bypass]:
+    found = [vars(module).get("forward") for module in model.modules()]
+    return [forward for forward in found if isinstance(forward, Bypass)]
+
+
+def running(model: nn.Module, call: Callable[[], object]) -> list[bool]:
+    """For every bypass, whether any weight of its module but the output projection's is used."""
+    found: list[bool] = []
+    for bypass in bypasses(model):
+        inner = [
+            m for m in bypass.module.modules() if m is not bypass.module and m is not bypass.out
+        ]
+        heard: list[int] = []
+        handles = [m.register_forward_hook(lambda *_, x=heard: x.append(1)) for m in inner]
+        call()
+        for handle in handles:
+            handle.remove()
+        found.append(bool(heard))
+    return found
+
+
+def some(space: HeadSpace, *empty: int) -> Bools:
+    """All blocks without their first unit, and these without any."""
+    kept = np.ones(space.n, dtype=bool)
+    for index, where in enumerate(space.slices):
+        kept[where.start] = False
+        if index in empty:
+            kept[where] = False
+    return kept
+
+
+def build(name: str, config: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, name)(config)
+        tiny.stir(model)
+    return model.double().eval()
+
+
+def t5() -> Any:
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2}
+    config = transformers.T5Config(vocab_size=48, num_heads=4, **sizes)
+    config.decoder_start_token_id = 0
+    return build("T5ForConditionalGeneration", config)
+
+
+def bart() -> Any:
+    sides = {"layers": 2, "attention_heads": 4, "ffn_dim": 40}
+    sizes: dict[str, Any] = {
+        f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sides.items()
+    }
+    config = transformers.BartConfig(
+        vocab_size=48, d_model=32, max_position_embeddings=40, forced_eos_token_id=None, **sizes
+    )
+    return build("BartForConditionalGeneration", config)
+
+
+def vit() -> Any:
+    config = transformers.ViTConfig(hidden_size=32, image_size=8, patch_size=4, **SIZES)
+    return build("ViTModel", config)
+
+
+@families
+def test_skipping_changes_nothing(family: Family) -> None:
+    model = family.build().double()
+    kept = some(find_attention(model).space, 0, 2)
+    small = slice_heads(model, kept)
+    before = {padded: run(small, tiny.batch(padded=padded)) for padded in (True, False)}
+    assert bypass_empty(small) == 2
+    assert bypass_empty(small) == 2
+    for padded, expected in before.items():
+        batch = tiny.batch(padded=padded)
+        torch.testing.assert_close(run(small, batch), expected, rtol=0, atol=1e-12)
+        with head_mask(model, kept):
+            torch.testing.assert_close(run(small, batch), run(model, batch), rtol=0, atol=1e-9)
+    assert running(small, lambda: run(small, tiny.batch())) == [False, False]
+    assert small.state_dict().keys() == model.state_dict().keys()
+    # What listens at the output projections sees every block as before.
+    assert verify_slice(model, small, kept) <= 1e-9
+
+
+@pytest.mark.parametrize("build", [t5, bart], ids=lambda f: f.__name__)
+def test_encoder_decoders(build: Callable[[], Any]) -> None:
+    model = build()
+    kept = some(find_attention(model).space, 0, 2, 3, 4)
+    small = slice_heads(model, kept)
+    assert bypass_empty(small) == 4
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 7, "min_new_tokens": 7}
+    inputs = tiny.batch()
+    for more in ({}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}):
+        with head_mask(model, kept):
+            expected = model.generate(**inputs, **options, **more)
+        assert torch.equal(small.generate(**inputs, **options, **more), expected), more
+    assert not torch.equal(model.generate(**inputs, **options), expected)
+    generate = functools.partial(small.generate, **inputs, **options)
+    assert running(small, generate) == [False] * 4
+
+
+def test_images() -> None:
+    model = vit()
+    kept = some(find_attention(model).space, 0, 1)
+    small = slice_heads(model, kept)
+    assert bypass_empty(small) == 2
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad(), head_mask(model, kept):
+        expected = model(pixels).last_hidden_state
+        torch.testing.assert_close(small(pixels).last_hidden_state, expected, rtol=0, atol=1e-9)
+
+
+WINDOWED: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 4}}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [tiny.GPT2, tiny.LLAMA_GQA, tiny.MISTRAL, tiny.QWEN3, tiny.GPT_NEOX],
+    ids=lambda f: f.name,
+)
+@pytest.mark.parametrize("empty", [(0,), (0, 1, 2)], ids=["first", "all"])
+def test_generation(family: Family, empty: tuple[int, ...]) -> None:
+    model: Any = family.build(**WINDOWED.get(family.name, {})).double()
+    kept = some(find_attention(model).space, *empty)
+    small: Any = slice_heads(model, kept)
+    assert bypass_empty(small) == len(empty)
+    assert all(bypass.cached for bypass in bypasses(small))
+    batch = {key: value.flip(1) for key, value in tiny.batch().items()}  # padded on the left
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 9, "min_new_tokens": 9}
+    options["pad_token_id"] = 0
+    for more in ({}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}):
+        with head_mask(model, kept):
+            expected = model.generate(**batch, **options, **more)
+        assert torch.equal(small.generate(**batch, **options, **more), expected), more
+    assert not torch.equal(model.generate(**batch, **options), expected)
+    generate = functools.partial(small.generate, **batch, **options)
+    assert running(small, generate) == [False] * len(empty)
+
+
+def test_a_cache_that_was_not_verified_gets_the_stock_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> Iterator[tuple[object, transformers.Cache]]:
+        raise RuntimeError("no cache here")
+
+    monkeypatch.setattr(bypassing, "_two_steps", fails)
+    model: Any = tiny.LLAMA_GQA.build().double()
+    small: Any = slice_heads(model, uneven(find_attention(model).space, empty=0))
+    plain: Any = copy.deepcopy(small)
+    assert bypass_empty(small) == 1
+    batch = tiny.batch(padded=False)
+    assert running(small, lambda: small(**batch, use_cache=True)) == [True]
+    assert running(small, lambda: small(**batch, use_cache=False)) == [False]
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0}
+    assert torch.equal(small.generate(**batch, **options), plain.generate(**batch, **options))
+
+
+@pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2, tiny.LLAMA_GQA], ids=lambda f: f.name)
+def test_training_runs_the_stock_forward(family: Family) -> None:
+    model = family.build()
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    plain = copy.deepcopy(small).train()
+    assert bypass_empty(small) == 1
+    small.train()
+    for one in (plain, small):
+        torch.autograd.backward(one(**tiny.batch())[0].square().mean())
+    for (name, a), (_, b) in zip(plain.named_parameters(), small.named_parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None and b.grad is not None:
+            torch.testing.assert_close(b.grad, a.grad)
+    small.eval()
+    assert running(small, lambda: run(small, tiny.batch())) == [False]
+
+
+@families
+def test_copies_and_pickles_skip_with_their_own_weights(family: Family) -> None:
+    model = family.build()
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    assert bypass_empty(small) == 1
+    expected = run(small, tiny.batch())
+    for copied in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        assert torch.equal(run(copied, tiny.batch()), expected)
+        assert running(copied, functools.partial(run, copied, tiny.batch())) == [False]
+        bias = out_bias(find_attention(copied).blocks[1])
+        if bias is not None:
+            with torch.no_grad():
+                bias.normal_()
+            assert not torch.allclose(run(copied, tiny.batch()), expected, atol=1e-3)
+    assert torch.equal(run(small, tiny.batch()), expected)
+
+
+@pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2, tiny.LLAMA_GQA], ids=lambda f: f.name)
+def test_compile_and_export(family: Family) -> None:
+    model: Any = family.build(bare=True)
+    small = slice_heads(model, uneven(find_attention(model).space, empty=0))
+    assert bypass_empty(small) == 1
+    ids = tiny.batch(padded=False)["input_ids"]
+
+    class Wrapped(nn.Module):
+        """Only tensors in and out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small
+
+        def forward(self, ids: Tensor) -> Tensor:
+            options = {} if family is tiny.BERT else {"use_cache": False}
+            output: Tensor = self.inner(input_ids=ids, **options)[0]
+            return output
+
+    wrapped = Wrapped().eval()
+    with torch.no_grad():
+        expected = wrapped(ids)
+        compiled: Any = torch.compile(wrapped, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(ids), expected)
+        torch._dynamo.reset()
+        program: Any = torch.export.export(wrapped, (ids,))
+        torch.testing.assert_close(program.module()(ids), expected)
+    name = "self.query" if family is tiny.BERT else "c_attn" if family is tiny.GPT2 else "q_proj"
+    site = find_attention(small).blocks[0].name
+    used = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
+    weights = {spec.target for spec in program.graph_signature.input_specs}
+    unused = f"inner.{site}.{name}.weight"
+    assert unused in weights and used
+    by_name = {spec.target: spec.arg.name for spec in program.graph_signature.input_specs}
+    nodes = {node.name: node for node in program.graph.nodes}
+    assert not nodes[by_name[unused]].users
+
+
+def test_weights_are_still_to_be_had() -> None:
+    model: Any = tiny.BERT.build()
+    small: Any = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    assert bypass_empty(small) == 1
+    small.set_attn_implementation("eager")
+    maps = small(**tiny.batch(), output_attentions=True).attentions
+    assert [m.shape[1] for m in maps] == [1, 1, 3]
+    mpnet: Any = tiny.MPNET.build()
+    small = slice_heads(mpnet, uneven(find_attention(mpnet).space, empty=1))
+    assert bypass_empty(small) == 1
+    maps = small(**tiny.batch(), output_attentions=True).attentions
+    assert [m.shape[1] for m in maps] == [1, 1, 3]
+
+
+@pytest.mark.parametrize("family", [tiny.BERT, tiny.LLAMA_GQA], ids=lambda f: f.name)
+def test_a_revived_or_replaced_output_projection_is_used(family: Family) -> None:
+    model = family.build()
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    assert bypass_empty(small) == 1
+    expected = run(small, tiny.batch())
+    revived = copy.deepcopy(small)
+    weight = find_attention(revived).blocks[1].out.get_parameter("weight")
+    weight.requires_grad_(True)
+    with torch.no_grad():
+        weight.normal_()
+    assert not torch.allclose(run(revived, tiny.batch()), expected, atol=1e-3)
+    bypass = bypasses(small)[0]
+
+    class Adapted(nn.Module):
+        """What an adapter does: it adds something to the output projection's result."""
+
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, z: Tensor) -> Tensor:
+            output: Tensor = self.base(z)
+            # Not the same for all features: a norm after it would not see that.
+            return output + z.sum(dim=-1, keepdim=True) * torch.linspace(0, 1, output.shape[-1])
+
+    *parents, leaf = bypass.path
+    setattr(bypass.site.get_submodule(".".join(parents)), leaf, Adapted(bypass.out))
+    assert running(small, lambda: run(small, tiny.batch())) == [True]
+    assert not torch.allclose(run(small, tiny.batch()), expected, atol=1e-3)
+
+
+def test_the_output_can_be_changed_in_place() -> None:
+    model = tiny.GPT2.build()
+    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    assert bypass_empty(small) == 1
+    bypass = bypasses(small)[0]
+    bias = bypass.out.get_parameter("bias").detach()
+    before = bias.clone()
+    with torch.no_grad():
+        bypass(torch.zeros(1, 1, tiny.HIDDEN))[0].add_(1.0)
+    assert torch.equal(bias, before)
+
+
+@pytest.mark.parametrize("name", ["Albert", "Bloom"])
+def test_blocks_that_add_more_than_a_bias_stay(name: str) -> None:
+    if name == "Albert":
+        config: Any = transformers.AlbertConfig(
+            vocab_size=48, embedding_size=16, hidden_size=32, **SIZES
+        )
+    else:
+        config = transformers.BloomConfig(vocab_size=48, hidden_size=32, n_layer=3, n_head=4)
+    model = build(f"{name}Model", config)
+    small = slice_heads(model, some(find_attention(model).space, 0))
+    expected = run(small, tiny.batch())
+    assert bypass_empty(small) == 0
+    assert not bypasses(small)
+    assert torch.equal(run(small, tiny.batch()), expected)
+
+
+@pytest.mark.parametrize("planted", ["value", "cache", "shape", "error"])
+@pytest.mark.parametrize("where", ["one", "all"])
+def test_a_wrong_bypass_stays_out(
+    monkeypatch: pytest.MonkeyPatch, planted: str, where: str
+) -> None:
+    model: Any = tiny.LLAMA_MHA.build()
+    small = slice_heads(model, some(find_attention(model).space, 0, 2))
+    bad = [b.module for b in find_attention(small) if b.ghost][: 1 if where == "one" else 2]
+    expected = run(small, tiny.batch())
+    output, feed = Bypass._output, bypassing._feed
+
+    def wrong(self: Bypass, states: Tensor) -> Tensor:
+        found = output(self, states)
+        if self.module not in bad or planted == "cache":
+            return found
+        if planted == "error":
+            raise AttributeError("planted")
+        return found[:1] if planted == "shape" else found + 1e-3
+
+    def hungry(
+        cache: transformers.Cache, layer: int, states: Tensor, others: Tensor | None
+    ) -> None:
+        skip = layer == 0 if where == "one" else True
+        feed(cache, layer, states[:, :1] if skip else states, others)
+
+    monkeypatch.setattr(Bypass, "_output", wrong)
+    if planted == "cache":
+        monkeypatch.setattr(bypassing, "_feed", hungry)
+    left = bypass_empty(small)
+    assert left == len(bypasses(small))
+    if planted == "cache":
+        assert left in (0, 1)  # lengths are read from the first layer alone
+        assert not bypasses(small) or bypasses(small)[0].layer == 2
+    else:
+        assert left == 2 - len(bad)
+    torch.testing.assert_close(run(small, tiny.batch()), expected)
+
+
+@pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2], ids=lambda f: f.name)
+def test_slicing_again_and_loading_anew(family: Family, tmp_path: Path) -> None:
+    model = family.build().double()
+    small = slice_heads(model, some(find_attention(model).space, 1))
+    assert bypass_empty(small) == 1
+    space = find_attention(small).space
+    again = np.ones(space.n, dtype=bool)
+    again[space.slices[0]] = False
+    smaller = slice_heads(small, again)
+    assert len(bypasses(smaller)) == 1
+    assert bypass_empty(smaller) == 2
+    expected = run(smaller, tiny.batch())
+    with head_mask(model, some(find_attention(model).space, 0, 1)):
+        torch.testing.assert_close(expected, run(model, tiny.batch()), rtol=0, atol=1e-9)
+    save_pretrained(smaller, tmp_path / "small")
+    loaded = from_pretrained(tmp_path / "small").eval()
+    assert not bypasses(loaded)
+    assert bypass_empty(loaded) == 2
+    assert torch.equal(run(loaded, tiny.batch()), expected)
+
+
+def test_models_that_cannot_be_verified() -> None:
+    model = tiny.BERT.build(bare=True)
+    small = nn.Sequential(slice_heads(model, uneven(find_attention(model).space, empty=0)))
+    with pytest.raises(ValueError, match="`batch` is needed"):
+        bypass_empty(small)
+    assert bypass_empty(tiny.BERT.build()) == 0
+    whole = slice_heads(model, uneven(find_attention(model).space))
+    assert bypass_empty(whole) == 0
