@@ -8,7 +8,7 @@ vocabulary. A new architecture is one entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -64,6 +64,7 @@ class Family:
         fields: fields of the configuration that are not the usual.
         bare: the class without a head; ``Model`` after the stem, unless given.
         generates: whether ``headed`` has a decoder that generates tokens.
+        slots: how many query heads share a key/value head.
         make: builds a model that is not of transformers.
     """
 
@@ -75,6 +76,7 @@ class Family:
     fields: Mapping[str, Any] = field(default_factory=dict)
     bare: str = ""
     generates: bool = False
+    slots: int = 1
     make: Callable[[], nn.Module] | None = None
 
     def config(self, **fields: Any) -> Any:
@@ -315,7 +317,8 @@ def _decoder(name: str, stem: str, headed: str = "", bare: str = "", **fields: A
 
 def _grouped(name: str, stem: str, headed: str = "", bare: str = "", **fields: Any) -> Family:
     """Eight query heads that share four key/value heads."""
-    return _decoder(name, stem, headed, bare, num_attention_heads=8, **fields)
+    family = _decoder(name, stem, headed, bare, num_attention_heads=2 * HEADS, **fields)
+    return replace(family, slots=2)
 
 
 def _reader(name: str, stem: str, headed: str, layers: int, **fields: Any) -> Family:
@@ -350,14 +353,8 @@ MPNET = _encoder("mpnet", "MPNet")
 DISTILBERT = _encoder("distilbert", "DistilBert")
 GPT2 = _decoder("gpt2", "GPT2", "GPT2LMHeadModel")
 LLAMA_GQA = _grouped("llama-gqa", "Llama")
-LLAMA_MHA = Family(
-    "llama-mha",
-    "Llama",
-    "LlamaForCausalLM",
-    (2 * HEADS,) * LAYERS,
-    tokens,
-    {"num_attention_heads": 2 * HEADS, "num_key_value_heads": 2 * HEADS},
-    generates=True,
+LLAMA_MHA = replace(
+    _grouped("llama-mha", "Llama", num_key_value_heads=2 * HEADS), slots=1, units=(8, 8, 8)
 )
 MISTRAL = _grouped("mistral", "Mistral", sliding_window=6)
 QWEN2 = _grouped("qwen2", "Qwen2")
@@ -408,6 +405,7 @@ BUILDS = (
     _decoder("opt", "OPT"),
     _decoder("bloom", "Bloom"),
     _grouped("falcon", "Falcon", new_decoder_architecture=True, num_kv_heads=HEADS),
+    _decoder("falcon-mqa", "Falcon", multi_query=True),
     _reader("gpt2-cross", "GPT2", "GPT2LMHeadModel", LAYERS),
     _grouped("phi3", "Phi3"),
     _grouped("gemma2", "Gemma2", sliding_window=6),
@@ -455,6 +453,11 @@ def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         output: Tensor = model(**batch)[0]
     return output[batch["attention_mask"] != 0] if output.ndim == 3 else output
+
+
+def to(batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The batch with its floating-point inputs in another dtype."""
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
 
 
 def outputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
