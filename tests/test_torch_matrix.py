@@ -129,13 +129,16 @@ def test_gates_and_slices_with_any_attention_implementation(family: Family) -> N
     kept = uneven(find_attention(model).space)
     small = slice_heads(model, kept, batch=batches(family)[0])
     for batch in batches(family):
-        model.set_attn_implementation("sdpa")
-        expected = masked(model, kept, batch)
+        dense, gated = {}, {}
         for implementation in ("eager", "sdpa"):
             model.set_attn_implementation(implementation)
             small.set_attn_implementation(implementation)
-            assert difference(masked(model, kept, batch), expected) <= 1e-5
-            assert difference(outputs(small, batch), expected) <= 1e-5
+            dense[implementation] = outputs(model, batch)
+            gated[implementation] = masked(model, kept, batch)
+            assert difference(outputs(small, batch), gated[implementation]) <= 1e-5
+        # Not every stock model is the same in both: some leave out a soft cap.
+        stock = difference(dense["eager"], dense["sdpa"])
+        assert difference(gated["eager"], gated["sdpa"]) <= 1e-5 + 2 * stock
 
 
 @every
