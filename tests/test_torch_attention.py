@@ -12,9 +12,9 @@ import transformers
 from tiny_models import FAMILIES, Family
 from torch import Tensor, nn
 
-from cahp_opt.heads import HeadSpace, Unit
+from cahp_opt.heads import HeadSpace
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention, out_bias, out_weight
+from cahp_opt.torch.attention import UnsupportedModelError, find_attention, out_weight
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
@@ -24,35 +24,6 @@ def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         output: Tensor = model(**batch)[0]
     return output
-
-
-@families
-@pytest.mark.parametrize("bare", [True, False], ids=["bare", "headed"])
-def test_every_block_is_found_in_order(family: Family, bare: bool) -> None:
-    model = family.build(bare=bare)
-    attention = find_attention(model)
-    assert len(attention) == tiny.LAYERS
-    for index, block in enumerate(attention):
-        assert model.get_submodule(block.name) is block.site
-        assert f".{index}." in block.name
-        assert block.width == tiny.HIDDEN == block.heads * block.head_dim
-        assert block.units == (2 * tiny.HEADS if family is tiny.LLAMA_MHA else tiny.HEADS)
-        assert block.unit is (Unit.HEAD if block.units == block.heads else Unit.KV_GROUP)
-        assert out_weight(block).shape == (tiny.HIDDEN, block.width)
-        bias = out_bias(block)
-        assert bias is None or bias.shape == (tiny.HIDDEN,)
-        assert not block.ghost
-    assert attention.space.n == sum(block.units for block in attention)
-
-
-def test_groups_are_units_where_heads_share_keys() -> None:
-    units = {f.name: find_attention(f.build()).blocks[0].unit for f in FAMILIES}
-    assert {name for name, unit in units.items() if unit is Unit.KV_GROUP} == {
-        "llama-gqa",
-        "mistral",
-        "qwen2",
-        "qwen3",
-    }
 
 
 @families
@@ -76,33 +47,6 @@ def test_the_output_projection_is_the_anchor(family: Family) -> None:
     columns = slice(block.width // block.units, 2 * block.width // block.units)
     expected = z[..., columns] @ out_weight(block)[:, columns].T
     torch.testing.assert_close(outputs[0] - outputs[1], expected, rtol=0, atol=1e-12)
-
-
-@families
-def test_gates_leave_no_trace(family: Family) -> None:
-    model, batch = family.build(), tiny.batch()
-    n = find_attention(model).space.n
-    before = run(model, batch)
-    with head_mask(model, np.arange(n) % 2 == 0):
-        assert not torch.allclose(run(model, batch), before)
-    assert torch.equal(run(model, batch), before)
-    with pytest.raises(ZeroDivisionError), head_mask(model, np.zeros(n, dtype=bool)):
-        raise ZeroDivisionError
-    assert torch.equal(run(model, batch), before)
-    assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", [tiny.BERT, tiny.LLAMA_GQA], ids=lambda f: f.name)
-def test_gates_work_with_any_attention_implementation(family: Family, attention: str) -> None:
-    model: Any = family.build()
-    model.set_attn_implementation(attention)
-    kept = np.arange(find_attention(model).space.n) % 3 > 0
-    with head_mask(model, kept):
-        gated = run(model, tiny.batch())
-    model.set_attn_implementation("eager")
-    with head_mask(model, kept):
-        torch.testing.assert_close(gated, run(model, tiny.batch()))
 
 
 @families

@@ -70,6 +70,6 @@ def test_verification_tells_two_selections_apart() -> None:
     kept = uneven(find_attention(model).space)
     small = slice_heads(model, kept)
     other = kept.copy()
-    other[2], other[3] = False, True
+    other[2], other[3] = True, False
     with pytest.raises(SliceError, match=r"block 'model.layers.0.self_attn' by \d"):
         verify_slice(model, small, other)

@@ -1,0 +1,272 @@
+"""Every supported architecture: gates, slices, empty blocks, generation, training, reload."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import BUILDS, Family, outputs, to, uneven
+from torch import Tensor, nn
+
+from cahp_opt.heads import Bools, HeadSpace, Unit
+from cahp_opt.torch import (
+    find_attention,
+    from_pretrained,
+    head_mask,
+    save_pretrained,
+    selection_of,
+    slice_heads,
+)
+from cahp_opt.torch.attention import out_bias, out_weight
+
+Tensors = dict[str, Tensor]
+
+
+def over(builds: list[Family]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("family", builds, ids=lambda f: f.name)
+
+
+every = over(list(BUILDS))
+
+
+def batches(family: Family, dtype: torch.dtype = torch.float32) -> list[Tensors]:
+    """One batch without padding and, where there can be padding, one with."""
+    return [to(family.batch(padded=p), dtype) for p in ((False, True) if family.pads else (False,))]
+
+
+def masked(model: nn.Module, kept: Bools, batch: Tensors) -> Tensors:
+    with head_mask(model, kept):
+        return outputs(model, batch)
+
+
+def difference(found: Tensors, expected: Tensors) -> float:
+    """The largest difference, relative to the largest value where that is above one."""
+    assert found.keys() == expected.keys() and expected
+    worst = 0.0
+    for name, value in expected.items():
+        assert found[name].shape == value.shape and found[name].dtype is value.dtype
+        assert bool(value.isfinite().all()), name
+        scale = max(1.0, float(value.double().abs().amax()))
+        worst = max(worst, float((found[name].double() - value.double()).abs().amax()) / scale)
+    return worst
+
+
+def check_slice(family: Family, model: nn.Module, small: nn.Module, kept: Bools) -> None:
+    """The sliced model computes what the masked one does, and not what the dense one does."""
+    dtype = next(model.parameters()).dtype
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    for batch in batches(family, dtype):
+        expected = masked(model, kept, batch)
+        assert difference(outputs(small, batch), expected) <= tolerance
+        assert difference(outputs(model, batch), expected) > 1e-3
+    counts = find_attention(model).space.counts(kept)
+    found = find_attention(small)
+    assert [block.units for block in found] == [max(int(c), 1) for c in counts]
+    assert [block.ghost for block in found] == [c == 0 for c in counts]
+    assert sum(p.numel() for p in small.parameters() if p.requires_grad) < sum(
+        p.numel() for p in model.parameters()
+    )
+
+
+def only(space: HeadSpace, block: int) -> Bools:
+    """The keep-set with all but one unit of one block, and nothing else."""
+    kept: Bools = space.block_of == block
+    kept[space.slices[block].start] = False
+    return kept
+
+
+@every
+@pytest.mark.support("mask")
+def test_every_block_is_found(family: Family) -> None:
+    model = family.build()
+    attention = find_attention(model)
+    assert [block.units for block in attention] == list(family.units)
+    assert not attention.skipped
+    paths = [name for name, _ in model.named_modules()]
+    places = [paths.index(block.name) for block in attention]
+    assert places == sorted(places)
+    for block in attention:
+        assert model.get_submodule(block.name) is block.site
+        assert block.heads == block.units * (family.slots if block.unit is Unit.KV_GROUP else 1)
+        assert (block.unit is Unit.KV_GROUP) == (family.slots > 1)
+        assert block.heads * block.head_dim == out_weight(block).shape[1]
+        bias = out_bias(block)
+        assert bias is None or bias.shape == (out_weight(block).shape[0],)
+        assert not block.ghost
+
+
+@every
+@pytest.mark.support("mask")
+def test_gates_leave_no_trace(family: Family) -> None:
+    model, batch = family.build(), batches(family)[-1]
+    n = find_attention(model).space.n
+    hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
+    before = outputs(model, batch)
+    with head_mask(model, np.ones(n, dtype=bool)):
+        assert difference(outputs(model, batch), before) == 0
+    # Block after block, because gates in a late one must not hide that those of an early one do nothing.
+    for where in find_attention(model).space.slices:
+        kept = np.ones(n, dtype=bool)
+        kept[where.start] = False
+        assert difference(masked(model, kept, batch), before) > 1e-6
+        assert difference(outputs(model, batch), before) == 0
+    with pytest.raises(ZeroDivisionError), head_mask(model, np.zeros(n, dtype=bool)):
+        raise ZeroDivisionError
+    assert difference(outputs(model, batch), before) == 0
+    assert [dict(module._forward_pre_hooks) for module in model.modules()] == hooks
+
+
+@every
+@pytest.mark.support("mask")
+def test_gates_and_slices_with_any_attention_implementation(family: Family) -> None:
+    model = family.build()
+    if not getattr(model, "_supports_sdpa", False):
+        pytest.skip("the model has one implementation of attention")
+    kept = uneven(find_attention(model).space)
+    small = slice_heads(model, kept, batch=batches(family)[0])
+    for batch in batches(family):
+        dense, gated = {}, {}
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            small.set_attn_implementation(implementation)
+            dense[implementation] = outputs(model, batch)
+            gated[implementation] = masked(model, kept, batch)
+            assert difference(outputs(small, batch), gated[implementation]) <= 1e-5
+        # Not every stock model is the same in both: some leave out a soft cap.
+        stock = difference(dense["eager"], dense["sdpa"])
+        assert difference(gated["eager"], gated["sdpa"]) <= 1e-5 + 2 * stock
+
+
+@every
+@pytest.mark.support("slice")
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"]
+)
+def test_mask_equals_slice(family: Family, dtype: torch.dtype) -> None:
+    model = family.build().to(dtype)
+    kept = uneven(find_attention(model).space, seed=len(family.name))
+    small = slice_heads(model, kept, batch=batches(family, dtype)[-1])
+    assert {p.dtype for p in small.parameters()} == {p.dtype for p in model.parameters()}
+    check_slice(family, model, small, kept)
+
+
+@over([family for family in BUILDS if family.slots > 1])
+@pytest.mark.support("slice")
+def test_mask_equals_slice_by_query_slots(family: Family) -> None:
+    model = family.build().double()
+    batch = family.batch()
+    space = find_attention(model, unit=Unit.QUERY_SLOT).space
+    kept = uneven(space)
+    small = slice_heads(model, kept, batch=batch, unit=Unit.QUERY_SLOT)
+    with head_mask(model, kept, unit=Unit.QUERY_SLOT):
+        expected = outputs(model, batch)
+    assert difference(outputs(small, batch), expected) <= 1e-9
+    assert [block.kv_heads for block in find_attention(small)] == list(family.units)
+    assert [block.heads for block in find_attention(small)] == [
+        count * units for count, units in zip(space.counts(kept), family.units, strict=True)
+    ]
+
+
+@every
+@pytest.mark.support("zero heads")
+@pytest.mark.parametrize("case", ["first", "all but the last"])
+def test_blocks_without_units(family: Family, case: str) -> None:
+    model = family.build()
+    space = find_attention(model).space
+    kept = uneven(space, empty=0) if case == "first" else only(space, len(space.blocks) - 1)
+    small = slice_heads(model, kept, batch=batches(family)[-1])
+    check_slice(family, model, small, kept)
+
+
+@over([family for family in BUILDS if family.generates])
+@pytest.mark.support("generate")
+@pytest.mark.parametrize("empty", [None, 0])
+def test_generation(family: Family, empty: int | None) -> None:
+    model = family.build()
+    kept = uneven(find_attention(model).space, empty=empty)
+    small = slice_heads(model, kept, batch=batches(family)[-1])
+    prompt = family.prompt()
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "max_new_tokens": 9,
+        "min_new_tokens": 9,
+        "pad_token_id": 0,
+    }
+    dense = model.generate(**prompt, **options)
+    with head_mask(model, kept):
+        expected = model.generate(**prompt, **options)
+    assert torch.equal(small.generate(**prompt, **options), expected)
+    assert torch.equal(small.generate(**prompt, **options, use_cache=False), expected)
+    assert not torch.equal(dense, expected)
+
+
+@every
+@pytest.mark.support("training")
+def test_a_training_step(family: Family) -> None:
+    model = family.build()
+    batch = batches(family)[-1]
+    # The second block, because nothing of the first matters to it that training could not revive.
+    empty = min(1, len(family.units) - 1)
+    small = slice_heads(model, uneven(find_attention(model).space, empty=empty), batch=batch)
+    small.train()
+    before = copy.deepcopy(small)
+    trainable = [p for p in small.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trainable, lr=0.01, weight_decay=0.1)
+    output = small(**batch)
+    (output if isinstance(output, Tensor) else output[0]).square().mean().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in trainable if p.grad is not None)
+    optimiser.step()
+    assert difference(outputs(small.eval(), batch), outputs(before.eval(), batch)) > 1e-6
+    block = find_attention(small).blocks[empty]
+    assert block.ghost and not bool(out_weight(block).any())
+    names = [name for name, p in small.named_parameters() if not p.requires_grad]
+    assert any(name.startswith(block.name) for name in names)
+    old = dict(before.named_parameters())
+    for name in names:
+        assert torch.equal(small.get_parameter(name), old[name])
+
+
+@over([family for family in BUILDS if not family.make])
+@pytest.mark.support("reload")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_reload_is_exact(family: Family, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = family.build().to(dtype)
+    batch = batches(family, dtype)[-1]
+    small = slice_heads(model, uneven(find_attention(model).space, empty=0), batch=batch)
+    save_pretrained(small, tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned")
+    # The stock loader makes every weight trainable, also those of the dense model that were not.
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    pairs = zip(loaded.named_parameters(), small.named_parameters(), strict=True)
+    for (name, a), (other, b) in pairs:
+        assert name == other and a.dtype == b.dtype and torch.equal(a, b), name
+        assert a.requires_grad == b.requires_grad or name in frozen, name
+    assert type(loaded) is type(small)
+    found, saved = selection_of(loaded), selection_of(small)
+    assert found is not None and saved is not None
+    assert found.heads() == saved.heads() and found.space == saved.space
+    # The dense model was cast with its buffers, and loading keeps those in float32. And kernels round
+    # differently where weights mapped from a file are aligned otherwise.
+    if dtype is torch.float32:
+        assert difference(outputs(loaded, batch), outputs(small, batch)) <= 1e-6
+
+
+@every
+@pytest.mark.support("slice")
+def test_slicing_twice_is_slicing_once(family: Family) -> None:
+    model = family.build()
+    batch = batches(family)[-1]
+    space = find_attention(model).space
+    # The first block is emptied first and nothing of it is left for the second time.
+    first = uneven(space, empty=0 if len(space.blocks) > 1 else None, seed=1)
+    once = slice_heads(model, first, batch=batch)
+    twice = slice_heads(once, uneven(find_attention(once).space, seed=2), batch=batch)
+    plan = selection_of(twice)
+    assert plan is not None and plan.space == space
+    assert not (plan.kept & ~first).any()
+    assert plan.kept.sum() < first.sum() or max(space.counts(first)) < 2
+    check_slice(family, model, twice, plan.kept)
