@@ -132,7 +132,7 @@ def unsupported(case: str) -> nn.Module:
         return nn.TransformerEncoderLayer(16, 2)
     if case == "no attention":
         return nn.Sequential(nn.Linear(4, 4))
-    model = tiny.BERT.build()
+    model: nn.Module = tiny.BERT.build()
     first, second = (block.module for block in find_attention(model).blocks[:2])
     module: Any = second
     if case == "other head count":

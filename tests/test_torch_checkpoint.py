@@ -23,7 +23,7 @@ from cahp_opt.records import RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.slicing import selection_of, slice_heads
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 
@@ -86,13 +86,13 @@ def test_the_stock_loader_refuses_the_folder(
 ) -> None:
     small = sliced(family)
     save_pretrained(small, tmp_path / "pruned")
-    auto = transformers.AutoModelForCausalLM if family.causal else transformers.AutoModel
+    auto = transformers.AutoModelForCausalLM if family.generates else transformers.AutoModel
     for loader in (type(small), auto):
         with pytest.raises(OSError, match=r"no file named model\.safetensors"):
             loader.from_pretrained(str(tmp_path / "pruned"), **options)
 
 
-def test_folders_of_the_first_release_still_load(tmp_path: Path) -> None:
+def test_older_folders_still_load(tmp_path: Path) -> None:
     """It wrote the weights under their usual name, and the stock loader refuses them by shape."""
     small = sliced()
     save_pretrained(small, tmp_path / "pruned")
@@ -108,7 +108,7 @@ def test_folders_of_the_first_release_still_load(tmp_path: Path) -> None:
 )
 def test_another_class_of_the_same_model(family: Family, tmp_path: Path) -> None:
     """Paths differ between classes (``bert.encoder...`` and ``encoder...``), the order does not."""
-    headed, bare = (getattr(transformers, name) for name in (family.headed, family.bare))
+    headed, bare = (type(family.build(bare=bare)) for bare in (False, True))
     small = sliced(family)
     save_pretrained(small, tmp_path / "headed")
     with warnings.catch_warnings():
@@ -125,7 +125,9 @@ def test_another_class_of_the_same_model(family: Family, tmp_path: Path) -> None
     else:
         with pytest.warns(UserWarning, match=r"no weights for (classifier|lm_head).*untrained"):
             again = from_pretrained(tmp_path / "bare", model_class=headed, num_labels=5)
-        assert again(**tiny.batch()).logits.shape[-1] == (tiny.VOCABULARY if family.causal else 5)
+        assert again(**tiny.batch()).logits.shape[-1] == (
+            tiny.VOCABULARY if family.generates else 5
+        )
     assert torch.equal(run(again.base_model, tiny.batch()), run(inner, tiny.batch()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -317,10 +318,11 @@ def test_a_dispatched_model_is_sliced() -> None:
 
 def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
     accelerate: Any = pytest.importorskip("accelerate")
-    for offload in (
+    offloads: tuple[Callable[[Any], Any], ...] = (
         lambda m: accelerate.cpu_offload(m, execution_device="cpu"),
         lambda m: accelerate.disk_offload(m, str(tmp_path), execution_device="cpu"),
-    ):
+    )
+    for offload in offloads:
         model = tiny.LLAMA_GQA.build()
         kept = uneven(find_attention(model).space)
         with pytest.raises(UnsupportedModelError, match="not in memory"):

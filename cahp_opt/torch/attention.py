@@ -69,8 +69,10 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
         except Misfit as misfit:
             strange.append((name, module, str(misfit)))
     for name, module in _modules(model):
+        if any(_within(name, site) or _within(site, name) for site in sites):
+            continue  # part of a block, or around one
         reason = _not_understood(module)
-        if reason and not any(_within(name, site) for site in sites):
+        if reason:
             strange.append((name, module, reason))
     _check_unshared(blocks)
     return Attention(tuple(blocks), tuple(_skipped(model, blocks, strange)))

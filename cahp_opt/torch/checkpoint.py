@@ -28,6 +28,7 @@ from cahp_opt.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.card import CARD_FILE, model_card, write_card
+from cahp_opt.torch.explicit import ExplicitAttention, explicit_attention
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.origin import BASE_MODEL, origin_of
@@ -39,6 +40,9 @@ SELECTION_FILE = "cahp_selection.json"
 
 VARIANT = "cahp"
 """The weights are ``model.cahp.safetensors``, or shards with an index of such a name."""
+
+EXPLICIT = "explicit_attention"
+"""Key of the selection's provenance that tells to make nn.MultiheadAttention explicit first."""
 
 
 class Saveable(Protocol):
@@ -91,7 +95,10 @@ def save_pretrained(
         )
     stock: Any = model
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    told = dataclasses.replace(selection, provenance=origin_of(model, selection.provenance))
+    known = selection.provenance
+    if any(isinstance(module, ExplicitAttention) for module in model.modules()):
+        known = {**known, EXPLICIT: "yes"}
+    told = dataclasses.replace(selection, provenance=origin_of(model, known))
     card = model_card(
         told, architecture=type(model).__name__, base_model=told.provenance.get(BASE_MODEL)
     )
@@ -138,7 +145,7 @@ def from_pretrained(
     if "torch_dtype" not in kwargs:
         kwargs.setdefault("dtype", "auto")
     kwargs.setdefault("use_safetensors", True)  # never a pickle
-    if any(folder.glob(f"*.{VARIANT}*")):  # releases before 0.2 wrote the usual names
+    if any(folder.glob(f"*.{VARIANT}*")):  # older folders have the usual names
         kwargs["variant"] = VARIANT
     try:
         loaded = _sliced_class(stock, selection, folder).from_pretrained(
@@ -240,6 +247,8 @@ def _sliced_class(stock: Any, selection: Selection, folder: Path) -> Any:
 
 def _apply(model: nn.Module, selection: Selection, folder: Path) -> None:
     """Slice a newly built model as the saved one was."""
+    if EXPLICIT in selection.provenance:
+        explicit_attention(model)
     attention = attention_for(model, selection)
     mine, theirs = attention.space.blocks, selection.space.blocks
     # Paths differ between classes and releases; order, sizes and kinds do not.

@@ -135,8 +135,10 @@ class _Reader:
                 yield Piece(f"{self.out_path}.{path}", axis, columns)
         except NotLinearError as error:
             raise Misfit(f"{self.out_path} {error}") from error
+        # An adapter on a projection has a side that knows of no heads.
+        within = (f"{self.out_path}.", *(f"{self.prefix}{p.path}." for p in self.projections))
         for path, parameter in self.site.named_parameters():
-            if path in taken or path.startswith(f"{self.out_path}."):
+            if path in taken or path.startswith(within):
                 continue
             found = next((p for p in PARAMETERS if _names(p, path, parameter)), None)
             if found is not None:

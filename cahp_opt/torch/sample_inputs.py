@@ -22,6 +22,8 @@ def sample_inputs(model: nn.Module) -> dict[str, Tensor] | None:
         Keyword arguments for ``model``, the same on every call; None if its configuration does not tell
         what it takes.
     """
+    inner: Any = getattr(model, "get_base_model", None)  # a model with adapters around it
+    model = model if inner is None else inner()
     config: Any = getattr(model, "config", None)
     if config is None:
         return None
