@@ -37,7 +37,7 @@ def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     book = READ(notebook, as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells), "clear the outputs before saving"
-    client = NotebookClient(book, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
+    client = NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises what a cell raises
     written = [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "stream"]
     assert not any(o.name == "stderr" and "Warning" in o.text for o in written)

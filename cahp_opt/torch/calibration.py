@@ -44,7 +44,7 @@ def calibrate(
     seed: int = 0,
     progress: Progress = silent,
 ) -> HeadStats:
-    """Measure the heads of ``model`` on texts.
+    """Measure the heads of ``model`` on texts, images or sound.
 
     Every statistic is a sum over examples, and every random draw belongs to an example's own content,
     so batching, padding and order change nothing but rounding, and ``calibrate(a) + calibrate(b)`` equals
@@ -52,11 +52,16 @@ def calibrate(
     left as it was found: modes, gradients, hooks, attention implementation and random states; also
     after an exception or Ctrl-C.
 
+    The memory it takes does not grow with the data: batches are read one by one and none is kept. The
+    model may be spread over devices or offloaded. In half precision only the forward passes are, and the
+    sums are double. For several processes see :func:`~cahp_opt.torch.gather_stats`.
+
     Args:
         model: a model whose attention :func:`~cahp_opt.torch.attention.find_attention` understands.
-        batches: keyword arguments for the model, with ``attention_mask`` where there is padding; read
-            once. ``labels`` never reach the model; they only turn salience from the gradient of a random
-            probe of the output into that of the task loss.
+        batches: keyword arguments for the model, with ``attention_mask`` where there is padding, and
+            ``decoder_attention_mask`` where there is in a decoder's own input; read once. ``labels`` never
+            reach the model; they only turn salience from the gradient of a random probe of the output into
+            that of the task loss (and, in an encoder-decoder without a decoder input, make that input).
         unit: what is measured as one piece, as for :func:`~cahp_opt.torch.find_attention`.
         densities: of the random masks under which Gauss-Newton matrices are taken, each in (0, 1].
         gradient_examples: gate gradients are taken for the first so many examples; 64 already give

@@ -282,6 +282,7 @@ _HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
     ("ForCausalLM", _causal),
     ("LMHeadModel", _causal),
     ("ForConditionalGeneration", _conditional),
+    ("MTModel", _conditional),
     ("EncoderDecoderModel", _tokens),
     ("ForMaskedLM", _tokens),
     ("ForTokenClassification", _tokens),
@@ -321,7 +322,8 @@ def wide(values: Tensor) -> Tensor:
 
 
 def _field(model_output: Any, name: str, ndim: int, shape: str) -> Tensor:
-    value = getattr(model_output, name, None)
+    # Models that are not of transformers return the tensor itself.
+    value = model_output if isinstance(model_output, Tensor) else getattr(model_output, name, None)
     if not isinstance(value, Tensor) or value.ndim != ndim:
         found = list(value.shape) if isinstance(value, Tensor) else type(model_output).__name__
         raise ValueError(
