@@ -61,7 +61,7 @@ class SupportRecorder:
 
 def provenance() -> dict[str, Any]:
     """What the tests ran on."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("transformers", "torch", "numpy", "safetensors", "cahp-opt"):
         try:
             versions[package] = version(package)

@@ -55,6 +55,15 @@ def difference(found: Tensors, expected: Tensors) -> float:
     return worst
 
 
+def skip_unless_it_runs(model: nn.Module, batches: list[Tensors]) -> None:
+    """Some old stock models write the smallest float64 into a float32 mask, which ends in an error."""
+    try:
+        for batch in batches:
+            outputs(model, batch)
+    except RuntimeError as error:
+        pytest.skip(f"the stock model does not run in this dtype: {error}")
+
+
 def check_slice(family: Family, model: nn.Module, small: nn.Module, kept: Bools) -> None:
     """The sliced model computes what the masked one does, and not what the dense one does."""
     dtype = next(model.parameters()).dtype
@@ -148,6 +157,8 @@ def test_gates_and_slices_with_any_attention_implementation(family: Family) -> N
 )
 def test_mask_equals_slice(family: Family, dtype: torch.dtype) -> None:
     model = family.build().to(dtype)
+    if dtype is torch.float64:
+        skip_unless_it_runs(model, batches(family, dtype))
     kept = uneven(find_attention(model).space, seed=len(family.name))
     small = slice_heads(model, kept, batch=batches(family, dtype)[-1])
     assert {p.dtype for p in small.parameters()} == {p.dtype for p in model.parameters()}
@@ -196,12 +207,17 @@ def test_generation(family: Family, empty: int | None) -> None:
         "min_new_tokens": 9,
         "pad_token_id": 0,
     }
+    options |= {"return_dict_in_generate": True, "output_scores": True}
     dense = model.generate(**prompt, **options)
     with head_mask(model, kept):
         expected = model.generate(**prompt, **options)
-    assert torch.equal(small.generate(**prompt, **options), expected)
-    assert torch.equal(small.generate(**prompt, **options, use_cache=False), expected)
-    assert not torch.equal(dense, expected)
+    for cached in ({}, {"use_cache": False}):
+        found = small.generate(**prompt, **options, **cached)
+        assert torch.equal(found.sequences, expected.sequences)
+        for mine, theirs in zip(found.scores, expected.scores, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    # The tokens alone could be the same by chance; the scores cannot.
+    assert not torch.allclose(dense.scores[0], expected.scores[0], atol=1e-3)
 
 
 @every

@@ -130,7 +130,7 @@ def configure(cls: str, **fields: Any) -> Any:
     """A tiny configuration of a class of transformers."""
     make = of_transformers(cls)
     known = make().to_dict()
-    usual = {name: size for name, size in SIZES.items() if name in known}
+    usual: dict[str, Any] = {name: size for name, size in SIZES.items() if name in known}
     for name, value in known.items():
         if isinstance(value, float) and "drop" in name:
             usual[name] = 0.0
