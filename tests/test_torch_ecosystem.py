@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.verification import verify_slice
 
 # Tools announce the end of each other's interfaces; that is not ours to fail on.
@@ -64,7 +63,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("empty", [None, 0])
 def test_every_way_of_generating(family: Family, empty: int | None) -> None:
     """A static cache too: it is sized by the first keys it sees, block by block."""
-    model: Any = family.build().double()
+    model: Any = family.build(seed=6).double()  # a seed whose tokens are not all the same
     kept = uneven(find_attention(model).space, empty=empty)
     small: Any = slice_heads(model, kept, batch=to(family.batch(), torch.float64))
     fixed = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
@@ -230,7 +229,6 @@ def test_onnx(family: Family, tmp_path: Path) -> None:
         pytest.importorskip(package)
     runtime: Any = pytest.importorskip("onnxruntime")
     small = sliced(family)
-    small.config.return_dict = False
     batch = family.batch()
     if family.generates:
         small.config.use_cache = False
@@ -238,9 +236,11 @@ def test_onnx(family: Family, tmp_path: Path) -> None:
     torch.onnx.export(small, (), file, kwargs=batch, dynamo=True, verbose=False)
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
-    expected = small(**batch)[0].detach()
-    real = batch["attention_mask"] != 0 if expected.ndim == 3 else ...
-    np.testing.assert_allclose(found[np.asarray(real)], expected[real].numpy(), atol=1e-5)
+    expected = small(**batch)[0].detach().numpy()
+    if expected.ndim == 3:
+        real = batch["attention_mask"].numpy() != 0
+        found, expected = found[real], expected[real]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 # --- adapters -----------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_adapters_on_a_sliced_model_are_saved_and_loaded(tmp_path: Path) -> None
     assert torch.equal(found, outputs(tuned, tiny.batch())["logits"])
     assert not torch.allclose(found, plain, atol=1e-2)
     merged = loaded.merge_and_unload()
-    torch.testing.assert_close(outputs(merged, tiny.batch())["logits"], found, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs(merged, tiny.batch())["logits"], found, rtol=0, atol=1e-4)
 
 
 @pytest.mark.support("lora")
@@ -288,6 +288,7 @@ def test_models_with_adapters_are_sliced(family: Family, empty: int | None) -> N
     kept = uneven(find_attention(tuned).space, empty=empty)
     small: Any = slice_heads(tuned, kept, batch=family.batch())
     assert verify_slice(tuned, small, kept, family.batch()) <= 1e-9
+    assert selection_of(small) is not None
     # Merging before slicing gives the same model as merging after it.
     merged = slice_heads(copy.deepcopy(tuned).merge_and_unload(), kept, batch=family.batch())
     close(small.merge_and_unload(), merged, family, 1e-9)
@@ -318,15 +319,13 @@ def test_a_dispatched_model_is_sliced() -> None:
 
 def test_offloaded_weights_are_refused(tmp_path: Path) -> None:
     accelerate: Any = pytest.importorskip("accelerate")
-    offloads: tuple[Callable[[Any], Any], ...] = (
-        lambda m: accelerate.cpu_offload(m, execution_device="cpu"),
-        lambda m: accelerate.disk_offload(m, str(tmp_path), execution_device="cpu"),
-    )
-    for offload in offloads:
-        model = tiny.LLAMA_GQA.build()
-        kept = uneven(find_attention(model).space)
+    for place, options in (
+        (accelerate.cpu_offload, {}),
+        (accelerate.disk_offload, {"offload_dir": str(tmp_path)}),
+    ):
+        model = place(tiny.LLAMA_GQA.build(), execution_device="cpu", **options)
         with pytest.raises(UnsupportedModelError, match="not in memory"):
-            slice_heads(offload(model), kept)
+            slice_heads(model, uneven(find_attention(model).space))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantisation
