@@ -401,6 +401,21 @@ def test_slicing_again_and_loading_anew(family: Family, tmp_path: Path) -> None:
     assert torch.equal(run(loaded, tiny.batch()), expected)
 
 
+def test_an_interrupt_leaves_no_bypass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Bypass, states: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    model = tiny.BERT.build()
+    small = slice_heads(model, some(find_attention(model).space, 0, 2))
+    plain = copy.deepcopy(small)
+    monkeypatch.setattr(Bypass, "_output", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bypass_empty(small)
+    assert not bypasses(small)
+    assert [m.training for m in small.modules()] == [m.training for m in plain.modules()]
+    assert torch.equal(run(small, tiny.batch()), run(plain, tiny.batch()))
+
+
 def test_models_that_cannot_be_verified() -> None:
     model = tiny.BERT.build(bare=True)
     small = nn.Sequential(slice_heads(model, uneven(find_attention(model).space, empty=0)))
