@@ -62,6 +62,14 @@ def some(space: HeadSpace, *empty: int) -> Bools:
     return kept
 
 
+def skippable(model: Any, empty: int) -> int:
+    """How many of so many empty blocks may be skipped: none where older releases know no backend
+    but the eager one, whose attention weights are part of what is returned."""
+    names = ("T5ForConditionalGeneration", "ElectraForSequenceClassification")
+    eager = type(model).__name__ in names and model.config._attn_implementation == "eager"
+    return 0 if eager else empty
+
+
 def build(name: str, config: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -99,14 +107,15 @@ def test_skipping_changes_nothing(family: Family) -> None:
     kept = some(find_attention(model).space, 0, 2)
     small = slice_heads(model, kept)
     before = {padded: run(small, tiny.batch(padded=padded)) for padded in (True, False)}
-    assert bypass_empty(small) == 2
-    assert bypass_empty(small) == 2
+    skipped = skippable(model, 2)
+    assert bypass_empty(small) == skipped
+    assert bypass_empty(small) == skipped
     for padded, expected in before.items():
         batch = tiny.batch(padded=padded)
         torch.testing.assert_close(run(small, batch), expected, rtol=0, atol=1e-12)
         with head_mask(model, kept):
             torch.testing.assert_close(run(small, batch), run(model, batch), rtol=0, atol=1e-9)
-    assert running(small, lambda: run(small, tiny.batch())) == [False, False]
+    assert running(small, lambda: run(small, tiny.batch())) == [False] * skipped
     assert small.state_dict().keys() == model.state_dict().keys()
     # What listens at the output projections sees every block as before.
     assert verify_slice(model, small, kept) <= 1e-9
@@ -117,7 +126,8 @@ def test_encoder_decoders(build: Callable[[], Any]) -> None:
     model = build()
     kept = some(find_attention(model).space, 0, 2, 3, 4)
     small = slice_heads(model, kept)
-    assert bypass_empty(small) == 4
+    skipped = skippable(model, 4)
+    assert bypass_empty(small) == skipped
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 7, "min_new_tokens": 7}
     inputs = tiny.batch()
     for more in ({}, {"num_beams": 3}, {"use_cache": False}, {"cache_implementation": "static"}):
@@ -126,7 +136,7 @@ def test_encoder_decoders(build: Callable[[], Any]) -> None:
         assert torch.equal(small.generate(**inputs, **options, **more), expected), more
     assert not torch.equal(model.generate(**inputs, **options), expected)
     generate = functools.partial(small.generate, **inputs, **options)
-    assert running(small, generate) == [False] * 4
+    assert running(small, generate) == [False] * skipped
 
 
 def test_images() -> None:
@@ -206,11 +216,12 @@ def test_training_runs_the_stock_forward(family: Family) -> None:
 def test_copies_and_pickles_skip_with_their_own_weights(family: Family) -> None:
     model = family.build()
     small = slice_heads(model, uneven(find_attention(model).space, empty=1))
-    assert bypass_empty(small) == 1
+    skipped = skippable(model, 1)
+    assert bypass_empty(small) == skipped
     expected = run(small, tiny.batch())
     for copied in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert torch.equal(run(copied, tiny.batch()), expected)
-        assert running(copied, functools.partial(run, copied, tiny.batch())) == [False]
+        assert running(copied, functools.partial(run, copied, tiny.batch())) == [False] * skipped
         bias = out_bias(find_attention(copied).blocks[1])
         if bias is not None:
             with torch.no_grad():
@@ -388,6 +399,21 @@ def test_slicing_again_and_loading_anew(family: Family, tmp_path: Path) -> None:
     assert not bypasses(loaded)
     assert bypass_empty(loaded) == 2
     assert torch.equal(run(loaded, tiny.batch()), expected)
+
+
+def test_an_interrupt_leaves_no_bypass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Bypass, states: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    model = tiny.BERT.build()
+    small = slice_heads(model, some(find_attention(model).space, 0, 2))
+    plain = copy.deepcopy(small)
+    monkeypatch.setattr(Bypass, "_output", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bypass_empty(small)
+    assert not bypasses(small)
+    assert [m.training for m in small.modules()] == [m.training for m in plain.modules()]
+    assert torch.equal(run(small, tiny.batch()), run(plain, tiny.batch()))
 
 
 def test_models_that_cannot_be_verified() -> None:

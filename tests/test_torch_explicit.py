@@ -307,8 +307,8 @@ def test_compile_and_export() -> None:
     expected = explicit(x, x, x)[0]
     compiled: Any = torch.compile(explicit, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, x, x)[0], expected)
-    program: Any = torch.export.export(explicit, (x, x, x)).module()
-    torch.testing.assert_close(program(x, x, x)[0], expected)
+    program: Any = torch.export.export(explicit, (x, x, x))
+    torch.testing.assert_close(program.module()(x, x, x)[0], expected)
 
 
 def test_what_cannot_be_done_is_refused() -> None:

@@ -141,13 +141,18 @@ def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
     if free:
         probes = make_probes(model, batch)
         before = _Reference.of(model, free, probes)
-        fitting = [block for block in free if _install(block, before)]
-        if not before.holds(model, free, probes):
-            for block in fitting:
-                _remove(block)
-            for block in fitting:
-                if _install(block, before) and not before.holds(model, free, probes):
+        try:
+            fitting = [block for block in free if _install(block, before)]
+            if not before.holds(model, free, probes):
+                for block in fitting:
                     _remove(block)
+                for block in fitting:
+                    if _install(block, before) and not before.holds(model, free, probes):
+                        _remove(block)
+        except BaseException:  # after Ctrl-C too, nothing that was not verified stays
+            for block in free:
+                _remove(block)
+            raise
     return sum(isinstance(vars(block.module).get("forward"), Bypass) for block in ghosts)
 
 
