@@ -23,7 +23,7 @@ from cahp_opt.records import RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.slicing import selection_of, slice_heads
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 
