@@ -11,6 +11,8 @@ from torch import nn
 from cahp_opt.heads import Bools, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
+from cahp_opt.torch.bypassing import bypass_empty
+from cahp_opt.torch.confirming import contradiction, is_coarse
 from cahp_opt.torch.masking import attention_for, kept_units
 from cahp_opt.torch.surgery import Journal, cut
 from cahp_opt.torch.verification import SliceError, compare, make_probes, references
@@ -32,9 +34,11 @@ def slice_heads(
     """Remove the units that are not kept from the model's weights.
 
     The result computes what ``model`` does under :func:`~cahp_opt.torch.head_mask`, and this is checked
-    on every call: both run on ``batch``, with and without padding. Slicing a sliced model works.
-    Dtype, device and ``requires_grad`` of the weights stay. A block without kept units adds its bias
-    alone; it keeps the storage of one frozen unit, so that caches and exporters find no empty tensors.
+    on every call: both run on ``batch``, with and without padding, and in half precision, where rounding
+    could hide a wrong head, differentiation confirms besides which rows belong to which unit. Slicing a
+    sliced model works. Dtype, device and ``requires_grad`` of the weights stay. A block without kept units
+    adds its bias alone; it keeps the storage of one frozen unit, so that caches and exporters find no
+    empty tensors, and is skipped where that was verified (:func:`~cahp_opt.torch.bypass_empty`).
 
     Slice before making an optimiser, compiling or quantising. Generation works with the default and
     other growing caches; caches whose size is taken from the configuration (static or paged) need
@@ -61,6 +65,8 @@ def slice_heads(
     _check_present(model)
     plan = _composed(model, attention.space, kept, selection)
     probes = make_probes(model, batch)
+    if is_coarse(attention) and (wrong := contradiction(model, attention, probes[0])):
+        raise SliceError(f"the attention is laid out in another way than expected: {wrong}")
     before = references(model, attention, probes, kept)
     small = model if in_place else copy.deepcopy(model)
     sliced = attention if in_place else attention_for(small, selection, unit)
@@ -73,10 +79,17 @@ def slice_heads(
         except UnsupportedModelError as error:
             raise SliceError(f"the sliced model contradicts itself: {error}") from error
         compare(before, small, after, probes)
-    except BaseException:  # Ctrl-C too must leave a model that was to be sliced in place whole
+    except (
+        BaseException
+    ) as error:  # Ctrl-C too must leave a model that was to be sliced in place whole
         journal.restore()
-        raise
+        why = contradiction(model, attention, probes[0]) if isinstance(error, SliceError) else None
+        if why is None:
+            raise
+        raise SliceError(f"{error} The reason may be that {why}") from error
     _drop_caches(small)
+    if any(block.ghost for block in after):
+        bypass_empty(small, batch)
     return small
 
 

@@ -1,0 +1,34 @@
+"""Confirming by differentiation what the table of layouts says about a model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cahp_opt.torch.blocks import Attention
+from cahp_opt.torch.ownership import contradictions, one_of_each
+from cahp_opt.torch.verification import Probe
+
+_COARSE = (torch.float16, torch.bfloat16)
+
+
+def is_coarse(attention: Attention) -> bool:
+    """Whether the weights are so coarse that comparing outputs may miss a wrong head."""
+    return any(
+        block.site.get_parameter(piece.path).dtype in _COARSE
+        for block in attention
+        for piece in block.pieces
+    )
+
+
+def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str | None:
+    """The first thing in which differentiation contradicts the table, in a sentence; None if nothing.
+
+    One block of every kind is traced: blocks that are alike are right or wrong together.
+    """
+    base = getattr(model, "base_model", model) if probe.bare else model
+    try:
+        found = contradictions(base, one_of_each(attention), probe.batch)
+    except RuntimeError:  # code that cannot be differentiated says nothing either way
+        return None
+    return next(iter(found), None)
