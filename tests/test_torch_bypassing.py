@@ -36,6 +36,14 @@ def bypasses(model: nn.Module) -> list[Bypass]:
     return [forward for forward in found if isinstance(forward, Bypass)]
 
 
+def sliced(model: Any, kept: Bools) -> Any:
+    """The sliced model with its stock forwards, whatever slicing has done about them."""
+    small = slice_heads(model, kept)
+    for bypass in bypasses(small):
+        del vars(bypass.module)["forward"]
+    return small
+
+
 def running(model: nn.Module, call: Callable[[], object]) -> list[bool]:
     """For every bypass, whether any weight of its module but the output projection's is used."""
     found: list[bool] = []
@@ -105,7 +113,7 @@ def vit() -> Any:
 def test_skipping_changes_nothing(family: Family) -> None:
     model = family.build().double()
     kept = some(find_attention(model).space, 0, 2)
-    small = slice_heads(model, kept)
+    small = sliced(model, kept)
     before = {padded: run(small, tiny.batch(padded=padded)) for padded in (True, False)}
     skipped = skippable(model, 2)
     assert bypass_empty(small) == skipped
@@ -125,7 +133,7 @@ def test_skipping_changes_nothing(family: Family) -> None:
 def test_encoder_decoders(build: Callable[[], Any]) -> None:
     model = build()
     kept = some(find_attention(model).space, 0, 2, 3, 4)
-    small = slice_heads(model, kept)
+    small = sliced(model, kept)
     skipped = skippable(model, 4)
     assert bypass_empty(small) == skipped
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 7, "min_new_tokens": 7}
@@ -142,7 +150,7 @@ def test_encoder_decoders(build: Callable[[], Any]) -> None:
 def test_images() -> None:
     model = vit()
     kept = some(find_attention(model).space, 0, 1)
-    small = slice_heads(model, kept)
+    small = sliced(model, kept)
     assert bypass_empty(small) == 2
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad(), head_mask(model, kept):
@@ -162,7 +170,7 @@ WINDOWED: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 4}}
 def test_generation(family: Family, empty: tuple[int, ...]) -> None:
     model: Any = family.build(**WINDOWED.get(family.name, {})).double()
     kept = some(find_attention(model).space, *empty)
-    small: Any = slice_heads(model, kept)
+    small: Any = sliced(model, kept)
     assert bypass_empty(small) == len(empty)
     assert all(bypass.cached for bypass in bypasses(small))
     batch = {key: value.flip(1) for key, value in tiny.batch().items()}  # padded on the left
@@ -185,7 +193,7 @@ def test_a_cache_that_was_not_verified_gets_the_stock_forward(
 
     monkeypatch.setattr(bypassing, "_two_steps", fails)
     model: Any = tiny.LLAMA_GQA.build().double()
-    small: Any = slice_heads(model, uneven(find_attention(model).space, empty=0))
+    small: Any = sliced(model, uneven(find_attention(model).space, empty=0))
     plain: Any = copy.deepcopy(small)
     assert bypass_empty(small) == 1
     batch = tiny.batch(padded=False)
@@ -198,7 +206,7 @@ def test_a_cache_that_was_not_verified_gets_the_stock_forward(
 @pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2, tiny.LLAMA_GQA], ids=lambda f: f.name)
 def test_training_runs_the_stock_forward(family: Family) -> None:
     model = family.build()
-    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    small = sliced(model, uneven(find_attention(model).space, empty=1))
     plain = copy.deepcopy(small).train()
     assert bypass_empty(small) == 1
     small.train()
@@ -215,7 +223,7 @@ def test_training_runs_the_stock_forward(family: Family) -> None:
 @families
 def test_copies_and_pickles_skip_with_their_own_weights(family: Family) -> None:
     model = family.build()
-    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    small = sliced(model, uneven(find_attention(model).space, empty=1))
     skipped = skippable(model, 1)
     assert bypass_empty(small) == skipped
     expected = run(small, tiny.batch())
@@ -233,7 +241,7 @@ def test_copies_and_pickles_skip_with_their_own_weights(family: Family) -> None:
 @pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2, tiny.LLAMA_GQA], ids=lambda f: f.name)
 def test_compile_and_export(family: Family) -> None:
     model: Any = family.build(bare=True)
-    small = slice_heads(model, uneven(find_attention(model).space, empty=0))
+    small = sliced(model, uneven(find_attention(model).space, empty=0))
     assert bypass_empty(small) == 1
     ids = tiny.batch(padded=False)["input_ids"]
 
@@ -270,13 +278,13 @@ def test_compile_and_export(family: Family) -> None:
 
 def test_weights_are_still_to_be_had() -> None:
     model: Any = tiny.BERT.build()
-    small: Any = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    small: Any = sliced(model, uneven(find_attention(model).space, empty=1))
     assert bypass_empty(small) == 1
     small.set_attn_implementation("eager")
     maps = small(**tiny.batch(), output_attentions=True).attentions
     assert [m.shape[1] for m in maps] == [1, 1, 3]
     mpnet: Any = tiny.MPNET.build()
-    small = slice_heads(mpnet, uneven(find_attention(mpnet).space, empty=1))
+    small = sliced(mpnet, uneven(find_attention(mpnet).space, empty=1))
     assert bypass_empty(small) == 1
     maps = small(**tiny.batch(), output_attentions=True).attentions
     assert [m.shape[1] for m in maps] == [1, 1, 3]
@@ -285,7 +293,7 @@ def test_weights_are_still_to_be_had() -> None:
 @pytest.mark.parametrize("family", [tiny.BERT, tiny.LLAMA_GQA], ids=lambda f: f.name)
 def test_a_revived_or_replaced_output_projection_is_used(family: Family) -> None:
     model = family.build()
-    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    small = sliced(model, uneven(find_attention(model).space, empty=1))
     assert bypass_empty(small) == 1
     expected = run(small, tiny.batch())
     revived = copy.deepcopy(small)
@@ -316,7 +324,7 @@ def test_a_revived_or_replaced_output_projection_is_used(family: Family) -> None
 
 def test_the_output_can_be_changed_in_place() -> None:
     model = tiny.GPT2.build()
-    small = slice_heads(model, uneven(find_attention(model).space, empty=1))
+    small = sliced(model, uneven(find_attention(model).space, empty=1))
     assert bypass_empty(small) == 1
     bypass = bypasses(small)[0]
     bias = bypass.out.get_parameter("bias").detach()
@@ -335,7 +343,7 @@ def test_blocks_that_add_more_than_a_bias_stay(name: str) -> None:
     else:
         config = transformers.BloomConfig(vocab_size=48, hidden_size=32, n_layer=3, n_head=4)
     model = build(f"{name}Model", config)
-    small = slice_heads(model, some(find_attention(model).space, 0))
+    small = sliced(model, some(find_attention(model).space, 0))
     expected = run(small, tiny.batch())
     assert bypass_empty(small) == 0
     assert not bypasses(small)
@@ -348,7 +356,7 @@ def test_a_wrong_bypass_stays_out(
     monkeypatch: pytest.MonkeyPatch, planted: str, where: str
 ) -> None:
     model: Any = tiny.LLAMA_MHA.build()
-    small = slice_heads(model, some(find_attention(model).space, 0, 2))
+    small = sliced(model, some(find_attention(model).space, 0, 2))
     bad = [b.module for b in find_attention(small) if b.ghost][: 1 if where == "one" else 2]
     expected = run(small, tiny.batch())
     output, feed = Bypass._output, bypassing._feed
@@ -383,20 +391,19 @@ def test_a_wrong_bypass_stays_out(
 @pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2], ids=lambda f: f.name)
 def test_slicing_again_and_loading_anew(family: Family, tmp_path: Path) -> None:
     model = family.build().double()
-    small = slice_heads(model, some(find_attention(model).space, 1))
+    small = sliced(model, some(find_attention(model).space, 1))
     assert bypass_empty(small) == 1
     space = find_attention(small).space
     again = np.ones(space.n, dtype=bool)
     again[space.slices[0]] = False
     smaller = slice_heads(small, again)
-    assert len(bypasses(smaller)) == 1
+    assert bypasses(smaller)
     assert bypass_empty(smaller) == 2
     expected = run(smaller, tiny.batch())
     with head_mask(model, some(find_attention(model).space, 0, 1)):
         torch.testing.assert_close(expected, run(model, tiny.batch()), rtol=0, atol=1e-9)
     save_pretrained(smaller, tmp_path / "small")
     loaded = from_pretrained(tmp_path / "small").eval()
-    assert not bypasses(loaded)
     assert bypass_empty(loaded) == 2
     assert torch.equal(run(loaded, tiny.batch()), expected)
 
@@ -406,7 +413,7 @@ def test_an_interrupt_leaves_no_bypass(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     model = tiny.BERT.build()
-    small = slice_heads(model, some(find_attention(model).space, 0, 2))
+    small = sliced(model, some(find_attention(model).space, 0, 2))
     plain = copy.deepcopy(small)
     monkeypatch.setattr(Bypass, "_output", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -418,9 +425,9 @@ def test_an_interrupt_leaves_no_bypass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_models_that_cannot_be_verified() -> None:
     model = tiny.BERT.build(bare=True)
-    small = nn.Sequential(slice_heads(model, uneven(find_attention(model).space, empty=0)))
+    small = nn.Sequential(sliced(model, uneven(find_attention(model).space, empty=0)))
     with pytest.raises(ValueError, match="`batch` is needed"):
         bypass_empty(small)
     assert bypass_empty(tiny.BERT.build()) == 0
-    whole = slice_heads(model, uneven(find_attention(model).space))
+    whole = sliced(model, uneven(find_attention(model).space))
     assert bypass_empty(whole) == 0
