@@ -183,7 +183,8 @@ def test_stages_give_the_selection_of_prune(
     mine, theirs = Selection.load(selection), Selection.load(whole / "cahp_selection.json")
     assert np.array_equal(mine.kept, theirs.kept)
     assert mine.value == pytest.approx(theirs.value)
-    assert dict(mine.provenance) == dict(theirs.provenance)
+    # Saving adds the releases that wrote the folder.
+    assert mine.provenance.items() <= theirs.provenance.items()
     assert mine.provenance["model"] == HeadStats.load(stats).model
 
     saved = ["--stats", str(whole / "stats.safetensors")]

@@ -115,7 +115,8 @@ def worker(what: str, folder: Path) -> None:
     import tiny_models
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
     families = [f for f in tiny_models.BUILDS if f.make is None]
     if what == "write":
         shutil.rmtree(folder, ignore_errors=True)
