@@ -105,7 +105,8 @@ def test_one_of_each_kind_of_block_is_enough() -> None:
     model = tiny.BERT.build(bare=True)
     kept = tiny.uneven(find_attention(model).space)
     assert len(one_of_each(find_attention(model))) == 1
-    assert len(one_of_each(find_attention(slice_heads(model, kept)))) == 3
+    found = find_attention(slice_heads(model, kept))
+    assert len(one_of_each(found)) == len({block.units for block in found}) > 1
 
 
 def changed(block: AttentionBlock, path: str, unit_of: Any) -> tuple[Piece, ...]:

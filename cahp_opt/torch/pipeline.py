@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -354,7 +355,8 @@ def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, 
         ReloadError: if anything differs.
     """
     device = device_of(model)
-    loaded = cast("nn.Module", from_pretrained(folder)).to(device)
+    # Weights that lie in memory as the file has them may be summed in another order: a copy is aligned.
+    loaded = copy.deepcopy(cast("nn.Module", from_pretrained(folder))).to(device)
     with torch.inference_mode(), evaluating(model, loaded):
         for batch in batches:
             inputs = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 from torch import nn
@@ -40,9 +40,9 @@ def slice_heads(
     adds its bias alone; it keeps the storage of one frozen unit, so that caches and exporters find no
     empty tensors, and is skipped where that was verified (:func:`~cahp_opt.torch.bypass_empty`).
 
-    Slice before making an optimiser, compiling or quantising. Generation works with the default and
-    other growing caches; caches whose size is taken from the configuration (static or paged) need
-    equal counts in all blocks.
+    Slice before making an optimiser, compiling or quantising. Generation works with growing and with
+    static caches; paged caches, and static ones filled in chunks, take their size from the
+    configuration and do not fit a sliced model.
 
     Args:
         model: the model to slice.
@@ -74,6 +74,11 @@ def slice_heads(
     try:
         cut(small, sliced, kept, journal)
         journal.put(small, SELECTION, plan)
+        inside: Any = getattr(small, "get_base_model", None)
+        if (
+            inside is not None
+        ):  # what is left when the adapters are merged and their wrapper is gone
+            journal.put(inside(), SELECTION, plan)
         try:
             after = find_attention(small)
         except UnsupportedModelError as error:

@@ -157,7 +157,7 @@ class _Recorder:
         """Cut the site off from what ran before it, and watch its arguments."""
         if self._done:
             return None
-        names = list(inspect.signature(module.forward).parameters)
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
         copies: dict[int, Tensor] = {}  # some modules ask whether two arguments are the same tensor
         watched = self._arguments
 
