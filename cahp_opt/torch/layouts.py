@@ -267,6 +267,7 @@ PARAMETERS = (
 ARGUMENTS = (
     HeadArgument("position_bias"),
     HeadArgument("alibi"),
+    HeadArgument("relative_position_bias"),
     HeadArgument(
         "attention_mask",
         beside=("relative_position_bias", "shared_position_bias", "use_alibi"),
