@@ -152,10 +152,26 @@ def test_cross_attention_needs_a_batch_that_reaches_it() -> None:
     kept = np.array([True, False, True, False, False, True, False, False])
     with pytest.raises(ValueError, match=r"does not reach the block 'encoder.layer.0.cross"):
         slice_heads(model, kept)
+    only_self = np.array([True, False, True, False, True, True, True, True])
+    assert find_attention(slice_heads(model, only_self)).space.n == 6  # nothing to check there
     states = torch.randn(3, 5, tiny.HIDDEN, generator=torch.Generator().manual_seed(1))
     batch = {**tiny.batch(), "encoder_hidden_states": states}
     small = slice_heads(model, kept, batch=batch)
     assert verify_slice(model, small, kept, batch) <= 1e-5
+
+
+def test_heads_of_a_child_that_is_not_cut_stay() -> None:
+    model = tiny.BERT.build()
+    block = find_attention(model).blocks[0]
+    indexer = torch.nn.Linear(
+        tiny.HIDDEN, 2
+    )  # as in sparse attention: it picks keys by heads of its own
+    indexer.num_heads = block.heads
+    block.module.indexer = indexer
+    kept = uneven(find_attention(model).space)
+    small = slice_heads(model, kept, in_place=True)
+    assert find_attention(small).blocks[0].heads < block.heads
+    assert indexer.num_heads == block.heads
 
 
 def test_bad_arguments_are_refused() -> None:

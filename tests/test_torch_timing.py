@@ -121,8 +121,10 @@ def test_really_sliced_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(nn.Linear, "forward", counted)
     table = measure_latency(model, batch, repeats=1)
     per_unit = 4 * 32 * 8
-    # Of a block without kept units the output projection alone runs, on one unit of zeros.
-    expected = [per_unit / 4, *(k * per_unit for k in range(1, 5))]
+    expected = [
+        per_unit,
+        *(k * per_unit for k in range(1, 5)),
+    ]  # nothing kept is stored as one unit
     for seconds in table.seconds:
         np.testing.assert_allclose(seconds, expected, rtol=1e-6)
     attention = 3 * 4 * per_unit

@@ -118,6 +118,10 @@ class Bypass:
 def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
     """Let blocks without kept units return at once what they add, in evaluation mode.
 
+    Call it last, when the weights are final: a block that is given other weights afterwards, for example
+    by merging an adapter that was trained on it, would still be skipped. Slicing and loading therefore
+    do not do it by themselves.
+
     Every block is verified: the model runs on ``batch``, with and without padding, and where it has a
     cache in two steps, as it is and with the bypass. If anything differs, the block stays as it is,
     which is right too and takes the time of one unit. Copies and pickles of the model skip as it

@@ -27,13 +27,11 @@ from torch import nn
 from cahp_opt.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.bypassing import bypass_empty
 from cahp_opt.torch.card import CARD_FILE, model_card, write_card
 from cahp_opt.torch.explicit import ExplicitAttention, explicit_attention
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.origin import BASE_MODEL, origin_of
-from cahp_opt.torch.sample_inputs import sample_inputs
 from cahp_opt.torch.slicing import SELECTION, selection_of
 from cahp_opt.torch.surgery import Journal, cut, freeze_ghosts
 
@@ -166,15 +164,8 @@ def from_pretrained(
     # Nothing of the subclass is needed any more; a stock instance can be pickled and saved as ever.
     model.__class__ = stock
     _check_complete(model, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
-    attention = find_attention(model)
-    freeze_ghosts(attention)  # the loader makes every weight trainable
-    if any(block.ghost for block in attention) and _can_run(model):
-        bypass_empty(model)
+    freeze_ghosts(find_attention(model))  # the loader makes every weight trainable
     return model
-
-
-def _can_run(model: nn.Module) -> bool:
-    return sample_inputs(model) is not None and not any(p.is_meta for p in model.parameters())
 
 
 def _check_complete(model: nn.Module, missing: list[str], folder: Path, *, other: bool) -> None:

@@ -129,6 +129,7 @@ class Layout:
         "projection",
         "projection_layer",
         "output_projection",
+        "output_proj",
         "linear_out",
         "attention_out",
         "to_out",
@@ -165,12 +166,15 @@ _MULTI_QUERY = (("multi_query", True), ("new_decoder_architecture", False))
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "Llama, Mistral, Qwen, Gemma, BART, CLIP, Whisper, ViT",
-        (*_separate("q_proj", "k_proj", "v_proj"), *_even("gate_proj", "g_proj")),
+        (
+            *_separate("q_proj", "k_proj", "v_proj"),
+            *_even("gate_proj", "g_proj", "relative_k_proj", "r_proj"),
+        ),
     ),
     Layout(
         "BERT, RoBERTa, ELECTRA, ALBERT",
-        _separate("query", "key", "value"),
-        owners=("", "self", "attention"),
+        (*_separate("query", "key", "value"), *_even("w2e_query", "e2w_query", "e2e_query")),
+        owners=("", "self", "attention", "att"),
     ),
     Layout("DistilBERT, XLM", _separate("q_lin", "k_lin", "v_lin")),
     Layout("T5, MPNet", _separate("q", "k", "v")),
@@ -182,9 +186,32 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         owners=("", "self"),
     ),
+    Layout(
+        "DeBERTa",
+        (
+            *_fused("in_proj", Order.UNIT_BY_UNIT),
+            *_even("q_bias", "v_bias", "pos_proj", "pos_q_proj"),
+        ),
+        owners=("", "self"),
+    ),
     Layout("CTRL", _separate("Wq", "Wk", "Wv")),
     Layout("CPM-Ant", _separate("project_q", "project_k", "project_v")),
     Layout("Conformer", (*_separate("linear_q", "linear_k", "linear_v"), *_even("linear_pos"))),
+    Layout(
+        "CvT", _separate("projection_query", "projection_key", "projection_value"), ("attention",)
+    ),
+    Layout(
+        "Granite Speech",
+        (Projection("to_q", (Part.QUERY,)), Projection("to_kv", (Part.KEY, Part.VALUE))),
+    ),
+    Layout(
+        "Deformable DETR",
+        (
+            Projection("sampling_offsets", (Part.EVEN,)),
+            Projection("attention_weights", (Part.EVEN,)),
+            Projection("value_proj", (Part.VALUE,)),
+        ),
+    ),
     Layout("DiT", _separate("to_q", "to_k", "to_v")),
     Layout("fused q, k, v: GPT-2", _fused("c_attn")),
     Layout(
@@ -240,10 +267,27 @@ HEAD_DIMS = (
 )
 """Attributes that hold the width of one head's query, key or output."""
 
-WIDTHS = ("all_head_size", "inner_dim", "split_size", "attn_dim", "attention_dim", "kv_dim")
+WIDTHS = (
+    "all_head_size",
+    "inner_dim",
+    "split_size",
+    "attn_dim",
+    "attention_dim",
+    "q_dim",
+    "kv_dim",
+)
 """Attributes that mean heads times head width; they follow the heads wherever they are that."""
 
-MAYBE_WIDTHS = ("embed_dim", "hidden_size", "dim", "d_model", "hidden_dim", "n_embd", "channels")
+MAYBE_WIDTHS = (
+    "embed_dim",
+    "hidden_size",
+    "dim",
+    "d_model",
+    "hidden_dim",
+    "n_embd",
+    "channels",
+    "head_size",
+)
 """Attributes that mean heads times head width in some classes and the width of the model in others;
 they follow the heads only where a method other than ``__init__`` reads them."""
 
@@ -256,6 +300,8 @@ PARAMETERS = (
     HeadParameter("logit_scale", 0),
     HeadParameter("bias_k", 2, ndim=3),
     HeadParameter("bias_v", 2, ndim=3),
+    HeadParameter("gate_bias", 0, ndim=1),
+    HeadParameter("continuous_position_bias_mlp.2.weight", 0),
     HeadParameter("q_norm.weight", 0, ndim=2),
     HeadParameter("k_norm.weight", 0, Part.EVEN_KEY, ndim=2),
     HeadParameter("relative_position_bias_table", 1),
@@ -268,9 +314,11 @@ ARGUMENTS = (
     HeadArgument("position_bias"),
     HeadArgument("alibi"),
     HeadArgument("relative_position_bias"),
+    HeadArgument("rel_pos"),
+    HeadArgument("rel_2d_pos"),
     HeadArgument(
         "attention_mask",
-        beside=("relative_position_bias", "shared_position_bias", "use_alibi"),
+        beside=("relative_position_bias", "shared_position_bias", "use_alibi", "attn_mask_probs"),
     ),
 )
 """Arguments with something for every head."""
@@ -290,5 +338,9 @@ HEADLESS = (
     "sequence_reduction",
     "spatial_reduction",
     "distance_embedding",
+    "dense_bias",
+    "emb_rel",
+    "convolution_projection",
+    "indexer",
 )
 """Beginnings of names of children that do not know of heads, whatever their width."""

@@ -226,7 +226,7 @@ class _Reader:
             (HEADS, {self.heads}),
             (KV_HEADS, {self.kv_heads}),
             (GROUPS, {self.heads // self.kv_heads}),
-            (HEAD_DIMS, sizes),
+            (HEAD_DIMS, sizes | widths),  # LXMERT calls all heads together `head_size`
             (WIDTHS, widths),
         )
         for names, values in allowed:
@@ -330,6 +330,8 @@ def _tensors(owner: nn.Module, path: str) -> Iterator[tuple[str, int]]:
 
 def _count(owner: nn.Module, attribute: str) -> int:
     value: object = getattr(owner, attribute)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # some configurations divide their counts with /
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise Misfit(f"its attribute {attribute} is {value!r}, not a positive whole number")
     return value

@@ -11,7 +11,6 @@ from torch import nn
 from cahp_opt.heads import Bools, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.bypassing import bypass_empty
 from cahp_opt.torch.confirming import contradiction, is_coarse
 from cahp_opt.torch.masking import attention_for, kept_units
 from cahp_opt.torch.surgery import Journal, cut
@@ -38,7 +37,7 @@ def slice_heads(
     could hide a wrong head, differentiation confirms besides which rows belong to which unit. Slicing a
     sliced model works. Dtype, device and ``requires_grad`` of the weights stay. A block without kept units
     adds its bias alone; it keeps the storage of one frozen unit, so that caches and exporters find no
-    empty tensors, and is skipped where that was verified (:func:`~cahp_opt.torch.bypass_empty`).
+    empty tensors. :func:`~cahp_opt.torch.bypass_empty` skips such blocks once the weights are final.
 
     Slice before making an optimiser, compiling or quantising. Generation works with growing and with
     static caches; paged caches, and static ones filled in chunks, take their size from the
@@ -93,8 +92,6 @@ def slice_heads(
             raise
         raise SliceError(f"{error} The reason may be that {why}") from error
     _drop_caches(small)
-    if any(block.ghost for block in after):
-        bypass_empty(small, batch)
     return small
 
 

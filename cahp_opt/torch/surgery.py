@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from types import CodeType, FunctionType
 
 import numpy as np
@@ -157,7 +158,7 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
         old: object = getattr(owner, attribute, None)
         if isinstance(old, int) and old in widths:
             journal.put(owner, attribute, widths[old])
-    for module in block.site.modules():  # such as one that holds a table of biases
+    for module in _holders(block):  # such as one that holds a table of biases
         for attribute in HEADS:
             if module is not owner and getattr(module, attribute, None) == block.heads:
                 journal.put(module, attribute, heads)
@@ -166,6 +167,12 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
     read = {name: n for name, n in counts.items() if _reads(type(owner), name, of="config")}
     if config is not None and read:
         journal.put(owner, "config", config_view(config, read))
+
+
+def _holders(block: AttentionBlock) -> Iterator[nn.Module]:
+    """The modules with a tensor that is cut, at any depth; others have heads of their own."""
+    paths = {p for piece in block.pieces for p in accumulate(piece.path.split("."), "{}.{}".format)}
+    yield from (m for path, m in block.site.named_modules() if not path or path in paths)
 
 
 def _freeze(block: AttentionBlock) -> None:

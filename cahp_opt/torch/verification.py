@@ -111,11 +111,12 @@ def references(
     """What the sliced model is to compute: the traces of the masked model.
 
     Raises:
-        ValueError: if a block does not run on any probe, so that nothing could be said about it.
+        ValueError: if a block that loses units does not run on any probe, so that nothing could be
+            said about it.
     """
     traces = [trace(model, attention, probe, kept) for probe in probes]
-    for index, block in enumerate(attention):
-        if not any(f"block {index} call 0" in found for found in traces):
+    for index, (block, where) in enumerate(zip(attention, attention.space.slices, strict=True)):
+        if not kept[where].all() and not any(f"block {index} call 0" in found for found in traces):
             raise ValueError(
                 f"`batch` does not reach the block {block.name!r}, so slicing it cannot be checked; "
                 "pass a batch that uses it."

@@ -1,0 +1,114 @@
+"""Write docs/sweep.md from the committed sweeps; ``--check`` fails if it is not what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "architectures"
+PAGE = ROOT / "docs" / "sweep.md"
+
+_INTRODUCTION = """# Which model types can be sliced
+
+Written by `benchmarks/architectures/report.py` from `benchmarks/results/architectures/sweep_*.json`;
+do not edit.
+
+For every model type of an installed transformers a tiny model with random weights was built from a
+shrunken configuration, by rules that know field names and no models, and run on random inputs. A random
+part of the units of every block that runs was removed with `slice_heads`, which compares masked and
+sliced model itself; then both were compared again, on other inputs, with and without padding, over all
+floating-point outputs at real tokens (float32, 1e-4 of an output's largest value).
+
+- **passed**: the same in both comparisons.
+- **silently wrong**: `slice_heads` was content, and the second comparison was not.
+- **slice error**: `slice_heads` found that the result differs or cannot run, restored the model and said so.
+- **refused**: attention that is not understood, or whose heads cannot be removed one by one.
+- **no attention**: nothing that looks like attention.
+- **not built**: no tiny model of the type could be built and run here; says nothing about the library.
+"""
+
+_FAILURES = ("silently wrong", "slice error", "refused", "not built")
+
+
+def page() -> str:
+    """The whole page."""
+    sweeps = sorted(
+        (json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("sweep_*.json")),
+        key=lambda s: [int(n) for n in s["provenance"]["transformers"].split(".")],
+        reverse=True,
+    )
+    if not sweeps:
+        raise SystemExit(f"no sweep_*.json in {RESULTS}")
+    statuses = list(sweeps[0]["summary"])
+    lines = [_INTRODUCTION, f"| transformers | types | {' | '.join(statuses)} |"]
+    lines.append("|---" * (len(statuses) + 2) + "|")
+    for sweep in sweeps:
+        counts = [str(sweep["summary"][status]) for status in statuses]
+        version = sweep["provenance"]["transformers"]
+        lines.append(f"| {version} | {len(sweep['types'])} | {' | '.join(counts)} |")
+    latest = sweeps[0]
+    rows = latest["types"]
+    lines.append(
+        f"\nThe rest of this page is about transformers {latest['provenance']['transformers']}."
+    )
+    for status in _FAILURES:
+        lines += _table(status, [row for row in rows if row["status"] == status])
+    lines += _notes([row for row in rows if row["status"] == "passed"])
+    for status in ("no attention", "passed"):
+        names = [f"`{row['type']}`" for row in rows if row["status"] == status]
+        lines += [f"\n## {status.capitalize()}: {len(names)}\n", ", ".join(names) or "none"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(status: str, rows: list[dict[str, Any]]) -> list[str]:
+    lines = [f"\n## {status.capitalize()}: {len(rows)}\n"]
+    if not rows:
+        return [*lines, "none"]
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        by_reason.setdefault(_plain(row["reason"]), []).append(f"`{row['type']}`")
+    lines += ["| types | reason |", "|---|---|"]
+    return lines + [f"| {', '.join(names)} | {reason} |" for reason, names in by_reason.items()]
+
+
+def _plain(reason: str) -> str:
+    reason = re.sub(r"\s+", " ", reason)
+    for mark in "|<>*_`[]":
+        reason = reason.replace(mark, "\\" + mark)
+    return reason
+
+
+def _notes(rows: list[dict[str, Any]]) -> list[str]:
+    partly = [r for r in rows if r.get("blocks_not_reached") or r.get("skipped")]
+    grouped = [r for r in rows if r.get("with_groups")]
+    lines = [f"\n## Passed in part: {len(partly)}\n"]
+    lines.append(
+        "Blocks that the inputs did not reach were kept whole, and attention of a class that is not "
+        "understood stayed as it is (`Attention.skipped`).\n"
+    )
+    lines += ["| type | blocks | not reached | left as they are |", "|---|---|---|---|"]
+    for row in partly:
+        silent, skipped = len(row.get("blocks_not_reached", ())), len(row.get("skipped", ()))
+        lines.append(f"| `{row['type']}` | {row['blocks']} | {silent} | {skipped} |")
+    lines += [
+        f"\n## Passed with as many key/value heads as query heads only: {len(grouped)}\n",
+        ", ".join(f"`{row['type']}`" for row in grouped) or "none",
+    ]
+    return lines
+
+
+def main() -> None:
+    text = page()
+    if "--check" in sys.argv[1:]:
+        if PAGE.read_text(encoding="utf-8") != text:
+            raise SystemExit(f"{PAGE.name} is not what the results say; run this script")
+        return
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
