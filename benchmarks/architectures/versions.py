@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures"
 VERSIONS = ("4.57.6", "5.0.0", "5.12.1", "5.24.0")
 TORCH = "2.13.0"
-TESTS = ("tests/test_torch_matrix.py",)
+TESTS = ("tests/test_torch_matrix.py", "tests/test_torch_ecosystem.py")
 
 
 def environment(folder: Path, transformers: str, torch: str) -> Path:
@@ -34,7 +34,7 @@ def environment(folder: Path, transformers: str, torch: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     wanted = [f"torch=={torch}", f"transformers=={transformers}", "pytest>=8", "hypothesis>=6.100"]
     # One resolution for all, so that transformers' own limits on its dependencies hold.
-    install = [str(python), "-m", "pip", "install", "--quiet", *wanted, "-e", str(ROOT)]
+    install = [str(python), "-m", "pip", "install", "--quiet", *wanted, "-e", f"{ROOT}[ecosystem]"]
     subprocess.run(install, check=True)
     return python
 
