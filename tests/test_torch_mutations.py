@@ -102,9 +102,7 @@ def test_blocks_matched_in_another_order_are_caught_on_reload(
         return Attention(found.blocks[::-1], found.skipped)
 
     monkeypatch.setattr(checkpoint, "attention_for", reversed_blocks)
-    if uneven:
-        with pytest.raises(RecordError, match="shapes are those of another selection"):
-            from_pretrained(tmp_path / "small")
-    else:  # every shape fits, and only the numbers tell: heads get the biases of others
-        wrong = run(from_pretrained(tmp_path / "small"), tiny.batch())
-        assert not torch.allclose(wrong, expected, rtol=0.01, atol=0.01)
+    # With the same counts every shape fits, and only the numbers tell: heads get the biases of others.
+    sentence = "shapes are those of another selection" if uneven else "answers otherwise"
+    with pytest.raises(RecordError, match=sentence):
+        from_pretrained(tmp_path / "small")

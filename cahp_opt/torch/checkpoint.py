@@ -32,6 +32,7 @@ from cahp_opt.torch.explicit import ExplicitAttention, explicit_attention
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.origin import BASE_MODEL, origin_of
+from cahp_opt.torch.output_check import compare_check, write_check
 from cahp_opt.torch.slicing import SELECTION, selection_of
 from cahp_opt.torch.surgery import Journal, cut, freeze_ghosts
 
@@ -107,6 +108,7 @@ def save_pretrained(
         told.save(folder / SELECTION_FILE)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        write_check(model, folder)
         write_card(folder, card, old=Path(directory) / CARD_FILE)
 
 
@@ -124,11 +126,12 @@ def from_pretrained(
             ``device_map``. The dtype is that of the file unless given.
 
     Returns:
-        The sliced model, an instance of its stock class.
+        The sliced model, an instance of its stock class. Where it can be run on inputs made up, a few of
+        its output numbers were compared with those of the model that was saved.
 
     Raises:
         RecordError: if the folder has no selection or configuration, or they do not fit each other,
-            the class or the weights.
+            the class or the weights, or the loaded model answers otherwise than the saved one.
         FileNotFoundError: if there is no such folder.
         ValueError: if ``model_class`` is no transformers class, or ``ignore_mismatched_sizes``,
             ``output_loading_info`` or ``variant`` is given.
@@ -165,6 +168,8 @@ def from_pretrained(
     model.__class__ = stock
     _check_complete(model, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
     freeze_ghosts(find_attention(model))  # the loader makes every weight trainable
+    if "quantization_config" not in kwargs:
+        compare_check(model, folder)
     return model
 
 
