@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from types import CodeType, FunctionType
+from typing import cast
 
 import numpy as np
 import torch
@@ -172,7 +173,8 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
 def _holders(block: AttentionBlock) -> Iterator[nn.Module]:
     """The modules with a tensor that is cut, at any depth; others have heads of their own."""
     paths = {p for piece in block.pieces for p in accumulate(piece.path.split("."), "{}.{}".format)}
-    yield from (m for path, m in block.site.named_modules() if not path or path in paths)
+    modules = cast("Iterator[tuple[str, nn.Module]]", block.site.named_modules())
+    yield from (m for path, m in modules if not path or path in paths)
 
 
 def _freeze(block: AttentionBlock) -> None:
