@@ -163,9 +163,8 @@ def test_cross_attention_needs_a_batch_that_reaches_it() -> None:
 def test_heads_of_a_child_that_is_not_cut_stay() -> None:
     model = tiny.BERT.build()
     block = find_attention(model).blocks[0]
-    indexer = torch.nn.Linear(
-        tiny.HIDDEN, 2
-    )  # as in sparse attention: it picks keys by heads of its own
+    # As in sparse attention: it picks keys by heads of its own.
+    indexer: Any = torch.nn.Linear(tiny.HIDDEN, 2)
     indexer.num_heads = block.heads
     block.module.indexer = indexer
     kept = uneven(find_attention(model).space)
