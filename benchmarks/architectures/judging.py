@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -400,6 +401,6 @@ def _keep_set(space: Any, silent: set[int]) -> np.ndarray[Any, np.dtype[np.bool_
 
 def _short(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = " ".join(lines[:3]) if lines else ""
+    text = re.sub(r"/\S*/site-packages/", "", " ".join(lines[:3]))
     name = "" if isinstance(error, NotBuiltError) else f"{type(error).__name__}: "
     return (name + text)[:300]

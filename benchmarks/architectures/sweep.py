@@ -161,10 +161,11 @@ def write(rows: dict[str, Any], version: str, note: str) -> None:
             "note": note,
         },
         "summary": {status.value: counts.get(status.value, 0) for status in Status},
-        "types": [rows[name] for name in sorted(rows)],
     }
+    lines = ",\n".join("  " + json.dumps(rows[name]) for name in sorted(rows))
     path = RESULTS / f"sweep_{version}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    head = json.dumps(result, indent=1).removesuffix("\n}")
+    path.write_text(f'{head},\n "types": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     print(path.relative_to(ROOT))
 
 

@@ -339,6 +339,7 @@ HEADLESS = (
     "spatial_reduction",
     "distance_embedding",
     "dense_bias",
+    "self_attn_layer_norm",
     "emb_rel",
     "convolution_projection",
     "indexer",
