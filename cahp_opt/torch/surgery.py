@@ -174,11 +174,7 @@ def _holders(block: AttentionBlock) -> Iterator[nn.Module]:
     """The modules with a tensor that is cut, at any depth; others have heads of their own."""
     paths = {p for piece in block.pieces for p in accumulate(piece.path.split("."), "{}.{}".format)}
     modules = cast("Iterator[tuple[str, nn.Module]]", block.site.named_modules())
-<<<<<<< HEAD
     yield from (module for path, module in modules if not path or path in paths)
-=======
-    yield from (m for path, m in modules if not path or path in paths)
->>>>>>> i4-sweep
 
 
 def _freeze(block: AttentionBlock) -> None:
