@@ -71,14 +71,23 @@ def test_every_way_of_generating(family: Family, empty: int | None) -> None:
     single = {name: value[:1] for name, value in family.prompt(padded=False).items()}
     dense = model.generate(**several, **fixed)
     for name, options in STRATEGIES.items():
-        if name in ("chunked", "lookup") and family.name in ("t5", "bart"):
-            continue  # transformers has these for decoders alone
         prompt = single if name in ("chunked", "lookup") else several
+        if prompt is single and not generates(model, {**prompt, **fixed, **options}):
+            continue  # not every release of transformers has these, nor for every kind of model
         with head_mask(model, kept):
             expected = model.generate(**prompt, **fixed, **options)
         found = small.generate(**prompt, **fixed, **options)
         assert torch.equal(found, expected), name
         assert prompt is single or name == "beam" or not torch.equal(found, dense), name
+
+
+def generates(model: Any, options: dict[str, Any]) -> bool:
+    """Whether the unpruned model can generate in this way."""
+    try:
+        model.generate(**options)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def test_caches_sized_by_the_configuration_end_in_an_error() -> None:
