@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cahp_opt.records import RecordError, read_json, reading, write_json
 from cahp_opt.torch.batching import device_of
 from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.sample_inputs import sample_inputs
+from cahp_opt.torch.sample_inputs import headless, sample_inputs
 
 CHECK_FILE = "cahp_check.json"
 """Name of the file in a saved folder."""
@@ -63,7 +63,7 @@ def compare_check(model: nn.Module, folder: Path) -> None:
 
 def _answers(model: nn.Module) -> tuple[Tensor, float] | None:
     """Some numbers of the first output and its root mean square; None if the model cannot be run."""
-    base: nn.Module = getattr(model, "base_model", model)
+    base = headless(model)
     inputs = sample_inputs(base)
     if inputs is None or any(p.is_meta for p in model.parameters()):
         return None
