@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import shutil
@@ -291,3 +292,29 @@ def test_wrong_folders_are_one_sentence(tmp_path: Path) -> None:
     weights.write_bytes(whole)
     assert_same(from_pretrained(target), sliced())
     shutil.rmtree(target)
+
+
+def test_models_that_draw_random_numbers_load(tmp_path: Path) -> None:
+    """Such as the masks of ViT-MAE: their answers differ from call to call, which proves nothing."""
+    sizes: dict[str, Any] = {name: tiny.SIZES[name] for name in ("hidden_size", "image_size")}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+    model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**sizes, patch_size=4))
+    small = slice_heads(model, uneven(find_attention(model).space))
+    save_pretrained(small, tmp_path / "pruned")
+    torch.rand(1)
+    assert find_attention(from_pretrained(tmp_path / "pruned")).space.n == 1
+
+
+def test_models_that_fail_on_inputs_made_up_are_saved_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = sliced()
+
+    @functools.wraps(transformers.BertModel.forward)
+    def refused(self: nn.Module, **inputs: Any) -> None:
+        assert "pixel_values" in inputs, "an image too, please"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.BertModel, "forward", refused)
+        save_pretrained(small, tmp_path / "pruned")
+    assert_same(from_pretrained(tmp_path / "pruned"), small)

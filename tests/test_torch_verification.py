@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import tiny_models as tiny
 import torch
+import transformers
 from planted_bugs import BUGS
 from tiny_models import run, uneven
+from torch import Tensor, nn
 
+from cahp_opt.heads import Unit
 from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.bypassing import bypass_empty
 from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.verification import SliceError, verify_slice
 
@@ -74,3 +79,69 @@ def test_verification_tells_two_selections_apart() -> None:
     other[2], other[3] = True, False
     with pytest.raises(SliceError, match=r"block 'model.layers.0.self_attn' by \d"):
         verify_slice(model, small, other)
+
+
+def test_a_keep_set_of_query_slots_is_verified_in_its_own_units() -> None:
+    model = tiny.LLAMA_GQA.build()
+    kept = uneven(find_attention(model, unit=Unit.QUERY_SLOT).space)
+    small = slice_heads(model, kept, unit=Unit.QUERY_SLOT)
+    assert verify_slice(model, small, kept, unit=Unit.QUERY_SLOT) <= 1e-5
+
+
+class Masked(nn.Module):
+    """A model of which some outputs are infinite on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.BERT.build()
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        logits: Tensor = self.inner(**inputs).logits
+        return logits.index_fill(1, torch.tensor([0]), -torch.inf)
+
+
+def test_outputs_that_are_infinite_alike_do_not_differ() -> None:
+    model = Masked()
+    kept = uneven(find_attention(model).space)
+    small = slice_heads(model, kept, batch=tiny.batch())
+    assert verify_slice(model, small, kept, tiny.batch()) <= 1e-5
+
+
+def test_an_encoder_decoder_takes_its_decoder_input_from_labels() -> None:
+    """As in calibration: labels themselves never reach a model."""
+    model = tiny_named("t5").build()
+    kept = uneven(find_attention(model).space, empty=0)
+    batch = {**tiny.batch(), "labels": tiny.batch(length=5)["input_ids"]}
+    small = slice_heads(model, kept, batch=batch)
+    assert verify_slice(model, small, kept, batch) <= 1e-5
+    assert bypass_empty(small, batch) == 1
+
+
+def tiny_named(name: str) -> tiny.Family:
+    return next(family for family in tiny.BUILDS if family.name == name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_a_model_that_takes_something_else_asks_for_a_batch(dtype: torch.dtype) -> None:
+    """The configuration looks like that of a model of images, and the model takes videos."""
+    sizes: dict[str, Any] = {name: tiny.SIZES[name] for name in ("hidden_size", "image_size")}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+    config = transformers.VideoMAEConfig(**sizes, patch_size=4, num_frames=4)
+    model: Any = transformers.VideoMAEModel(config)
+    model.to(dtype)
+    kept = uneven(find_attention(model).space)
+    with pytest.raises(
+        ValueError, match=r"`batch` is needed .*VideoMAEModel does not run .*unpack"
+    ):
+        slice_heads(model, kept)
+    batch = {"pixel_values": torch.randn(1, 4, 3, tiny.PIXELS, tiny.PIXELS, dtype=dtype)}
+    slice_heads(model, kept, batch=batch)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_models_with_adapters_need_no_batch() -> None:
+    peft: Any = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["query"], init_lora_weights=False)
+    model: Any = peft.get_peft_model(tiny.BERT.build(), config)
+    kept = uneven(find_attention(model).space)
+    assert verify_slice(model, slice_heads(model, kept), kept) <= 1e-5

@@ -22,30 +22,31 @@ _IGNORED = -100  # the label that means "no label here" throughout PyTorch and t
 def prepared(
     batches: Iterable[Any], model: nn.Module, argument: str = "batches"
 ) -> Iterator[Batch]:
-    """Every batch, checked and moved to the model's device.
+    """:func:`prepare` for every batch.
+
+    Raises:
+        ValueError: naming ``argument`` and the position of the batch that cannot be used, or if there
+            is no batch at all.
+    """
+    position = -1
+    for position, batch in enumerate(batches):
+        yield prepare(batch, model, f"{argument}[{position}]")
+    if position < 0:
+        raise ValueError(f"`{argument}` is empty; at least one batch with one text is needed.")
+
+
+def prepare(batch: object, model: nn.Module, argument: str) -> Batch:
+    """One batch, checked and moved to the model's device.
 
     An encoder-decoder model that is given labels and no decoder input gets the input that it makes
     from labels itself, because labels never reach a model here.
 
     Raises:
-        ValueError: naming ``argument`` and the position of the batch that cannot be used: not a
-            mapping, without tensors, with an attention mask that is not ``[batch, tokens]``, or with an
-            example that has no real token; or if there is no batch at all.
+        ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors,
+            with an attention mask that is not ``[batch, tokens]``, or with an example that has no real
+            token.
     """
     device = device_of(model)
-    position = -1
-    for position, batch in enumerate(batches):
-        yield _with_decoder_input(prepare(batch, device, f"{argument}[{position}]"), model)
-    if position < 0:
-        raise ValueError(f"`{argument}` is empty; at least one batch with one text is needed.")
-
-
-def prepare(batch: object, device: torch.device, argument: str) -> Batch:
-    """One batch, checked and moved to ``device``.
-
-    Raises:
-        ValueError: as :func:`prepared`.
-    """
     if not isinstance(batch, Mapping):
         raise ValueError(
             f"`{argument}` must be a mapping of keyword arguments for the model, such as a tokenizer's "
@@ -72,7 +73,7 @@ def prepare(batch: object, device: torch.device, argument: str) -> Batch:
             raise ValueError(
                 f"`{argument}` has no real tokens in its examples {empty}; drop the empty texts."
             )
-    return moved
+    return _with_decoder_input(moved, model)
 
 
 def _with_decoder_input(batch: Batch, model: nn.Module) -> Batch:

@@ -229,13 +229,12 @@ def _run(
     def left(module: nn.Module, args: object, output: object) -> None:
         run.outputs.append(_copied(output))
 
-    base = getattr(model, "base_model", model) if probe.bare else model
     # Not the output projections: a bypass makes way for what listens there.
     handles = [b.module.register_forward_hook(called, with_kwargs=True) for b in blocks]
     handles += [b.site.register_forward_hook(left) for b in blocks]
     try:
         with evaluating(model), torch.no_grad():
-            for output, cache in steps(base, probe.batch):
+            for output, cache in steps(probe.part_of(model), probe.batch):
                 run.outputs.extend(_tensors(output))
                 if cache is not None:
                     run.lengths.append(int(cache.get_seq_length()))

@@ -26,9 +26,8 @@ def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str |
 
     One block of every kind is traced: blocks that are alike are right or wrong together.
     """
-    base = getattr(model, "base_model", model) if probe.bare else model
     try:
-        found = contradictions(base, one_of_each(attention), probe.batch)
+        found = contradictions(probe.part_of(model), one_of_each(attention), probe.batch)
     except RuntimeError:  # code that cannot be differentiated says nothing either way
         return None
     return next(iter(found), None)

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 _BATCH, _LENGTH = 2, 8
 
 
+def headless(model: nn.Module) -> nn.Module:
+    """The part of a model that a head and adapters stand around; any other model itself."""
+    unwrap: Any = getattr(model, "get_base_model", None)
+    whole: Any = model if unwrap is None else unwrap()
+    base: nn.Module = getattr(whole, "base_model", whole)
+    return base
+
+
 def sample_inputs(model: nn.Module) -> dict[str, Tensor] | None:
     """Two random examples, on the CPU: token ids of 8 tokens, an image, sound features, or several of them.
 
@@ -22,8 +30,6 @@ def sample_inputs(model: nn.Module) -> dict[str, Tensor] | None:
         Keyword arguments for ``model``, the same on every call; None if its configuration does not tell
         what it takes.
     """
-    inner: Any = getattr(model, "get_base_model", None)  # a model with adapters around it
-    model = model if inner is None else inner()
     config: Any = getattr(model, "config", None)
     if config is None:
         return None

@@ -61,12 +61,12 @@ def time_models(
     """
     if not models:
         raise ValueError("`models` is empty; name at least one model to time.")
-    device = device_of(next(iter(models.values())))
-    inputs = inputs_of(prepare(batch, device, "batch"))
+    first = next(iter(models.values()))
+    inputs = inputs_of(prepare(batch, first, "batch"))
     work = {name: _once(model, ((), inputs)) for name, model in models.items()}
     with evaluating(*models.values()), torch.inference_mode():
         return interleaved(
-            work, device=device, repeats=repeats, progress=progress, stage="time models"
+            work, device=device_of(first), repeats=repeats, progress=progress, stage="time models"
         )
 
 
@@ -106,7 +106,7 @@ def measure_latency(
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
     attention, device = find_attention(model, unit=unit), device_of(model)
     space = attention.space
-    batch = prepare(batch, device, "batch")
+    batch = prepare(batch, model, "batch")
     anchors = _anchors(space)
     with evaluating(model):
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.

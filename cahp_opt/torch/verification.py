@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools
+from cahp_opt.heads import Bools, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, find_attention
-from cahp_opt.torch.batching import Batch, device_of, inputs_of, prepare
+from cahp_opt.torch.batching import Batch, inputs_of, prepare
 from cahp_opt.torch.masking import attention_for, gated, kept_units
 from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.sample_inputs import sample_inputs
+from cahp_opt.torch.sample_inputs import headless, sample_inputs
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Per block depth, relative to the largest value of what is compared."""
@@ -35,10 +35,14 @@ class SliceError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """One run: a batch, whether to run the model without its head, and which tokens are real."""
+    """One run: a batch, and whether to run the model without its head."""
 
     batch: Batch
     bare: bool
+
+    def part_of(self, model: nn.Module) -> nn.Module:
+        """What to run: the model, or what its head stands on."""
+        return headless(model) if self.bare else model
 
 
 Trace = Mapping[str, Tensor]
@@ -50,6 +54,8 @@ def verify_slice(
     small: nn.Module,
     selection: Selection | npt.ArrayLike,
     batch: object | None = None,
+    *,
+    unit: Unit | None = None,
 ) -> float:
     """Compare ``dense`` masked by ``selection`` with ``small``, with and without padding.
 
@@ -58,6 +64,7 @@ def verify_slice(
         small: the sliced model.
         selection: the selection for ``dense``, or its keep-set, bool ``[n]``.
         batch: keyword arguments for both models; None for small random inputs.
+        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
 
     Returns:
         The largest absolute difference of the models' outputs.
@@ -68,7 +75,7 @@ def verify_slice(
             number.
         ValueError: if the selection is of another model, or no batch is given and none can be made.
     """
-    attention, sliced = attention_for(dense, selection), find_attention(small)
+    attention, sliced = attention_for(dense, selection, unit), find_attention(small)
     kept = kept_units(attention.space, selection)
     probes = make_probes(dense, batch)
     before = references(dense, attention, probes, kept)
@@ -82,19 +89,8 @@ def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
         ValueError: if the batch cannot be used, or none is given and the model's configuration does
             not tell what it takes.
     """
-    device = device_of(model)
     bare = batch is None
-    if batch is None:
-        base = getattr(model, "base_model", model)
-        batch = sample_inputs(base)
-        if batch is None:
-            raise ValueError(
-                "`batch` is needed to check the sliced model: the configuration of "
-                f"{type(model).__name__} does not tell what it takes; pass a small batch."
-            )
-        dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-        batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-    given = inputs_of(prepare(batch, device, "batch"))
+    given = _made_up(model) if bare else inputs_of(prepare(batch, model, "batch"))
     probes = [Probe(given, bare)]
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if isinstance(ids, Tensor) and ids.ndim == 2:
@@ -103,6 +99,28 @@ def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
         else:
             probes.append(Probe({**given, "attention_mask": _some_padding(ids)}, bare))
     return probes
+
+
+def _made_up(model: nn.Module) -> Batch:
+    """Random inputs on which the model runs without its head."""
+    name, base = type(model).__name__, headless(model)
+    made = sample_inputs(base)
+    if made is None:
+        raise _batch_needed(f"the configuration of {name} does not tell what it takes")
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    made = {k: v.to(dtype) if v.is_floating_point() else v for k, v in made.items()}
+    batch = prepare(made, model, "batch")
+    try:
+        with evaluating(model), torch.no_grad():
+            base(**batch)
+    except Exception as error:  # model code raises anything over inputs that it did not expect
+        what = f"{name} does not run on inputs made from its configuration ({error})"
+        raise _batch_needed(what) from error
+    return batch
+
+
+def _batch_needed(why: str) -> ValueError:
+    return ValueError(f"`batch` is needed to check the sliced model: {why}; pass a small batch.")
 
 
 def references(
@@ -131,7 +149,7 @@ def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | No
     mask = probe.batch.get("attention_mask")
 
     def keep(name: str, value: object) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
             # Padding rows differ between backends for reasons that have nothing to do with heads.
             by_token = isinstance(mask, Tensor) and value.ndim > 2 and value.shape[:2] == mask.shape
             found[name] = (value[mask != 0] if by_token else value).detach().clone()
@@ -143,7 +161,7 @@ def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | No
 
         return heard
 
-    base = getattr(model, "base_model", model) if probe.bare else model
+    base = probe.part_of(model)
     handles = [b.out.register_forward_hook(listen(i)) for i, b in enumerate(attention)]
     try:
         with evaluating(model), torch.no_grad():
@@ -192,8 +210,7 @@ def compare(
                     f"{label} of the sliced model {shape}, and the masked model's has "
                     f"{list(reference.shape)}."
                 )
-            difference = float((value.double() - reference.double()).abs().amax())
-            scale = float(reference.double().abs().amax())
+            difference, scale = _difference(value.double(), reference.double())
             if not difference <= allowed * scale:  # NaN must fail too
                 raise SliceError(
                     f"the sliced model differs from the masked one ({where}): {label} by "
@@ -203,6 +220,13 @@ def compare(
             if not name.startswith("block "):
                 largest = max(largest, difference)
     return largest
+
+
+def _difference(value: Tensor, reference: Tensor) -> tuple[float, float]:
+    """The largest difference, and the largest finite value; infinities that are equal do not differ."""
+    apart = (value - reference).abs().masked_fill(value == reference, 0.0)
+    finite = reference.masked_fill(~reference.isfinite(), 0.0)
+    return float(apart.amax()), float(finite.abs().amax())
 
 
 def _some_padding(ids: Tensor) -> Tensor:
