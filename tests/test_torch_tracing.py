@@ -390,8 +390,9 @@ def test_a_suggested_entry_does_what_the_table_does(
     found = suggest(description, model.get_submodule(SITES[name].site))
     assert found is not None
     assert not (found.parameters or found.heads or found.kv_heads or found.arguments)
-    assert eval(str(found), vars(layouts)) == found.layout
-    monkeypatch.setattr(reading, "LAYOUTS", (found.layout,))
+    assert not found.widths
+    assert eval(str(found), vars(layouts)) == found
+    monkeypatch.setattr(reading, "LAYOUTS", (found,))
     attention = find_attention(model, unit=unit)
     assert attention.space == by_table.space
     for mine, theirs in zip(attention, by_table, strict=True):
@@ -415,7 +416,7 @@ def test_words_that_the_table_lacks_are_suggested(monkeypatch: pytest.MonkeyPatc
     assert found.parameters == (layouts.HeadParameter("sinks", 0),)
     assert found.heads == ("number_of_heads",)
     assert str(found).endswith(
-        "# PARAMETERS:\nHeadParameter('sinks', 0, Part.EVEN)\n# HEADS:\n'number_of_heads'"
+        "parameters=(HeadParameter(path='sinks', axis=0),), heads=('number_of_heads',))"
     )
     odd = dataclasses.replace(description, cuts=(Cut("q_proj.weight", 0, (Run(1), Run(3))),))
     assert suggest(dataclasses.replace(odd, cuts=(*odd.cuts, *description.cuts)), site) is None

@@ -12,9 +12,11 @@ from cahp_opt.torch.attention import (
 from cahp_opt.torch.bypassing import bypass_empty
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.completion import Anchor
 from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.gathering import gather_stats
+from cahp_opt.torch.learning import learn_attention
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.slicing import selection_of, slice_heads
@@ -22,6 +24,7 @@ from cahp_opt.torch.timing import measure_latency, time_models
 from cahp_opt.torch.verification import SliceError, verify_slice
 
 __all__ = [
+    "Anchor",
     "Attention",
     "AttentionBlock",
     "Fidelity",
@@ -36,6 +39,7 @@ __all__ = [
     "from_pretrained",
     "gather_stats",
     "head_mask",
+    "learn_attention",
     "measure_latency",
     "refit",
     "save_pretrained",

@@ -9,7 +9,7 @@ from typing import NoReturn, cast
 from torch import nn
 
 from cahp_opt.heads import Unit
-from cahp_opt.torch.blocks import Attention, AttentionBlock, out_bias, out_weight
+from cahp_opt.torch.blocks import LAYOUT, Attention, AttentionBlock, out_bias, out_weight
 from cahp_opt.torch.layouts import LAYOUTS
 from cahp_opt.torch.linears import is_conv1d
 from cahp_opt.torch.reading import Misfit, best_layout, read_block
@@ -94,7 +94,8 @@ def _skipped(
     if not blocks:
         raise UnsupportedModelError(
             f"`model` is a {type(model).__name__} without any attention block that is understood; "
-            f"known layouts: {'; '.join(layout.name for layout in LAYOUTS)}."
+            f"known layouts: {'; '.join(layout.name for layout in LAYOUTS)}; others can be found out by "
+            "`learn_attention`."
         )
     for name, module, reason in strange:
         _log.info("%s (%s) is left as it is: %s", name, type(module).__name__, reason)
@@ -118,11 +119,14 @@ def _not_understood(module: nn.Module) -> str | None:
         return None
     return (
         f"it looks like attention, and its parameters ({', '.join(own[:6])}"
-        f"{', ...' if len(own) > 6 else ''}) fit no known layout"
+        f"{', ...' if len(own) > 6 else ''}) fit no known layout; `learn_attention` finds one by "
+        "differentiation"
     )
 
 
 def _looks_like_attention(module: nn.Module) -> bool:
+    if LAYOUT in vars(module):
+        return True  # learnt, and something has changed it since
     label = type(module).__name__.lower()
     return "attention" in label or "attn" in label
 

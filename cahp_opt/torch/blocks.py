@@ -21,6 +21,11 @@ counts that are left do not tell (one group of two heads could be two heads), an
 go on in the same units."""
 
 
+LAYOUT = "cahp_layout"
+"""Attribute of an attention site with the :class:`~cahp_opt.torch.layouts.Layout` that was learnt for its
+class (see learning.py); it comes before the table."""
+
+
 @dataclass(frozen=True, eq=False)
 class Piece:
     """A parameter that is cut with the units.
@@ -46,7 +51,8 @@ class AttentionBlock:
         module: the module that runs the attention and holds the head counts.
         out: the output projection: an ``nn.Linear``, a GPT-2 ``Conv1D`` (transposed weight), or a LoRA
             adapter around one.
-        layout: the entry of :data:`~cahp_opt.torch.layouts.LAYOUTS` that describes the site.
+        layout: the entry of :data:`~cahp_opt.torch.layouts.LAYOUTS` that describes the site, or the one
+            that was learnt for it.
         units: prunable units.
         unit: what a unit is.
         heads: query heads.

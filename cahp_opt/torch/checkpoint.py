@@ -30,6 +30,12 @@ from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.card import CARD_FILE, model_card, write_card
 from cahp_opt.torch.explicit import ExplicitAttention, explicit_attention
 from cahp_opt.torch.folders import whole_folder
+from cahp_opt.torch.learning import (
+    attach_layouts,
+    learnt_layouts,
+    load_layouts,
+    save_layouts,
+)
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.output_check import compare_check, write_check
@@ -38,6 +44,9 @@ from cahp_opt.torch.surgery import Journal, cut, freeze_ghosts
 
 SELECTION_FILE = "cahp_selection.json"
 """Name of the selection's file in a saved folder."""
+
+LAYOUTS_FILE = "cahp_layouts.json"
+"""Name of the file with the layouts that were learnt, in a folder of a model that has such."""
 
 VARIANT = "cahp"
 """The weights are ``model.cahp.safetensors``, or shards with an index of such a name."""
@@ -106,6 +115,8 @@ def save_pretrained(
     with whole_folder(directory, overwrite=overwrite) as folder:
         stock.save_pretrained(str(folder), variant=VARIANT, **options)
         told.save(folder / SELECTION_FILE)
+        if learnt := learnt_layouts(model):
+            save_layouts(folder / LAYOUTS_FILE, learnt)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
         write_check(model, folder)
@@ -254,6 +265,8 @@ def _apply(model: nn.Module, selection: Selection, folder: Path) -> None:
     """Slice a newly built model as the saved one was."""
     if EXPLICIT in selection.provenance:
         explicit_attention(model)
+    if (folder / LAYOUTS_FILE).is_file():
+        attach_layouts(model, load_layouts(folder / LAYOUTS_FILE))
     attention = attention_for(model, selection)
     mine, theirs = attention.space.blocks, selection.space.blocks
     # Paths differ between classes and releases; order, sizes and kinds do not.

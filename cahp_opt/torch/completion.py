@@ -19,8 +19,20 @@ from torch import Tensor, nn
 from cahp_opt.heads import Ints
 from cahp_opt.torch.attention import UnsupportedModelError
 from cahp_opt.torch.blocks import Piece
+from cahp_opt.torch.code_reading import reads
+from cahp_opt.torch.layouts import (
+    GROUPS,
+    HEAD_DIMS,
+    HEADS,
+    KV_HEADS,
+    MAYBE_WIDTHS,
+    WIDTHS,
+)
+from cahp_opt.torch.linears import is_linear
 from cahp_opt.torch.ownership import arguments_of, obstacles, pieces_of
 from cahp_opt.torch.tracing import Target, Trace, trace_targets
+
+_KNOWN = {*HEADS, *KV_HEADS, *GROUPS, *HEAD_DIMS, *WIDTHS, *MAYBE_WIDTHS}
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class Description:
         cuts: every parameter that is cut, the output projection's columns included.
         heads: attributes that hold the number of query heads, as paths inside the site.
         kv_heads: attributes that hold the number of key/value heads, likewise.
+        widths: attributes that hold the width of all heads together, likewise.
         arguments: arguments of the site's forward with a slice for every query head: name and axis.
     """
 
@@ -103,6 +116,7 @@ class Description:
     cuts: tuple[Cut, ...]
     heads: tuple[str, ...] = ()
     kv_heads: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
     arguments: tuple[tuple[str, int], ...] = ()
 
     def pieces(self, site: nn.Module) -> tuple[Piece, ...]:
@@ -144,6 +158,7 @@ class Description:
             ],
             "heads": list(self.heads),
             "kv_heads": list(self.kv_heads),
+            "widths": list(self.widths),
             "arguments": [list(a) for a in self.arguments],
         }
 
@@ -171,6 +186,7 @@ class Description:
                 cuts=cuts,
                 heads=tuple(map(str, data["heads"])),
                 kv_heads=tuple(map(str, data["kv_heads"])),
+                widths=tuple(map(str, data["widths"])),
                 arguments=tuple((str(name), int(axis)) for name, axis in data["arguments"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -193,7 +209,7 @@ class Description:
             by_head = "" if cut.by_head else ", by_head=False"
             lines.append(f"        Cut({cut.path!r}, {cut.axis}, ({runs},){by_head}),")
         lines.append("    ),")
-        for name in ("heads", "kv_heads", "arguments"):
+        for name in ("heads", "kv_heads", "widths", "arguments"):
             value: tuple[object, ...] = getattr(self, name)
             if value:
                 lines.append(f"    {name}={value!r},")
@@ -302,20 +318,56 @@ def _description(anchor: Anchor, target: Target, trace: Trace, by_head: Trace) -
         out=anchor.out,
         heads_per_unit=heads // anchor.units,
         cuts=tuple(cuts),
-        heads=tuple(_counts(target.site, heads, keys=False)),
-        kv_heads=tuple(_counts(target.site, anchor.units, keys=True)),
+        heads=_head_counts(target.site, heads),
+        kv_heads=_kv_counts(target.site, anchor.units, heads),
+        widths=_widths(target.site, len(target.columns)),
         arguments=tuple((p.path, p.axis) for p in arguments_of(trace)),
     )
 
 
+def _head_counts(site: nn.Module, heads: int) -> tuple[str, ...]:
+    """By name, or else by value, such as ``h``."""
+    return tuple(_counts(site, heads, keys=False)) or _only_number(site, heads)
+
+
+def _kv_counts(site: nn.Module, kv_heads: int, heads: int) -> tuple[str, ...]:
+    by_name = tuple(_counts(site, kv_heads, keys=True))
+    return by_name or (() if kv_heads == heads else _only_number(site, kv_heads))
+
+
+def _widths(site: nn.Module, width: int) -> tuple[str, ...]:
+    known = {*WIDTHS, *MAYBE_WIDTHS}
+    named = any(path.rpartition(".")[2] in known for path in _numbers(site, width))
+    return () if named else _only_number(site, width)
+
+
 def _counts(site: nn.Module, value: int, *, keys: bool) -> Iterator[str]:
     """Attributes that count query heads, or key/value heads: judged by name, then by value."""
+    for path in _numbers(site, value):
+        words = path.rpartition(".")[2].lower()
+        counts = "head" in words and not any(w in words for w in ("dim", "size", "group"))
+        if counts and ("kv" in words or "key" in words) is keys:
+            yield path
+
+
+def _only_number(site: nn.Module, value: int) -> tuple[str, ...]:
+    """The one attribute of this value that the code reads and the table has no name for.
+
+    Empty if there are several: which of them is meant is not for guessing.
+    """
+    found: list[str] = []
+    for path in _numbers(site, value):
+        parent, _, name = path.rpartition(".")
+        module = site.get_submodule(parent)
+        if name not in _KNOWN and not is_linear(module) and reads(type(module), name):
+            found.append(path)
+    return tuple(found) if len(found) == 1 else ()
+
+
+def _numbers(site: nn.Module, value: int) -> Iterator[str]:
     for path, module in cast("Iterator[tuple[str, nn.Module]]", site.named_modules()):
         for name, found in vars(module).items():
-            words = name.lower()
-            counts = "head" in words and not any(w in words for w in ("dim", "size", "group"))
-            of_keys = "kv" in words or "key" in words
-            if counts and of_keys is keys and type(found) is int and found == value:
+            if type(found) is int and found == value:
                 yield f"{path}.{name}" if path else name
 
 

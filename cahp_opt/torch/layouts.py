@@ -1,16 +1,18 @@
 """How attention modules are laid out: data only.
 
-To support another architecture, add one entry to :data:`LAYOUTS`; if it stores a head count, a bias
-table or an argument under a new name, add the name to the vocabulary below. An entry matches a module
-by the children that it names, whatever the class of the module or of the model. Nothing here is
+To support another architecture, add one entry to :data:`LAYOUTS`, which a traced run can write
+(:func:`cahp_opt.torch.learn_attention`); if it stores a head count, a bias table or an argument under a
+new name, the entry names it, or the vocabulary below where others may share it. An entry matches a
+module by the children that it names, whatever the class of the module or of the model. Nothing here is
 trusted: :func:`cahp_opt.torch.find_attention` checks every count against the shapes of the weights,
 and slicing checks its result against the masked model.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from typing import cast
 
 
 class Part(Enum):
@@ -111,6 +113,11 @@ class Layout:
         outs: the output projection, from the site; its input is the heads' outputs side by side. The
             first that fits counts.
         when: attributes of the owner and the values they must have, where children do not tell.
+        parameters: those with something for every head, before those of :data:`PARAMETERS`.
+        heads: attributes as in :data:`HEADS`, besides those.
+        kv_heads: attributes as in :data:`KV_HEADS`, besides those.
+        widths: attributes that mean heads times head width, besides :data:`WIDTHS`.
+        arguments: those with something for every head, besides :data:`ARGUMENTS`.
     """
 
     name: str
@@ -139,6 +146,31 @@ class Layout:
         "post",
     )
     when: tuple[tuple[str, object], ...] = ()
+    parameters: tuple[HeadParameter, ...] = ()
+    heads: tuple[str, ...] = ()
+    kv_heads: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    arguments: tuple[HeadArgument, ...] = ()
+
+    def __str__(self) -> str:
+        """The entry as Python, to be pasted."""
+        return _python(self)
+
+
+def _python(value: object) -> str:
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, tuple):
+        items = [_python(item) for item in cast("tuple[object, ...]", value)]
+        return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+    if is_dataclass(value):
+        told = [
+            (f.name, getattr(value, f.name))
+            for f in fields(value)
+            if f.default is not getattr(value, f.name)
+        ]
+        return f"{type(value).__name__}({', '.join(f'{name}={_python(v)}' for name, v in told)})"
+    return repr(value)
 
 
 def _separate(query: str, key: str, value: str) -> tuple[Projection, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cahp_opt.heads import Ints, Unit
-from cahp_opt.torch.blocks import GHOST, UNIT, AttentionBlock, Piece
+from cahp_opt.torch.blocks import GHOST, LAYOUT, UNIT, AttentionBlock, Piece
 from cahp_opt.torch.layouts import (
     GROUPS,
     HEAD_DIMS,
@@ -38,11 +38,19 @@ class Misfit(Exception):
 
 
 def best_layout(site: nn.Module) -> Layout | None:
-    """The layout that ``site`` matches by its children, if any."""
+    """The layout that was learnt for ``site``, or that it matches by its children, if any."""
     if next(site.children(), None) is None:
         return None
-    fitting = [layout for layout in LAYOUTS if _owner_path(site, layout) is not None]
+    learnt: object = vars(site).get(LAYOUT)
+    if isinstance(learnt, Layout) and fits(site, learnt):
+        return learnt
+    fitting = [layout for layout in LAYOUTS if fits(site, layout)]
     return max(fitting, key=lambda x: (len(x.when), _found(site, x)), default=None)
+
+
+def fits(site: nn.Module, layout: Layout) -> bool:
+    """Whether ``site`` has the children that ``layout`` names."""
+    return _owner_path(site, layout) is not None
 
 
 def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) -> AttentionBlock:
@@ -50,7 +58,7 @@ def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) ->
 
     Args:
         name: of the block.
-        site: a module that :func:`best_layout` found ``layout`` for.
+        site: a module that ``layout`` fits.
         layout: the layout.
         unit: what the units are; None for heads, or key/value groups where heads share them.
 
@@ -95,8 +103,11 @@ class _Reader:
 
     def __init__(self, site: nn.Module, layout: Layout) -> None:
         owner_path = _owner_path(site, layout)
-        assert owner_path is not None  # best_layout checked it
+        assert owner_path is not None  # the caller checked it
         self.site, self.prefix = site, f"{owner_path}." if owner_path else ""
+        self.head_words = (*layout.heads, *HEADS)
+        self.kv_words = (*layout.kv_heads, *KV_HEADS)
+        self.parameters = (*layout.parameters, *PARAMETERS)
         self.owner = site.get_submodule(owner_path)
         self.out_path = next(path for path in layout.outs if _is_linear_at(site, path))
         self.out = site.get_submodule(self.out_path)
@@ -140,7 +151,7 @@ class _Reader:
         for path, parameter in self.site.named_parameters():
             if path in taken or path.startswith(within):
                 continue
-            found = next((p for p in PARAMETERS if _names(p, path, parameter)), None)
+            found = next((p for p in self.parameters if _names(p, path, parameter)), None)
             if found is not None:
                 of = of_head if found.part is Part.EVEN else of_kv
                 yield Piece(path, found.axis, _shared(path, parameter.shape[found.axis], of))
@@ -160,7 +171,7 @@ class _Reader:
         return {a: _count(self.owner, a) for a in names if getattr(self.owner, a, None) is not None}
 
     def _heads(self) -> int:
-        known = self._attributes(HEADS)
+        known = self._attributes(self.head_words)
         if known:
             return next(iter(known.values()))
         widths = self._attributes(HEAD_DIMS)
@@ -169,7 +180,7 @@ class _Reader:
         return max(1, self.width // widths.get("v_head_dim", next(iter(widths.values()))))
 
     def _kv_heads(self) -> int:
-        known = self._attributes(KV_HEADS)
+        known = self._attributes(self.kv_words)
         if known:
             return next(iter(known.values()))
         groups = self._attributes(GROUPS)
@@ -223,8 +234,8 @@ class _Reader:
                 sizes.add(self._rows(p) // count)
         widths = {n * size for n in (self.heads, self.kv_heads) for size in sizes}
         allowed: tuple[tuple[Sequence[str], set[int]], ...] = (
-            (HEADS, {self.heads}),
-            (KV_HEADS, {self.kv_heads}),
+            (self.head_words, {self.heads}),
+            (self.kv_words, {self.kv_heads}),
             (GROUPS, {self.heads // self.kv_heads}),
             (HEAD_DIMS, sizes | widths),  # LXMERT calls all heads together `head_size`
             (WIDTHS, widths),

@@ -1,8 +1,8 @@
-"""A traced description in the words of the table of layouts, ready to be pasted there."""
+"""A traced description in the words of the table of layouts, where ``print`` shows what to paste."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -11,7 +11,10 @@ from cahp_opt.torch.layouts import (
     ARGUMENTS,
     HEADS,
     KV_HEADS,
+    MAYBE_WIDTHS,
     PARAMETERS,
+    WIDTHS,
+    HeadArgument,
     HeadParameter,
     Layout,
     Order,
@@ -21,53 +24,16 @@ from cahp_opt.torch.layouts import (
 from cahp_opt.torch.linears import is_linear
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """What to add to :mod:`cahp_opt.torch.layouts` for a class of attention.
-
-    Args:
-        layout: the entry for ``LAYOUTS``.
-        parameters: what ``PARAMETERS`` does not have yet.
-        heads: what ``HEADS`` does not have yet.
-        kv_heads: what ``KV_HEADS`` does not have yet.
-        arguments: what ``ARGUMENTS`` does not have yet.
-    """
-
-    layout: Layout
-    parameters: tuple[HeadParameter, ...] = ()
-    heads: tuple[str, ...] = ()
-    kv_heads: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """Python to be pasted."""
-        lines = ["# LAYOUTS:", "Layout(", f"    {self.layout.name!r},", "    ("]
-        for p in self.layout.projections:
-            parts = "".join(f"Part.{part.name}, " for part in p.parts).strip()
-            order = "" if p.order is Order.PART_BY_PART else f", Order.{p.order.name}"
-            lines.append(f"        Projection({p.path!r}, ({parts}){order}),")
-        lines += [
-            "    ),",
-            f"    owners={self.layout.owners!r},",
-            f"    outs={self.layout.outs!r},",
-            ")",
-        ]
-        for own in self.parameters:
-            arguments = f"{own.path!r}, {own.axis}, Part.{own.part.name}"
-            lines += ["# PARAMETERS:", f"HeadParameter({arguments})"]
-        for title, names in (("HEADS", self.heads), ("KV_HEADS", self.kv_heads)):
-            lines += [f"# {title}:", *map(repr, names)] if names else []
-        for name in self.arguments:
-            lines += ["# ARGUMENTS:", f"HeadArgument({name!r})"]
-        return "\n".join(lines)
-
-
-def suggest(description: Description, site: nn.Module) -> Suggestion | None:
+def suggest(description: Description, site: nn.Module) -> Layout | None:
     """The description of ``site`` as an entry of the table; None where the table lacks the words.
 
     Args:
         description: of the class of ``site``.
         site: the attention module, on any device.
+
+    Returns:
+        The entry, named like the class; with parameters, attributes and arguments of its own where the
+        vocabulary has none of that name.
     """
     owner = next((a.rpartition(".")[0] for a in (*description.heads, *description.kv_heads)), "")
     prefix = f"{owner}." if owner else ""
@@ -88,13 +54,19 @@ def suggest(description: Description, site: nn.Module) -> Suggestion | None:
             if projection is None:
                 return None
             projections.append(projection)
-    known = {p.path for p in PARAMETERS}
-    return Suggestion(
-        layout=Layout(description.cls, tuple(projections), (owner,), (description.out,)),
-        parameters=tuple(p for p in parameters if not _is_known(p.path, known)),
+    return Layout(
+        description.cls,
+        tuple(projections),
+        (owner,),
+        (description.out,),
+        parameters=tuple(p for p in parameters if not _is_known(p)),
         heads=_new(description.heads, HEADS),
         kv_heads=_new(description.kv_heads, KV_HEADS),
-        arguments=_new(tuple(n for n, _ in description.arguments), [a.name for a in ARGUMENTS]),
+        widths=_new(description.widths, (*WIDTHS, *MAYBE_WIDTHS)),
+        arguments=tuple(
+            HeadArgument(name)
+            for name in _new([n for n, _ in description.arguments], [a.name for a in ARGUMENTS])
+        ),
     )
 
 
@@ -131,10 +103,15 @@ def _linear_of(site: nn.Module, path: str) -> str | None:
     return found
 
 
-def _is_known(path: str, known: set[str]) -> bool:
-    return any(path == name or path.endswith(f".{name}") for name in known)
+def _is_known(own: HeadParameter) -> bool:
+    """Whether the vocabulary says the same; an entry for a certain number of axes may not apply."""
+    return any(
+        (own.path == p.path or own.path.endswith(f".{p.path}"))
+        and (own.axis, own.part, None) == (p.axis, p.part, p.ndim)
+        for p in PARAMETERS
+    )
 
 
-def _new(paths: tuple[str, ...], known: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+def _new(paths: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     names = dict.fromkeys(path.rpartition(".")[2] for path in paths)
     return tuple(name for name in names if name not in known)

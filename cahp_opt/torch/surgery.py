@@ -6,7 +6,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from types import CodeType, FunctionType
 from typing import cast
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import nn
 from cahp_opt.heads import Bools, Ints, Unit
 from cahp_opt.torch.arguments import DropArgument, KeepHeads
 from cahp_opt.torch.blocks import GHOST, UNIT, Attention, AttentionBlock, Piece
+from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.config_views import config_view
 from cahp_opt.torch.layouts import (
     ARGUMENTS,
@@ -103,7 +103,7 @@ def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Jo
     heads = np.flatnonzero(staying[of_head])
     by_group = block.units == block.kv_heads and block.unit is not Unit.QUERY_SLOT
     _cut_counts(block, len(heads), int(staying.sum()) if by_group else block.kv_heads, journal)
-    for argument in ARGUMENTS:
+    for argument in (*block.layout.arguments, *ARGUMENTS):
         position = _position(owner, argument.name)
         if position is not None and _may_have_heads(model, block, argument):
             hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
@@ -145,9 +145,10 @@ def _put_parameter(
 
 def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journal) -> None:
     """Make every attribute that holds a count or a width say what is left."""
-    owner = block.module
-    numbers = {a: heads for a in HEADS}
-    numbers |= {a: kv_heads for a in KV_HEADS}
+    owner, layout = block.module, block.layout
+    head_words, kv_words = (*layout.heads, *HEADS), (*layout.kv_heads, *KV_HEADS)
+    numbers = {a: heads for a in head_words}
+    numbers |= {a: kv_heads for a in kv_words}
     numbers |= {a: heads // kv_heads for a in GROUPS}
     for attribute, number in numbers.items():
         if getattr(owner, attribute, None) is not None:
@@ -155,17 +156,17 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
     sizes = (block.head_dim, block.key_dim)
     widths = {block.kv_heads * size: kv_heads * size for size in sizes}
     widths |= {block.heads * size: heads * size for size in sizes}
-    for attribute in (*WIDTHS, *(a for a in MAYBE_WIDTHS if _reads(type(owner), a))):
+    for attribute in (*layout.widths, *WIDTHS, *(a for a in MAYBE_WIDTHS if reads(type(owner), a))):
         old: object = getattr(owner, attribute, None)
         if isinstance(old, int) and old in widths:
             journal.put(owner, attribute, widths[old])
     for module in _holders(block):  # such as one that holds a table of biases
-        for attribute in HEADS:
+        for attribute in head_words:
             if module is not owner and getattr(module, attribute, None) == block.heads:
                 journal.put(module, attribute, heads)
     config: object = getattr(owner, "config", None)
-    counts = {**dict.fromkeys(HEADS, heads), **dict.fromkeys(KV_HEADS, kv_heads)}
-    read = {name: n for name, n in counts.items() if _reads(type(owner), name, of="config")}
+    counts = {**dict.fromkeys(head_words, heads), **dict.fromkeys(kv_words, kv_heads)}
+    read = {name: n for name, n in counts.items() if reads(type(owner), name, of="config")}
     if config is not None and read:
         journal.put(owner, "config", config_view(config, read))
 
@@ -246,35 +247,3 @@ def _may_have_heads(model: nn.Module, block: AttentionBlock, argument: HeadArgum
 def _is_set(module: nn.Module, name: str) -> bool:
     value: object = getattr(module, name, None)
     return value is not None and value is not False
-
-
-def _reads(cls: type, name: str, of: str = "self") -> bool:
-    """Whether a method of ``cls`` other than ``__init__`` reads the attribute ``name``.
-
-    A width that only ``__init__`` reads may mean the width of the model to others, such as a weight
-    initialiser; one that forward reads to reshape must follow the heads.
-
-    Args:
-        cls: the class.
-        name: the attribute.
-        of: "self", or an attribute of it through which ``name`` is read as well.
-    """
-    return any(
-        name in code.co_names and (of == "self" or of in code.co_names)
-        for base in cls.__mro__
-        if base not in (nn.Module, object)
-        for method, value in vars(base).items()
-        if method != "__init__"
-        for code in _codes(value)
-    )
-
-
-def _codes(value: object) -> Iterator[CodeType]:
-    if isinstance(value, property):
-        value = value.fget
-    function = inspect.unwrap(value) if callable(value) else None
-    stack = [function.__code__] if isinstance(function, FunctionType) else []
-    while stack:
-        code = stack.pop()
-        yield code
-        stack += [constant for constant in code.co_consts if isinstance(constant, CodeType)]

@@ -1,0 +1,41 @@
+"""What the code of a class reads."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+from torch import nn
+
+
+def reads(cls: type, name: str, of: str = "self") -> bool:
+    """Whether a method of ``cls`` other than ``__init__`` reads the attribute ``name``.
+
+    A width that only ``__init__`` reads may mean the width of the model to others, such as a weight
+    initialiser; one that forward reads to reshape must follow the heads.
+
+    Args:
+        cls: the class.
+        name: the attribute.
+        of: "self", or an attribute of it through which ``name`` is read as well.
+    """
+    return any(
+        name in code.co_names and (of == "self" or of in code.co_names)
+        for base in cls.__mro__
+        if base not in (nn.Module, object)
+        for method, value in vars(base).items()
+        if method != "__init__"
+        for code in _codes(value)
+    )
+
+
+def _codes(value: object) -> Iterator[CodeType]:
+    if isinstance(value, property):
+        value = value.fget
+    function = inspect.unwrap(value) if callable(value) else None
+    stack = [function.__code__] if isinstance(function, FunctionType) else []
+    while stack:
+        code = stack.pop()
+        yield code
+        stack += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
