@@ -114,7 +114,7 @@ def test_a_static_cache_of_the_unpruned_model_is_not_used_again() -> None:
 # --- training -----------------------------------------------------------------------------------
 
 
-@pytest.mark.support("train")
+@pytest.mark.support("training")
 @chosen("bert llama-gqa gpt2 t5 vit")
 def test_gradient_checkpointing_gives_the_same_gradients(family: Family) -> None:
     plain = sliced(family, empty=1)

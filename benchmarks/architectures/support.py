@@ -14,7 +14,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures"
 TARGET = ROOT / "docs" / "support.md"
-CHECKS = ("mask", "slice", "zero heads", "generate", "reload", "training", "compile", "export")
+CHECKS = (
+    "mask",
+    "slice",
+    "zero heads",
+    "generate",
+    "reload",
+    "training",
+    "compile",
+    "export",
+    "onnx",
+    "lora",
+)
 HEAD = """# Supported architectures
 
 Written by `python benchmarks/architectures/support.py` from `benchmarks/results/architectures/`; never
@@ -23,7 +34,8 @@ are marked `support`: gates are reversible and act on every block (*mask*), the 
 masked one in float64, float32 and bfloat16, with and without padding, also sliced twice (*slice*),
 blocks may be left empty (*zero heads*), greedy decoding gives the same tokens with and without a cache
 (*generate*), saving and loading give the same weights (*reload*), a training step works and leaves
-empty blocks empty (*training*), and `torch.compile` and `torch.export` take the result.
+empty blocks empty (*training*), and `torch.compile`, `torch.export`, ONNX through onnxruntime (*onnx*) and LoRA adapters of PEFT before
+slicing (*lora*) work.
 
 "yes" holds for every version of transformers below; otherwise the versions that fail are named. An
 empty cell was not tested, because the model does not do that or no test records it.
@@ -35,7 +47,8 @@ def records() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in RESULTS.glob("*.json"):
         record = json.loads(path.read_text())
-        found[record["provenance"]["versions"]["transformers"]] = record
+        if "builds" in record:  # others are sweeps and runs on devices
+            found[record["provenance"]["versions"]["transformers"]] = record
     return dict(sorted(found.items(), key=lambda item: _order(item[0])))
 
 

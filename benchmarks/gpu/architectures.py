@@ -385,11 +385,12 @@ def provenance(device: torch.device) -> Numbers:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     on_cuda = device.type == "cuda"
+    cudnn: Any = torch.backends.cudnn
     return {
         "device": device_name(device),
         "driver": driver() if on_cuda else None,
         "cuda": torch.version.cuda if on_cuda else None,
-        "cudnn": torch.backends.cudnn.version() if on_cuda else None,
+        "cudnn": cudnn.version() if on_cuda else None,
         "versions": versions,
         "python": platform.python_version(),
         "system": platform.system(),
@@ -464,6 +465,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    quiet: Any = transformers.utils.logging
+    quiet.disable_progress_bar()
+    quiet.set_verbosity_error()
     sys.exit(main())
