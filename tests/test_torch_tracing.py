@@ -234,6 +234,12 @@ DEEPSEEK = Description(
         Cut("o_proj.weight", 1, (Run(8),)),
     ),
     heads=("num_heads",),
+    shared=(
+        "q_a_proj.weight",
+        "q_a_layernorm.weight",
+        "kv_a_proj_with_mqa.weight",
+        "kv_a_layernorm.weight",
+    ),
 )
 
 

@@ -73,6 +73,8 @@ def save_pretrained(
 ) -> None:
     """Write a sliced model, its selection, a model card and its tokenizer, whole or not at all.
 
+    What :func:`~cahp_opt.torch.learn_attention` found out is written too, and loading uses it.
+
     Args:
         model: a model from :func:`~cahp_opt.torch.slice_heads` or :func:`from_pretrained`.
         directory: the folder; it must be new or empty.

@@ -108,6 +108,7 @@ class Description:
         kv_heads: attributes that hold the number of key/value heads, likewise.
         widths: attributes that hold the width of all heads together, likewise.
         arguments: arguments of the site's forward with a slice for every query head: name and axis.
+        shared: parameters before the output projection that serve every unit, and are not cut.
     """
 
     cls: str
@@ -118,6 +119,7 @@ class Description:
     kv_heads: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
     arguments: tuple[tuple[str, int], ...] = ()
+    shared: tuple[str, ...] = ()
 
     def pieces(self, site: nn.Module) -> tuple[Piece, ...]:
         """The pieces of a site of this class, on any device, the meta device included.
@@ -160,6 +162,7 @@ class Description:
             "kv_heads": list(self.kv_heads),
             "widths": list(self.widths),
             "arguments": [list(a) for a in self.arguments],
+            "shared": list(self.shared),
         }
 
     @classmethod
@@ -188,6 +191,7 @@ class Description:
                 kv_heads=tuple(map(str, data["kv_heads"])),
                 widths=tuple(map(str, data["widths"])),
                 arguments=tuple((str(name), int(axis)) for name, axis in data["arguments"]),
+                shared=tuple(map(str, data["shared"])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -209,7 +213,7 @@ class Description:
             by_head = "" if cut.by_head else ", by_head=False"
             lines.append(f"        Cut({cut.path!r}, {cut.axis}, ({runs},){by_head}),")
         lines.append("    ),")
-        for name in ("heads", "kv_heads", "widths", "arguments"):
+        for name in ("heads", "kv_heads", "widths", "arguments", "shared"):
             value: tuple[object, ...] = getattr(self, name)
             if value:
                 lines.append(f"    {name}={value!r},")
@@ -281,7 +285,7 @@ def _target(model: nn.Module, anchor: Anchor) -> Target:
     # A linear layer says how many columns it reads; a transposed one by its weight's rows.
     width: object = getattr(out, "in_features", getattr(out, "nx", None))
     heads = anchor.units if anchor.heads is None else anchor.heads
-    if not isinstance(width, int):
+    if not isinstance(width, int) or not is_linear(out):
         raise ValueError(
             f"`anchors`: {anchor.site}.{anchor.out} is a {type(out).__name__}, and the output "
             "projection must be a linear layer."
@@ -322,7 +326,15 @@ def _description(anchor: Anchor, target: Target, trace: Trace, by_head: Trace) -
         kv_heads=_kv_counts(target.site, anchor.units, heads),
         widths=_widths(target.site, len(target.columns)),
         arguments=tuple((p.path, p.axis) for p in arguments_of(trace)),
+        shared=tuple(_shared(trace, {cut.path for cut in cuts}, anchor.out)),
     )
+
+
+def _shared(trace: Trace, cut: set[str], out: str) -> Iterator[str]:
+    for path, axes in trace.touched.items():
+        before = path not in cut and not path.startswith(f"{out}.")
+        if before and axes and bool(axes[0].any(axis=1).all()):
+            yield path
 
 
 def _head_counts(site: nn.Module, heads: int) -> tuple[str, ...]:

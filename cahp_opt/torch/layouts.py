@@ -118,6 +118,7 @@ class Layout:
         kv_heads: attributes as in :data:`KV_HEADS`, besides those.
         widths: attributes that mean heads times head width, besides :data:`WIDTHS`.
         arguments: those with something for every head, besides :data:`ARGUMENTS`.
+        headless: paths, from the site, of parameters that serve all heads alike, besides :data:`HEADLESS`.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Layout:
     kv_heads: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
     arguments: tuple[HeadArgument, ...] = ()
+    headless: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The entry as Python, to be pasted."""

@@ -211,6 +211,7 @@ def _from_json(data: Mapping[str, Any]) -> Layout:
         arguments=tuple(
             HeadArgument(str(a["name"]), _names(a["beside"])) for a in data["arguments"]
         ),
+        headless=_names(data["headless"]),
     )
 
 

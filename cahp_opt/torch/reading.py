@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cahp_opt.heads import Ints, Unit
 from cahp_opt.torch.blocks import GHOST, LAYOUT, UNIT, AttentionBlock, Piece
+from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.layouts import (
     GROUPS,
     HEAD_DIMS,
@@ -104,7 +105,8 @@ class _Reader:
     def __init__(self, site: nn.Module, layout: Layout) -> None:
         owner_path = _owner_path(site, layout)
         assert owner_path is not None  # the caller checked it
-        self.site, self.prefix = site, f"{owner_path}." if owner_path else ""
+        self.layout, self.site = layout, site
+        self.prefix = f"{owner_path}." if owner_path else ""
         self.head_words = (*layout.heads, *HEADS)
         self.kv_words = (*layout.kv_heads, *KV_HEADS)
         self.parameters = (*layout.parameters, *PARAMETERS)
@@ -149,7 +151,7 @@ class _Reader:
         # An adapter on a projection has a side that knows of no heads.
         within = (f"{self.out_path}.", *(f"{self.prefix}{p.path}." for p in self.projections))
         for path, parameter in self.site.named_parameters():
-            if path in taken or path.startswith(within):
+            if path in taken or path in self.layout.headless or path.startswith(within):
                 continue
             found = next((p for p in self.parameters if _names(p, path, parameter)), None)
             if found is not None:
@@ -170,8 +172,15 @@ class _Reader:
     def _attributes(self, names: Sequence[str]) -> dict[str, int]:
         return {a: _count(self.owner, a) for a in names if getattr(self.owner, a, None) is not None}
 
+    def _in_config(self, names: Sequence[str]) -> dict[str, int]:
+        """Counts that a module without such attributes reads from its configuration while it runs."""
+        config: object = getattr(self.owner, "config", None)
+        read = [a for a in names if reads(type(self.owner), a, of="config")]
+        found = {a: getattr(config, a, None) for a in read}
+        return {a: n for a, n in found.items() if type(n) is int and n > 0}
+
     def _heads(self) -> int:
-        known = self._attributes(self.head_words)
+        known = self._attributes(self.head_words) or self._in_config(self.head_words)
         if known:
             return next(iter(known.values()))
         widths = self._attributes(HEAD_DIMS)
@@ -180,7 +189,7 @@ class _Reader:
         return max(1, self.width // widths.get("v_head_dim", next(iter(widths.values()))))
 
     def _kv_heads(self) -> int:
-        known = self._attributes(self.kv_words)
+        known = self._attributes(self.kv_words) or self._in_config(self.kv_words)
         if known:
             return next(iter(known.values()))
         groups = self._attributes(GROUPS)

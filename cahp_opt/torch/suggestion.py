@@ -9,6 +9,7 @@ from torch import nn
 from cahp_opt.torch.completion import Cut, Description
 from cahp_opt.torch.layouts import (
     ARGUMENTS,
+    HEADLESS,
     HEADS,
     KV_HEADS,
     MAYBE_WIDTHS,
@@ -66,6 +67,11 @@ def suggest(description: Description, site: nn.Module) -> Layout | None:
         arguments=tuple(
             HeadArgument(name)
             for name in _new([n for n, _ in description.arguments], [a.name for a in ARGUMENTS])
+        ),
+        headless=tuple(
+            path
+            for path in description.shared
+            if not any(part.startswith(HEADLESS) for part in path.split("."))
         ),
     )
 
