@@ -14,7 +14,7 @@ from torch import nn
 
 from cahp_opt.heads import Bools, Ints, Unit
 from cahp_opt.torch.arguments import DropArgument, KeepHeads
-from cahp_opt.torch.blocks import GHOST, UNIT, Attention, AttentionBlock, Piece
+from cahp_opt.torch.blocks import CUT, Attention, AttentionBlock, Cut, Piece
 from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.config_views import config_view
 from cahp_opt.torch.layouts import (
@@ -74,11 +74,13 @@ def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -
     """
     blocks = attention.blocks if kept.all() else _untied(attention.blocks, journal)
     for block, where in zip(blocks, attention.space.slices, strict=True):
-        journal.put(block.module, UNIT, block.unit)
-        if not block.ghost and not kept[where].all():
-            _cut_block(model, block, kept[where], journal)
-        elif block.ghost:
+        if block.ghost:  # its one unit is no unit of the original model, and nothing can revive it
             _freeze(block)
+            continue
+        ids = np.array(block.cut.kept)[kept[where]]
+        journal.put(block.module, CUT, Cut(block.unit, block.cut.units, tuple(ids.tolist())))
+        if not kept[where].all():
+            _cut_block(model, block, kept[where], journal)
 
 
 def freeze_ghosts(attention: Attention) -> None:
@@ -109,7 +111,6 @@ def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Jo
             hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
             journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
     if not kept.any():
-        journal.put(owner, GHOST, True)
         for piece in _out_pieces(block):
             _put_parameter(site, piece.path, torch.zeros_like, journal)
         _freeze(block)
