@@ -318,12 +318,15 @@ def test_models_that_fail_on_inputs_made_up_are_saved_all_the_same(
     assert_same(from_pretrained(tmp_path / "pruned"), small)
 
 
+@pytest.mark.parametrize(("name", "part"), [("clip", "text_model"), ("t5", "encoder")])
 @pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
-def test_a_model_of_which_a_part_was_sliced(again: bool, tmp_path: Path) -> None:
-    """The inner model of a classifier, one tower of two, the model inside a wrapper."""
-    model: Any = next(f for f in tiny.BUILDS if f.name == "clip").build()
-    tower = model.text_model
-    slice_heads(tower, uneven(find_attention(tower).space, empty=1), in_place=True)
+def test_a_model_of_which_a_part_was_sliced(
+    name: str, part: str, again: bool, tmp_path: Path
+) -> None:
+    model: Any = next(f for f in tiny.BUILDS if f.name == name).build()
+    tower: nn.Module = model.get_submodule(part)
+    kept = uneven(find_attention(tower).space, empty=1)
+    slice_heads(tower, kept, in_place=True, batch=tiny.batch())
     whole = slice_heads(model, uneven(find_attention(model).space, seed=3)) if again else model
     plan = selection_of(whole)
     assert plan is not None and [b.units for b in plan.space.blocks] == [tiny.HEADS] * 6

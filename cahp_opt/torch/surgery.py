@@ -72,7 +72,7 @@ def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -
         kept: the keep-set, bool ``[n]``.
         journal: takes down everything that is replaced.
     """
-    blocks = attention.blocks if kept.all() else _untied(attention.blocks, journal)
+    blocks = _untied(attention, kept, journal)
     for block, where in zip(blocks, attention.space.slices, strict=True):
         if block.ghost:  # its one unit is no unit of the original model, and nothing can revive it
             _freeze(block)
@@ -189,15 +189,25 @@ def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
     return (p for p in block.pieces if id(block.site.get_parameter(p.path)) in own)
 
 
-def _untied(blocks: tuple[AttentionBlock, ...], journal: Journal) -> tuple[AttentionBlock, ...]:
-    """Give every block its own table of biases where the first block's serves all (T5)."""
+def _untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
+    """Give every block its own table of biases where the first block's serves all (T5).
+
+    Blocks that share one stay as they are if all of them keep all units, so that a stack of its own and
+    one in a larger model are cut alike.
+    """
     shared = SHARED_BIAS
-    tables = {b.name: b.module for b in blocks if _has_table(b.module)}
+    tables = {b.name: b.module for b in attention if _has_table(b.module)}
+    places = zip(attention, attention.space.slices, strict=True)
+    losing = [block.name for block, where in places if not kept[where].all()]
     untied: list[AttentionBlock] = []
-    for block in blocks:
+    for block in attention:
         owner = block.module
         position = _position(owner, shared.argument)
-        if hasattr(owner, shared.flag) and position is not None:
+        if (
+            hasattr(owner, shared.flag)
+            and position is not None
+            and any(_same_place(name, block.name) for name in losing)
+        ):
             source = next((m for name, m in tables.items() if _same_place(name, block.name)), None)
             if source is not None and not _has_table(owner):
                 journal.put(owner, shared.table, copy.deepcopy(getattr(source, shared.table)))
