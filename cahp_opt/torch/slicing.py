@@ -9,13 +9,14 @@ from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
 from torch import nn
+from transformers import Cache
 
 from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks import CUT, Cut
 from cahp_opt.torch.confirming import contradiction, is_coarse
-from cahp_opt.torch.masking import attention_for, kept_units
+from cahp_opt.torch.masking import attention_for, is_gated, kept_units
 from cahp_opt.torch.surgery import Journal, cut
 from cahp_opt.torch.verification import SliceError, compare, make_probes, references
 
@@ -59,12 +60,15 @@ def slice_heads(
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood, or weights are offloaded.
-        ValueError: if the selection is of another model, or ``batch`` cannot be used.
+        ValueError: if the selection is of another model, the model is gated at the moment, or ``batch``
+            cannot be used.
         SliceError: if the result differs from the masked model; nothing is changed then.
     """
     attention = attention_for(model, selection, unit)
     kept = kept_units(attention.space, selection)
     _check_present(model)
+    if is_gated(attention):
+        raise ValueError("`model` is gated; leave the context of `head_mask` before slicing.")
     known = selection_of(model) or selection
     probes = make_probes(model, batch)
     if is_coarse(attention) and (wrong := contradiction(model, attention, probes[0])):
@@ -149,5 +153,5 @@ def _check_present(model: nn.Module) -> None:
 def _drop_caches(model: nn.Module) -> None:
     """Forget a static cache that ``generate`` left on the model: it has the old head counts."""
     for module in model.modules():
-        if "_cache" in vars(module):
+        if isinstance(vars(module).get("_cache"), Cache):
             delattr(module, "_cache")
