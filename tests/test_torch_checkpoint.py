@@ -236,9 +236,7 @@ def test_folders_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_models_that_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was not sliced"):
         save_pretrained(tiny.BERT.build(), tmp_path / "pruned")
-    wrapped: Any = nn.Sequential(tiny.BERT.build(bare=True))
-    kept = np.arange(12) % 2 == 0
-    wrapped.cahp_selection = Selection.from_kept(HeadSpace.uniform(blocks=3, units=4), kept)
+    wrapped: Any = nn.Sequential(sliced(bare=True))
     with pytest.raises(ValueError, match="no transformers model"):
         save_pretrained(wrapped, tmp_path / "pruned")
     assert list(tmp_path.iterdir()) == []
@@ -318,3 +316,39 @@ def test_models_that_fail_on_inputs_made_up_are_saved_all_the_same(
         patch.setattr(transformers.BertModel, "forward", refused)
         save_pretrained(small, tmp_path / "pruned")
     assert_same(from_pretrained(tmp_path / "pruned"), small)
+
+
+@pytest.mark.parametrize(("name", "part"), [("clip", "text_model"), ("t5", "encoder")])
+@pytest.mark.parametrize("again", [False, True], ids=["once", "twice"])
+def test_a_model_of_which_a_part_was_sliced(
+    name: str, part: str, again: bool, tmp_path: Path
+) -> None:
+    model: Any = next(f for f in tiny.BUILDS if f.name == name).build()
+    tower: nn.Module = model.get_submodule(part)
+    kept = uneven(find_attention(tower).space, empty=1)
+    slice_heads(tower, kept, in_place=True, batch=tiny.batch())
+    whole = slice_heads(model, uneven(find_attention(model).space, seed=3)) if again else model
+    plan = selection_of(whole)
+    assert plan is not None and [b.units for b in plan.space.blocks] == [tiny.HEADS] * 6
+    save_pretrained(whole, tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned")
+    found = selection_of(loaded)
+    assert found is not None and found.heads() == plan.heads()
+    for name, weight in whole.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), weight), name
+
+
+def test_parts_of_a_sliced_model_can_be_saved(tmp_path: Path) -> None:
+    model: Any = tiny.BERT.build()
+    selection = Selection.from_kept(find_attention(model).space, np.arange(12) % 2 == 0)
+    small: Any = slice_heads(model, selection)
+    part = selection_of(small.bert)
+    assert part is not None and part.kept.tolist() == selection.kept.tolist()
+    save_pretrained(small.bert, tmp_path / "part")
+    assert_same(from_pretrained(tmp_path / "part"), small.bert)
+    parallel = nn.DataParallel(model)
+    wide: Any = slice_heads(parallel, selection.kept, batch=tiny.batch())
+    with pytest.raises(ValueError, match="no transformers model; pass the one inside it"):
+        save_pretrained(wide, tmp_path / "parallel")
+    save_pretrained(wide.module, tmp_path / "parallel")
+    assert_same(from_pretrained(tmp_path / "parallel"), small)

@@ -227,3 +227,34 @@ def test_with_one_key_head_the_units_are_query_heads() -> None:
     small = slice_heads(model, kept)
     assert verify_slice(model, small, kept) <= 1e-5
     assert [(b.heads, b.kv_heads) for b in find_attention(small)] == [(1, 1), (2, 1), (7, 1)]
+
+
+class Wrapper(nn.Module):
+    """A model of one's own around one of transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny.BERT.build()
+        self.config = self.inner.config
+        self._cache: dict[str, Tensor] = {}
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        self._cache.update(inputs)
+        logits: Tensor = self.inner(**inputs).logits
+        return logits
+
+
+def test_what_only_looks_like_a_cache_of_keys_stays() -> None:
+    model = Wrapper()
+    small = slice_heads(model, uneven(find_attention(model).space), batch=tiny.batch())
+    assert run(small, tiny.batch()).isfinite().all()
+
+
+def test_a_gated_model_is_not_sliced() -> None:
+    """The gates would stay on the copy, with all units, for ever."""
+    model = tiny.BERT.build()
+    kept = uneven(find_attention(model).space)
+    for in_place in (False, True):
+        with head_mask(model, kept), pytest.raises(ValueError, match=r"`model` is gated.*leave"):
+            slice_heads(model, kept, in_place=in_place)
+    slice_heads(model, kept)

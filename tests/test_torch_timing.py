@@ -160,6 +160,25 @@ def test_time_models_times_them_all() -> None:
     assert dense.training
 
 
+def test_models_of_ones_own_and_labels_alone() -> None:
+    """A wrapper that knows no cache, whatever its configuration says; and what T5 makes of labels."""
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_models.LLAMA_GQA.build()
+            self.config = self.inner.config
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.inner(input_ids, attention_mask, use_cache=False).logits
+            return logits
+
+    assert measure_latency(Wrapper(), tiny_models.batch(), repeats=1).fixed >= 0
+    model = next(family for family in tiny_models.BUILDS if family.name == "t5").build()
+    ids = tiny_models.batch()["input_ids"]
+    assert measure_latency(model, {"input_ids": ids, "labels": ids}, repeats=1).fixed >= 0
+
+
 def test_errors() -> None:
     model, batch = tiny_models.BERT.build(), tiny_models.batch()
     with pytest.raises(ValueError, match="`repeats` must be at least 1, got 0"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,13 +13,25 @@ from cahp_opt.heads import Block, HeadSpace, Ints, Unit
 from cahp_opt.torch.layouts import Layout
 from cahp_opt.torch.linears import bias_of, effective_weight
 
-GHOST = "cahp_ghost"
-"""Attribute of an attention module that marks a block without kept units (see surgery.py)."""
+CUT = "cahp_cut"
+"""Attribute of an attention module that was sliced: its :class:`Cut`."""
 
-UNIT = "cahp_unit"
-"""Attribute of an attention module that was cut: the :class:`~cahp_opt.heads.Unit` it was cut by. The
-counts that are left do not tell (one group of two heads could be two heads), and a second cut must
-go on in the same units."""
+
+class Cut(NamedTuple):
+    """What slicing left of an attention module, in the units of the original model.
+
+    The counts that are left do not tell (one group of two heads could be two heads), and a second cut
+    must go on in the same units.
+
+    Args:
+        unit: what the units are.
+        units: how many there were.
+        kept: those that are left; if none is, the block is a ghost (see surgery.py).
+    """
+
+    unit: Unit
+    units: int
+    kept: tuple[int, ...]
 
 
 LAYOUT = "cahp_layout"
@@ -61,8 +74,7 @@ class AttentionBlock:
         key_dim: width of one head's query and key, as far as it is known; else ``head_dim``.
         pieces: the tensors of the site that are cut with the units, the output projection's included.
         columns: the unit of every input column of ``out``.
-        ghost: whether slicing left this block without kept units: its output projection is zero and
-            frozen, and the one unit that is left only keeps the shapes alive.
+        cut: what slicing left of the block; before, all of it.
     """
 
     name: str
@@ -78,7 +90,13 @@ class AttentionBlock:
     key_dim: int
     pieces: tuple[Piece, ...]
     columns: Ints
-    ghost: bool
+    cut: Cut
+
+    @property
+    def ghost(self) -> bool:
+        """Whether slicing left no unit: the output projection is zero and frozen, and the one unit that
+        is still there only keeps the shapes alive."""
+        return not self.cut.kept
 
     @property
     def width(self) -> int:

@@ -73,6 +73,12 @@ def capture_head_outputs(attention: Attention, sink: Sink) -> Generator[None]:
         yield
 
 
+def is_gated(attention: Attention) -> bool:
+    """Whether :func:`head_mask` is acting on the blocks."""
+    hooks = (vars(block.out)["_forward_pre_hooks"].values() for block in attention)
+    return any(isinstance(hook, _Gate) for found in hooks for hook in found)
+
+
 def attention_for(model: nn.Module, selection: object, unit: Unit | None = None) -> Attention:
     """The blocks of ``model`` in the units of ``selection``, if it is a selection for this model.
 

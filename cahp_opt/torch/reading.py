@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cahp_opt.heads import Ints, Unit
-from cahp_opt.torch.blocks import GHOST, LAYOUT, UNIT, AttentionBlock, Piece
+from cahp_opt.torch.blocks import CUT, LAYOUT, AttentionBlock, Cut, Piece
 from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.layouts import (
     GROUPS,
@@ -68,16 +68,17 @@ def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) ->
     """
     reader = _Reader(site, layout)
     heads, kv_heads = reader.heads, reader.kv_heads
-    unit = getattr(reader.owner, UNIT, unit)
+    cut: Cut | None = getattr(reader.owner, CUT, None)
+    unit = unit if cut is None else cut.unit
     group = heads // kv_heads
     if kv_heads == 1 and unit is not Unit.KV_GROUP and unit is not Unit.QUERY_SLOT:
         # One key/value head serves all query heads, and stays for them.
         units, unit, of_head = heads, Unit.HEAD, np.arange(heads)
         of_kv = np.full(1, -1 if heads > 1 else 0)
-    elif unit is Unit.QUERY_SLOT and (group > 1 or hasattr(reader.owner, UNIT)):
+    elif unit is Unit.QUERY_SLOT and (group > 1 or cut is not None):
         units, of_head, of_kv = group, np.arange(heads) % group, np.full(kv_heads, -1)
     else:
-        shared = group > 1 or getattr(reader.owner, UNIT, None) is Unit.KV_GROUP
+        shared = group > 1 or (cut is not None and unit is Unit.KV_GROUP)
         units, unit = kv_heads, Unit.KV_GROUP if shared else Unit.HEAD
         of_head, of_kv = np.arange(heads) // group, np.arange(kv_heads)
     columns = np.repeat(of_head, reader.head_dim)
@@ -95,7 +96,7 @@ def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) ->
         key_dim=reader.key_dim,
         pieces=tuple(reader.pieces(of_head, of_kv, columns)),
         columns=columns,
-        ghost=bool(getattr(reader.owner, GHOST, False)),
+        cut=Cut(unit, units, tuple(range(units))) if cut is None else cut,
     )
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
 from torch import nn
+from transformers import Cache
 
-from cahp_opt.heads import Bools, HeadSpace, Unit
+from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention
+from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks import CUT, Cut
 from cahp_opt.torch.confirming import contradiction, is_coarse
-from cahp_opt.torch.masking import attention_for, kept_units
+from cahp_opt.torch.masking import attention_for, is_gated, kept_units
 from cahp_opt.torch.surgery import Journal, cut
 from cahp_opt.torch.verification import SliceError, compare, make_probes, references
 
@@ -56,13 +60,16 @@ def slice_heads(
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood, or weights are offloaded.
-        ValueError: if the selection is of another model, or ``batch`` cannot be used.
+        ValueError: if the selection is of another model, the model is gated at the moment, or ``batch``
+            cannot be used.
         SliceError: if the result differs from the masked model; nothing is changed then.
     """
     attention = attention_for(model, selection, unit)
     kept = kept_units(attention.space, selection)
     _check_present(model)
-    plan = _composed(model, attention.space, kept, selection)
+    if is_gated(attention):
+        raise ValueError("`model` is gated; leave the context of `head_mask` before slicing.")
+    known = selection_of(model) or selection
     probes = make_probes(model, batch)
     if is_coarse(attention) and (wrong := contradiction(model, attention, probes[0])):
         raise SliceError(f"the attention is laid out in another way than expected: {wrong}")
@@ -72,16 +79,13 @@ def slice_heads(
     journal = Journal()
     try:
         cut(small, sliced, kept, journal)
-        journal.put(small, SELECTION, plan)
-        inside: Any = getattr(small, "get_base_model", None)
-        if (
-            inside is not None
-        ):  # what is left when the adapters are merged and their wrapper is gone
-            journal.put(inside(), SELECTION, plan)
         try:
             after = find_attention(small)
         except UnsupportedModelError as error:
             raise SliceError(f"the sliced model contradicts itself: {error}") from error
+        # On what is left when adapters are merged and their wrapper is gone.
+        unwrap: Any = getattr(small, "get_base_model", None)
+        journal.put(small if unwrap is None else unwrap(), SELECTION, _left(after, known))
         compare(before, small, after, probes)
     except (
         BaseException
@@ -96,25 +100,43 @@ def slice_heads(
 
 
 def selection_of(model: nn.Module) -> Selection | None:
-    """What a sliced model keeps of the original model; None for a model that was not sliced."""
-    found: object = getattr(model, SELECTION, None)
-    return found if isinstance(found, Selection) else None
+    """What a sliced model keeps of the original model; None for a model that was not sliced.
+
+    Parts of a sliced model know what is left of them, and so does a model around sliced parts. Value and
+    bound belong to the model that was sliced, as long as no more is cut; the provenance stays.
+
+    Raises:
+        UnsupportedModelError: for such a part or model around, if its attention is not understood.
+    """
+    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    cuts = [(name, vars(module)[CUT]) for name, module in modules if CUT in vars(module)]
+    if not cuts:
+        return None
+    known: object = getattr(model, SELECTION, None)
+    if isinstance(known, Selection):
+        # Compared with what the modules say, so that models that were quantised since need no reading.
+        told = zip(known.space.blocks, known.heads().values(), strict=True)
+        expected = [(name, Cut(unit, units, tuple(ids))) for (name, units, unit), ids in told]
+        if len(cuts) == len(expected) and all(
+            cut == other and f"{path}.".startswith(f"{name}.")
+            for (path, cut), (name, other) in zip(cuts, expected, strict=True)
+        ):
+            return known
+    return _left(find_attention(model), known)
 
 
-def _composed(
-    model: nn.Module, space: HeadSpace, kept: Bools, selection: Selection | npt.ArrayLike
-) -> Selection:
-    """The keep-set in the original model's units, after slicing ``model`` to ``kept``."""
-    first = selection_of(model)
-    if first is None:
-        return selection if isinstance(selection, Selection) else Selection.from_kept(space, kept)
-    composed = first.kept.copy()
-    for old, new in zip(first.space.slices, space.slices, strict=True):
-        ids = composed[old].nonzero()[0]
-        if len(ids):  # a block without kept units shows one ghost unit, which nothing can revive
-            composed[old][ids] = kept[new]
-    # Value and bound belonged to another problem; what remains is the keep-set and where it is from.
-    return Selection(first.space, composed, provenance=first.provenance)
+def _left(attention: Attention, known: object) -> Selection:
+    """What is left of a model in the original's units, with what is known about that selection."""
+    space = HeadSpace(tuple(Block(b.name, b.cut.units, b.cut.unit) for b in attention))
+    kept = space.join({b.name: b.cut.kept for b in attention})
+    if not isinstance(known, Selection):
+        return Selection(space, kept)
+    if [b[1:] for b in known.space.blocks] == [b[1:] for b in space.blocks] and bool(
+        (known.kept == kept).all()
+    ):
+        return dataclasses.replace(known, space=space)
+    # Value and bound belonged to another problem; what remains is where it is from.
+    return Selection(space, kept, provenance=known.provenance)
 
 
 def _check_present(model: nn.Module) -> None:
@@ -131,5 +153,5 @@ def _check_present(model: nn.Module) -> None:
 def _drop_caches(model: nn.Module) -> None:
     """Forget a static cache that ``generate`` left on the model: it has the old head counts."""
     for module in model.modules():
-        if "_cache" in vars(module):
+        if isinstance(vars(module).get("_cache"), Cache):
             delattr(module, "_cache")

@@ -14,7 +14,7 @@ from torch import nn
 
 from cahp_opt.heads import Bools, Ints, Unit
 from cahp_opt.torch.arguments import DropArgument, KeepHeads
-from cahp_opt.torch.blocks import GHOST, UNIT, Attention, AttentionBlock, Piece
+from cahp_opt.torch.blocks import CUT, Attention, AttentionBlock, Cut, Piece
 from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.config_views import config_view
 from cahp_opt.torch.layouts import (
@@ -72,13 +72,15 @@ def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -
         kept: the keep-set, bool ``[n]``.
         journal: takes down everything that is replaced.
     """
-    blocks = attention.blocks if kept.all() else _untied(attention.blocks, journal)
+    blocks = _untied(attention, kept, journal)
     for block, where in zip(blocks, attention.space.slices, strict=True):
-        journal.put(block.module, UNIT, block.unit)
-        if not block.ghost and not kept[where].all():
-            _cut_block(model, block, kept[where], journal)
-        elif block.ghost:
+        if block.ghost:  # its one unit is no unit of the original model, and nothing can revive it
             _freeze(block)
+            continue
+        ids = np.array(block.cut.kept)[kept[where]]
+        journal.put(block.module, CUT, Cut(block.unit, block.cut.units, tuple(ids.tolist())))
+        if not kept[where].all():
+            _cut_block(model, block, kept[where], journal)
 
 
 def freeze_ghosts(attention: Attention) -> None:
@@ -109,7 +111,6 @@ def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Jo
             hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
             journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
     if not kept.any():
-        journal.put(owner, GHOST, True)
         for piece in _out_pieces(block):
             _put_parameter(site, piece.path, torch.zeros_like, journal)
         _freeze(block)
@@ -188,15 +189,25 @@ def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
     return (p for p in block.pieces if id(block.site.get_parameter(p.path)) in own)
 
 
-def _untied(blocks: tuple[AttentionBlock, ...], journal: Journal) -> tuple[AttentionBlock, ...]:
-    """Give every block its own table of biases where the first block's serves all (T5)."""
+def _untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
+    """Give every block its own table of biases where the first block's serves all (T5).
+
+    Blocks that share one stay as they are if all of them keep all units, so that a stack of its own and
+    one in a larger model are cut alike.
+    """
     shared = SHARED_BIAS
-    tables = {b.name: b.module for b in blocks if _has_table(b.module)}
+    tables = {b.name: b.module for b in attention if _has_table(b.module)}
+    places = zip(attention, attention.space.slices, strict=True)
+    losing = [block.name for block, where in places if not kept[where].all()]
     untied: list[AttentionBlock] = []
-    for block in blocks:
+    for block in attention:
         owner = block.module
         position = _position(owner, shared.argument)
-        if hasattr(owner, shared.flag) and position is not None:
+        if (
+            hasattr(owner, shared.flag)
+            and position is not None
+            and any(_same_place(name, block.name) for name in losing)
+        ):
             source = next((m for name, m in tables.items() if _same_place(name, block.name)), None)
             if source is not None and not _has_table(owner):
                 journal.put(owner, shared.table, copy.deepcopy(getattr(source, shared.table)))

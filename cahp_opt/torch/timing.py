@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import platform
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -223,7 +224,7 @@ def _alike(
         return listen
 
     inputs = inputs_of(batch)
-    if hasattr(getattr(model, "config", None), "use_cache"):
+    if _takes_cache(model):
         inputs["use_cache"] = False  # a cache would grow with every timed call
     with ExitStack() as stack, torch.inference_mode():
         for b, block in enumerate(attention):
@@ -238,6 +239,12 @@ def _alike(
     first: dict[Hashable, int] = {}
     alike = [first.setdefault(_kind(block, calls[b]), b) for b, block in enumerate(attention)]
     return alike, [calls[b] for b in range(len(attention))], times
+
+
+def _takes_cache(model: nn.Module) -> bool:
+    parameters = inspect.signature(type(model).forward).parameters
+    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes and hasattr(getattr(model, "config", None), "use_cache")
 
 
 def _kind(block: AttentionBlock, call: Call) -> Hashable:
