@@ -13,7 +13,7 @@ import numpy as np
 import cahp_opt
 from cahp_opt import solvers
 from cahp_opt.budget import Budget
-from cahp_opt.heads import HeadSpace
+from cahp_opt.heads import HeadSpace, Unit
 from cahp_opt.latency import LatencyTable
 from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular, Quadratic
 from cahp_opt.problem import Objective, Problem
@@ -92,6 +92,18 @@ class SolverName(str, Enum):
 
 
 DEFAULT_SOLVER = SolverName("dynamic-program")
+
+
+class Units(str, Enum):
+    """What is kept or dropped as one piece where query heads share key/value heads."""
+
+    AUTO = "auto"
+    QUERY_SLOTS = "query-slots"
+
+    @property
+    def unit(self) -> Unit | None:
+        """As :func:`cahp_opt.torch.find_attention` takes it."""
+        return Unit.QUERY_SLOT if self is Units.QUERY_SLOTS else None
 
 
 class Precision(str, Enum):

@@ -21,6 +21,7 @@ from cahp_opt.choices import (
     Precision,
     SolverName,
     Target,
+    Units,
 )
 from cahp_opt.display import Display
 from cahp_opt.latency import LatencyTable
@@ -74,6 +75,14 @@ Heads = Annotated[
 ]
 Minimum = Annotated[
     int, typer.Option("--minimum", min=0, help="Units kept in every block, at least.")
+]
+UnitsOption = Annotated[
+    Units,
+    typer.Option(
+        "--units",
+        help="Units under grouped-query attention: auto for key/value heads with all their query heads; "
+        "query-slots for query heads, the same number for every key/value head.",
+    ),
 ]
 Objective = Annotated[ObjectiveName, typer.Option("--objective", help="What is maximised.")]
 SolverChoice = Annotated[SolverName, typer.Option("--solver", help="By what it is maximised.")]
@@ -163,6 +172,7 @@ def prune(
     latency: Latency = None,
     heads: Heads = None,
     minimum: Minimum = 1,
+    units: UnitsOption = Units.AUTO,
     objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
     solver: SolverChoice = DEFAULT_SOLVER,
     refit: Refit = True,
@@ -204,6 +214,7 @@ def prune(
             Reading(batch_size, max_length, seed),
         ),
         output_dir,
+        unit=units.unit,
         overwrite=overwrite,
         display=display,
     )
@@ -216,6 +227,7 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Statistics to write (safetensors).")
     ] = Path("stats.safetensors"),
+    units: UnitsOption = Units.AUTO,
     text: Text = None,
     data: Data = None,
     gradient_examples: Annotated[
@@ -269,6 +281,7 @@ def calibrate(
             batches,
             gradient_examples=gradient_examples,
             divergence_examples=divergence_examples,
+            unit=units.unit,
             seed=seed,
             progress=progress,
         )
@@ -282,6 +295,7 @@ def latency(
     output: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Latency table to write (JSON).")
     ] = Path("latency.json"),
+    units: UnitsOption = Units.AUTO,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Texts per batch that is timed.")
     ] = 8,
@@ -298,7 +312,9 @@ def latency(
 
     from cahp_opt.torch.pipeline import Workload, measure_table
 
-    table = measure_table(loaded, Workload(batch_size, sequence_length, repeats), display)
+    table = measure_table(
+        loaded, Workload(batch_size, sequence_length, repeats), display, units.unit
+    )
     table.save(output)
     print(
         f"{output}: unpruned {seconds(table.dense)}, at least {seconds(table.floor)} "

@@ -25,7 +25,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from cahp_opt import HeadStats, LatencyTable, Selection
+from cahp_opt import HeadStats, LatencyTable, Selection, Unit
 from cahp_opt.cli import main
 from cahp_opt.report import Report
 from cahp_opt.torch import find_attention, from_pretrained, pipeline
@@ -544,3 +544,30 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(HeadStats, "load", slip)
     with pytest.raises(ValueError, match="invalid literal"):
         main(["select", "--stats", "s", "--heads", "1", "--output", str(tmp_path / "o")])
+
+
+def test_query_slots_of_a_decoder_by_stages_and_at_once(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoder: Any = tiny_models.LLAMA_GQA.build(bare=True, num_key_value_heads=2)
+    decoder.save_pretrained(tmp_path / "decoder")
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    dense, slots = str(tmp_path / "decoder"), ["--units", "query-slots"]
+    stats, table = str(tmp_path / "stats.safetensors"), str(tmp_path / "latency.json")
+    chosen = str(tmp_path / "selection.json")
+    calibrate = ["calibrate", dense, *slots, "--text", str(text), "--output", stats]
+    assert main([*calibrate, "--held-out", "10", "--threads", "1"]) == 0
+    measure = ["latency", dense, *slots, "--output", table, "--batch-size", "2"]
+    assert main([*measure, "--sequence-length", "8", "--repeats", "1", "--threads", "1"]) == 0
+    select = ["select", "--stats", stats, "--latency-table", table, "--heads", "6"]
+    assert main([*select, "--output", chosen]) == 0
+    apply = ["apply", dense, "--selection", chosen, "--text", str(text)]
+    assert main([*apply, "--output-dir", str(tmp_path / "staged"), *QUICK]) == 0
+    assert prune(Path(dense), tmp_path / "pruned", *slots, "--text", text, "--heads", "6") == 0
+    for folder in ("staged", "pruned"):
+        blocks = find_attention(from_pretrained(tmp_path / folder)).blocks
+        assert all(b.unit is Unit.QUERY_SLOT and b.kv_heads == 2 for b in blocks)
+        assert sum(b.units for b in blocks) == 6
+    assert "query slots" in capsys.readouterr().out

@@ -255,9 +255,9 @@ def test_errors() -> None:
         refit(dense, dense, BATCHES)
     with pytest.raises(ValueError, match="pass the model that `model` was sliced from"):
         refit(model, tiny_models.BERT.build(num_hidden_layers=2), BATCHES)
-    with pytest.raises(ValueError, match="2 units of head width 8 in `model` and 4 of 10 in"):
+    with pytest.raises(ValueError, match="2 heads of width 8 in `model` and 4 of 10 in"):
         refit(model, tiny_models.BERT.build(hidden_size=40), BATCHES)
-    with pytest.raises(ValueError, match="4 units of head width 8 in `model` and 2 of 8"):
+    with pytest.raises(ValueError, match="4 heads of width 8 in `model` and 2 of 8"):
         refit(dense, model, BATCHES)
     with torch.no_grad():
         find_attention(dense).blocks[1].out.get_parameter("weight")[0, 0] = torch.nan

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cahp_opt.choices import LatencyGoal, Method, ObjectiveName, Target
 from cahp_opt.display import Display
+from cahp_opt.heads import Unit
 from cahp_opt.latency import LatencyTable
 from cahp_opt.report import REPORT_FILE, FidelityReport, LatencyReport, Report
 from cahp_opt.selection import Selection
@@ -28,6 +29,7 @@ from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.fidelity import fidelity_of
 from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.folders import whole_folder
+from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.slicing import slice_heads
@@ -115,6 +117,7 @@ def run_pipeline(
     applying: Applying,
     output: Path,
     *,
+    unit: Unit | None = None,
     overwrite: bool = False,
     display: Display,
 ) -> Report:
@@ -129,6 +132,7 @@ def run_pipeline(
         method: how to choose.
         applying: what to do with the choice.
         output: the folder.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
         overwrite: whether a folder with content may be replaced.
         display: shows the stages.
 
@@ -138,15 +142,15 @@ def run_pipeline(
         OSError: if the folder cannot be written; nothing half written stays.
     """
     with whole_folder(output, overwrite=overwrite) as folder:
-        space = find_attention(named.model).space
+        space = find_attention(named.model, unit=unit).space
         method.rehearse(space)
         batches = _Batches.of(named, texts, applying.reading)
         table = None
         if target.latency is not None:
-            table = measure_table(named.model, applying.workload, display)
+            table = measure_table(named.model, applying.workload, display, unit)
         target.budget(space, table)  # before calibrating: an unreachable budget ends here
         stats = measure_stats(
-            named.model, batches.calibration, method.objective, method.seed, display
+            named.model, batches.calibration, method.objective, method.seed, display, unit=unit
         )
         with display.stage("select"):
             selection = method.choose(stats, target, table)
@@ -198,6 +202,7 @@ def measure_stats(
     *,
     gradient_examples: int = 256,
     divergence_examples: int = 64,
+    unit: Unit | None = None,
 ) -> HeadStats:
     """Calibration statistics, no more than ``objective`` needs."""
     with display.stage("calibrate") as progress:
@@ -207,16 +212,19 @@ def measure_stats(
             densities=objective.densities,
             gradient_examples=gradient_examples if objective.gradients else 0,
             divergence_examples=divergence_examples if objective.divergence else 0,
+            unit=unit,
             seed=seed,
             progress=progress,
         )
 
 
-def measure_table(model: nn.Module, workload: Workload, display: Display) -> LatencyTable:
+def measure_table(
+    model: nn.Module, workload: Workload, display: Display, unit: Unit | None = None
+) -> LatencyTable:
     """The latency table of a model on this machine."""
     with display.stage("latency") as progress:
         return measure_latency(
-            model, workload.batch(model), repeats=workload.repeats, progress=progress
+            model, workload.batch(model), repeats=workload.repeats, unit=unit, progress=progress
         )
 
 
@@ -226,7 +234,7 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
     Raises:
         ValueError: if its blocks or the weights it was made from are others.
     """
-    difference = find_attention(model).space.difference(selection.space)
+    difference = attention_for(model, selection).space.difference(selection.space)
     made_for, found = selection.provenance.get("model"), fingerprint(model)
     if difference is None and made_for not in (None, "", found):
         difference = f"weights {found} against {made_for}"

@@ -123,10 +123,10 @@ def _check_match(attention: Attention, reference: Attention) -> None:
             "sliced from."
         )
     for small, large in zip(attention, reference, strict=True):
-        if small.units > large.units or small.head_dim != large.head_dim:
+        if small.heads > large.heads or small.head_dim != large.head_dim:
             raise ValueError(
-                f"block {small.name!r} has {small.units} units of head width {small.head_dim} in `model` "
-                f"and {large.units} of {large.head_dim} in `dense`; pass the model that `model` was "
+                f"block {small.name!r} has {small.heads} heads of width {small.head_dim} in `model` "
+                f"and {large.heads} of {large.head_dim} in `dense`; pass the model that `model` was "
                 "sliced from."
             )
         if _hidden(small) != _hidden(large):
