@@ -85,7 +85,7 @@ def generates(model: Any, options: dict[str, Any]) -> bool:
     """Whether the unpruned model can generate in this way."""
     try:
         model.generate(**options)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, IndexError):
         return False
     return True
 
