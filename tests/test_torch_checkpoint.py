@@ -24,6 +24,7 @@ from cahp_opt.records import RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.slicing import selection_of, slice_heads
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
@@ -352,3 +353,25 @@ def test_parts_of_a_sliced_model_can_be_saved(tmp_path: Path) -> None:
         save_pretrained(wide, tmp_path / "parallel")
     save_pretrained(wide.module, tmp_path / "parallel")
     assert_same(from_pretrained(tmp_path / "parallel"), small)
+
+
+def test_attention_made_explicit_after_slicing_is_part_of_the_selection(tmp_path: Path) -> None:
+    vision = tiny.configure("SiglipVisionConfig", num_hidden_layers=1)
+    model = transformers.SiglipVisionModel(vision)
+    small = slice_heads(model, np.array([True, False, False, True]))
+    explicit_attention(small)
+    plan = selection_of(small)
+    assert plan is not None and plan.kept.tolist() == [True, False, False, True, *[True] * 4]
+    save_pretrained(small, tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned")
+    for name, weight in small.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), weight), name
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantisation
+def test_a_model_that_was_quantised_since_still_knows_its_selection() -> None:
+    small = sliced()
+    quantise: Any = torch.ao.quantization.quantize_dynamic
+    found = selection_of(quantise(small, {nn.Linear}, dtype=torch.qint8))
+    plan = selection_of(small)
+    assert found is not None and plan is not None and found.heads() == plan.heads()

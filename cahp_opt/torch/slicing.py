@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 from torch import nn
@@ -14,7 +13,7 @@ from transformers import Cache
 from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.blocks import CUT, Cut
+from cahp_opt.torch.blocks import CUT
 from cahp_opt.torch.confirming import contradiction, is_coarse
 from cahp_opt.torch.masking import attention_for, is_gated, kept_units
 from cahp_opt.torch.surgery import Journal, cut
@@ -87,9 +86,8 @@ def slice_heads(
         unwrap: Any = getattr(small, "get_base_model", None)
         journal.put(small if unwrap is None else unwrap(), SELECTION, _left(after, known))
         compare(before, small, after, probes)
-    except (
-        BaseException
-    ) as error:  # Ctrl-C too must leave a model that was to be sliced in place whole
+    except BaseException as error:
+        # Ctrl-C too must leave a model that was to be sliced in place whole.
         journal.restore()
         why = contradiction(model, attention, probes[0]) if isinstance(error, SliceError) else None
         if why is None:
@@ -108,21 +106,16 @@ def selection_of(model: nn.Module) -> Selection | None:
     Raises:
         UnsupportedModelError: for such a part or model around, if its attention is not understood.
     """
-    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
-    cuts = [(name, vars(module)[CUT]) for name, module in modules if CUT in vars(module)]
-    if not cuts:
+    if not any(CUT in vars(module) for module in model.modules()):
         return None
     known: object = getattr(model, SELECTION, None)
-    if isinstance(known, Selection):
-        # Compared with what the modules say, so that models that were quantised since need no reading.
-        told = zip(known.space.blocks, known.heads().values(), strict=True)
-        expected = [(name, Cut(unit, units, tuple(ids))) for (name, units, unit), ids in told]
-        if len(cuts) == len(expected) and all(
-            cut == other and f"{path}.".startswith(f"{name}.")
-            for (path, cut), (name, other) in zip(cuts, expected, strict=True)
-        ):
+    try:
+        attention = find_attention(model)
+    except UnsupportedModelError:
+        if isinstance(known, Selection):  # the model was quantised or compiled since
             return known
-    return _left(find_attention(model), known)
+        raise
+    return _left(attention, known)
 
 
 def _left(attention: Attention, known: object) -> Selection:
