@@ -375,3 +375,13 @@ def test_a_model_that_was_quantised_since_still_knows_its_selection() -> None:
     found = selection_of(quantise(small, {nn.Linear}, dtype=torch.qint8))
     plan = selection_of(small)
     assert found is not None and plan is not None and found.heads() == plan.heads()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_deep_models_load_in_another_precision(seed: int, tmp_path: Path) -> None:
+    """Where rounding grows from layer to layer, the answers are far apart, and no others would be right."""
+    model = tiny.LLAMA_GQA.build(num_hidden_layers=24, seed=seed)
+    small = slice_heads(model, uneven(find_attention(model).space))
+    save_pretrained(small, tmp_path / "pruned")
+    loaded = from_pretrained(tmp_path / "pruned", dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16

@@ -145,3 +145,25 @@ def test_models_with_adapters_need_no_batch() -> None:
     model: Any = peft.get_peft_model(tiny.BERT.build(), config)
     kept = uneven(find_attention(model).space)
     assert verify_slice(model, slice_heads(model, kept), kept) <= 1e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_of_large_activations_is_no_difference(seed: int) -> None:
+    """Language models have a few dimensions that their norms blow up, and sharp attention from it."""
+    model = tiny_named("gpt-oss").build(seed=seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight[3] *= 50
+    slice_heads(model, uneven(find_attention(model).space))
+
+
+def test_a_model_that_overflows_is_told_from_a_wrong_slice() -> None:
+    model = tiny.LLAMA_GQA.build().half()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "v_proj" in name:
+                weight *= 1e5
+    kept = uneven(find_attention(model).space)
+    with pytest.raises(ValueError, match=r"`model` computes NaN.* before slicing"):
+        slice_heads(model, kept)

@@ -23,17 +23,18 @@ CHECK_FILE = "cahp_check.json"
 
 _KIND, _VERSION = "output_check", 1
 _NUMBERS = 16
-_ALLOWED = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2}
-"""Relative to the root mean square of the output; other heads change it by tens of percent."""
+_ALLOWED = {torch.float64: 1e-3, torch.float32: 1e-3}
+_ALLOWED_IN_HALF = 0.5
+"""Length of the difference over the length of the numbers. With other heads it is around one, and so it
+is with wrong weights; in half precision rounding can grow to a third in a deep model."""
 
 
 def write_check(model: nn.Module, folder: Path) -> None:
     """Write the check of ``model``, if it can be run on inputs made up and no random number matters."""
     found, again = _answers(model, seed=0), _answers(model, seed=1)
-    if found is None or again is None or not torch.equal(found[0], again[0]):
+    if found is None or again is None or not torch.equal(found, again):
         return
-    numbers, scale = found
-    body = {"scale": scale, "numbers": [float(x) for x in numbers], "precision": str(_dtype(model))}
+    body = {"numbers": [float(x) for x in found], "precision": str(_dtype(model))}
     write_json(folder / CHECK_FILE, _KIND, _VERSION, body)
 
 
@@ -50,19 +51,20 @@ def compare_check(model: nn.Module, folder: Path) -> None:
     record = read_json(path, _KIND, _VERSION)
     with reading(path):
         expected = torch.tensor([float(x) for x in record["numbers"]], dtype=torch.float64)
-        scale, precision = float(record["scale"]), str(record["precision"])
+        precision = str(record["precision"])
     names = {str(dtype): tolerance for dtype, tolerance in _ALLOWED.items()}
-    allowed = max(_ALLOWED.get(_dtype(model), 0.15), names.get(precision, 0.15)) * scale
-    numbers = found[0]
-    if numbers.shape != expected.shape or not float((numbers - expected).abs().max()) <= allowed:
+    allowed = max(names.get(name, _ALLOWED_IN_HALF) for name in (str(_dtype(model)), precision))
+    if found.shape != expected.shape or not _length(found - expected) <= allowed * _length(
+        expected
+    ):
         raise RecordError(
             f"{folder} holds a model that answers otherwise, loaded again, than when it was saved: the "
             "installed transformers builds it in another way; load it with the release named in its card."
         )
 
 
-def _answers(model: nn.Module, seed: int = 0) -> tuple[Tensor, float] | None:
-    """Some numbers of the first output and its root mean square; None if the model cannot be run."""
+def _answers(model: nn.Module, seed: int = 0) -> Tensor | None:
+    """Some numbers of the first output; None if the model cannot be run."""
     base = headless(model)
     inputs = sample_inputs(base)
     if inputs is None or any(p.is_meta for p in model.parameters()):
@@ -80,10 +82,13 @@ def _answers(model: nn.Module, seed: int = 0) -> tuple[Tensor, float] | None:
     if first is None:
         return None
     flat = first.detach().double().cpu().reshape(-1)
-    scale = float(flat.square().mean().sqrt())
-    if not (flat.numel() and math.isfinite(scale)):
+    if not (flat.numel() and bool(flat.isfinite().all())):
         return None
-    return flat[:: math.ceil(flat.numel() / _NUMBERS)], scale
+    return flat[:: math.ceil(flat.numel() / _NUMBERS)]
+
+
+def _length(numbers: Tensor) -> float:
+    return float(numbers.square().sum().sqrt())
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
