@@ -42,7 +42,8 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
         model: the model.
         unit: what is kept or dropped as one piece where query heads share key/value heads: whole
             ``Unit.KV_GROUP`` (the default; with a single key/value head, query heads), or
-            ``Unit.QUERY_SLOT``, one query head of every key/value head.
+            ``Unit.QUERY_SLOT``, one query head of every key/value head. Blocks that were sliced keep the
+            units that they were sliced by.
 
     Raises:
         UnsupportedModelError: if the model has no attention block that is understood, or one of an
