@@ -22,6 +22,7 @@ from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch
 from cahp_opt.torch.blocks import AttentionBlock
 from cahp_opt.torch.linears import base_linear, bias_of
+from cahp_opt.torch.plain_forward import PlainForward
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.verification import Probe, make_probes
 
@@ -64,6 +65,7 @@ class Bypass:
         self.path = next(name for name, m in modules if m is block.out).split(".")
         # Where the output projection is outside, as in BERT, it runs, on zeros.
         self.inside = any(m is block.out for m in block.module.modules())
+        self.plain: object = vars(block.module).get("forward")
         layer: object = getattr(block.module, "layer_idx", None)
         self.layer = layer if isinstance(layer, int) else None
         self.backend = _backend(block.module)
@@ -77,6 +79,8 @@ class Bypass:
         states: object = args[0] if args else kwargs.get(self.first)
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
         if not isinstance(states, Tensor) or not self._applies(states, cache, args, kwargs):
+            if isinstance(self.plain, PlainForward):
+                return self.plain(*args, **kwargs)
             return type(self.module).forward(self.module, *args, **kwargs)
         if cache is not None and self.layer is not None:
             others = (self._argument(name, args, kwargs) for name in _OTHER_SEQUENCES)
@@ -141,7 +145,7 @@ def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
     """
     ghosts = [block for block in find_attention(model) if block.ghost]
     # A forward of a module's own belongs to something else, such as a device map; or it is a bypass.
-    free = [block for block in ghosts if "forward" not in vars(block.module)]
+    free = [b for b in ghosts if isinstance(vars(b.module).get("forward"), PlainForward | None)]
     if free:
         probes = make_probes(model, batch)
         before = _Reference.of(model, free, probes)
@@ -342,7 +346,11 @@ def _install(block: AttentionBlock, reference: _Reference) -> bool:
 
 
 def _remove(block: AttentionBlock) -> None:
-    vars(block.module).pop("forward", None)
+    bypass: object = vars(block.module).get("forward")
+    if isinstance(bypass, Bypass):
+        del vars(block.module)["forward"]
+        if bypass.plain is not None:
+            vars(block.module)["forward"] = bypass.plain
 
 
 def _feed(cache: Cache, layer: int, states: Tensor, others: Tensor | None) -> None:

@@ -28,6 +28,7 @@ from cahp_opt.torch.layouts import (
     HeadArgument,
 )
 from cahp_opt.torch.linears import resize
+from cahp_opt.torch.plain_forward import PlainForward, takes_width_from_input
 from cahp_opt.torch.reading import read_block
 
 _ABSENT = object()
@@ -110,6 +111,10 @@ def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Jo
         if position is not None and _may_have_heads(model, block, argument):
             hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
             journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+    # A forward of a module's own is one of these already, or belongs to something else.
+    if takes_width_from_input(type(owner)) and "forward" not in vars(owner):
+        vars(owner)["forward"] = PlainForward(owner)
+        journal.call_later(lambda: vars(owner).pop("forward"))
     if not kept.any():
         for piece in _out_pieces(block):
             _put_parameter(site, piece.path, torch.zeros_like, journal)
