@@ -16,6 +16,7 @@ from cahp_opt.heads import HeadSpace
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention, out_weight
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
+from cahp_opt.torch.pipeline import left_alone
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 
@@ -173,3 +174,18 @@ def unsupported(case: str) -> nn.Module:
 def test_what_is_not_understood_is_refused_by_name(case: str, sentence: str) -> None:
     with pytest.raises(UnsupportedModelError, match=sentence):
         find_attention(unsupported(case))
+
+
+def test_attention_of_an_unknown_class_stays_and_is_told() -> None:
+    class OddAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing = nn.Parameter(torch.ones(4, 4))
+
+    model = nn.ModuleDict({"known": tiny.BERT.build(), "odd": OddAttention()})
+    attention = find_attention(model)
+    assert len(attention) == len(find_attention(model["known"]))
+    assert [name for name, _ in attention.skipped] == ["odd"]
+    assert left_alone(tiny.BERT.build()) is None
+    told = left_alone(model)
+    assert told is not None and told.startswith("odd stays as it is: it looks like attention")

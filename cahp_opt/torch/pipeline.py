@@ -228,6 +228,16 @@ def measure_table(
         )
 
 
+def left_alone(model: nn.Module) -> str | None:
+    """A sentence about what looks like attention and is not pruned; None if there is nothing."""
+    skipped = find_attention(model).skipped
+    if not skipped:
+        return None
+    name, reason = skipped[0]
+    others = f" ({len(skipped) - 1} more like it)" if len(skipped) > 1 else ""
+    return f"{name}{others} stays as it is: {reason}."
+
+
 def check_selection(model: nn.Module, selection: Selection) -> None:
     """Refuse a selection of another model.
 
@@ -327,6 +337,9 @@ def _apply(
         int(timed["input_ids"].shape[0]),
         int(timed["input_ids"].shape[1]),
     )
+    left = left_alone(dense)
+    if left is not None:
+        notes.append(left)
     drift = latency.error_dense
     if drift is not None and abs(drift) > NOTED_DRIFT:
         notes.append(
