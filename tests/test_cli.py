@@ -442,6 +442,8 @@ def test_interrupted_calibration(
 def test_ctrl_c_reaches_a_process(model: Path, text: Path, tmp_path: Path) -> None:
     """A real SIGINT, in the middle of a calibration that would take for ever."""
     code = (
+        # A shell that runs the tests in the background has children ignore the signal.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, time; import cahp_opt.torch.calibration as c; real = c.inputs_of\n"
         "def slow(batch): print('calibrating', flush=True); time.sleep(60); return real(batch)\n"
         "c.inputs_of = slow\n"
