@@ -82,6 +82,11 @@ class HeadSpace:
         """How many units there are in all."""
         return sum(block.units for block in self.blocks)
 
+    @property
+    def kinds(self) -> list[tuple[int, Unit]]:
+        """Units and their kind per block; names may differ where models are built in other ways."""
+        return [(block.units, block.unit) for block in self.blocks]
+
     @cached_property
     def units(self) -> Ints:
         """Units per block, shape ``[blocks]``."""

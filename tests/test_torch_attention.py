@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cahp_opt.heads import HeadSpace
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention, out_weight
+from cahp_opt.torch.attention import UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks import out_weight
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.pipeline import left_alone
 

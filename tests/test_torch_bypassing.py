@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from cahp_opt.heads import Bools, HeadSpace
 from cahp_opt.torch import bypassing
-from cahp_opt.torch.attention import find_attention, out_bias
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.blocks import out_bias
 from cahp_opt.torch.bypassing import Bypass, bypass_empty
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.masking import head_mask

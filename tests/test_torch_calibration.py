@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.stats import HeadStats
-from cahp_opt.torch.attention import find_attention, out_weight
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.blocks import out_weight
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.divergence import jensen_shannon
 from cahp_opt.torch.fidelity import PooledEmbedding

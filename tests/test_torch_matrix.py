@@ -21,7 +21,7 @@ from cahp_opt.torch import (
     selection_of,
     slice_heads,
 )
-from cahp_opt.torch.attention import out_bias, out_weight
+from cahp_opt.torch.blocks import out_bias, out_weight
 
 Tensors = dict[str, Tensor]
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch import refitting
-from cahp_opt.torch.attention import AttentionBlock, find_attention, out_bias, out_weight
+from cahp_opt.torch.attention import AttentionBlock, find_attention
+from cahp_opt.torch.blocks import out_bias, out_weight
 from cahp_opt.torch.fidelity import fidelity_of
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.regression import RidgeSums

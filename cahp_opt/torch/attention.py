@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from torch import nn
 
 from cahp_opt.heads import Unit
-from cahp_opt.torch.blocks import LAYOUT, Attention, AttentionBlock, out_bias, out_weight
+from cahp_opt.torch.blocks import LAYOUT, Attention, AttentionBlock, submodules
 from cahp_opt.torch.layouts import LAYOUTS
-from cahp_opt.torch.linears import is_conv1d
 from cahp_opt.torch.reading import Misfit, best_layout, read_block
 
-__all__ = [
-    "Attention",
-    "AttentionBlock",
-    "UnsupportedModelError",
-    "find_attention",
-    "is_conv1d",
-    "out_bias",
-    "out_weight",
-]
+__all__ = ["Attention", "AttentionBlock", "UnsupportedModelError", "find_attention"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +49,7 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
     blocks: list[AttentionBlock] = []
     sites: list[str] = []
     strange: list[tuple[str, nn.Module, str]] = []
-    for name, module in _modules(model):
+    for name, module in submodules(model):
         if any(_within(name, site) for site in sites):
             continue
         layout = best_layout(module)
@@ -69,7 +60,7 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
             blocks.append(read_block(name or "attention", module, layout, unit))
         except Misfit as misfit:
             strange.append((name, module, str(misfit)))
-    for name, module in _modules(model):
+    for name, module in submodules(model):
         if any(_within(name, site) or _within(site, name) for site in sites):
             continue  # part of a block, or around one
         reason = _not_understood(module)
@@ -139,8 +130,8 @@ def _within(path: str, site: str) -> bool:
 def _check_unshared(blocks: list[AttentionBlock]) -> None:
     owners: dict[int, str] = {}
     for block in blocks:
-        for piece in block.pieces:
-            first = owners.setdefault(id(block.site.get_parameter(piece.path)), block.name)
+        for weight in block.weights:
+            first = owners.setdefault(id(weight), block.name)
             if first != block.name:
                 _refuse(block.name, block.site, f"it shares weights with {first}")
 
@@ -157,7 +148,3 @@ def _check_uncompiled(model: nn.Module) -> None:
 
 def _refuse(name: str, module: nn.Module, what: str) -> NoReturn:
     raise UnsupportedModelError(f"{name} ({type(module).__name__}) is not understood: {what}.")
-
-
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return cast("Iterator[tuple[str, nn.Module]]", model.named_modules())

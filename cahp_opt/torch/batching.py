@@ -19,20 +19,17 @@ _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 _IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
 
 
-def prepared(
-    batches: Iterable[Any], model: nn.Module, argument: str = "batches"
-) -> Iterator[Batch]:
+def prepared(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
     """:func:`prepare` for every batch.
 
     Raises:
-        ValueError: naming ``argument`` and the position of the batch that cannot be used, or if there
-            is no batch at all.
+        ValueError: naming the position of the batch that cannot be used, or if there is no batch.
     """
     position = -1
     for position, batch in enumerate(batches):
-        yield prepare(batch, model, f"{argument}[{position}]")
+        yield prepare(batch, model, f"batches[{position}]")
     if position < 0:
-        raise ValueError(f"`{argument}` is empty; at least one batch with one text is needed.")
+        raise ValueError("`batches` is empty; at least one batch with one text is needed.")
 
 
 def prepare(batch: object, model: nn.Module, argument: str) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -99,6 +99,11 @@ class AttentionBlock:
         return not self.cut.kept
 
     @property
+    def weights(self) -> list[nn.Parameter]:
+        """The tensors of :attr:`pieces`, in their order."""
+        return [self.site.get_parameter(piece.path) for piece in self.pieces]
+
+    @property
     def width(self) -> int:
         """Columns of the input of ``out``."""
         return self.heads * self.head_dim
@@ -140,3 +145,8 @@ def out_weight(block: AttentionBlock) -> Tensor:
 def out_bias(block: AttentionBlock) -> Tensor | None:
     """The bias of the output projection, shape ``[hidden]``, if it has one."""
     return bias_of(block.out)
+
+
+def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module in ``module``, itself first, each once, with its path."""
+    return cast("Iterator[tuple[str, nn.Module]]", module.named_modules())

@@ -20,7 +20,7 @@ from transformers import Cache, EncoderDecoderCache
 
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch
-from cahp_opt.torch.blocks import AttentionBlock
+from cahp_opt.torch.blocks import AttentionBlock, submodules
 from cahp_opt.torch.linears import base_linear, bias_of
 from cahp_opt.torch.plain_forward import PlainForward
 from cahp_opt.torch.preserving import evaluating
@@ -61,8 +61,7 @@ class Bypass:
     ) -> None:
         self.module, self.site, self.out = block.module, block.site, block.out
         self.width, self.entries, self.cached = width, entries, cached
-        modules = cast("Iterator[tuple[str, nn.Module]]", block.site.named_modules())
-        self.path = next(name for name, m in modules if m is block.out).split(".")
+        self.path = next(name for name, m in submodules(block.site) if m is block.out).split(".")
         # Where the output projection is outside, as in BERT, it runs, on zeros.
         self.inside = any(m is block.out for m in block.module.modules())
         self.plain: object = vars(block.module).get("forward")

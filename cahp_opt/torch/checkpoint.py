@@ -270,12 +270,12 @@ def _apply(model: nn.Module, selection: Selection, folder: Path) -> None:
     if (folder / LAYOUTS_FILE).is_file():
         attach_layouts(model, load_layouts(folder / LAYOUTS_FILE))
     attention = attention_for(model, selection)
-    mine, theirs = attention.space.blocks, selection.space.blocks
+    mine, theirs = attention.space, selection.space
     # Paths differ between classes and releases; order, sizes and kinds do not.
-    if [b[1:] for b in mine] != [b[1:] for b in theirs]:
+    if mine.kinds != theirs.kinds:
         raise RecordError(
-            f"{folder / SELECTION_FILE} is of another model: it has {_shape(theirs)}, and the "
-            f"configuration beside it {_shape(mine)}."
+            f"{folder / SELECTION_FILE} is of another model: it has {_shape(theirs.blocks)}, and the "
+            f"configuration beside it {_shape(mine.blocks)}."
         )
     renamed = dataclasses.replace(selection, space=attention.space)
     cut(model, attention, renamed.kept, Journal())

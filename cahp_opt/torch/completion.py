@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cahp_opt.heads import Ints
 from cahp_opt.torch.attention import UnsupportedModelError
-from cahp_opt.torch.blocks import Piece
+from cahp_opt.torch.blocks import Piece, submodules
 from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.layouts import (
     GROUPS,
@@ -377,7 +377,7 @@ def _only_number(site: nn.Module, value: int) -> tuple[str, ...]:
 
 
 def _numbers(site: nn.Module, value: int) -> Iterator[str]:
-    for path, module in cast("Iterator[tuple[str, nn.Module]]", site.named_modules()):
+    for path, module in submodules(site):
         for name, found in vars(module).items():
             if type(found) is int and found == value:
                 yield f"{path}.{name}" if path else name

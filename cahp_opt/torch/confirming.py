@@ -14,11 +14,7 @@ _COARSE = (torch.float16, torch.bfloat16)
 
 def is_coarse(attention: Attention) -> bool:
     """Whether the weights are so coarse that comparing outputs may miss a wrong head."""
-    return any(
-        block.site.get_parameter(piece.path).dtype in _COARSE
-        for block in attention
-        for piece in block.pieces
-    )
+    return any(weight.dtype in _COARSE for block in attention for weight in block.weights)
 
 
 def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cahp_opt.texts import Example, TextError
 from cahp_opt.torch.batching import device_of
+from cahp_opt.torch.blocks import submodules
 
 _WINDOW = (
     16  # batches that are sorted by length together: little padding, and still a shuffled order
@@ -127,8 +128,7 @@ def longest(model: nn.Module) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return None
-    modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
-    for name, module in modules:
+    for name, module in submodules(model):
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa and its kin count positions from behind the padding index.
             skipped = 0 if module.padding_idx is None else module.padding_idx + 1

@@ -9,7 +9,6 @@ another class, with the same parameters under the same names and the same result
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from cahp_opt.torch.attention import UnsupportedModelError
+from cahp_opt.torch.blocks import submodules
 
 
 class ExplicitAttention(nn.Module):
@@ -196,7 +196,7 @@ def explicit_attention(model: nn.Module) -> int:
         UnsupportedModelError: if the output projection of one was replaced or wrapped; nothing is
             changed then.
     """
-    modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+    modules = submodules(model)
     # Untyped, because the class of an object changes here.
     found: list[tuple[str, Any]] = [(n, m) for n, m in modules if type(m) is nn.MultiheadAttention]
     for name, module in found:

@@ -7,7 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
-from cahp_opt.torch.attention import find_attention, is_conv1d
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.linears import is_conv1d
 from cahp_opt.torch.readout import plain_weight, readout_weight
 
 

@@ -9,17 +9,17 @@ before are attached by the names of the classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from cahp_opt.records import PathLike, read_json, reading, write_json
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.blocks import LAYOUT, AttentionBlock
+from cahp_opt.torch.blocks import LAYOUT, AttentionBlock, submodules
 from cahp_opt.torch.completion import Anchor, Description, complete
 from cahp_opt.torch.layouts import HeadArgument, HeadParameter, Layout, Order, Part, Projection
 from cahp_opt.torch.reading import Misfit, fits, read_block
@@ -154,7 +154,7 @@ def _attach(model: nn.Module, layouts: Sequence[Layout], journal: Journal) -> di
     for layout in layouts:
         by_class.setdefault(layout.name, []).append(layout)
     modules: dict[str, nn.Module] = {}
-    for name, module in cast("Iterator[tuple[str, nn.Module]]", model.named_modules()):
+    for name, module in submodules(model):
         known = by_class.get(type(module).__name__)
         if known is None:
             continue

@@ -52,7 +52,8 @@ def gated(attention: Attention, selection: Selection | npt.ArrayLike | Tensor) -
     gates = _gates(attention.space, selection)
     with ExitStack() as stack:
         for block, where in zip(attention, attention.space.slices, strict=True):
-            hook = _Gate(gates, torch.tensor((block.columns + where.start).tolist()))
+            columns = (block.columns + where.start).tolist()
+            hook = _Gate(gates, torch.tensor(columns, device=gates.device))
             stack.callback(block.out.register_forward_pre_hook(hook).remove)
         yield gates
 
@@ -88,14 +89,10 @@ def attention_for(model: nn.Module, selection: object, unit: Unit | None = None)
     attention = find_attention(model, unit=unit)
     if isinstance(selection, Selection):
         for other in (Unit.QUERY_SLOT, Unit.KV_GROUP):
-            if _kinds(attention.space) == _kinds(selection.space):
+            if attention.space.kinds == selection.space.kinds:
                 break
             attention = find_attention(model, unit=other)
     return attention
-
-
-def _kinds(space: HeadSpace) -> list[tuple[int, Unit]]:
-    return [(block.units, block.unit) for block in space.blocks]
 
 
 def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:
@@ -147,8 +144,7 @@ class _Gate:
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         z: Tensor = args[0]
         # The activation's dtype rules: float32 gates must not turn a half-precision model to float32.
-        units = self.units.to(self.gates.device)
-        gate = self.gates.index_select(-1, units).to(device=z.device, dtype=z.dtype)
+        gate = self.gates.index_select(-1, self.units).to(device=z.device, dtype=z.dtype)
         if gate.ndim == 2:
             if z.shape[0] != gate.shape[0]:
                 raise ValueError(

@@ -9,16 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.attention import (
-    Attention,
-    AttentionBlock,
-    find_attention,
-    is_conv1d,
-    out_bias,
-    out_weight,
-)
+from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import Batch, prepared
+from cahp_opt.torch.blocks import out_bias, out_weight
 from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.linears import is_conv1d
 from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums

@@ -124,9 +124,7 @@ def _left(attention: Attention, known: object) -> Selection:
     kept = space.join({b.name: b.cut.kept for b in attention})
     if not isinstance(known, Selection):
         return Selection(space, kept)
-    if [b[1:] for b in known.space.blocks] == [b[1:] for b in space.blocks] and bool(
-        (known.kept == kept).all()
-    ):
+    if known.space.kinds == space.kinds and bool((known.kept == kept).all()):
         return dataclasses.replace(known, space=space)
     # Value and bound belonged to another problem; what remains is where it is from.
     return Selection(space, kept, provenance=known.provenance)

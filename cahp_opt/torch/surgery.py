@@ -6,7 +6,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 from cahp_opt.heads import Bools, Ints, Unit
 from cahp_opt.torch.arguments import DropArgument, KeepHeads
-from cahp_opt.torch.blocks import CUT, Attention, AttentionBlock, Cut, Piece
+from cahp_opt.torch.blocks import CUT, Attention, AttentionBlock, Cut, Piece, submodules
 from cahp_opt.torch.code_reading import reads
 from cahp_opt.torch.config_views import config_view
 from cahp_opt.torch.layouts import (
@@ -180,18 +179,18 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
 def _holders(block: AttentionBlock) -> Iterator[nn.Module]:
     """The modules with a tensor that is cut, at any depth; others have heads of their own."""
     paths = {p for piece in block.pieces for p in accumulate(piece.path.split("."), "{}.{}".format)}
-    modules = cast("Iterator[tuple[str, nn.Module]]", block.site.named_modules())
-    yield from (module for path, module in modules if not path or path in paths)
+    yield from (m for path, m in submodules(block.site) if not path or path in paths)
 
 
 def _freeze(block: AttentionBlock) -> None:
-    for piece in block.pieces:
-        block.site.get_parameter(piece.path).requires_grad_(False)
+    for weight in block.weights:
+        weight.requires_grad_(False)
 
 
 def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
     own = {id(parameter) for parameter in block.out.parameters()}
-    return (p for p in block.pieces if id(block.site.get_parameter(p.path)) in own)
+    both = zip(block.pieces, block.weights, strict=True)
+    return (piece for piece, weight in both if id(weight) in own)
 
 
 def _untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:

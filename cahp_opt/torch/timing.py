@@ -30,6 +30,7 @@ from cahp_opt.torch.batching import (
     prepare,
     real_tokens,
 )
+from cahp_opt.torch.blocks import submodules
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.stopwatch import Timing, interleaved
@@ -250,9 +251,7 @@ def _takes_cache(model: nn.Module) -> bool:
 def _kind(block: AttentionBlock, call: Call) -> Hashable:
     """What the time of a block depends on: structure, settings, precision and inputs, not weights."""
     settings: list[tuple[str, str, object]] = []
-    site: Any = block.site
-    modules: list[tuple[str, nn.Module]] = list(site.named_modules())
-    for path, module in modules:
+    for path, module in submodules(block.site):
         attributes: dict[str, object] = vars(module)
         for key, value in sorted(attributes.items()):
             if isinstance(value, bool | int | float | str) and key not in _PLACE:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.heads import Bools, Ints
-from cahp_opt.torch.blocks import Attention
+from cahp_opt.torch.blocks import Attention, submodules
 from cahp_opt.torch.preserving import evaluating
 
 
@@ -119,7 +119,7 @@ class _Recorder:
         site = self._target.site
         wanted = [(t, t.requires_grad) for t in self._tensors.values()]
         handles = [site.register_forward_pre_hook(self._enter, with_kwargs=True)]
-        for path, module in _modules(site):
+        for path, module in submodules(site):
             if module is not site and module is not self._out and _has_only_vectors(module):
                 handles.append(module.register_forward_pre_hook(self._norm_hook(path)))
         handles.append(self._out.register_forward_pre_hook(self._leave))
@@ -244,7 +244,7 @@ def _has_only_vectors(module: nn.Module) -> bool:
 
 
 def _path(site: nn.Module, module: nn.Module) -> str:
-    return next(path for path, found in _modules(site) if found is module)
+    return next(path for path, found in submodules(site) if found is module)
 
 
 def _argument(name: str) -> str:
@@ -253,10 +253,6 @@ def _argument(name: str) -> str:
 
 def _norm(path: str) -> str:
     return f"input of {path}"
-
-
-def _modules(site: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return cast("Iterator[tuple[str, nn.Module]]", site.named_modules())
 
 
 def _named(tensors: object) -> dict[str, Tensor]:

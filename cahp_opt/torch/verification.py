@@ -243,7 +243,7 @@ def _some_padding(ids: Tensor) -> Tensor:
 
 
 def _tolerance(attention: Attention) -> float:
-    weights = [b.site.get_parameter(piece.path) for b in attention for piece in b.pieces]
+    weights = [weight for block in attention for weight in block.weights]
     dtypes = {w.dtype for w in weights}
     on_cuda = any(w.is_cuda for w in weights)
     if on_cuda and torch.get_float32_matmul_precision() != "highest":
