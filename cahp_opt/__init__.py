@@ -5,8 +5,9 @@ from cahp_opt.comparison import Comparison, compare
 from cahp_opt.count_table import CountTable
 from cahp_opt.frontiers import Frontier, frontier, knee
 from cahp_opt.heads import Block, HeadSpace, Unit
-from cahp_opt.latency import LatencyTable, Phase, Provenance
+from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 from cahp_opt.problem import Objective, Problem
+from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.records import RecordError
 from cahp_opt.selection import Proposal, Selection, Solver, Status, select
 from cahp_opt.stats import HeadStats, Moments, Total
@@ -19,6 +20,7 @@ __all__ = [
     "BudgetError",
     "Comparison",
     "CountTable",
+    "Execution",
     "Frontier",
     "HeadSpace",
     "HeadStats",
@@ -27,9 +29,11 @@ __all__ = [
     "Objective",
     "Phase",
     "Problem",
+    "Profile",
     "Proposal",
     "Provenance",
     "RecordError",
+    "ResourceTable",
     "Selection",
     "Solver",
     "Status",

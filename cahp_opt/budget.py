@@ -106,7 +106,7 @@ class Budget:
             limit = table.dense if ratio == 1 else ratio * table.dense
         else:
             limit = _positive("seconds", seconds)
-        costs = CountTable("latency", table.seconds, limit, table.fixed, "s")
+        costs = CountTable("latency", table.seconds, limit, table.fixed, "s", table.least)
         return Budget(table.space, (costs,), minimum, maximum)
 
     @staticmethod
@@ -317,9 +317,8 @@ class Budget:
 
 
 def _smallest(table: CountTable, allowed: Sequence[Bools]) -> float:
-    return fsum(
-        [table.fixed, *(float(c[f].min()) for c, f in zip(table.costs, allowed, strict=True))]
-    )
+    cheapest = (float(c[f].min()) for c, f in zip(table.costs, allowed, strict=True))
+    return max(table.least, fsum([table.fixed, *cheapest]))
 
 
 def _unit(table: CountTable) -> str:

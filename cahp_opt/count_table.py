@@ -14,7 +14,7 @@ from cahp_opt.heads import Floats, Ints
 
 @dataclass(frozen=True, eq=False)
 class CountTable:
-    """``fixed + sum over blocks of costs[b][counts[b]] <= limit``.
+    """``max(least, fixed + sum over blocks of costs[b][counts[b]]) <= limit``.
 
     The sum is correctly rounded (``math.fsum``), so it does not depend on the order of the blocks,
     and the comparison with the limit is exact.
@@ -25,6 +25,7 @@ class CountTable:
         limit: the largest cost allowed.
         fixed: the cost outside the blocks, counted against the limit.
         unit: the unit of measure for messages, such as ``s``.
+        least: what the cost never goes below, whatever the counts.
     """
 
     name: str
@@ -32,10 +33,12 @@ class CountTable:
     limit: float
     fixed: float = 0.0
     unit: str = ""
+    least: float = 0.0
 
     def cost(self, counts: Sequence[int] | Ints) -> float:
         """The cost of these counts."""
-        return fsum([self.fixed, *(float(c[k]) for c, k in zip(self.costs, counts, strict=True))])
+        total = fsum([self.fixed, *(float(c[k]) for c, k in zip(self.costs, counts, strict=True))])
+        return max(self.least, total)
 
     def fits(self, counts: Sequence[int] | Ints) -> bool:
         """Whether these counts are within the limit."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cahp_opt import (
     Block,
+    Execution,
     HeadSpace,
     HeadStats,
     LatencyTable,
@@ -58,7 +59,21 @@ def make_table() -> LatencyTable:
         SPACE,
         0.5,
         (np.array([0, 0.1, 0.2, 0.15]), np.array([0.1, 0.2, 0.4])),
-        Provenance("cpu", "float32", 8, 128, Phase.PREFILL, "sdpa", 2, 20, 0.03, 0.01, {"a": "1"}),
+        Provenance(
+            device="cpu",
+            dtype="float32",
+            batch=8,
+            sequence_length=128,
+            phase=Phase.DECODE,
+            execution=Execution.CUDA_GRAPH,
+            attention="sdpa",
+            threads=2,
+            repeats=20,
+            spread=0.03,
+            error=0.01,
+            versions={"a": "1"},
+        ),
+        least=0.55,
     )
 
 

@@ -15,7 +15,7 @@ from cahp_opt.latency import LatencyTable, Phase
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.stopwatch import interleaved
-from cahp_opt.torch.timing import Timing, fit_anchors, measure_latency, time_models
+from cahp_opt.torch.timing import Timing, measure_latency, time_models
 
 CPU = torch.device("cpu")
 FAMILIES = (tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2, tiny_models.LLAMA_GQA)
@@ -140,15 +140,6 @@ def test_table_survives_its_file(tmp_path: object) -> None:
     path = f"{tmp_path}/table.json"
     table.save(path)
     assert LatencyTable.load(path).provenance == table.provenance
-
-
-def test_anchors_find_factor_and_offset() -> None:
-    blocks = np.array([1.0, 2.0, 5.0])
-    assert fit_anchors(blocks, 3 * blocks + 4) == pytest.approx((3, 4))
-    assert fit_anchors(np.ones(3), np.array([3.0, 3.0, 3.0])) == pytest.approx((1, 2))
-    assert fit_anchors(blocks, np.full(3, 6.0) - blocks)[0] == 1  # no factor below 0
-    scale, fixed = fit_anchors(blocks, np.array([0.5, 1.5, 5.0]))
-    assert scale == 1 and fixed == 0
 
 
 def test_time_models_times_them_all() -> None:

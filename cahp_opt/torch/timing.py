@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.anchoring import fit_anchors
 from cahp_opt.heads import Bools, Floats, HeadSpace, Ints, Unit
 from cahp_opt.latency import LatencyTable, Phase, Provenance
 from cahp_opt.progress import Progress, silent
@@ -87,7 +88,7 @@ def measure_latency(
     shapes, settings, precision, inputs) share one measurement, and one that several layers share counts
     as often as it runs. The model is not changed.
 
-    Blocks alone run faster than in the model (see :func:`fit_anchors`), so the table is anchored on six
+    Blocks alone run faster than in the model (see :func:`~cahp_opt.anchoring.fit_anchors`), so the table is anchored on six
     whole models, from unpruned to nothing kept, even and uneven, that are timed in the same way: one
     factor for all blocks, and everything outside them as the offset, make it predict these best.
     ``provenance.error`` is its largest relative error on them.
@@ -134,32 +135,13 @@ def measure_latency(
     )
     counts = [space.counts(kept) for kept in anchors.values()]
     measured = np.array([wholes[name].seconds for name in anchors])
-    scale, fixed = fit_anchors(np.array([_total(alone, c) for c in counts]), measured)
-    table = LatencyTable(space, fixed, tuple(scale * seconds for seconds in alone))
+    fit = fit_anchors(np.array([_total(alone, c) for c in counts]), measured)
+    seconds = tuple(fit.scale * own for own in alone)
+    table = LatencyTable(space, fit.fixed, seconds, least=fit.least)
     predicted = np.array([table.predict(c) for c in counts])
     spread = max(timing.spread for timing in (*blocks.values(), *wholes.values()))
     error = float(np.abs(predicted / measured - 1).max())
     return replace(table, provenance=_provenance(model, batch, repeats, spread, error))
-
-
-def fit_anchors(blocks: Floats, measured: Floats) -> tuple[float, float]:
-    """The factor and the offset that make ``factor * blocks + offset`` predict whole models best.
-
-    Least squares of the relative errors. The factor says how much slower blocks are in the model than
-    alone, from warm caches and in runs too short to be interrupted; where the anchors cannot tell
-    it, or the offset would be negative, it is 1 and only the offset is fitted.
-
-    Args:
-        blocks: summed time of the blocks of every whole model, ``[models]``.
-        measured: time of every whole model, ``[models]``.
-    """
-    if np.ptp(blocks) > 1e-3 * blocks.max():
-        rows = np.stack([blocks, np.ones_like(blocks)], axis=1) / measured[:, None]
-        scale, fixed = (float(x) for x in np.linalg.lstsq(rows, np.ones_like(measured))[0])
-        if scale > 0 and fixed >= 0:
-            return scale, fixed
-    rest, weights = measured - blocks, measured**-2.0
-    return 1.0, max(0.0, float((rest * weights).sum() / weights.sum()))
 
 
 def _total(seconds: Sequence[Floats], counts: Ints) -> float:

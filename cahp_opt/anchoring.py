@@ -1,0 +1,83 @@
+"""Fitting a latency table to whole models that were timed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.heads import Floats
+
+_CLEAR = 0.5
+"""A launch time is only believed if it halves the squared error: noise alone makes small kinks."""
+
+
+class Fit(NamedTuple):
+    """``max(least, fixed + scale * blocks)``, in seconds.
+
+    Args:
+        scale: the factor of the summed block times.
+        fixed: the time outside the blocks.
+        least: what the whole never goes below; 0 if nothing speaks for it.
+    """
+
+    scale: float
+    fixed: float
+    least: float = 0.0
+
+
+def fit_anchors(blocks: Floats, measured: Floats) -> Fit:
+    """The factor, the offset and the least time that make them predict whole models best.
+
+    Least squares of the relative errors. The factor says how much slower blocks are in the model than
+    alone, from warm caches and in runs too short to be interrupted; where the anchors cannot tell it,
+    it is 1 and only the offset is fitted. Neither is below 0. The least time is where a
+    fast device waits for operations to be launched: the smallest models then all take equally long.
+
+    Args:
+        blocks: summed time of the blocks of every whole model, ``[models]``.
+        measured: time of every whole model, ``[models]``.
+    """
+    best = _line(blocks, measured)
+    error = _error(best, blocks, measured)
+    order = np.argsort(blocks, kind="stable")
+    for flat in range(2, len(order) + 1):
+        low, high = order[:flat], order[flat:]
+        least = _mean(measured[low])
+        if not len(high):
+            line = Fit(1.0, max(0.0, least - float(blocks.max())))
+        elif measured[high].min() <= least:
+            continue  # no rise behind the flat part
+        elif len(high) == 1:  # one point above: the line through it and the end of the flat part
+            both = order[flat - 1 :]
+            line = _line(blocks[both], np.array([least, float(measured[high[0]])]))
+        else:
+            line = _line(blocks[high], measured[high])
+        trial = Fit(line.scale, line.fixed, least)
+        found = _error(trial, blocks, measured)
+        if found < _CLEAR * error:
+            best, error = trial, found
+    return best
+
+
+def _line(blocks: Floats, measured: Floats) -> Fit:
+    if np.ptp(blocks) > 1e-3 * blocks.max():
+        rows = np.stack([blocks, np.ones_like(blocks)], axis=1) / measured[:, None]
+        scale, fixed = (float(x) for x in np.linalg.lstsq(rows, np.ones_like(measured))[0])
+        if scale > 0 and fixed >= 0:
+            return Fit(scale, fixed)
+        if scale > 0:  # nothing outside the blocks: the factor alone
+            share = blocks / measured
+            return Fit(float(share.sum() / (share**2).sum()), 0.0)
+    rest, weights = measured - blocks, measured**-2.0
+    return Fit(1.0, max(0.0, float((rest * weights).sum() / weights.sum())))
+
+
+def _mean(measured: Floats) -> float:
+    """The constant with the least squared relative error."""
+    return float((1 / measured).sum() / (measured**-2.0).sum())
+
+
+def _error(fit: Fit, blocks: Floats, measured: Floats) -> float:
+    predicted = np.maximum(fit.least, fit.fixed + fit.scale * blocks)
+    return float(((predicted / measured - 1) ** 2).sum()) + 1e-18
