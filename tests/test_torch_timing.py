@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from cahp_opt.latency import LatencyTable, Phase
+from cahp_opt.latency import Execution, LatencyTable, Phase
+from cahp_opt.records import RecordError
 from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.decoding import decoding_step
+from cahp_opt.torch.executing import ExecutionError
+from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.stopwatch import interleaved
+from cahp_opt.torch.stopwatch import Piece, interleaved
 from cahp_opt.torch.timing import Timing, measure_latency, time_models
 
 CPU = torch.device("cpu")
@@ -29,6 +37,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
 
     def work(self, seconds: list[float]) -> Callable[[], None]:
         remaining = list(seconds)
@@ -47,7 +58,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_low_quantile_and_spread(clock: Clock) -> None:
-    work = {"a": clock.work([9, 9, 1, 2, 3, 4, 5, 6]), "b": clock.work([0, 0, *[2.0] * 6])}
+    work = {
+        "a": Piece(clock.work([9, 9, 1, 2, 3, 4, 5, 6])),
+        "b": Piece(clock.work([0, 0, *[2.0] * 6]), before=lambda: clock.wait(5)),
+    }
     timings = interleaved(work, device=CPU, repeats=6)
     assert timings["a"] == Timing(2.0, 3.5, 0.75)  # the 0.2 quantile of 1..6
     assert timings["b"] == Timing(2.0, 2.0, 0.0)
@@ -56,7 +70,7 @@ def test_low_quantile_and_spread(clock: Clock) -> None:
 def test_rounds_are_interleaved_shuffled_and_repeatable() -> None:
     def order() -> str:
         seen: list[str] = []
-        work = {name: (lambda name=name: seen.append(name)) for name in "abcd"}
+        work = {name: Piece(functools.partial(seen.append, name)) for name in "abcd"}
         rounds: list[int] = []
         interleaved(
             work, device=CPU, repeats=5, warm_up=1, progress=lambda *where: rounds.append(where[1])
@@ -82,7 +96,7 @@ def test_table_of_a_model(family: tiny_models.Family) -> None:
     assert table.space == find_attention(model).space
     assert all(len(s) == 5 and (s > 0).all() for s in table.seconds)
     assert table.fixed >= 0 and table.floor <= table.dense
-    assert stages == ["time models"] * 2 + ["time blocks"] * 4
+    assert stages == ["time models"] * 2 + ["time blocks"] * 4 + ["time again"]
     facts = table.provenance
     assert (facts.batch, facts.sequence_length, facts.dtype) == (2, 6, "float32")
     assert facts.phase is Phase.PREFILL and facts.repeats == 2 and facts.device
@@ -107,11 +121,8 @@ def test_blocks_that_are_alike_share_one_measurement() -> None:
     np.testing.assert_array_equal(ragged.seconds[1], ragged.seconds[2])
 
 
-def test_really_sliced_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that counts the weights that ran, the table is exact and additive."""
-    model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
-    clock = Clock()
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+def count_weights(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """Make a second pass for every weight that a linear layer uses."""
     plain = nn.Linear.forward
 
     def counted(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
@@ -119,6 +130,14 @@ def test_really_sliced_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> Non
         return plain(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
+
+
+def test_really_sliced_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that counts the weights that ran, the table is exact and additive."""
+    model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
+    clock = Clock()
+    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    count_weights(monkeypatch, clock)
     table = measure_latency(model, batch, repeats=1)
     per_unit = 4 * 32 * 8
     expected = [
@@ -168,6 +187,141 @@ def test_models_of_ones_own_and_labels_alone() -> None:
     model = next(family for family in tiny_models.BUILDS if family.name == "t5").build()
     ids = tiny_models.batch()["input_ids"]
     assert measure_latency(model, {"input_ids": ids, "labels": ids}, repeats=1).fixed >= 0
+
+
+DECODERS = [f for f in tiny_models.BUILDS if f.generates]
+
+
+@pytest.mark.parametrize("family", DECODERS, ids=lambda f: f.name)
+def test_a_decoding_step_is_the_next_token(family: tiny_models.Family) -> None:
+    """It gives what a forward pass over the whole text gives for its last token, however often it runs."""
+    model, batch = family.build().eval(), dict(family.batch(padded=False))
+    name = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
+    batch.setdefault(name, torch.randint(3, 90, (2, 5)))
+    kept = tiny_models.uneven(find_attention(model).space, empty=None)
+    small = slice_heads(model, kept, batch=batch)
+    with torch.inference_mode():
+        piece = decoding_step(small, batch)
+        longer = {
+            key: torch.cat([value, value[:, -1:]], dim=1)
+            if key == name or key == name.replace("input_ids", "attention_mask")
+            else value
+            for key, value in batch.items()
+        }
+        expected = small(**longer).logits[:, -1]
+        assert piece.before is not None
+        for _ in range(3):
+            piece.before()
+            result: Any = piece.run()
+            torch.testing.assert_close(result.logits[:, -1], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_decoding_is_timed_on_really_sliced_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny_models.LLAMA_GQA.build(), tiny_models.batch(size=2, length=6)
+    clock = Clock()
+    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    count_weights(monkeypatch, clock)
+    lengths: list[int] = []
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: torch.Tensor, key: torch.Tensor, *rest: Any, **kw: Any) -> torch.Tensor:
+        lengths.append(key.shape[-2])
+        return plain(query, key, *rest, **kw)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    table = measure_latency(model, batch, phase=Phase.DECODE, repeats=2)
+    assert table.provenance.phase is Phase.DECODE and table.provenance.sequence_length == 6
+    assert set(lengths) == {6, 7}  # filling the cache, then every step against the same cache
+    weights = [p.numel() for p in find_attention(model).blocks[0].site.parameters()]
+    for seconds in table.seconds:
+        np.testing.assert_allclose(seconds[-1] * np.array([1, 1, 2, 3, 4]) / 4, seconds, rtol=1e-6)
+        assert seconds[-1] == pytest.approx(sum(weights))
+    assert table.provenance.error < 1e-6
+
+
+def test_an_encoder_costs_nothing_while_decoding() -> None:
+    family = next(f for f in tiny_models.BUILDS if f.name == "t5")
+    model, batch = family.build(), family.batch(padded=False)
+    table = measure_latency(model, batch, phase=Phase.DECODE, repeats=1)
+    free = [not s.any() for s in table.seconds]
+    assert free == [block.name.startswith("encoder") for block in table.space.blocks]
+    with pytest.raises(
+        ValueError, match="BertForSequenceClassification that fills no key/value cache"
+    ):
+        measure_latency(tiny_models.BERT.build(), tiny_models.batch(), phase=Phase.DECODE)
+
+
+def test_an_interrupted_measurement_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing measured is measured again, and the table is that of an undisturbed measurement."""
+    model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
+    clock = Clock()
+    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    count_weights(monkeypatch, clock)
+    whole = measure_latency(model, batch, repeats=4)
+    path = tmp_path / "samples.jsonl"
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("time blocks", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency(model, batch, repeats=4, samples=SampleFile(path), progress=stop)
+    before = path.read_text().splitlines()
+    assert len(before) == 1 + 4 * 8 + 3 * 5  # header, whole models, one kind of block
+    with path.open("a") as file:
+        file.write('["time blo')  # a crash in the middle of a line
+    table = measure_latency(model, batch, repeats=4, samples=SampleFile(path))
+    after = path.read_text().splitlines()
+    assert after[: len(before)] == before and len(after) == 1 + 4 * 8 + 8 * 5 + 2
+    np.testing.assert_array_equal(table.seconds, whole.seconds)
+    assert table.fixed == whole.fixed and table.provenance == whole.provenance
+    with pytest.raises(RecordError, match=r"timings of something else \(batch 2 against batch 1\)"):
+        measure_latency(model, tiny_models.batch(size=1, length=6), samples=SampleFile(path))
+    path.write_text("no timings")
+    with pytest.raises(RecordError, match="not a file of timings"):
+        SampleFile(path)
+
+
+def test_drift_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    pace, plain = [1.0], nn.Linear.forward
+
+    def slower(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        clock.now += pace[0]
+        return plain(self, x)
+
+    def throttle(stage: str, done: int, total: int) -> None:
+        if stage == "time blocks":
+            pace[0] = 1.3
+
+    monkeypatch.setattr(nn.Linear, "forward", slower)
+    model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
+    table = measure_latency(model, batch, repeats=2, progress=throttle)
+    assert table.provenance.drift == pytest.approx(0.3)
+    assert any("30 % slower" in remark for remark in table.remarks)
+
+
+def test_executions_that_do_not_fit() -> None:
+    model, batch = tiny_models.BERT.build(), tiny_models.batch()
+    with pytest.raises(ExecutionError, match="`execution` is cuda_graph, and the model is on cpu"):
+        measure_latency(model, batch, execution=Execution.CUDA_GRAPH)
+    with pytest.raises(ExecutionError, match="move it to a CUDA device"):
+        time_models({"a": model}, batch, execution=Execution.CUDA_GRAPH)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, in its compiler
+def test_compiled_models_are_compiled() -> None:
+    """Every count of every block, beyond the usual limit of recompilations."""
+    model, batch = tiny_models.GPT2.build(), tiny_models.batch(size=2, length=6)
+    limit = torch._dynamo.config.recompile_limit
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        table = measure_latency(model, batch, execution=Execution.COMPILED, repeats=2)
+    assert table.provenance.execution is Execution.COMPILED
+    assert torch._dynamo.config.recompile_limit == limit
 
 
 def test_errors() -> None:

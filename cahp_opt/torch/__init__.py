@@ -19,6 +19,7 @@ from cahp_opt.torch.gathering import gather_stats
 from cahp_opt.torch.learning import learn_attention
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.timing import measure_latency, time_models
 from cahp_opt.torch.verification import SliceError, verify_slice
@@ -28,6 +29,7 @@ __all__ = [
     "Attention",
     "AttentionBlock",
     "Fidelity",
+    "SampleFile",
     "SliceError",
     "UnsupportedModelError",
     "bypass_empty",

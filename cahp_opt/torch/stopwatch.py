@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -12,10 +14,18 @@ import numpy as np
 import torch
 
 from cahp_opt.progress import Progress, silent
+from cahp_opt.torch.samples import SampleFile
+
+_log = logging.getLogger(__name__)
 
 LOW = 0.2
 """The quantile that is reported: other work on the machine only ever adds time, so a low quantile is
 close to the undisturbed time, and steadier than the minimum."""
+
+_PLUG_BYTES = 2**28
+"""Written to hold back a CUDA device; several times the caches of any device so far."""
+_WARM_SECONDS = 0.3
+"""Of work before the first timed run on CUDA, so that the clock of the device has risen."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +43,42 @@ class Timing:
     spread: float
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One piece of work.
+
+    Args:
+        run: what is timed.
+        before: what must be done before every run, and is not timed; None for nothing.
+        alone: on CUDA, whether only the time of the device counts, from caches that hold nothing of the
+            piece: launching is done while the device is held back by other work. That is the time a
+            part takes inside a model that keeps the device busy. Otherwise the time is from the first
+            launch to the end of the last operation, as a caller sees it.
+    """
+
+    run: Callable[[], object]
+    before: Callable[[], object] | None = None
+    alone: bool = False
+
+    def once(self) -> None:
+        """One untimed run."""
+        if self.before is not None:
+            self.before()
+        self.run()
+
+
 Name = TypeVar("Name")
 
 
 def interleaved(
-    work: Mapping[Name, Callable[[], object]],
+    work: Mapping[Name, Piece],
     *,
     device: torch.device,
     repeats: int,
     progress: Progress = silent,
     stage: str = "time",
     warm_up: int = 2,
+    samples: SampleFile | None = None,
 ) -> dict[Name, Timing]:
     """Time every piece of work ``repeats`` times, in rounds of one run each in a shuffled order.
 
@@ -57,22 +92,42 @@ def interleaved(
         progress: called once per round.
         stage: name of the work for ``progress``.
         warm_up: untimed runs of each piece before.
+        samples: runs that an interrupted measurement left, which are not run again, and where new runs
+            are kept.
 
     Raises:
         ValueError: if ``repeats`` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
-    clock = _cuda_seconds if device.type == "cuda" else _seconds
-    for run in work.values():
-        for _ in range(warm_up):
-            run()
     taken: dict[Name, list[float]] = {name: [] for name in work}
+    if samples is not None:
+        taken = {name: samples.taken(f"{stage}: {name}")[:repeats] for name in work}
+    missing = {name: repeats - len(runs) for name, runs in taken.items() if len(runs) < repeats}
+    clock: Callable[[Piece], float] = _CudaClock(device) if device.type == "cuda" else _seconds
+    start = time.perf_counter()
+    for name in missing:
+        for _ in range(warm_up):
+            work[name].once()
+    if missing and device.type == "cuda":
+        torch.cuda.synchronize(device)
+        while time.perf_counter() - start < _WARM_SECONDS:
+            for name in missing:
+                work[name].once()
+            torch.cuda.synchronize(device)
+    if missing and warm_up:
+        each = (time.perf_counter() - start) / (len(missing) * warm_up)
+        _log.info("%s: about %.0f s", stage, each * sum(missing.values()))
     order, shuffler = list(work), random.Random(0)
     for done in range(1, repeats + 1):
         shuffler.shuffle(order)
         for name in order:
-            taken[name].append(clock(work[name]))
+            if len(taken[name]) >= done:
+                continue
+            seconds = clock(work[name])
+            taken[name].append(seconds)
+            if samples is not None:
+                samples.add(f"{stage}: {name}", seconds)
         progress(stage, done, repeats)
     return {name: _timing(seconds) for name, seconds in taken.items()}
 
@@ -82,17 +137,51 @@ def _timing(seconds: list[float]) -> Timing:
     return Timing(low, median, (median - low) / low)
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(piece: Piece) -> float:
+    if piece.before is not None:
+        piece.before()
     start = time.perf_counter()
-    run()
+    piece.run()
     return time.perf_counter() - start
 
 
-def _cuda_seconds(run: Callable[[], object]) -> float:
-    new: Callable[..., Any] = torch.cuda.Event
-    start, end = new(enable_timing=True), new(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
+class _CudaClock:
+    """Times by events of the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._plug = torch.empty(0)
+        self._plug_seconds = 0.0
+        self._launching: dict[int, float] = {}
+
+    def __call__(self, piece: Piece) -> float:
+        if piece.before is not None:
+            piece.before()
+        torch.cuda.synchronize(self._device)
+        if piece.alone:
+            self._hold(piece)
+        return self._timed(piece.run)
+
+    def _timed(self, run: Callable[[], object]) -> float:
+        event: Callable[..., Any] = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    def _hold(self, piece: Piece) -> None:
+        """Keep the device busy for longer than launching the piece takes, and its caches full."""
+        if not self._plug_seconds:
+            self._plug = torch.empty(_PLUG_BYTES, dtype=torch.uint8, device=self._device)
+            self._plug_seconds = min(self._timed(self._plug.zero_) for _ in range(3))
+        if id(piece) not in self._launching:
+            begun = time.perf_counter()
+            piece.run()
+            self._launching[id(piece)] = time.perf_counter() - begun
+            if piece.before is not None:
+                piece.before()
+            torch.cuda.synchronize(self._device)
+        for _ in range(math.ceil(2 * self._launching[id(piece)] / self._plug_seconds) + 1):
+            self._plug.zero_()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import math
 import platform
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.anchoring import fit_anchors
+from cahp_opt.anchoring import Fit, fit_anchors
 from cahp_opt.heads import Bools, Floats, HeadSpace, Ints, Unit
-from cahp_opt.latency import LatencyTable, Phase, Provenance
+from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 from cahp_opt.progress import Progress, silent
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
@@ -32,22 +32,29 @@ from cahp_opt.torch.batching import (
     real_tokens,
 )
 from cahp_opt.torch.blocks import submodules
+from cahp_opt.torch.caches import caches_in, snapshot
+from cahp_opt.torch.decoding import decoding_step
+from cahp_opt.torch.executing import captured, compiled, refuse_unfit, room_to_compile
 from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.stopwatch import Timing, interleaved
+from cahp_opt.torch.stopwatch import Piece, Timing, interleaved
 
 __all__ = ["Timing", "measure_latency", "time_models"]
 
 _BLOCK_ROUNDS = 2  # blocks are short: more rounds cost little, and outlast a burst of other work
 _PLACE = ("layer_idx", "layer_id")  # attributes that say where a block is, not what it does
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+_DENSE = "unpruned"
+_EVEN = {"three quarters": 0.75, "half": 0.5, "quarter": 0.25, "nothing": 0.0}
+_UNEVEN = 3
 
 
 def time_models(
     models: Mapping[str, nn.Module],
     batch: Batch,
     *,
+    phase: Phase = Phase.PREFILL,
+    execution: Execution = Execution.EAGER,
     repeats: int = 20,
     progress: Progress = silent,
 ) -> dict[str, Timing]:
@@ -56,20 +63,29 @@ def time_models(
     Args:
         models: by name; all on one device.
         batch: keyword arguments for the models; labels are left out.
+        phase: whether the forward pass over the batch is timed, or one new token per example after it.
+        execution: how the models are run.
         repeats: rounds.
         progress: called once per round.
 
     Raises:
-        ValueError: without models, for a batch that cannot be used, or if ``repeats`` is below 1.
+        ExecutionError: if the models cannot be run in that way.
+        ValueError: without models, for a batch or a phase that cannot be used, or if ``repeats`` is
+            below 1.
     """
     if not models:
         raise ValueError("`models` is empty; name at least one model to time.")
     first = next(iter(models.values()))
-    inputs = inputs_of(prepare(batch, first, "batch"))
-    work = {name: _once(model, ((), inputs)) for name, model in models.items()}
-    with evaluating(*models.values()), torch.inference_mode():
+    refuse_unfit(execution, device_of(first))
+    inputs = prepare(batch, first, "batch")
+    with evaluating(*models.values()), torch.inference_mode(), room_to_compile(execution):
+        work = {name: _whole(model, inputs, phase, execution) for name, model in models.items()}
         return interleaved(
-            work, device=device_of(first), repeats=repeats, progress=progress, stage="time models"
+            captured(work, execution),
+            device=device_of(first),
+            repeats=repeats,
+            progress=progress,
+            stage="time models",
         )
 
 
@@ -77,8 +93,11 @@ def measure_latency(
     model: nn.Module,
     batch: Batch,
     *,
+    phase: Phase = Phase.PREFILL,
+    execution: Execution = Execution.EAGER,
     repeats: int = 20,
     unit: Unit | None = None,
+    samples: SampleFile | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
     """Measure the time of every attention block at every number of kept units, on this machine.
@@ -86,90 +105,140 @@ def measure_latency(
     Each count runs with really sliced weights on the inputs that ``batch`` brings to the block, and
     no unit kept runs as :func:`~cahp_opt.torch.slice_heads` stores it. Blocks that are alike (class,
     shapes, settings, precision, inputs) share one measurement, and one that several layers share counts
-    as often as it runs. The model is not changed.
+    as often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
+    nothing there. The model is not changed.
 
-    Blocks alone run faster than in the model (see :func:`~cahp_opt.anchoring.fit_anchors`), so the table is anchored on six
-    whole models, from unpruned to nothing kept, even and uneven, that are timed in the same way: one
-    factor for all blocks, and everything outside them as the offset, make it predict these best.
-    ``provenance.error`` is its largest relative error on them.
+    Blocks alone run faster than in the model (see :func:`~cahp_opt.anchoring.fit_anchors`), so the table
+    is anchored on whole models, from unpruned to nothing kept, even and uneven, that are timed in the
+    same way: one factor for all blocks, everything outside them as the offset, and the time to launch
+    all operations where a fast device waits for that, make it predict these best. ``provenance.error``
+    is how well the even ones alone predict the uneven ones.
 
     Args:
         model: the unpruned model, on the device and in the precision that it will run in.
-        batch: keyword arguments for the model, of the size to be optimised for.
+        batch: keyword arguments for the model, of the size to be optimised for; for decoding, the
+            context that fills the key/value cache.
+        phase: whether the forward pass over the batch is timed, or one new token per example after it.
+        execution: how the model will be run. Compiling takes long: every count is compiled.
         repeats: timed runs of every whole model; every point of a block, which is short, gets twice as
             many. A low quantile of them is reported.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
+        samples: a file that keeps every run, so that an interrupted measurement can go on.
         progress: called once per round.
 
     Raises:
+        ExecutionError: if the model cannot be run in that way.
+        RecordError: if ``samples`` are of another measurement.
         UnsupportedModelError: if the model's attention is not understood.
-        ValueError: for a batch that cannot be used, or if ``repeats`` is below 1.
+        ValueError: for a batch or a phase that cannot be used, or if ``repeats`` is below 1.
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
     attention, device = find_attention(model, unit=unit), device_of(model)
+    refuse_unfit(execution, device)
     space = attention.space
     batch = prepare(batch, model, "batch")
+    facts = _provenance(model, batch, phase, execution)
+    if samples is not None:
+        samples.open({"blocks": space.to_json(), **_setting(facts)})
     anchors = _anchors(space)
-    with evaluating(model):
-        # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
-        wholes = time_models(
-            {name: _pruned(model, attention, kept, batch) for name, kept in anchors.items()},
-            batch,
-            repeats=repeats,
+
+    def timed(work: Mapping[Any, Piece], rounds: int, stage: str) -> dict[Any, Timing]:
+        return interleaved(
+            captured(work, execution),
+            device=device,
+            repeats=rounds,
             progress=progress,
+            stage=stage,
+            samples=samples,
         )
-        alike, calls, times = _alike(model, attention, batch)
-        sites = _sliced_sites(model, attention, sorted(set(alike)), batch)
-        with torch.inference_mode():
-            blocks = interleaved(
-                {point: _once(site, calls[point[0]]) for point, site in sites.items()},
-                device=device,
-                repeats=_BLOCK_ROUNDS * repeats,
-                progress=progress,
-                stage="time blocks",
-            )
+
+    with evaluating(model), torch.inference_mode(), room_to_compile(execution):
+        # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
+        wholes = timed(
+            {
+                name: _whole(_pruned(model, attention, kept, batch), batch, phase, execution)
+                for name, kept in anchors.items()
+            },
+            repeats,
+            "time models",
+        )
+        alike, times = _alike(model, attention, batch, phase)
+        blocks = timed(
+            _sliced_sites(model, attention, alike, batch, phase, execution),
+            _BLOCK_ROUNDS * repeats,
+            "time blocks",
+        )
+        again = timed(
+            {_DENSE: _whole(model, batch, phase, execution)}, math.ceil(repeats / 2), "time again"
+        )
     alone = tuple(
-        np.array([runs * blocks[first, k].seconds for k in range(units + 1)])
+        np.zeros(units + 1)
+        if first is None
+        else np.array([runs * blocks[first, k].seconds for k in range(units + 1)])
         for first, units, runs in zip(alike, space.units.tolist(), times, strict=True)
     )
-    counts = [space.counts(kept) for kept in anchors.values()]
+    summed = np.array([_total(alone, space.counts(kept)) for kept in anchors.values()])
     measured = np.array([wholes[name].seconds for name in anchors])
-    fit = fit_anchors(np.array([_total(alone, c) for c in counts]), measured)
-    seconds = tuple(fit.scale * own for own in alone)
-    table = LatencyTable(space, fit.fixed, seconds, least=fit.least)
-    predicted = np.array([table.predict(c) for c in counts])
-    spread = max(timing.spread for timing in (*blocks.values(), *wholes.values()))
-    error = float(np.abs(predicted / measured - 1).max())
-    return replace(table, provenance=_provenance(model, batch, repeats, spread, error))
+    fit, even = fit_anchors(summed, measured), len(anchors) - _UNEVEN
+    known = fit_anchors(summed[:even], measured[:even])
+    facts = replace(
+        facts,
+        repeats=repeats,
+        spread=max(timing.spread for timing in (*blocks.values(), *wholes.values())),
+        drift=again[_DENSE].seconds / wholes[_DENSE].seconds - 1,
+        error=float(np.abs(_predicted(known, summed) / measured - 1)[even:].max()),
+    )
+    return LatencyTable(
+        space, fit.fixed, tuple(fit.scale * seconds for seconds in alone), facts, fit.least
+    )
+
+
+def _predicted(fit: Fit, blocks: Floats) -> Floats:
+    return np.maximum(fit.least, fit.fixed + fit.scale * blocks)
+
+
+def _whole(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Piece:
+    """The work of a whole model."""
+    run = compiled(model, execution)
+    if phase is Phase.DECODE:
+        return decoding_step(model, batch, run)
+    inputs = inputs_of(batch)
+    return Piece(lambda: run(**inputs))
 
 
 def _total(seconds: Sequence[Floats], counts: Ints) -> float:
     return sum(float(s[k]) for s, k in zip(seconds, counts, strict=True))
 
 
-def _provenance(
-    model: nn.Module, batch: Batch, repeats: int, spread: float, error: float
-) -> Provenance:
+def _provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Provenance:
     parameter = next(model.parameters())
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    versions = {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    if parameter.device.type == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
     return Provenance(
         device=device_name(parameter.device),
         dtype=str(parameter.dtype).removeprefix("torch."),
         batch=batch_size(batch),
         sequence_length=int(real_tokens(batch).shape[1]),
-        phase=Phase.PREFILL,
+        phase=phase,
+        execution=execution,
         attention=attention if isinstance(attention, str) else "",
         threads=torch.get_num_threads(),
-        repeats=repeats,
-        spread=spread,
-        error=error,
-        versions={
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-        },
+        versions=versions,
     )
+
+
+def _setting(facts: Provenance) -> dict[str, object]:
+    """What two halves of one measurement must have in common."""
+    names = ("device", "dtype", "batch", "sequence_length", "attention", "threads", "versions")
+    told: dict[str, object] = {name: getattr(facts, name) for name in names}
+    return told | {"phase": facts.phase.value, "execution": facts.execution.value}
 
 
 def device_name(device: torch.device) -> str:
@@ -187,50 +256,57 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _once(module: nn.Module, call: Call) -> Callable[[], object]:
-    args, kwargs = call
-    return lambda: module(*args, **kwargs)
+class _Call(NamedTuple):
+    """What a block was called with, and what puts the caches among that back."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    restore: tuple[Callable[[], None], ...]
 
 
-def _alike(
-    model: nn.Module, attention: Attention, batch: Batch
-) -> tuple[list[int], list[Call], list[int]]:
-    """For every block the first block that is alike, its last arguments, and how often it runs."""
-    calls: dict[int, Call] = {}
-    times = [0] * len(attention)
+def _calls(
+    model: nn.Module, sites: Mapping[int, nn.Module], batch: Batch, phase: Phase
+) -> tuple[dict[int, _Call], dict[int, int]]:
+    """By site its last call in one run of the model, and how often it ran."""
+    calls, times = dict[int, _Call](), dict.fromkeys(sites, 0)
 
     def listener(b: int) -> Callable[..., None]:
         def listen(site: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls[b] = (args, kwargs)
+            caches = caches_in([*args, *kwargs.values()])
+            calls[b] = _Call(args, kwargs, tuple(snapshot(cache) for cache in caches))
             times[b] += 1
 
         return listen
 
-    inputs = inputs_of(batch)
-    if _takes_cache(model):
-        inputs["use_cache"] = False  # a cache would grow with every timed call
-    with ExitStack() as stack, torch.inference_mode():
-        for b, block in enumerate(attention):
-            hook = block.site.register_forward_pre_hook(listener(b), with_kwargs=True, prepend=True)
+    work = _whole(model, batch, phase, Execution.EAGER)
+    with ExitStack() as stack:
+        for b, site in sites.items():
+            hook = site.register_forward_pre_hook(listener(b), with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
-        model(**inputs)
+        work.once()
+    return calls, times
+
+
+def _alike(
+    model: nn.Module, attention: Attention, batch: Batch, phase: Phase
+) -> tuple[list[int | None], list[int]]:
+    """For every block the first block that is alike (None if it does not run), and how often it runs."""
+    sites = {b: block.site for b, block in enumerate(attention)}
+    calls, times = _calls(model, sites, batch, phase)
     missing = [block.name for b, block in enumerate(attention) if b not in calls]
-    if missing:
+    if missing and (phase is Phase.PREFILL or not calls):
         raise ValueError(
             f"`batch` does not reach the blocks {missing}; pass inputs that all blocks see."
         )
     first: dict[Hashable, int] = {}
-    alike = [first.setdefault(_kind(block, calls[b]), b) for b, block in enumerate(attention)]
-    return alike, [calls[b] for b in range(len(attention))], times
+    alike = [
+        first.setdefault(_kind(block, calls[b]), b) if b in calls else None
+        for b, block in enumerate(attention)
+    ]
+    return alike, [times[b] for b in range(len(attention))]
 
 
-def _takes_cache(model: nn.Module) -> bool:
-    parameters = inspect.signature(type(model).forward).parameters
-    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return takes and hasattr(getattr(model, "config", None), "use_cache")
-
-
-def _kind(block: AttentionBlock, call: Call) -> Hashable:
+def _kind(block: AttentionBlock, call: _Call) -> Hashable:
     """What the time of a block depends on: structure, settings, precision and inputs, not weights."""
     settings: list[tuple[str, str, object]] = []
     for path, module in submodules(block.site):
@@ -239,27 +315,49 @@ def _kind(block: AttentionBlock, call: Call) -> Hashable:
             if isinstance(value, bool | int | float | str) and key not in _PLACE:
                 settings.append((path, key, value))
     weights = [(path, p.shape, p.dtype) for path, p in block.site.named_parameters()]
-    args, kwargs = call
     inputs = [
         (key, tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__)
-        for key, value in [*enumerate(args), *sorted(kwargs.items())]
+        for key, value in [*enumerate(call.args), *sorted(call.kwargs.items())]
     ]
     return (repr(block.site), block.units, str(settings), str(weights), str(inputs))
 
 
 def _sliced_sites(
-    model: nn.Module, attention: Attention, blocks: Sequence[int], batch: Batch
-) -> dict[tuple[int, int], nn.Module]:
-    """By block and count, the attention site with only so many units."""
+    model: nn.Module,
+    attention: Attention,
+    alike: Sequence[int | None],
+    batch: Batch,
+    phase: Phase,
+    execution: Execution,
+) -> dict[tuple[int, int], Piece]:
+    """By block and count, the work of the attention site with only so many units.
+
+    The inputs come from a model whose blocks all have that many, because a key/value cache does.
+    """
     space = attention.space
     place = places(space)
-    sites: dict[tuple[int, int], nn.Module] = {}
+    firsts = sorted({b for b in alike if b is not None})
+    work: dict[tuple[int, int], Piece] = {}
     for k in range(int(space.units.max()) + 1):
         small = _pruned(model, attention, place < k, batch)
-        for b in blocks:
-            if k <= space.units[b]:
-                sites[b, k] = small.get_submodule(attention.blocks[b].name)
-    return sites
+        wanted = [b for b in firsts if k <= space.units[b]]
+        sites = {b: small.get_submodule(attention.blocks[b].name) for b in wanted}
+        calls, _ = _calls(small, sites, batch, phase)
+        work |= {(b, k): _part(sites[b], calls[b], execution) for b in wanted}
+    return work
+
+
+def _part(site: nn.Module, call: _Call, execution: Execution) -> Piece:
+    """The work of one block."""
+    run = compiled(site, execution)
+
+    def restore() -> None:
+        for step in call.restore:
+            step()
+
+    return Piece(
+        lambda: run(*call.args, **call.kwargs), restore if call.restore else None, alone=True
+    )
 
 
 def _pruned(model: nn.Module, attention: Attention, kept: Bools, batch: Batch) -> nn.Module:
@@ -280,17 +378,13 @@ def places(space: HeadSpace) -> Ints:
 
 
 def _anchors(space: HeadSpace) -> dict[str, Bools]:
-    """Keep-sets whose whole models anchor the table: from all to nothing, even and uneven."""
+    """Keep-sets whose whole models anchor the table: from all to nothing, then uneven ones."""
     place = places(space)
     units = space.units[space.block_of]
-    chosen = {
-        "unpruned": place < units,
-        "half": place < np.ceil(units / 2),
-        "quarter": place < np.ceil(units / 4),
-        "nothing": place < 0,
-    }
+    chosen = {_DENSE: place < units}
+    chosen |= {name: place < np.ceil(share * units) for name, share in _EVEN.items()}
     rng = np.random.default_rng(0)
-    for number in (1, 2):
+    for number in range(_UNEVEN):
         counts = rng.integers(0, space.units + 1)
-        chosen[f"uneven {number}"] = place < counts[space.block_of]
+        chosen[f"uneven {number + 1}"] = place < counts[space.block_of]
     return chosen

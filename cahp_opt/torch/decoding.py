@@ -1,0 +1,68 @@
+"""One decoding step: a new token for every example, against a cache that a context has filled."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutput
+
+from cahp_opt.torch.batching import Batch, has_decoder_input, inputs_of
+from cahp_opt.torch.caches import snapshot
+from cahp_opt.torch.stopwatch import Piece
+
+_CACHE = ("cache", "past_key_values")  # newer releases of transformers, and older ones
+
+_ENCODED = ("encoder_hidden_states", "encoder_attention_mask")  # what decoders of a pair still read
+
+
+def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) -> Piece:
+    """The step after ``batch``, ready to be run again and again.
+
+    Args:
+        model: a model that generates text, in evaluation mode.
+        batch: the context; for encoder-decoders what the encoder and the decoder have read.
+        run: what is run in place of the model, such as the model compiled; None for the model.
+
+    Raises:
+        ValueError: if the model fills no key/value cache, or the batch holds no token ids.
+    """
+    inputs = inputs_of(batch)
+    name = "decoder_input_ids" if has_decoder_input(batch) else "input_ids"
+    ids = inputs.get(name)
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"`batch` must hold `{name}` to decode after, and has {sorted(inputs)}.")
+    try:
+        with torch.inference_mode():
+            output: Any = model(**inputs, use_cache=True)
+    except TypeError as error:
+        if "use_cache" not in str(error):
+            raise
+        output = None
+    cache = next(
+        (found for name in _CACHE if (found := getattr(output, name, None)) is not None), None
+    )
+    if not isinstance(cache, Cache) or (isinstance(ids, Tensor) and not cache.get_seq_length()):
+        raise ValueError(
+            f"`model` is a {type(model).__name__} that fills no key/value cache, so there is nothing to "
+            "decode with; measure the prefill phase."
+        )
+    known = inspect.signature(model.forward).parameters
+    named = next((name for name in _CACHE if name in known), _CACHE[-1])
+    step: dict[str, Any] = {name: ids[:, -1:], named: cache, "use_cache": True}
+    if name == "decoder_input_ids":
+        step["encoder_outputs"] = BaseModelOutput(output.encoder_last_hidden_state)
+        if isinstance(inputs.get("attention_mask"), Tensor):
+            step["attention_mask"] = inputs["attention_mask"]
+        grown = "decoder_attention_mask"
+    else:
+        step |= {key: inputs[key] for key in _ENCODED if key in inputs}
+        grown = "attention_mask"
+    mask = inputs.get(grown)
+    if isinstance(mask, Tensor):
+        step[grown] = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    runner = model if run is None else run
+    return Piece(lambda: runner(**step), snapshot(cache))

@@ -1,0 +1,96 @@
+"""Running pieces of work as they will be served: eagerly, compiled, or as replayed CUDA graphs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from cahp_opt.latency import Execution
+from cahp_opt.torch.stopwatch import Piece
+
+_WARM_UP = 3
+"""Runs before a capture, in which libraries choose their kernels and take their memory."""
+_RECOMPILES = 100_000
+"""Every count of every block is code of its own; at the usual limit the rest would run uncompiled."""
+
+Name = TypeVar("Name")
+
+
+class ExecutionError(ValueError):
+    """The model cannot be run in the way that was asked for."""
+
+
+def refuse_unfit(execution: Execution, device: torch.device) -> None:
+    """Refuse CUDA graphs elsewhere than on CUDA.
+
+    Raises:
+        ExecutionError: naming the way out.
+    """
+    if execution is Execution.CUDA_GRAPH and device.type != "cuda":
+        raise ExecutionError(
+            f"`execution` is {execution.value}, and the model is on {device}; move it to a CUDA device, or "
+            "use Execution.EAGER."
+        )
+
+
+@contextmanager
+def room_to_compile(execution: Execution) -> Generator[None]:
+    """Let ``torch.compile`` make as much code as there are pieces, and forget it afterwards."""
+    if execution is not Execution.COMPILED:
+        yield
+        return
+    config: Any = importlib.import_module("torch._dynamo.config")
+    limits = {"recompile_limit": _RECOMPILES, "accumulated_recompile_limit": _RECOMPILES}
+    with config.patch(**limits):
+        try:
+            yield
+        finally:
+            torch.compiler.reset()
+
+
+def compiled(module: nn.Module, execution: Execution) -> nn.Module:
+    """The module, through ``torch.compile`` if it is to be run like that."""
+    if execution is not Execution.COMPILED:
+        return module
+    return cast("nn.Module", cast("Any", torch).compile(module, dynamic=False))
+
+
+def captured(work: Mapping[Name, Piece], execution: Execution) -> dict[Name, Piece]:
+    """The same pieces, as replays of CUDA graphs if they are to be run like that.
+
+    Raises:
+        ExecutionError: if a piece cannot be captured.
+    """
+    if execution is not Execution.CUDA_GRAPH:
+        return dict(work)
+    pool = torch.cuda.graph_pool_handle()  # one for all: replays follow each other
+    return {name: _capture(piece, pool) for name, piece in work.items()}
+
+
+def _capture(piece: Piece, pool: Any) -> Piece:
+    stream: Callable[[], Any] = torch.cuda.Stream
+    side = stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            piece.once()
+    torch.cuda.current_stream().wait_stream(side)
+    if piece.before is not None:
+        piece.before()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            piece.run()
+    except RuntimeError as error:
+        raise ExecutionError(
+            f"`model` cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); leave the attention "
+            "mask out of the batch if nothing is padded, or use Execution.EAGER."
+        ) from error
+    if piece.before is not None:
+        piece.before()
+    return Piece(graph.replay, alone=piece.alone)
