@@ -97,6 +97,39 @@ def slice_heads(
     return small
 
 
+def thin_copy(
+    model: Model, kept: npt.ArrayLike, *, batch: object | None = None, unit: Unit | None = None
+) -> Model:
+    """A sliced copy to time and throw away: it shares weights with ``model``.
+
+    Only the attention's weights are its own, so that many copies fit in memory. Its shapes are those of
+    :func:`slice_heads`; never train it or save it.
+
+    Args:
+        model: the model; it is not changed.
+        kept: the keep-set, bool ``[n]``; the model itself is returned if that is everything.
+        batch: what to check the copy with, as :func:`slice_heads` does; None for no check.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: if ``kept`` is no keep-set of the model.
+        SliceError: if there is a batch, and the copy differs from the masked model.
+    """
+    attention = find_attention(model, unit=unit)
+    units = attention.space.check(kept)
+    if units.all():
+        return model
+    own = {id(t) for block in attention for t in block.site.parameters()}
+    shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
+    copied = copy.deepcopy(model, {id(t): t for t in shared})
+    if batch is not None:
+        return slice_heads(copied, units, in_place=True, batch=batch, unit=unit)
+    cut(copied, find_attention(copied, unit=unit), units, Journal())
+    _drop_caches(copied)
+    return copied
+
+
 def selection_of(model: nn.Module) -> Selection | None:
     """What a sliced model keeps of the original model; None for a model that was not sliced.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import platform
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,7 +19,6 @@ from cahp_opt.anchoring import Fit, fit_anchors
 from cahp_opt.heads import Bools, Floats, HeadSpace, Ints, Unit
 from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 from cahp_opt.progress import Progress, silent
-from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import (
     Batch,
@@ -37,7 +35,7 @@ from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.executing import captured, compiled, refuse_unfit, room_to_compile
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.samples import SampleFile
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.slicing import thin_copy
 from cahp_opt.torch.stopwatch import Piece, Timing, interleaved
 
 __all__ = ["Timing", "measure_latency", "time_models"]
@@ -142,6 +140,8 @@ def measure_latency(
     if samples is not None:
         samples.open({"blocks": space.to_json(), **_setting(facts)})
     anchors = _anchors(space)
+    # One checked copy: what is misread ends here, and the others are cut in the same way.
+    thin_copy(model, anchors["half"], batch=examples(batch, 0, 1), unit=unit)
 
     def timed(work: Mapping[Any, Piece], rounds: int, stage: str) -> dict[Any, Timing]:
         return interleaved(
@@ -157,7 +157,7 @@ def measure_latency(
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = timed(
             {
-                name: _whole(_pruned(model, attention, kept, batch), batch, phase, execution)
+                name: _whole(thin_copy(model, kept, unit=unit), batch, phase, execution)
                 for name, kept in anchors.items()
             },
             repeats,
@@ -165,7 +165,7 @@ def measure_latency(
         )
         alike, times = _alike(model, attention, batch, phase)
         blocks = timed(
-            _sliced_sites(model, attention, alike, batch, phase, execution),
+            _sliced_sites(model, attention, alike, batch, phase, execution, unit),
             _BLOCK_ROUNDS * repeats,
             "time blocks",
         )
@@ -329,6 +329,7 @@ def _sliced_sites(
     batch: Batch,
     phase: Phase,
     execution: Execution,
+    unit: Unit | None,
 ) -> dict[tuple[int, int], Piece]:
     """By block and count, the work of the attention site with only so many units.
 
@@ -339,7 +340,7 @@ def _sliced_sites(
     firsts = sorted({b for b in alike if b is not None})
     work: dict[tuple[int, int], Piece] = {}
     for k in range(int(space.units.max()) + 1):
-        small = _pruned(model, attention, place < k, batch)
+        small = thin_copy(model, place < k, unit=unit)
         wanted = [b for b in firsts if k <= space.units[b]]
         sites = {b: small.get_submodule(attention.blocks[b].name) for b in wanted}
         calls, _ = _calls(small, sites, batch, phase)
@@ -358,17 +359,6 @@ def _part(site: nn.Module, call: _Call, execution: Execution) -> Piece:
     return Piece(
         lambda: run(*call.args, **call.kwargs), restore if call.restore else None, alone=True
     )
-
-
-def _pruned(model: nn.Module, attention: Attention, kept: Bools, batch: Batch) -> nn.Module:
-    """A sliced copy; all its weights outside the attention are the original's, to save memory."""
-    if kept.all():
-        return model
-    own = {id(t) for block in attention for t in block.site.parameters()}
-    shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
-    copied = copy.deepcopy(model, {id(t): t for t in shared})
-    selection = Selection.from_kept(attention.space, kept)
-    return slice_heads(copied, selection, in_place=True, batch=examples(batch, 0, 1))
 
 
 def places(space: HeadSpace) -> Ints:
