@@ -72,7 +72,37 @@ def captured(work: Mapping[Name, Piece], execution: Execution) -> dict[Name, Pie
     return {name: _capture(piece, pool) for name, piece in work.items()}
 
 
+def run_through(piece: Piece, execution: Execution, prepare: Callable[[], None]) -> object:
+    """Run a piece once in the way it will be timed, so that its parts are called as they will be.
+
+    Model code asks whether it is being captured, and then takes other ways: transformers makes masks that
+    it leaves out otherwise, and other kernels run.
+
+    Args:
+        piece: the work.
+        execution: how it will be run; where it will be compiled, it runs eagerly here.
+        prepare: called right before the one run that counts.
+
+    Returns:
+        What must be kept for as long as tensors of the run are used.
+
+    Raises:
+        ExecutionError: if it cannot be captured.
+    """
+    if execution is not Execution.CUDA_GRAPH:
+        prepare()
+        piece.once()
+        return None
+    graph = _graph(piece, torch.cuda.graph_pool_handle(), prepare)
+    graph.replay()  # the captured tensors hold nothing before
+    return graph
+
+
 def _capture(piece: Piece, pool: Any) -> Piece:
+    return Piece(_graph(piece, pool, lambda: None).replay, alone=piece.alone)
+
+
+def _graph(piece: Piece, pool: Any, prepare: Callable[[], None]) -> torch.cuda.CUDAGraph:
     stream: Callable[[], Any] = torch.cuda.Stream
     side = stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -85,6 +115,7 @@ def _capture(piece: Piece, pool: Any) -> Piece:
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph, pool=pool):
+            prepare()
             piece.run()
     except RuntimeError as error:
         raise ExecutionError(
@@ -93,4 +124,4 @@ def _capture(piece: Piece, pool: Any) -> Piece:
         ) from error
     if piece.before is not None:
         piece.before()
-    return Piece(graph.replay, alone=piece.alone)
+    return graph

@@ -25,7 +25,7 @@ close to the undisturbed time, and steadier than the minimum."""
 _PLUG_BYTES = 2**28
 """Written to hold back a CUDA device; several times the caches of any device so far."""
 _MOST_PLUGS = 200
-_WARM_SECONDS = 0.3
+_WARM_SECONDS = 0.5
 """Of work before the first timed run on CUDA, so that the clock of the device has risen."""
 
 

@@ -32,7 +32,13 @@ from cahp_opt.torch.batching import (
 from cahp_opt.torch.blocks import submodules
 from cahp_opt.torch.caches import caches_in, snapshot
 from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.executing import captured, compiled, refuse_unfit, room_to_compile
+from cahp_opt.torch.executing import (
+    captured,
+    compiled,
+    refuse_unfit,
+    room_to_compile,
+    run_through,
+)
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import thin_copy
@@ -163,7 +169,7 @@ def measure_latency(
             repeats,
             "time models",
         )
-        alike, times = _alike(model, attention, batch, phase)
+        alike, times = _alike(model, attention, batch, phase, execution)
         blocks = timed(
             _sliced_sites(model, attention, alike, batch, phase, execution, unit),
             _BLOCK_ROUNDS * repeats,
@@ -257,15 +263,20 @@ def device_name(device: torch.device) -> str:
 
 
 class _Call(NamedTuple):
-    """What a block was called with, and what puts the caches among that back."""
+    """What a block was called with, what puts the caches among that back, and what must stay alive."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     restore: tuple[Callable[[], None], ...]
+    keep: object = None
 
 
 def _calls(
-    model: nn.Module, sites: Mapping[int, nn.Module], batch: Batch, phase: Phase
+    model: nn.Module,
+    sites: Mapping[int, nn.Module],
+    batch: Batch,
+    phase: Phase,
+    execution: Execution,
 ) -> tuple[dict[int, _Call], dict[int, int]]:
     """By site its last call in one run of the model, and how often it ran."""
     calls, times = dict[int, _Call](), dict.fromkeys(sites, 0)
@@ -278,21 +289,22 @@ def _calls(
 
         return listen
 
-    work = _whole(model, batch, phase, Execution.EAGER)
-    with ExitStack() as stack:
+    def listen_to_all() -> None:
         for b, site in sites.items():
             hook = site.register_forward_pre_hook(listener(b), with_kwargs=True, prepend=True)
             stack.callback(hook.remove)
-        work.once()
-    return calls, times
+
+    with ExitStack() as stack:
+        keep = run_through(_whole(model, batch, phase, Execution.EAGER), execution, listen_to_all)
+    return {b: call._replace(keep=keep) for b, call in calls.items()}, times
 
 
 def _alike(
-    model: nn.Module, attention: Attention, batch: Batch, phase: Phase
+    model: nn.Module, attention: Attention, batch: Batch, phase: Phase, execution: Execution
 ) -> tuple[list[int | None], list[int]]:
     """For every block the first block that is alike (None if it does not run), and how often it runs."""
     sites = {b: block.site for b, block in enumerate(attention)}
-    calls, times = _calls(model, sites, batch, phase)
+    calls, times = _calls(model, sites, batch, phase, execution)
     missing = [block.name for b, block in enumerate(attention) if b not in calls]
     if missing and (phase is Phase.PREFILL or not calls):
         raise ValueError(
@@ -343,7 +355,7 @@ def _sliced_sites(
         small = thin_copy(model, place < k, unit=unit)
         wanted = [b for b in firsts if k <= space.units[b]]
         sites = {b: small.get_submodule(attention.blocks[b].name) for b in wanted}
-        calls, _ = _calls(small, sites, batch, phase)
+        calls, _ = _calls(small, sites, batch, phase, execution)
         work |= {(b, k): _part(sites[b], calls[b], execution) for b in wanted}
     return work
 
