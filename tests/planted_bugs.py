@@ -195,7 +195,7 @@ def _slots_as_groups(patch: pytest.MonkeyPatch) -> None:
 
 def _bias_tied(patch: pytest.MonkeyPatch) -> None:
     """Blocks go on taking the biases of the first one."""
-    patch.setattr(surgery, "_untied", lambda attention, kept, journal: attention.blocks)
+    patch.setattr(surgery, "untied", lambda attention, kept, journal: attention.blocks)
 
 
 def _bias_axis(patch: pytest.MonkeyPatch) -> None:

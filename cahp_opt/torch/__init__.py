@@ -19,6 +19,7 @@ from cahp_opt.torch.gathering import gather_stats
 from cahp_opt.torch.learning import learn_attention
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.timing import measure_latency, time_models
@@ -35,6 +36,7 @@ __all__ = [
     "bypass_empty",
     "calibrate",
     "capture_head_outputs",
+    "count_resources",
     "explicit_attention",
     "fidelity_of",
     "find_attention",

@@ -72,7 +72,7 @@ def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -
         kept: the keep-set, bool ``[n]``.
         journal: takes down everything that is replaced.
     """
-    blocks = _untied(attention, kept, journal)
+    blocks = untied(attention, kept, journal)
     for block, where in zip(blocks, attention.space.slices, strict=True):
         if block.ghost:  # its one unit is no unit of the original model, and nothing can revive it
             _freeze(block)
@@ -193,7 +193,7 @@ def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
     return (piece for piece, weight in both if id(weight) in own)
 
 
-def _untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
+def untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
     """Give every block its own table of biases where the first block's serves all (T5).
 
     Blocks that share one stay as they are if all of them keep all units, so that a stack of its own and

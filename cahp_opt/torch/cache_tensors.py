@@ -1,0 +1,95 @@
+"""The tensors of a key/value cache, and the attention blocks that they belong to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from cahp_opt.torch.blocks import Attention
+
+
+def takes_cache(model: nn.Module) -> bool:
+    """Whether the forward of ``model`` can be asked for a cache, or for none, by ``use_cache``."""
+    parameters = inspect.signature(type(model).forward).parameters
+    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes and hasattr(getattr(model, "config", None), "use_cache")
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """The bytes of its entries."""
+    return tensor.numel() * tensor.element_size()
+
+
+def tensors_in(container: object) -> Iterator[Tensor]:
+    """Every tensor of keys, values or states in a cache, each once, however it arranges them.
+
+    Those with fewer than two axes are counters, which some releases of transformers have as tensors.
+    """
+    seen, waiting = set[int](), [container]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            if found.ndim > 1:
+                yield found
+        elif isinstance(found, Mapping):
+            waiting += cast("Mapping[object, object]", found).values()
+        elif isinstance(found, list | tuple):
+            waiting += cast("list[object]", found)
+        elif type(found).__module__.startswith("transformers.") and not isinstance(
+            found, nn.Module
+        ):
+            waiting += getattr(found, "__dict__", {}).values()
+
+
+def cache_bytes(
+    model: nn.Module, attention: Attention, inputs: Mapping[str, Any]
+) -> tuple[list[int], int] | None:
+    """Bytes of the cache that one forward pass over ``inputs`` leaves.
+
+    A tensor belongs to the block during whose run it appears in the cache that the block was given.
+
+    Args:
+        model: in evaluation mode.
+        attention: its blocks.
+        inputs: keyword arguments for the model, without ``use_cache``.
+
+    Returns:
+        The bytes of every block, and those that belong to none; None if the model returns no cache.
+    """
+    # The tensors themselves are kept, because the id of one that is gone is given to another.
+    owners: dict[int, tuple[Tensor, int]] = {}
+
+    def listener(b: int) -> Callable[..., None]:
+        def listen(
+            site: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], _: object
+        ) -> None:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Cache):
+                    for tensor in tensors_in(value):
+                        owners.setdefault(id(tensor), (tensor, b))
+
+        return listen
+
+    asked = {"use_cache": True} if takes_cache(model) else {}
+    with ExitStack() as stack, torch.inference_mode():
+        for b, block in enumerate(attention):
+            hook = block.site.register_forward_hook(listener(b), with_kwargs=True)
+            stack.callback(hook.remove)
+        output: Any = model(**{**inputs, **asked})
+    cache: object = getattr(output, "past_key_values", None)
+    own, outside = [0] * len(attention), 0
+    for tensor in tensors_in(cache):
+        if id(tensor) in owners:
+            own[owners[id(tensor)][1]] += bytes_of(tensor)
+        else:
+            outside += bytes_of(tensor)
+    return (own, outside) if any(own) or outside else None

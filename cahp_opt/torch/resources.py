@@ -1,0 +1,154 @@
+"""Exact counts of what a model holds: its weights, their bytes, and the bytes of its cache."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from cahp_opt.heads import Floats, Ints, Unit
+from cahp_opt.profile import ResourceTable
+from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.batching import Batch, inputs_of, prepare
+from cahp_opt.torch.blocks import AttentionBlock, Piece
+from cahp_opt.torch.cache_tensors import bytes_of, cache_bytes
+from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.surgery import Journal, cut, untied
+
+Slot = tuple[nn.Module, str]
+"""A parameter by the module that holds it and its name there: slicing replaces it there alone."""
+
+
+def count_resources(
+    model: nn.Module, batch: Batch | None = None, *, unit: Unit | None = None
+) -> dict[str, ResourceTable]:
+    """What every block holds at every number of kept units: exact tables, computed and not measured.
+
+    ``parameters`` counts the weights, and ``memory`` the bytes of parameters and buffers, each tensor once.
+    ``kv_cache`` are the bytes of the key/value cache after a forward pass over ``batch``, for models that
+    return one. No unit kept costs as much as one, because slicing keeps the storage of one; only
+    :func:`~cahp_opt.torch.bypass_empty` saves that.
+
+    Every sliced model holds exactly what a table predicts, with one exception: stacks of T5 share
+    a table of biases as long as nothing of the stack is cut, and afterwards every block has its own. It is
+    always counted as the block's own, so the prediction for a whole stack is a little too large.
+
+    Args:
+        model: the model; it is not changed.
+        batch: keyword arguments for the model, as many examples and tokens as the cache is to hold; runs
+            twice. None to leave the cache out.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+
+    Returns:
+        The tables by name.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood, or the units of a block differ
+            in size.
+        ValueError: for a batch that cannot be used.
+    """
+    attention = find_attention(model, unit=unit)
+    tables = _weight_tables(model, attention)
+    if batch is not None:
+        inputs = inputs_of(prepare(batch, model, "batch"))
+        cache = _cache_table(model, attention, inputs, unit)
+        if cache is not None:
+            tables["kv_cache"] = cache
+    return tables
+
+
+def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, ResourceTable]:
+    space, journal = attention.space, Journal()
+    costs = {"parameters": list[Floats](), "memory": list[Floats]()}
+    try:  # what the blocks hold is told after untying, and the model is left as it was
+        blocks = untied(attention, np.zeros(space.n, dtype=np.bool_), journal)
+        slots = [_slots(block) for block in blocks]
+        inside = {slot for own in slots for slot in own}
+        outside = {
+            id(parameter): parameter
+            for module in model.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+            if (module, name) not in inside
+        }
+        for block, own in zip(blocks, slots, strict=True):
+            count, size = np.zeros(block.units + 1), np.zeros(block.units + 1)
+            for (module, name), pieces in own.items():
+                weight = module.get_parameter(name)
+                left = _left(block, weight, pieces)
+                count += left
+                size += left * weight.element_size()
+            costs["parameters"].append(count)
+            costs["memory"].append(size)
+    finally:
+        journal.restore()
+    others = list(outside.values())
+    weights = sum(tensor.numel() for tensor in others)
+    total = sum(bytes_of(tensor) for tensor in (*others, *model.buffers()))
+    return {
+        "parameters": ResourceTable(space, weights, tuple(costs["parameters"]), "weights"),
+        "memory": ResourceTable(space, total, tuple(costs["memory"]), "bytes"),
+    }
+
+
+def _slots(block: AttentionBlock) -> dict[Slot, list[Piece]]:
+    slots: dict[Slot, list[Piece]] = defaultdict(list)
+    for piece in block.pieces:
+        parent, _, name = piece.path.rpartition(".")
+        slots[block.site.get_submodule(parent), name].append(piece)
+    return slots
+
+
+def _left(block: AttentionBlock, weight: Tensor, pieces: list[Piece]) -> Ints:
+    """How many entries of a parameter are left of it at every count, ``[units + 1]``."""
+    entries = np.full(block.units + 1, weight.numel())
+    for piece in pieces:
+        size = np.bincount(piece.unit_of[piece.unit_of >= 0], minlength=block.units)
+        if np.any(size != size[0]):
+            raise UnsupportedModelError(
+                f"the units of {block.name} have {size.tolist()} entries of {piece.path}; units of "
+                "different sizes cannot be counted, because a budget sees only how many are kept."
+            )
+        gone = block.units - _stored(block.units)
+        entries = entries // len(piece.unit_of) * (len(piece.unit_of) - gone * size[0])
+    return entries
+
+
+def _stored(units: int) -> Ints:
+    """How many units are stored for every count of kept ones: at least one."""
+    return np.maximum(np.arange(units + 1), 1)
+
+
+def _cache_table(
+    model: nn.Module, attention: Attention, inputs: Mapping[str, Any], unit: Unit | None
+) -> ResourceTable | None:
+    """From two runs, of all units and of one per block; in between, the cache grows evenly."""
+    space = attention.space
+    with evaluating(model):
+        most = cache_bytes(model, attention, inputs)
+        if most is None:
+            return None
+        # Cutting replaces parameters and changes none, so that the copy can hold the original's.
+        small = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+        first = np.zeros(space.n, dtype=np.bool_)
+        first[[where.start for where in space.slices]] = True
+        cut(small, find_attention(small, unit=unit), first, Journal())
+        least = cache_bytes(small, find_attention(small), inputs)
+    if least is None or least[1] != most[1]:
+        raise UnsupportedModelError(
+            "the cache has tensors that depend on the kept units and belong to no attention block; "
+            "leave `batch` out to count the weights alone."
+        )
+    costs: list[Floats] = []
+    for block, low, high in zip(space.blocks, least[0], most[0], strict=True):
+        size, rest = divmod(high - low, max(block.units - 1, 1))
+        if rest:
+            raise UnsupportedModelError(
+                f"the cache of {block.name} has {low} bytes for one unit and {high} for {block.units}: "
+                "its units differ in size; leave `batch` out to count the weights alone."
+            )
+        costs.append(np.asarray(low + (_stored(block.units) - 1) * size, dtype=np.float64))
+    return ResourceTable(space, most[1], tuple(costs), "bytes")
