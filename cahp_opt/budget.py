@@ -34,6 +34,8 @@ class Budget:
         tables: costs with their limits; each one must hold.
         minimum: least units per block, one number or one per block.
         maximum: most units per block; None for all of them.
+        multiple_of: every block keeps a multiple of this many units, one number or one per block; all
+            units of a block may be kept in any case. Some hardware runs only such widths fast.
 
     Raises:
         BudgetError: if no keep-set meets it.
@@ -44,6 +46,7 @@ class Budget:
     tables: tuple[CountTable, ...] = ()
     minimum: Units = 0
     maximum: Units | None = None
+    multiple_of: Units = 1
 
     def __post_init__(self) -> None:
         space = self.space
@@ -53,14 +56,17 @@ class Budget:
         )
         object.__setattr__(self, "minimum", minimum)
         object.__setattr__(self, "maximum", np.minimum(maximum, space.units))
+        multiples = _per_block(space, self.multiple_of, "multiple_of", least=1)
+        object.__setattr__(self, "multiple_of", multiples)
         names = set[str]()
         tables: list[CountTable] = []
         for table in self.tables:
             costs = count_arrays(space, table.costs, f"costs of {table.name}")
-            if not (np.isfinite(table.limit) and np.isfinite(table.fixed) and table.fixed >= 0):
+            floors = np.array([table.fixed, table.least])
+            if not (np.isfinite(table.limit) and np.all(np.isfinite(floors) & (floors >= 0))):
                 raise ValueError(
-                    f"`limit` of {table.name!r} must be finite and its `fixed` part finite and at "
-                    f"least 0, got {table.limit} and {table.fixed}."
+                    f"`limit` of {table.name!r} must be finite and its `fixed` part and `least` finite "
+                    f"and at least 0, got {table.limit}, {table.fixed} and {table.least}."
                 )
             name, again = table.name, 2
             while name in names:
@@ -74,7 +80,12 @@ class Budget:
 
     @staticmethod
     def heads(
-        space: HeadSpace, limit: int, *, minimum: Units = 0, maximum: Units | None = None
+        space: HeadSpace,
+        limit: int,
+        *,
+        minimum: Units = 0,
+        maximum: Units | None = None,
+        multiple_of: Units = 1,
     ) -> Budget:
         """Keep at most ``limit`` units in all."""
         if not is_whole(limit) or limit < 0:
@@ -82,12 +93,15 @@ class Budget:
                 f"`limit` must be a whole number of units of at least 0, got {limit!r}."
             )
         costs = tuple(np.arange(units + 1, dtype=np.float64) for units in space.units)
-        return Budget(space, (CountTable("units", costs, float(limit)),), minimum, maximum)
+        table = CountTable("units", costs, float(limit))
+        return Budget(space, (table,), minimum, maximum, multiple_of)
 
     @staticmethod
-    def heads_per_block(space: HeadSpace, limit: Units, *, minimum: Units = 0) -> Budget:
+    def heads_per_block(
+        space: HeadSpace, limit: Units, *, minimum: Units = 0, multiple_of: Units = 1
+    ) -> Budget:
         """Keep at most ``limit`` units in every block; one number, or one per block."""
-        return Budget(space, (), minimum, limit)
+        return Budget(space, (), minimum, limit, multiple_of)
 
     @staticmethod
     def latency(
@@ -97,6 +111,7 @@ class Budget:
         seconds: float | None = None,
         minimum: Units = 0,
         maximum: Units | None = None,
+        multiple_of: Units = 1,
     ) -> Budget:
         """Take at most ``ratio`` of the unpruned end-to-end time, or at most ``seconds``."""
         if (ratio is None) == (seconds is None):
@@ -107,10 +122,12 @@ class Budget:
         else:
             limit = _positive("seconds", seconds)
         costs = CountTable("latency", table.seconds, limit, table.fixed, "s", table.least)
-        return Budget(table.space, (costs,), minimum, maximum)
+        return Budget(table.space, (costs,), minimum, maximum, multiple_of)
 
     @staticmethod
-    def latency_per_block(table: LatencyTable, ratio: float, *, minimum: Units = 0) -> Budget:
+    def latency_per_block(
+        table: LatencyTable, ratio: float, *, minimum: Units = 0, multiple_of: Units = 1
+    ) -> Budget:
         """Every block takes at most ``ratio`` of its own unpruned time."""
         _positive("ratio", ratio)
         zeros = tuple(np.zeros_like(s) for s in table.seconds)
@@ -125,7 +142,7 @@ class Budget:
                 zip(table.space.blocks, table.seconds, strict=True)
             )
         )
-        return Budget(table.space, tables, minimum)
+        return Budget(table.space, tables, minimum, None, multiple_of)
 
     @staticmethod
     def table(
@@ -135,12 +152,15 @@ class Budget:
         *,
         name: str = "cost",
         fixed: float = 0.0,
+        unit: str = "",
         minimum: Units = 0,
         maximum: Units | None = None,
+        multiple_of: Units = 1,
     ) -> Budget:
         """Any cost of your own: ``costs[b][k]`` for ``k`` units kept in block ``b``, summed."""
         arrays = count_arrays(space, costs, "costs")
-        return Budget(space, (CountTable(name, arrays, float(limit), fixed),), minimum, maximum)
+        costs_and_limit = CountTable(name, arrays, float(limit), fixed, unit)
+        return Budget(space, (costs_and_limit,), minimum, maximum, multiple_of)
 
     def __and__(self, other: Budget) -> Budget:
         """Both budgets at once."""
@@ -152,6 +172,7 @@ class Budget:
             self.tables + other.tables,
             np.maximum(self.least, other.least),
             np.minimum(self.most, other.most),
+            np.lcm(self.multiples, other.multiples),
         )
 
     def with_limit(self, limit: float, *, table: str | None = None) -> Budget:
@@ -167,7 +188,7 @@ class Budget:
         """
         chosen = self.table_named(table)
         tables = tuple(replace(t, limit=float(limit)) if t is chosen else t for t in self.tables)
-        return Budget(self.space, tables, self.minimum, self.maximum)
+        return Budget(self.space, tables, self.minimum, self.maximum, self.multiple_of)
 
     def table_named(self, name: str | None) -> CountTable:
         """The table of this name, or the first.
@@ -195,18 +216,32 @@ class Budget:
         """Most units per block, ``[blocks]``."""
         return np.asarray(self.maximum, dtype=np.int64)
 
+    @property
+    def multiples(self) -> Ints:
+        """What the units of every block are a multiple of, ``[blocks]``."""
+        return np.asarray(self.multiple_of, dtype=np.int64)
+
+    def floors(self) -> dict[str, float]:
+        """By table name: the smallest cost that this table alone can reach within the ranges."""
+        return {table.name: _smallest(table, self._in_range()) for table in self.tables}
+
     def costs(self, counts: Ints) -> dict[str, tuple[float, float]]:
         """By table name: the cost of these counts and its limit."""
         return {table.name: (table.cost(counts), table.limit) for table in self.tables}
 
     def violation(self, counts: Ints) -> str | None:
         """The first limit these counts break, as a sentence; None if they are within the budget."""
-        for block, count, least, most in zip(
-            self.space.blocks, counts, self.least, self.most, strict=True
+        for block, count, least, most, multiple in zip(
+            self.space.blocks, counts, self.least, self.most, self.multiples, strict=True
         ):
             if not least <= count <= most:
                 return (
                     f"block {block.name!r} keeps {count} units, and {least} to {most} are allowed."
+                )
+            if count % multiple and count != block.units:
+                return (
+                    f"block {block.name!r} keeps {count} of {block.units} units, which is no multiple of "
+                    f"{multiple}."
                 )
         for table in self.tables:
             if not table.fits(counts):
@@ -238,8 +273,12 @@ class Budget:
 
     @cached_property
     def coupling(self) -> tuple[CountTable, ...]:
-        """The tables that tie several blocks together."""
-        return tuple(table for table in self.tables if table.only_block is None)
+        """The tables that tie several blocks together, as plain sums.
+
+        Their ``least`` is 0: a budget is only made if it is within the limit, and then it decides nothing.
+        """
+        tying = (table for table in self.tables if table.only_block is None)
+        return tuple(replace(table, least=0.0) for table in tying)
 
     @cached_property
     def cheapest(self) -> Ints:
@@ -252,9 +291,10 @@ class Budget:
         if found.counts is None:
             missing = "meet" if found.bound == -np.inf else "were found that meet"
             floors = "; ".join(
-                f"{t.name} alone can reach {_smallest(t, self.allowed):.6g}{_unit(t)} "
-                f"(limit {t.limit:.6g})"
-                for t in self.coupling
+                f"{t.name} alone can reach {_amount(t, _smallest(t, self.allowed))} "
+                f"(limit {_amount(t, t.limit)})"
+                for t in self.tables
+                if t.only_block is None
             )
             raise BudgetError(
                 f"no counts {missing} all limits at once: {floors}. Raise one of the limits."
@@ -278,12 +318,14 @@ class Budget:
         return array if self.allows(array) else None
 
     def _in_range(self) -> list[Bools]:
-        """For every block a bool ``[units + 1]``: the counts from the least to the most."""
+        """For every block a bool ``[units + 1]``: the multiples from the least to the most."""
         result: list[Bools] = []
-        for block, least, most in zip(self.space.blocks, self.least, self.most, strict=True):
-            fine = np.zeros(block.units + 1, dtype=np.bool_)
-            fine[least : most + 1] = True
-            result.append(fine)
+        for block, least, most, multiple in zip(
+            self.space.blocks, self.least, self.most, self.multiples, strict=True
+        ):
+            k = np.arange(block.units + 1)
+            even = (k % multiple == 0) | (k == block.units)
+            result.append(even & (k >= least) & (k <= most))
         return result
 
     def _refuse_unreachable(self) -> None:
@@ -294,20 +336,17 @@ class Budget:
                     f"{most} of its {block.units}; lower `minimum` or raise `maximum`."
                 )
         ranges = self._in_range()
+        for b, (block, fine) in enumerate(zip(self.space.blocks, ranges, strict=True)):
+            if not fine.any():
+                raise BudgetError(
+                    f"block {block.name!r} must keep {self.least[b]} to {self.most[b]} of its "
+                    f"{block.units} units, and none of that is a multiple of {self.multiples[b]}; change "
+                    "`minimum`, `maximum` or `multiple_of`."
+                )
         for table in self.tables:
             floor = _smallest(table, ranges)
             if floor > table.limit:
-                full = table.cost(self.space.units)
-                ratio = (
-                    f" ({floor / full:.3g} of the unpruned {full:.6g}{_unit(table)})"
-                    if full
-                    else ""
-                )
-                raise BudgetError(
-                    f"`{table.name}` of at most {table.limit:.6g}{_unit(table)} cannot be met: the "
-                    f"smallest reachable is {floor:.6g}{_unit(table)}{ratio}; raise the limit to at "
-                    "least that, or lower `minimum`."
-                )
+                raise BudgetError(_unreachable(table, floor, table.cost(self.space.units)))
         for block, fine in zip(self.space.blocks, self.allowed, strict=True):
             if not fine.any():
                 raise BudgetError(
@@ -321,8 +360,27 @@ def _smallest(table: CountTable, allowed: Sequence[Bools]) -> float:
     return max(table.least, fsum([table.fixed, *cheapest]))
 
 
-def _unit(table: CountTable) -> str:
-    return f" {table.unit}" if table.unit else ""
+def _unreachable(table: CountTable, floor: float, full: float) -> str:
+    """The sentence for a limit below the ``floor``; ``full`` is the cost of the unpruned model."""
+    share = f" ({floor / full:.3g} of the unpruned {_amount(table, full)})" if full else ""
+    told = (
+        f"`{table.name}` of at most {_amount(table, table.limit)} cannot be met: the smallest reachable "
+        f"is {_amount(table, floor)}{share}"
+    )
+    if table.least <= table.limit:
+        return f"{told}; raise the limit to at least that, or lower `minimum` or `multiple_of`."
+    if table.unit != "s":
+        return f"{told}, and it is never below {_amount(table, table.least)}; raise the limit."
+    return (
+        f"{told}; launching the kernels alone takes {_amount(table, table.least)}, however few units are "
+        "kept: measure with CUDA graphs, torch.compile or a larger batch, or raise the limit."
+    )
+
+
+def _amount(table: CountTable, cost: float) -> str:
+    """A cost with its unit, for a sentence: large whole numbers in full."""
+    number = f"{cost:,.0f}" if 1e6 <= abs(cost) < 1e15 and cost.is_integer() else f"{cost:.6g}"
+    return f"{number} {table.unit}" if table.unit else number
 
 
 def _positive(argument: str, x: float | None) -> float:
@@ -331,13 +389,13 @@ def _positive(argument: str, x: float | None) -> float:
     return float(x)
 
 
-def _per_block(space: HeadSpace, given: Units, argument: str) -> Ints:
+def _per_block(space: HeadSpace, given: Units, argument: str, *, least: int = 0) -> Ints:
     array = np.asarray(given)
     if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((), (len(space.blocks),)):
         raise ValueError(
             f"`{argument}` must be a whole number, or {len(space.blocks)} of them (one per block), "
             f"got {given!r}."
         )
-    if np.any(array < 0):
-        raise ValueError(f"`{argument}` must be at least 0, got {given!r}.")
+    if np.any(array < least):
+        raise ValueError(f"`{argument}` must be at least {least}, got {given!r}.")
     return np.broadcast_to(array.astype(np.int64), (len(space.blocks),)).copy()

@@ -56,7 +56,7 @@ class Knapsack:
 
     Args:
         allowed: for every block a bool ``[units + 1]``.
-        tables: costs with limits; all must hold.
+        tables: costs with limits; all must hold, and none has a ``least`` above its limit.
     """
 
     def __init__(self, allowed: Sequence[Bools], tables: Sequence[CountTable]) -> None:

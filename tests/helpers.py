@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -231,6 +232,17 @@ def _latency_per_block(rng: Rng, space: HeadSpace) -> Budget:
     return Budget.latency_per_block(table, float(rng.uniform(1, 1.2))) & _linear_latency(rng, space)
 
 
+def _multiples(rng: Rng, space: HeadSpace) -> Budget:
+    multiple_of = rng.integers(1, 4, len(space.blocks))
+    return _linear_latency(rng, space) & Budget(space, multiple_of=multiple_of)
+
+
+def _launch_bound(rng: Rng, space: HeadSpace) -> Budget:
+    table = _table(space, lambda u: np.sort(rng.random(u + 1)), rng)
+    least = table.floor + 0.7 * float(rng.random()) * (table.dense - table.floor)
+    return _within(replace(table, least=least), rng)
+
+
 BUDGETS: Mapping[str, Callable[[Rng, HeadSpace], Budget]] = {
     "heads": lambda rng, space: Budget.heads(space, int(rng.integers(0, space.n + 1))),
     "nothing fits": lambda rng, space: Budget.heads(space, 0),
@@ -241,6 +253,8 @@ BUDGETS: Mapping[str, Callable[[Rng, HeadSpace], Budget]] = {
     "not monotone": _not_monotone,
     "two tables": _two_tables,
     "latency per block": _latency_per_block,
+    "multiples": _multiples,
+    "launch bound": _launch_bound,
 }
 
 SPACES: tuple[HeadSpace, ...] = (

@@ -69,6 +69,45 @@ def test_budgets_combine() -> None:
     assert list(twice.costs(np.array([1, 1, 1]))) == ["units", "units (2)"]
 
 
+def test_multiples() -> None:
+    """0 or 3 of 4 units, or all 4: everything may always be kept."""
+    budget = Budget.heads(SPACE, 12, multiple_of=3)
+    assert set(itertools.chain(*counts_of(budget))) == {0, 3, 4}
+    assert "keeps 2 of 4 units, which is no multiple of 3" in str(
+        budget.violation(np.array([0, 2, 4]))
+    )
+    each = Budget.heads_per_block(SPACE, 3, multiple_of=[1, 2, 4])
+    assert [np.flatnonzero(a).tolist() for a in each.allowed] == [[0, 1, 2, 3], [0, 2], [0]]
+    both = Budget(SPACE, multiple_of=2) & Budget(SPACE, multiple_of=[3, 1, 4])
+    assert [np.flatnonzero(a).tolist() for a in both.allowed] == [[0, 4], [0, 2, 4], [0, 4]]
+    for kept in (
+        Budget.latency(LINEAR, 0.9, multiple_of=2).with_limit(LINEAR.dense),
+        Budget.latency_per_block(LINEAR, 1.0, multiple_of=2),
+        Budget.table(SPACE, [[0, 1, 2, 3, 4]] * 3, 12, multiple_of=2),
+        Budget.heads(SPACE, 12) & Budget(SPACE, multiple_of=2),
+    ):
+        assert set(itertools.chain(*counts_of(kept))) == {0, 2, 4}
+    with pytest.raises(
+        BudgetError, match="keep 1 to 2 of its 4 units, and none of that is a multiple"
+    ):
+        Budget(SPACE, minimum=1, maximum=2, multiple_of=3)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_multiples_combine(units: int, first: int, second: int) -> None:
+    space = HeadSpace.uniform(1, units)
+    one, two = (Budget(space, multiple_of=m) for m in (first, second))
+    expected = [c for c in counts_of(one) if two.allows(np.array(c))]
+    assert counts_of(one & two) == expected
+
+
+def test_floors_are_each_tables_own() -> None:
+    budget = Budget.latency(LINEAR, 1.0, minimum=1) & Budget.table(
+        SPACE, [[9, 4, 1, 0, 4]] * 3, 30, name="memory", unit="bytes"
+    )
+    assert budget.floors() == {"latency": LINEAR.predict([1, 1, 1]), "memory": 0}
+
+
 def test_a_table_of_ones_own() -> None:
     costs = [[0, 3, 1, 1, 4]] * 3
     budget = Budget.table(SPACE, costs, 3, name="memory")
@@ -95,6 +134,8 @@ def test_a_table_of_ones_own() -> None:
         (lambda: Budget.table(SPACE, [[0, 1, 2, 3, math.nan]] * 3, 1), "finite"),
         (lambda: Budget.table(SPACE, [[0, 1, 2, 3, 4]] * 3, math.inf), "`limit`"),
         (lambda: Budget(SPACE, (), [1, 2]), "one per block"),
+        (lambda: Budget(SPACE, multiple_of=0), "`multiple_of` must be at least 1"),
+        (lambda: Budget(SPACE, multiple_of=1.5), "`multiple_of`"),  # type: ignore[arg-type]
         (lambda: Budget.heads(SPACE, 3) & Budget.heads(SPACES[0], 1), "different models"),
     ],
 )

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers import OBJECTIVE_CLASSES, OBJECTIVES, SOLVERS, SPACES, problems
+from helpers import OBJECTIVE_CLASSES, OBJECTIVES, SOLVERS, SPACES, make_problem, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -80,8 +80,11 @@ def check_selection(solver: Solver, problem: Problem, seed: int) -> None:
         return
     counts = problem.space.counts(selection.kept)
     assert np.all(problem.budget.least <= counts) and np.all(counts <= problem.budget.most)
+    uneven = counts % problem.budget.multiples > 0
+    assert np.all(counts[uneven] == problem.space.units[uneven])
     for table in problem.budget.tables:
-        cost = table.fixed + sum(c[k] for c, k in zip(table.costs, counts, strict=True))
+        own = sum(c[k] for c, k in zip(table.costs, counts, strict=True))
+        cost = max(table.least, table.fixed + own)
         assert cost <= table.limit * (1 + 1e-12)
         assert math.isclose(selection.costs[table.name][0], cost, rel_tol=1e-12, abs_tol=1e-15)
         assert selection.costs[table.name][1] == table.limit
@@ -144,6 +147,7 @@ def test_relabelling_keeps_the_value(solver: Solver, problem: Problem, seed: int
         ),
         problem.budget.least[blocks],
         problem.budget.most[blocks],
+        problem.budget.multiples[blocks],
     )
     first, second = (
         run(problem, solver),
@@ -154,6 +158,24 @@ def test_relabelling_keeps_the_value(solver: Solver, problem: Problem, seed: int
     if has_ties(problem.objective):
         return  # equal gains are broken by order, and other ties lead to other answers
     assert math.isclose(first.value, second.value, **CLOSE)
+
+
+@each_solver
+@given(
+    objective=st.sampled_from(sorted(OBJECTIVES)),
+    space=st.sampled_from(SPACES),
+    seed=st.integers(0, 2**16),
+)
+def test_a_launch_time_within_the_limit_changes_nothing(
+    solver: Solver, objective: str, space: HeadSpace, seed: int
+) -> None:
+    bound = make_problem(objective, "launch bound", space, seed)
+    free = tuple(dataclasses.replace(t, least=0.0) for t in bound.budget.tables)
+    without = run(Problem(bound.objective, Budget(space, free)), solver, seed)
+    found = run(bound, solver, seed)
+    assert (found is None) == (without is None)
+    if found is not None and without is not None:
+        assert np.array_equal(found.kept, without.kept)
 
 
 class Relabelled(Objective):
