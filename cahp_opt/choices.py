@@ -1,10 +1,10 @@
-"""What can be named on the command line: objectives, solvers and latency goals; and the choice itself."""
+"""What can be named on the command line: objectives, solvers and targets; and the choice itself."""
 
 from __future__ import annotations
 
-import math
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import Enum
 
@@ -13,10 +13,13 @@ import numpy as np
 import cahp_opt
 from cahp_opt import solvers
 from cahp_opt.budget import Budget
+from cahp_opt.count_table import CountTable
+from cahp_opt.goals import Goal, LatencyGoal, goals_to_text
 from cahp_opt.heads import HeadSpace, Unit
-from cahp_opt.latency import LatencyTable
+from cahp_opt.latency import LatencyTable, Phase
 from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular, Quadratic
 from cahp_opt.problem import Objective, Problem
+from cahp_opt.profile import Profile
 from cahp_opt.selection import Selection, Solver, select
 from cahp_opt.stats import HeadStats, Moments, Total
 
@@ -115,77 +118,135 @@ class Precision(str, Enum):
 
 
 @dataclass(frozen=True)
-class LatencyGoal:
-    """A latency to reach: a share of the unpruned end-to-end time, or seconds."""
-
-    ratio: float | None = None
-    seconds: float | None = None
-
-    @staticmethod
-    def parse(text: str) -> LatencyGoal:
-        """``0.8`` is a ratio; ``12.5ms`` and ``0.0125s`` are times.
-
-        Raises:
-            ValueError: for anything else.
-        """
-        found = re.fullmatch(r"\s*([-+.0-9e]+?)\s*(ms|s|)\s*", text)
-        try:
-            number = float(found[1]) if found else math.nan
-        except ValueError:
-            number = math.nan
-        if found is None or not (math.isfinite(number) and number > 0):
-            raise ValueError(
-                f"`--latency` must be a ratio of the unpruned time such as 0.8, or a time such as 12.5ms "
-                f"or 0.0125s, above 0, got {text!r}."
-            )
-        if not found[2]:
-            return LatencyGoal(ratio=number)
-        return LatencyGoal(seconds=number / 1000 if found[2] == "ms" else number)
-
-    def __str__(self) -> str:
-        return f"{self.ratio:g}" if self.ratio is not None else f"{self.seconds!r}s"
-
-
-@dataclass(frozen=True)
 class Target:
     """What the selection has to keep to.
 
     Args:
-        latency: end to end; needs a latency table.
+        goals: latencies and resources; each needs its table in the profile.
         heads: units kept in all, at most.
         minimum: units kept per block, at least.
+        maximum: units kept per block, at most; None for all of them.
+        multiple_of: units kept per block are a multiple of it, or all.
     """
 
-    latency: LatencyGoal | None = None
+    goals: tuple[Goal, ...] = ()
     heads: int | None = None
     minimum: int = 1
+    maximum: int | None = None
+    multiple_of: int = 1
 
-    def budget(self, space: HeadSpace, table: LatencyTable | None) -> Budget:
+    @property
+    def latencies(self) -> tuple[LatencyGoal, ...]:
+        """The goals that are about time."""
+        return tuple(goal for goal in self.goals if isinstance(goal, LatencyGoal))
+
+    def budget(self, space: HeadSpace, profile: Profile | None) -> Budget:
         """The budget over ``space``.
 
         Raises:
             BudgetError: if nothing meets it.
-            ValueError: without any limit, or if the table is missing or of another model.
+            ValueError: without any limit, or if the profile is missing, of another model, or lacks a table.
         """
-        if self.latency is None and self.heads is None:
-            raise ValueError("nothing limits the selection; give `--latency`, `--heads` or both.")
-        parts: list[Budget] = []
-        if self.latency is not None:
-            if table is None:
-                raise ValueError("`--latency` needs a latency table; give `--latency-table` too.")
-            difference = space.difference(table.space)
+        if not self.goals and self.heads is None and self.maximum is None:
+            raise ValueError(
+                "nothing limits the selection; give `--latency`, `--parameters`, `--memory`, `--kv-cache`, "
+                "`--heads` or `--maximum`."
+            )
+        ranges = (self.minimum, self.maximum, self.multiple_of)
+        tables: tuple[CountTable, ...] = ()
+        if self.goals:
+            if profile is None:
+                raise ValueError(
+                    f"`{self.goals[0].option}` needs a latency table; give `--latency-table` too."
+                )
+            difference = space.difference(profile.space)
             if difference:
                 raise ValueError(
                     "the statistics and the latency table are of different models "
                     f"({difference}); measure both on the same one."
                 )
-            goal = self.latency
-            parts.append(
-                Budget.latency(table, goal.ratio, seconds=goal.seconds, minimum=self.minimum)
-            )
-        if self.heads is not None:
-            parts.append(Budget.heads(space, self.heads, minimum=self.minimum))
-        return parts[0] if len(parts) == 1 else parts[0] & parts[1]
+            tables = tuple(goal.table(profile) for goal in self.goals)
+        budget = Budget(space, tables, *ranges)
+        if self.heads is None:
+            return budget
+        minimum, maximum, multiple = ranges
+        return budget & Budget.heads(
+            space, self.heads, minimum=minimum, maximum=maximum, multiple_of=multiple
+        )
+
+    def workloads(self, profile: Profile | None) -> dict[str, LatencyTable]:
+        """The latency tables that the goals are about, by workload.
+
+        Raises:
+            ValueError: if the profile lacks one.
+        """
+        found: dict[str, LatencyTable] = {}
+        if profile is not None:
+            for goal in self.latencies:
+                found |= goal.workloads(profile)
+        return found
+
+    def remarks(self, profile: Profile | None) -> list[str]:
+        """What to know before trusting the latency tables that the goals are about, as sentences.
+
+        Raises:
+            ValueError: if the profile lacks one.
+        """
+        return [
+            f"{name}: {remark}"
+            for name, table in self.workloads(profile).items()
+            for remark in table.remarks
+        ]
+
+    def provenance(self, profile: Profile | None) -> dict[str, str]:
+        """What the target was made from, for the record of a selection.
+
+        ``goals`` is the text of :func:`~cahp_opt.goals.goals_to_text`; ``workloads`` a JSON object that
+        tells for every workload how its table was measured, and ``remarks`` a JSON list.
+
+        Raises:
+            ValueError: if the profile lacks a table.
+        """
+        facts = {"goals": goals_to_text(self.goals)} if self.goals else {}
+        tables = self.workloads(profile)
+        if not tables:
+            return facts
+        facts |= {
+            "workloads": json.dumps({name: _measured(table) for name, table in tables.items()}),
+            "remarks": json.dumps(self.remarks(profile)),
+        }
+        (goal, *others), (name, table) = self.latencies, next(iter(tables.items()))
+        where = table.provenance
+        once = not others and goal.runs(tables) == {name: 1.0}
+        if once and where.phase is Phase.PREFILL:  # as it was before there were several workloads
+            facts |= {
+                "latency": str(goal),
+                "dense_seconds": repr(table.dense),
+                "device": where.device,
+                "batch_size": str(where.batch),
+                "sequence_length": str(where.sequence_length),
+            }
+        return facts
+
+
+def remarks(provenance: Mapping[str, str]) -> list[str]:
+    """The remarks of :meth:`Target.remarks` that a selection's provenance holds."""
+    found: list[str] = json.loads(provenance.get("remarks", "[]"))
+    return found
+
+
+def _measured(table: LatencyTable) -> dict[str, str | int | float | bool]:
+    where = table.provenance
+    return {
+        "dense_seconds": table.dense,
+        "device": where.device,
+        "dtype": where.dtype,
+        "batch_size": where.batch,
+        "sequence_length": where.sequence_length,
+        "phase": where.phase.value,
+        "execution": where.execution.value,
+        "estimated": where.estimated,
+    }
 
 
 @dataclass(frozen=True)
@@ -204,16 +265,14 @@ class Method:
     time_limit: float | None = None
     seed: int = 0
 
-    def choose(
-        self, stats: HeadStats, target: Target, table: LatencyTable | None = None
-    ) -> Selection:
+    def choose(self, stats: HeadStats, target: Target, profile: Profile | None = None) -> Selection:
         """The selection; its provenance tells what it was made from.
 
         Raises:
             BudgetError: if nothing meets the target.
             ValueError: if the records do not fit each other, the objective or the solver.
         """
-        budget = target.budget(stats.space, table)
+        budget = target.budget(stats.space, profile)
         problem = Problem(self.objective.build(stats), budget)
         selection = select(problem, self.solver.build(), time_limit=self.time_limit, seed=self.seed)
         provenance = {
@@ -222,16 +281,7 @@ class Method:
             "solver": self.solver.value,
             "cahp-opt": cahp_opt.__version__,
         }
-        if target.latency is not None and table is not None:
-            where = table.provenance
-            provenance |= {
-                "latency": str(target.latency),
-                "dense_seconds": repr(table.dense),
-                "device": where.device,
-                "batch_size": str(where.batch),
-                "sequence_length": str(where.sequence_length),
-            }
-        return replace(selection, provenance=provenance)
+        return replace(selection, provenance=provenance | target.provenance(profile))
 
     def rehearse(self, space: HeadSpace) -> None:
         """Let the solver see the objective's structure, before minutes of measuring go into it.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,22 +16,31 @@ from rich.console import Console
 import cahp_opt
 from cahp_opt.choices import (
     DEFAULT_SOLVER,
-    LatencyGoal,
     Method,
     ObjectiveName,
     Precision,
     SolverName,
     Target,
     Units,
+    remarks,
 )
 from cahp_opt.display import Display
-from cahp_opt.latency import LatencyTable
+from cahp_opt.goals import KV_CACHE, MEMORY, PARAMETERS, Goal, LatencyGoal, ResourceGoal
+from cahp_opt.latency import Execution
 from cahp_opt.problem import Problem
-from cahp_opt.report import Report, comparison_tables, seconds, selection_tables, tables
+from cahp_opt.profile import Profile
+from cahp_opt.report import (
+    Report,
+    comparison_tables,
+    profile_lines,
+    selection_tables,
+    tables,
+)
 from cahp_opt.selection import Selection
 from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
 from cahp_opt.texts import Split, read_lines, read_table, split
+from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,12 +71,38 @@ Data = Annotated[
     ),
 ]
 Latency = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--latency",
-        metavar="RATIO|TIME",
+        metavar="[WORKLOADS=]RATIO|TIME",
         help="Largest end-to-end time: a ratio of the unpruned time such as 0.8, or a time such as "
-        "12.5ms or 0.0125s.",
+        "12.5ms or 0.0125s; of one workload as in decode=12ms, or of several runs as in "
+        "prefill+200*decode=0.8. May be repeated: all must hold.",
+    ),
+]
+Parameters = Annotated[
+    str | None,
+    typer.Option(
+        "--parameters",
+        metavar="RATIO|NUMBER",
+        help="Weights of the whole model, at most: a ratio of the unpruned model such as 0.9, or a number "
+        "such as 7.5M or 1.2B (billion).",
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="RATIO|BYTES",
+        help="Bytes of the weights, at most: a ratio such as 0.9, or bytes such as 512MB or 1.5GiB.",
+    ),
+]
+KvCache = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        metavar="RATIO|BYTES",
+        help="Bytes of the key/value cache of the workload that decodes, at most; as --memory.",
     ),
 ]
 Heads = Annotated[
@@ -75,6 +111,34 @@ Heads = Annotated[
 ]
 Minimum = Annotated[
     int, typer.Option("--minimum", min=0, help="Units kept in every block, at least.")
+]
+Maximum = Annotated[
+    int | None, typer.Option("--maximum", min=0, help="Units kept in every block, at most.")
+]
+MultipleOf = Annotated[
+    int,
+    typer.Option(
+        "--multiple-of",
+        min=1,
+        help="Every block keeps a multiple of this many units, or all: some hardware is only fast at such "
+        "widths.",
+    ),
+]
+TableFile = Annotated[
+    Path | None,
+    typer.Option("--latency-table", metavar="FILE", help="Profile of `cahp latency`."),
+]
+WorkloadOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--workload",
+        metavar="[NAME=]PHASE:BATCHxLENGTH",
+        help="What is timed, such as prefill:8x128, decode:8x1024 or long=prefill:1x4096; called after "
+        "its phase without a name. May be repeated.",
+    ),
+]
+ExecutionOption = Annotated[
+    Execution, typer.Option("--execution", help="How the model is run while it is timed.")
 ]
 UnitsOption = Annotated[
     Units,
@@ -170,8 +234,14 @@ def prune(
     text: Text = None,
     data: Data = None,
     latency: Latency = None,
+    parameters: Parameters = None,
+    memory: Memory = None,
+    kv_cache: KvCache = None,
     heads: Heads = None,
     minimum: Minimum = 1,
+    maximum: Maximum = None,
+    multiple_of: MultipleOf = 1,
+    latency_table: TableFile = None,
     units: UnitsOption = Units.AUTO,
     objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
     solver: SolverChoice = DEFAULT_SOLVER,
@@ -182,6 +252,8 @@ def prune(
     held_out: HeldOut = 256,
     max_length: MaxLength = 128,
     batch_size: BatchSize = 32,
+    workload: WorkloadOption = None,
+    execution: ExecutionOption = Execution.EAGER,
     latency_batch_size: LatencyBatch = 8,
     sequence_length: SequenceLength = None,
     repeats: Repeats = 20,
@@ -193,15 +265,26 @@ def prune(
 ) -> None:
     """Measure, select, slice, refit, check and save: the whole way at once.
 
-    Without --latency and --heads, the budget is 0.8 of the unpruned end-to-end time.
+    Without any limit, the budget is 0.8 of the unpruned end-to-end time. What is timed is
+    --workload; without it, --latency-batch-size and --sequence-length for prefill and decode, as
+    the goals name them; with --latency-table, what the table was measured with.
     """
     texts = _texts(text, data, max_texts, held_out, seed)
-    target = _target(latency, heads, minimum, "0.8")
+    goals = _goals(latency, parameters, memory, kv_cache)
+    target = _target(Target(goals, heads, minimum, maximum, multiple_of), "0.8")
+    profile = Profile.load(latency_table) if latency_table else None
+    if profile is None:
+        default = Workload(latency_batch_size, sequence_length, repeats, execution=execution)
+        asked = [Workload.parse(w, repeats=repeats, execution=execution) for w in workload or ()]
+        workloads = workloads_for(target.latencies, asked, default)
+    else:
+        ready = target.workloads(profile) or profile.latency
+        workloads = tuple(Workload.of(name, table, repeats) for name, table in ready.items())
     _check_folder(output_dir, overwrite)
     display = Display()
     named = _named(model, threads, device, precision, display)
 
-    from cahp_opt.torch.pipeline import Applying, Reading, Workload, run_pipeline
+    from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
 
     report = run_pipeline(
         named,
@@ -210,10 +293,11 @@ def prune(
         Method(objective, solver, time_limit, seed),
         Applying(
             refit,
-            Workload(latency_batch_size, sequence_length, repeats),
+            workloads or (Workload(latency_batch_size, sequence_length, repeats),),
             Reading(batch_size, max_length, seed),
         ),
         output_dir,
+        profile=profile,
         unit=units.unit,
         overwrite=overwrite,
         display=display,
@@ -293,9 +377,11 @@ def calibrate(
 def latency(
     model: Model,
     output: Annotated[
-        Path, typer.Option("--output", metavar="FILE", help="Latency table to write (JSON).")
+        Path, typer.Option("--output", metavar="FILE", help="Profile to write (JSON).")
     ] = Path("latency.json"),
     units: UnitsOption = Units.AUTO,
+    workload: WorkloadOption = None,
+    execution: ExecutionOption = Execution.EAGER,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Texts per batch that is timed.")
     ] = 8,
@@ -305,21 +391,38 @@ def latency(
     device: Device = None,
     precision: Dtype = None,
 ) -> None:
-    """Measure the seconds of every block at every number of kept units, on this machine."""
+    """Measure the seconds of every block at every number of kept units, on this machine.
+
+    The profile also counts weights, bytes and the key/value cache. Without --workload, one prefill of
+    --batch-size texts of --sequence-length tokens is timed. An interrupted measurement goes on where it
+    stopped when the same command is run again.
+    """
+    default = Workload(batch_size, sequence_length, repeats, execution=execution)
+    asked = [Workload.parse(w, repeats=repeats, execution=execution) for w in workload or ()]
+    workloads = workloads_for((), asked, default)
     _check_file(output)
     display = Display()
     loaded = _model(model, threads, device, precision, display)
 
-    from cahp_opt.torch.pipeline import Workload, measure_table
+    from cahp_opt.torch.pipeline import measure_profile
 
-    table = measure_table(
-        loaded, Workload(batch_size, sequence_length, repeats), display, units.unit
-    )
-    table.save(output)
-    print(
-        f"{output}: unpruned {seconds(table.dense)}, at least {seconds(table.floor)} "
-        f"({table.floor / table.dense:.3f} of it), on {table.provenance.device}"
-    )
+    kept = {w.name: Path(f"{output}.{w.name}.jsonl") for w in workloads}
+    try:
+        profile = measure_profile(loaded, workloads, display, units.unit, samples=kept)
+    except KeyboardInterrupt:
+        runs = [str(path) for path in kept.values() if path.exists()]
+        if not runs:
+            raise
+        raise InterruptedMeasurement(
+            f"interrupted; the runs so far are in {', '.join(runs)}, and the same command goes on from there."
+        ) from None
+    profile.save(output)
+    for path in kept.values():
+        path.unlink(missing_ok=True)
+    for line in profile_lines(profile):
+        print(line)
+    _note(f"{name}: {remark}" for name, t in profile.latency.items() for remark in t.remarks)
+    print(f"written: {output}")
 
 
 @app.command()
@@ -327,13 +430,15 @@ def select(
     stats: Annotated[
         Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
     ],
-    latency_table: Annotated[
-        Path | None,
-        typer.Option("--latency-table", metavar="FILE", help="Table of `cahp latency`."),
-    ] = None,
+    latency_table: TableFile = None,
     latency: Latency = None,
+    parameters: Parameters = None,
+    memory: Memory = None,
+    kv_cache: KvCache = None,
     heads: Heads = None,
     minimum: Minimum = 1,
+    maximum: Maximum = None,
+    multiple_of: MultipleOf = 1,
     objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
     solver: SolverChoice = DEFAULT_SOLVER,
     output: Annotated[
@@ -344,15 +449,19 @@ def select(
 ) -> None:
     """Choose the units to keep, from saved records; needs no PyTorch.
 
-    With --latency-table and neither --latency nor --heads, the budget is 0.8 of the unpruned time.
+    With --latency-table and no limit, the budget is 0.8 of the unpruned time.
     """
-    target = _target(latency, heads, minimum, "0.8" if latency_table else None)
+    goals = _goals(latency, parameters, memory, kv_cache)
+    target = Target(goals, heads, minimum, maximum, multiple_of)
     _check_file(output)
     measured = HeadStats.load(stats)
-    table = LatencyTable.load(latency_table) if latency_table else None
-    selection = Method(objective, solver, time_limit, seed).choose(measured, target, table)
+    profile = Profile.load(latency_table) if latency_table else None
+    if profile is not None and profile.latency:
+        target = _target(target, "0.8")
+    selection = Method(objective, solver, time_limit, seed).choose(measured, target, profile)
     selection.save(output)
     Console().print(selection_tables(selection))
+    _note(remarks(selection.provenance))
     print(f"written: {output}")
 
 
@@ -361,14 +470,13 @@ def compare(
     stats: Annotated[
         Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
     ],
-    latency_table: Annotated[
-        Path | None,
-        typer.Option("--latency-table", metavar="FILE", help="Table of `cahp latency`."),
-    ] = None,
+    latency_table: TableFile = None,
     latency: Annotated[
         list[str] | None,
         typer.Option(
-            "--latency", metavar="RATIO|TIME", help="As in `cahp select`; may be repeated."
+            "--latency",
+            metavar="[WORKLOADS=]RATIO|TIME",
+            help="As in `cahp select`; each one is a problem of its own.",
         ),
     ] = None,
     heads: Annotated[
@@ -376,6 +484,8 @@ def compare(
         typer.Option("--heads", min=0, help="Units kept in all, at most; may be repeated."),
     ] = None,
     minimum: Minimum = 1,
+    maximum: Maximum = None,
+    multiple_of: MultipleOf = 1,
     objective: Annotated[
         str, typer.Option("--objective", help="An objective's name, or your own `module:Class`.")
     ] = ObjectiveName.EXPLAINED_VARIANCE.value,
@@ -412,19 +522,21 @@ def compare(
     from cahp_opt.plugins import objective_named, solver_named
 
     measured = HeadStats.load(stats)
-    table = LatencyTable.load(latency_table) if latency_table else None
+    profile = Profile.load(latency_table) if latency_table else None
     n = measured.space.n
     if not latency and not heads:
-        latency = ["0.9", "0.8", "0.7"] if table else None
+        timed = profile is not None and bool(profile.latency)
+        latency = ["0.9", "0.8", "0.7"] if timed else None
         least = minimum * len(measured.space.blocks)
-        heads = None if table else [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
-    targets = [Target(LatencyGoal.parse(x), None, minimum) for x in latency or ()]
-    targets += [Target(None, k, minimum) for k in heads or ()]
+        heads = None if timed else [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
+    ranges = Target(minimum=minimum, maximum=maximum, multiple_of=multiple_of)
+    targets = [replace(ranges, goals=(LatencyGoal.parse(x),)) for x in latency or ()]
+    targets += [replace(ranges, heads=k) for k in heads or ()]
     goal = objective_named(objective, measured)
     problems: dict[str, Problem] = {}
     for target in targets:
-        name = f"latency {target.latency}" if target.latency else f"{target.heads} units"
-        problems[name] = Problem(goal, target.budget(measured.space, table))
+        name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
+        problems[name] = Problem(goal, target.budget(measured.space, profile))
     names = solver or [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
     _check_writable(output_dir / "comparison.json")
     display = Display()
@@ -487,19 +599,22 @@ def apply(
     display = Display()
     named = _named(model, threads, device, precision, display, texts_needed=texts is not None)
 
-    from cahp_opt.torch.pipeline import Applying, Reading, Workload, apply_selection
+    from cahp_opt.torch.pipeline import Applying, Reading, apply_selection
 
-    timed = chosen.provenance
-    workload = Workload(
-        latency_batch_size or int(timed.get("batch_size", "8")),
-        sequence_length or int(timed.get("sequence_length", "0")) or None,
-        repeats,
+    timed = recorded_workloads(chosen.provenance, repeats) or (Workload(repeats=repeats),)
+    workloads = tuple(
+        replace(
+            workload,
+            batch_size=latency_batch_size or workload.batch_size,
+            sequence_length=sequence_length or workload.sequence_length,
+        )
+        for workload in timed
     )
     report = apply_selection(
         named,
         chosen,
         texts,
-        Applying(refit, workload, Reading(batch_size, max_length, seed)),
+        Applying(refit, workloads, Reading(batch_size, max_length, seed)),
         output_dir,
         overwrite=overwrite,
         display=display,
@@ -517,15 +632,19 @@ def demo(
             help="Folder to write; one of an earlier run is replaced.",
         ),
     ] = Path("pruned-minilm"),
-    latency: Latency = "0.8",
+    latency: Latency = None,
     seed: Seed = 0,
     threads: Threads = None,
 ) -> None:
-    """Prune all-MiniLM-L6-v2 with text that every Python carries; a few minutes on two cores."""
+    """Prune all-MiniLM-L6-v2 with text that every Python carries; a few minutes on two cores.
+
+    Without --latency, the budget is 0.8 of the unpruned end-to-end time.
+    """
     from cahp_opt.demo import demo_model, demo_texts
     from cahp_opt.report import REPORT_FILE
 
-    target = _target(latency, None, 1, None)
+    target = _target(Target(_goals(latency)), "0.8")
+    workloads = workloads_for(target.latencies, (), Workload())
     overwrite = (output_dir / REPORT_FILE).is_file()
     _check_folder(output_dir, overwrite)
     display = Display()
@@ -539,7 +658,7 @@ def demo(
         texts,
         target,
         Method(seed=seed),
-        Applying(reading=Reading(seed=seed)),
+        Applying(workloads=workloads, reading=Reading(seed=seed)),
         output_dir,
         overwrite=overwrite,
         display=display,
@@ -557,10 +676,29 @@ def _texts(text: Path | None, data: Path | None, max_texts: int, held_out: int, 
     return split(examples, most=max_texts, held_out=held_out, seed=seed)
 
 
-def _target(latency: str | None, heads: int | None, minimum: int, default: str | None) -> Target:
-    if latency is None and heads is None:
-        latency = default
-    return Target(LatencyGoal.parse(latency) if latency is not None else None, heads, minimum)
+def _goals(
+    latency: Sequence[str] | None,
+    parameters: str | None = None,
+    memory: str | None = None,
+    kv_cache: str | None = None,
+) -> tuple[Goal, ...]:
+    goals: list[Goal] = [LatencyGoal.parse(text) for text in latency or ()]
+    for name, text in ((PARAMETERS, parameters), (MEMORY, memory), (KV_CACHE, kv_cache)):
+        if text is not None:
+            goals.append(ResourceGoal.parse(name, text))
+    return tuple(goals)
+
+
+def _target(target: Target, default: str) -> Target:
+    """The target, with a default latency if nothing limits it."""
+    if target.goals or target.heads is not None or target.maximum is not None:
+        return target
+    return replace(target, goals=(LatencyGoal.parse(default),))
+
+
+def _note(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        print(f"note: {sentence}", file=sys.stderr)
 
 
 def _model(
@@ -636,6 +774,10 @@ def _show(report: Report, folder: Path) -> None:
     Console().print(tables(report, str(folder)))
 
 
+class InterruptedMeasurement(Exception):
+    """Ctrl-C came while something could be kept; the sentence says what."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -657,6 +799,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = done.code
     except KeyboardInterrupt:
         code = 130
+    except InterruptedMeasurement as stop:
+        print(f"cahp: {stop}", file=sys.stderr)
+        return 130
     except Exception as error:
         sentence = explain(error)
         if sentence is None:

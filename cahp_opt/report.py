@@ -11,8 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cahp_opt.budget import Budget
 from cahp_opt.comparison import Comparison
+from cahp_opt.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.heads import Unit
+from cahp_opt.profile import Profile
 from cahp_opt.records import PathLike, read_json, reading, write_json
 from cahp_opt.selection import Selection
 
@@ -175,6 +178,26 @@ def selection_tables(selection: Selection) -> RenderableType:
     return Group(_unwrapped(_kept(selection)), _unwrapped(_answer(selection)))
 
 
+def profile_lines(profile: Profile) -> list[str]:
+    """For every table of a profile, what the unpruned model costs and what pruning can reach."""
+    goals: list[Goal] = [LatencyGoal(((name, 1.0),), ratio=1) for name in profile.latency]
+    goals += [ResourceGoal(name, ratio=1) for name in profile.resources]
+    tables = tuple(goal.table(profile) for goal in goals)
+    lines = list[str]()
+    for table, floor in zip(
+        tables, Budget(profile.space, tables, minimum=1).floors().values(), strict=True
+    ):
+        share = f" ({floor / table.limit:.3f} of it)" if table.limit else ""
+        lines.append(
+            f"{table.name}: unpruned {_amount(table.limit, table.unit)}, with one unit per block or more "
+            f"at least {_amount(floor, table.unit)}{share}"
+        )
+    for line, timed in enumerate(profile.latency.values()):
+        where = timed.provenance
+        lines[line] += f", {where.execution.value} on {where.device or 'an unknown device'}"
+    return lines
+
+
 def comparison_tables(comparison: Comparison) -> list[RenderableType]:
     """For every problem its solvers, best value first, with what refused at the end."""
     return [
@@ -257,11 +280,12 @@ def _answer(selection: Selection) -> Table:
     if selection.certificate:
         table.add_row("certificate", selection.certificate)
     for name, (cost, limit) in selection.costs.items():
+        timed = name.startswith("latency")
         table.add_row(
-            f"predicted {name}" if name == "latency" else name,
+            f"predicted {name}" if timed else name,
             f"{seconds(cost)} of {seconds(limit)}"
-            if name == "latency"
-            else f"{cost:g} of at most {limit:g}",
+            if timed
+            else f"{cost:,.10g} of at most {limit:,.10g}",
         )
     return table
 
@@ -362,6 +386,10 @@ def seconds(taken: float | None) -> str:
 
 def _percent(x: float | None) -> str:
     return "" if x is None else f"{100 * x:+.1f} %"
+
+
+def _amount(cost: float, unit: str) -> str:
+    return (seconds(cost) or "") if unit == "s" else f"{cost:,.0f} {unit}".rstrip()
 
 
 def _bytes(size: int) -> str:

@@ -25,10 +25,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from cahp_opt import HeadStats, LatencyTable, Selection, Unit
+from cahp_opt import HeadStats, LatencyTable, Profile, Selection, Unit
 from cahp_opt.cli import main
 from cahp_opt.report import Report
-from cahp_opt.torch import find_attention, from_pretrained, pipeline
+from cahp_opt.torch import SampleFile, find_attention, from_pretrained, pipeline
 from cahp_opt.torch.batching import inputs_of
 
 WORDS = [f"w{i}" for i in range(tiny_models.VOCABULARY - 4)]
@@ -235,6 +235,106 @@ def test_a_table_with_labels_judges_a_classifier(classifier: Path, tmp_path: Pat
     assert prune(classifier, output, "--data", table, "--heads", "6") == 0
     figures = Report.read(output / "report.json")["fidelity"]["after"]
     assert set(figures) == {"kl", "agreement", "dense_accuracy", "accuracy"}
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "decoder"
+    model: Any = tiny_models.LLAMA_GQA.build(bare=False)
+    model.save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_goals_of_every_kind_by_stages(
+    decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A profile of two workloads, measured once, and everything that a selection has to keep to."""
+    stats, table, chosen = (str(tmp_path / n) for n in ("s.safetensors", "l.json", "sel.json"))
+    calibrate = ["calibrate", str(decoder), "--text", str(text), "--output", stats]
+    assert main([*calibrate, *SMALL[:4], "--threads", "1"]) == 0
+    timed = ["--workload", "decode:2x8", "--workload", "long=prefill:1x12", "--repeats", "1"]
+    assert main(["latency", str(decoder), "--output", table, *timed]) == 0
+    shown = capsys.readouterr().out
+    for name in ("latency of decode: unpruned", "latency of long", "parameters", "kv_cache"):
+        assert name in shown
+    assert "with one unit per block or more" in shown and "eager on" in shown
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l.json", "s.safetensors"]
+    profile = Profile.load(table)
+    assert list(profile.latency) == ["decode", "long"]
+    assert set(profile.resources) == {"parameters", "memory", "kv_cache"}
+
+    select = ["select", "--stats", stats, "--latency-table", table, "--output", chosen]
+    goals = ["--latency", "decode=1.5", "--latency", "long+9*decode=60s", "--kv-cache", "0.75"]
+    goals += ["--parameters", "1", "--memory", "1GB", "--maximum", "3", "--minimum", "0"]
+    assert main([*select, *goals]) == 0
+    selection = Selection.load(chosen)
+    assert set(selection.costs) == {
+        "latency of decode", "latency of long+9*decode", "kv_cache", "parameters", "memory"
+    }  # fmt: skip
+    assert 0 < selection.costs["kv_cache"][0] <= selection.costs["kv_cache"][1]
+    refused(capsys, 2, "does not say which", run=lambda: main([*select, "--latency", "0.9"]))
+    few = ["--parameters", "2k"]
+    refused(capsys, 2, "smallest reachable is", run=lambda: main([*select, *few]))
+
+    apply = ["apply", str(decoder), "--selection", chosen, "--output-dir", str(tmp_path / "small")]
+    assert main([*apply, "--repeats", "1"]) == 0
+    ready = ["--latency-table", table, "--latency", "decode=1.5", "--multiple-of", "2"]
+    assert prune(decoder, tmp_path / "out", "--text", text, *ready) == 0
+    saved = Profile.load(tmp_path / "out" / "latency.json")
+    assert saved.latency["decode"].dense == profile.latency["decode"].dense
+
+
+def test_prune_measures_what_the_goals_name(
+    decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    goals = ["--latency", "9", "--latency", "prefill+3*decode=9", "--kv-cache", "1"]
+    assert prune(decoder, tmp_path / "out", "--text", text, *goals) == 0
+    profile = Profile.load(tmp_path / "out" / "latency.json")
+    where = {name: table.provenance for name, table in profile.latency.items()}
+    assert {name: (p.phase.value, p.batch, p.sequence_length) for name, p in where.items()} == {
+        "prefill": ("prefill", 2, 8), "decode": ("decode", 2, 8)
+    }  # fmt: skip
+    alone = prune(decoder, tmp_path / "alone", "--text", text, "--memory", "1")
+    assert alone == 0 and not Profile.load(tmp_path / "alone" / "latency.json").latency
+    run = partial(prune, decoder, tmp_path / "no", "--text", text, "--latency", "fast=0.9")
+    refused(capsys, 2, "no workload 'fast'", run=run)
+
+
+def test_an_interrupted_measurement_goes_on(
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = tmp_path / "latency.json"
+    timed = ["--batch-size", "2", "--sequence-length", "8", "--repeats", "2"]
+    command = ["latency", str(model), "--output", str(table), *timed]
+    add, added = SampleFile.add, list[str]()
+
+    def interrupted(self: SampleFile, name: str, seconds: float) -> None:
+        add(self, name, seconds)
+        added.append(name)
+        if len(added) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SampleFile, "add", interrupted)
+    runs = tmp_path / "latency.json.prefill.jsonl"
+    refused(capsys, 130, str(runs), "goes on from there", run=lambda: main(command))
+    assert runs.read_text().count("\n") == 1 + 5 and not table.exists()
+    kept = runs.read_text()
+    seen = list[str]()
+
+    def counted(self: SampleFile, name: str, seconds: float) -> None:
+        seen.append(self.path.read_text())
+        add(self, name, seconds)
+
+    monkeypatch.setattr(SampleFile, "add", counted)
+    assert main(command) == 0
+    assert seen[0] == kept  # nothing is measured twice
+    assert Profile.load(table).latency["prefill"].dense > 0 and not runs.exists()
 
 
 def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
@@ -501,7 +601,7 @@ def test_records_that_do_not_fit(
         refused(capsys, 2, part, run=lambda: select(broken, "--heads", "6"))
     broken.write_bytes(b"nonsense")
     refused(capsys, 2, "safetensors", run=lambda: select(broken, "--heads", "6"))
-    refused(capsys, 2, "'cahp-latency'", run=lambda: select(stats, "--latency-table", chosen))
+    refused(capsys, 2, "'cahp-profile'", run=lambda: select(stats, "--latency-table", chosen))
     refused(capsys, 2, "no.st", run=lambda: select(tmp_path / "no.st", "--heads", "6"))
     refused(capsys, 2, "`--latency-table`", run=lambda: select(stats, "--latency", "0.5"))
     refused(capsys, 2, "nothing limits", run=lambda: select(stats))
@@ -509,7 +609,7 @@ def test_records_that_do_not_fit(
     refused(capsys, 2, "not measured", run=lambda: select(stats, *salience))
 
     other = tmp_path / "other.json"
-    wider = LatencyTable.load(table)
+    wider = Profile.load(table).latency["prefill"]
     blocks = tuple((f"layer.{b}", units) for b, (_, units, _) in enumerate(wider.space.blocks))
     from cahp_opt import HeadSpace
 

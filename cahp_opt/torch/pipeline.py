@@ -12,10 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.choices import LatencyGoal, Method, ObjectiveName, Target
+from cahp_opt.choices import Method, ObjectiveName, Target, remarks
 from cahp_opt.display import Display
+from cahp_opt.goals import LatencyGoal
 from cahp_opt.heads import Unit
-from cahp_opt.latency import LatencyTable
+from cahp_opt.latency import LatencyTable, Phase
+from cahp_opt.profile import Profile
 from cahp_opt.report import REPORT_FILE, FidelityReport, LatencyReport, Report
 from cahp_opt.selection import Selection
 from cahp_opt.stats import HeadStats
@@ -32,9 +34,12 @@ from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.resources import count_resources
+from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.timing import measure_latency, time_models
 from cahp_opt.torch.verification import verify_slice
+from cahp_opt.workloads import Workload
 
 STATS_FILE = "stats.safetensors"
 LATENCY_FILE = "latency.json"
@@ -61,25 +66,6 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What a model is timed with.
-
-    Args:
-        batch_size: texts per batch.
-        sequence_length: tokens per text; None for 128, or fewer if the model has fewer positions.
-        repeats: timed runs of every point.
-    """
-
-    batch_size: int = 8
-    sequence_length: int | None = None
-    repeats: int = 20
-
-    def batch(self, model: nn.Module) -> dict[str, Tensor]:
-        """The batch."""
-        return timing_batch(model, batch_size=self.batch_size, sequence_length=self.sequence_length)
-
-
-@dataclass(frozen=True)
 class Reading:
     """How texts become batches.
 
@@ -100,12 +86,12 @@ class Applying:
 
     Args:
         refit: whether the kept units take over what the removed ones said.
-        workload: what the sliced model is timed with.
+        workloads: what the sliced model is timed with, at least one.
         reading: how texts become batches.
     """
 
     refit: bool = True
-    workload: Workload = Workload()
+    workloads: tuple[Workload, ...] = (Workload(),)
     reading: Reading = Reading()
 
 
@@ -117,6 +103,7 @@ def run_pipeline(
     applying: Applying,
     output: Path,
     *,
+    profile: Profile | None = None,
     unit: Unit | None = None,
     overwrite: bool = False,
     display: Display,
@@ -132,6 +119,7 @@ def run_pipeline(
         method: how to choose.
         applying: what to do with the choice.
         output: the folder.
+        profile: a ready one; measured here if the target needs one and it is None.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         overwrite: whether a folder with content may be replaced.
         display: shows the stages.
@@ -145,19 +133,19 @@ def run_pipeline(
         space = find_attention(named.model, unit=unit).space
         method.rehearse(space)
         batches = _Batches.of(named, texts, applying.reading)
-        table = None
-        if target.latency is not None:
-            table = measure_table(named.model, applying.workload, display, unit)
-        target.budget(space, table)  # before calibrating: an unreachable budget ends here
+        if target.goals and profile is None:
+            workloads = applying.workloads if target.latencies else ()
+            profile = measure_profile(named.model, workloads, display, unit)
+        target.budget(space, profile)  # before calibrating: an unreachable budget ends here
         stats = measure_stats(
             named.model, batches.calibration, method.objective, method.seed, display, unit=unit
         )
         with display.stage("select"):
-            selection = method.choose(stats, target, table)
+            selection = method.choose(stats, target, profile)
         report = _apply(named, selection, batches, applying, folder, display)
         stats.save(folder / STATS_FILE)
-        if table is not None:
-            table.save(folder / LATENCY_FILE)
+        if profile is not None:
+            profile.save(folder / LATENCY_FILE)
         return _finish(report, folder, display)
 
 
@@ -218,14 +206,51 @@ def measure_stats(
         )
 
 
-def measure_table(
-    model: nn.Module, workload: Workload, display: Display, unit: Unit | None = None
-) -> LatencyTable:
-    """The latency table of a model on this machine."""
-    with display.stage("latency") as progress:
-        return measure_latency(
-            model, workload.batch(model), repeats=workload.repeats, unit=unit, progress=progress
-        )
+def measure_profile(
+    model: nn.Module,
+    workloads: Sequence[Workload],
+    display: Display,
+    unit: Unit | None = None,
+    *,
+    samples: Mapping[str, Path] | None = None,
+) -> Profile:
+    """The latency tables of a model on this machine, and the exact counts of what it holds.
+
+    The key/value cache is that of the first workload that decodes, or of the first if none does.
+
+    Args:
+        model: the unpruned model.
+        workloads: what to time it with.
+        display: shows the stages.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+        samples: by name of the workload, a file that keeps every run until all are done.
+    """
+    batches = [batch_of(model, workload) for workload in workloads]  # refuse before what takes long
+    tables: dict[str, LatencyTable] = {}
+    for workload, batch in zip(workloads, batches, strict=True):
+        with display.stage("latency") as progress:
+            tables[workload.name] = measure_latency(
+                model,
+                batch,
+                phase=workload.phase,
+                execution=workload.execution,
+                repeats=workload.repeats,
+                unit=unit,
+                samples=SampleFile(samples[workload.name]) if samples else None,
+                progress=progress,
+            )
+    decoding = [w for w in workloads if w.phase is Phase.DECODE]
+    filling = next(iter([*decoding, *workloads]), Workload())
+    with display.stage("count"):
+        resources = count_resources(model, batch_of(model, filling), unit=unit)
+    return Profile(find_attention(model, unit=unit).space, tables, resources)
+
+
+def batch_of(model: nn.Module, workload: Workload) -> dict[str, Tensor]:
+    """The batch of a workload; while decoding, the context that fills the cache."""
+    return timing_batch(
+        model, batch_size=workload.batch_size, sequence_length=workload.sequence_length
+    )
 
 
 def left_alone(model: nn.Module) -> str | None:
@@ -290,7 +315,8 @@ def _apply(
 ) -> Report:
     """Slice, refit, check, time and save; the report still lacks its files."""
     dense = named.model
-    timed = applying.workload.batch(dense)
+    workload = applying.workloads[0]
+    timed = batch_of(dense, workload)
     probe = next(iter([*batches.held_out, *batches.calibration]), timed)
     with display.stage("slice"):
         small = slice_heads(dense, selection, batch=probe)
@@ -310,7 +336,9 @@ def _apply(
         times = time_models(
             {"dense": dense, "sliced": small},
             timed,
-            repeats=max(applying.workload.repeats, 3),
+            phase=workload.phase,
+            execution=workload.execution,
+            repeats=max(workload.repeats, 3),
             progress=progress,
         )
     with display.stage("save"):
@@ -320,8 +348,9 @@ def _apply(
     if before is not None:
         examples, figures = before
         fidelity = FidelityReport(examples, figures, after[1] if after is not None else None)
-    goal = selection.provenance.get("latency")
-    cost, limit = selection.costs.get("latency", (None, None))
+    stated = selection.provenance.get("latency")
+    goal = None if stated is None else LatencyGoal.parse(stated)
+    cost, limit = selection.costs.get(goal.name if goal else "latency", (None, None))
     dense_seconds = selection.provenance.get("dense_seconds")
     latency = LatencyReport(
         times["dense"].seconds,
@@ -329,7 +358,7 @@ def _apply(
         max(t.spread for t in times.values()),
         None if dense_seconds is None else float(dense_seconds),
         cost,
-        None if goal is None else LatencyGoal.parse(goal).ratio,
+        None if goal is None else goal.ratio,
         limit,
         selection.provenance.get("device") or str(device_of(dense)),
         str(next(dense.parameters()).dtype).removeprefix("torch."),
@@ -337,6 +366,7 @@ def _apply(
         int(timed["input_ids"].shape[0]),
         int(timed["input_ids"].shape[1]),
     )
+    notes.extend(remarks(selection.provenance))
     left = left_alone(dense)
     if left is not None:
         notes.append(left)
@@ -424,7 +454,7 @@ __all__ = [
     "apply_selection",
     "check_reload",
     "check_selection",
+    "measure_profile",
     "measure_stats",
-    "measure_table",
     "run_pipeline",
 ]

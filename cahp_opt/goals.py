@@ -1,0 +1,352 @@
+"""What a pruned model has to keep to, as it is stated: a time, or an amount of a resource."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from math import fsum
+
+from cahp_opt.count_table import CountTable
+from cahp_opt.heads import is_whole
+from cahp_opt.latency import LatencyTable, Phase
+from cahp_opt.profile import Profile
+
+PARAMETERS = "parameters"
+"""The resource counted in weights."""
+MEMORY = "memory"
+"""The resource counted in bytes of the weights."""
+KV_CACHE = "kv_cache"
+"""The resource counted in bytes of the key/value cache of a decoding workload."""
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NAME = r"[a-z][a-z0-9_-]*"
+_TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?({_NAME})\s*")
+_AMOUNT = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z]*)\s*")
+
+_BYTES = {
+    "B": 1,
+    **{f"{prefix}B": 1000**n for n, prefix in enumerate("kMGT", start=1)},
+    **{f"{prefix}iB": 1024**n for n, prefix in enumerate("KMGT", start=1)},
+}
+_WEIGHTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_MOST = 2**53  # what floating-point numbers count exactly
+_SUFFIXES = {PARAMETERS: _WEIGHTS, MEMORY: _BYTES, KV_CACHE: _BYTES}
+
+
+@dataclass(frozen=True)
+class LatencyGoal:
+    """A latency to reach: a share of the unpruned end-to-end time, or seconds.
+
+    Args:
+        terms: how often each workload runs, as ``(workload, runs)``; the same workload twice adds up.
+            Empty for the only workload there is, once; or for ``prefill`` if there are several.
+        ratio: the largest share of the unpruned time; None if ``seconds`` are given.
+        seconds: the longest time; None if a ``ratio`` is given.
+
+    Raises:
+        ValueError: unless exactly one of ``ratio`` and ``seconds`` is given, both it and the runs are
+            finite and above 0, and the workloads have names such as ``decode``.
+    """
+
+    terms: tuple[tuple[str, float], ...] = ()
+    ratio: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.seconds is None):
+            raise ValueError("a latency goal takes either `ratio` or `seconds`, and not both.")
+        for argument in ("ratio", "seconds"):
+            given = getattr(self, argument)
+            if given is not None:
+                object.__setattr__(self, argument, _above_zero(f"`{argument}`", given))
+        runs: dict[str, float] = {}
+        for workload, times in self.terms:
+            if not re.fullmatch(_NAME, workload):
+                raise ValueError(
+                    "a workload is named by small letters, digits, '-' and '_', a letter first, got "
+                    f"{workload!r}."
+                )
+            times = _above_zero("the runs of a workload", times)
+            runs[workload] = _above_zero("the runs of a workload", runs.get(workload, 0.0) + times)
+        object.__setattr__(self, "terms", tuple(runs.items()))
+
+    @staticmethod
+    def parse(text: str) -> LatencyGoal:
+        """The goal that a text such as ``0.8``, ``12.5ms`` or ``prefill+200*decode=0.8`` states.
+
+        Left of an equals sign stand workloads, with the number of times that they run, joined by plus
+        signs. On the right is a ratio of the unpruned time, or a time in ``ms`` or ``s``.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        left, equals, right = text.rpartition("=")
+        found = re.fullmatch(rf"\s*({_NUMBER})\s*(ms|s|)\s*", right)
+        terms = _terms(left) if equals else ()
+        number = float(found[1]) if found else math.nan
+        if found is None or terms is None or not (math.isfinite(number) and number > 0):
+            raise ValueError(
+                "`--latency` must be a ratio of the unpruned time such as 0.8, or a time such as 12.5ms "
+                "or 0.0125s, above 0, maybe after workloads as in decode=12ms or "
+                f"prefill+200*decode=0.8, got {text!r}."
+            )
+        if not found[2]:
+            return LatencyGoal(terms, ratio=number)
+        return LatencyGoal(terms, seconds=number / 1000 if found[2] == "ms" else number)
+
+    def __str__(self) -> str:
+        amount = _plain(self.ratio) if self.ratio is not None else f"{_plain(self.seconds or 0)}s"
+        return f"{self.workload}={amount}" if self.terms else amount
+
+    @property
+    def option(self) -> str:
+        """The option of the command line that states it, with its text."""
+        return f"--latency {self}"
+
+    @property
+    def workload(self) -> str:
+        """The left side of the text, such as ``prefill+200*decode``; empty without terms."""
+        return "+".join(
+            name if runs == 1 else f"{_plain(runs)}*{name}" for name, runs in self.terms
+        )
+
+    @property
+    def name(self) -> str:
+        """The name of its table in a budget."""
+        return f"latency of {self.workload}" if self.terms else "latency"
+
+    def runs(self, available: Iterable[str]) -> dict[str, float]:
+        """How often each workload runs, by name.
+
+        Args:
+            available: the workloads that there are.
+
+        Raises:
+            ValueError: if it names one that is not there, or none where there are several and none of them
+                is ``prefill``.
+        """
+        there = list(available)
+        if not there:
+            raise ValueError(f"`{self.option}` needs a latency table, and there is none.")
+        if not self.terms:
+            if len(there) > 1 and Phase.PREFILL.value in there:
+                return {Phase.PREFILL.value: 1.0}
+            if len(there) > 1:
+                raise ValueError(
+                    f"`{self.option}` does not say which workload it is about, and there are {there}; "
+                    f"write it as in {there[0]}={self}."
+                )
+            return {there[0]: 1.0}
+        missing = [name for name, _ in self.terms if name not in there]
+        if missing:
+            raise ValueError(
+                f"`{self.option}` is about the workload {missing[0]!r}, and there are {there}; measure "
+                "it too, or name another."
+            )
+        return dict(self.terms)
+
+    def workloads(self, profile: Profile) -> dict[str, LatencyTable]:
+        """The tables of its workloads in a profile, by name.
+
+        Raises:
+            ValueError: as :meth:`runs`.
+        """
+        return {name: profile.latency[name] for name in self.runs(profile.latency)}
+
+    def cost(self, seconds: Mapping[str, float]) -> float:
+        """The time it is about.
+
+        Args:
+            seconds: of one run of every workload, by name.
+
+        Raises:
+            ValueError: as :meth:`runs`.
+        """
+        return fsum(times * seconds[name] for name, times in self.runs(seconds).items())
+
+    def limit(self, dense: Mapping[str, float]) -> float:
+        """The longest time it allows, in seconds.
+
+        Args:
+            dense: seconds of one run of every workload of the unpruned model, by name.
+
+        Raises:
+            ValueError: as :meth:`runs`.
+        """
+        if self.ratio is None:
+            return self.seconds or 0.0
+        return self.cost(dense) if self.ratio == 1 else self.ratio * self.cost(dense)
+
+    def table(self, profile: Profile) -> CountTable:
+        """The cost of counts with its limit, for a budget.
+
+        Raises:
+            ValueError: if the profile lacks a workload.
+        """
+        tables, runs = self.workloads(profile), self.runs(profile.latency)
+        limit = self.limit({name: table.dense for name, table in tables.items()})
+        if list(runs.values()) == [1.0]:
+            (whole,) = tables.values()
+        else:
+            whole = LatencyTable.mix([(runs[name], table) for name, table in tables.items()])
+            if self.ratio is not None and self.ratio >= 1:
+                limit = max(limit, whole.dense)  # a mix may predict a little too much
+        return CountTable(self.name, whole.seconds, limit, whole.fixed, "s", whole.least)
+
+
+@dataclass(frozen=True)
+class ResourceGoal:
+    """An amount of a resource to keep to: a share of the unpruned model's, or a whole number.
+
+    Args:
+        name: of the resource in a profile: ``parameters``, ``memory`` or ``kv_cache``.
+        ratio: the largest share, above 0 and at most 1; None if an ``amount`` is given.
+        amount: the largest amount in the resource's unit (weights or bytes), a whole number above 1 and
+            at most 2^53; None if a ``ratio`` is given.
+
+    Raises:
+        ValueError: for another name or number, or unless exactly one of the two is given.
+    """
+
+    name: str
+    ratio: float | None = None
+    amount: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in _SUFFIXES:
+            raise ValueError(
+                f"`name` of a resource must be one of {list(_SUFFIXES)}, got {self.name!r}."
+            )
+        if (self.ratio is None) == (self.amount is None):
+            raise ValueError("a resource goal takes either `ratio` or `amount`, and not both.")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"`ratio` must be above 0 and at most 1, got {self.ratio}.")
+        amount = self.amount
+        if amount is not None and not (is_whole(amount) and 1 < amount <= _MOST):
+            raise ValueError(
+                f"`amount` must be a whole number above 1 and at most 2^53, got {amount!r}."
+            )
+
+    @staticmethod
+    def parse(name: str, text: str) -> ResourceGoal:
+        """The goal that a text such as ``0.5`` or ``1.5GiB`` states about a resource.
+
+        A number of at most 1 is a ratio of the unpruned model. Bytes have one of the suffixes ``B``,
+        ``kB``, ``MB``, ``GB``, ``TB`` (powers of 1000) and ``KiB``, ``MiB``, ``GiB``, ``TiB`` (powers of
+        1024). Weights have ``k``, ``M``, ``B`` (10^9) or ``T``, or are a whole number above 1. What is
+        less than a whole byte or weight is dropped.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        suffixes = _SUFFIXES.get(name)
+        if suffixes is None:
+            return ResourceGoal(name, ratio=1.0)  # refuses the name
+        found = _AMOUNT.fullmatch(text)
+        number, suffix = (float(found[1]), found[2]) if found else (math.nan, "")
+        if not suffix and 0 < number <= 1:
+            return ResourceGoal(name, ratio=number)
+        if not suffix and name == PARAMETERS and number.is_integer():
+            suffixes = {**suffixes, "": 1}
+        factor = suffixes.get(suffix)
+        if found and factor is not None and 1.5 < number * factor <= _MOST:
+            amount = int(Decimal(found[1]) * factor)
+            if amount > 1:
+                return ResourceGoal(name, amount=amount)
+        ways = "7500000, 7.5M or 1.2B" if name == PARAMETERS else "512MB, 1.5GiB or 123456B"
+        raise ValueError(
+            f"`--{name.replace('_', '-')}` must be a ratio of the unpruned model above 0 and at most 1, "
+            f"such as 0.5, or an amount such as {ways} (suffixes: {', '.join(filter(None, suffixes))}), "
+            f"got {text!r}."
+        )
+
+    def __str__(self) -> str:
+        if self.ratio is not None:
+            return _plain(self.ratio)
+        return f"{self.amount}" if self.name == PARAMETERS else f"{self.amount}B"
+
+    @property
+    def option(self) -> str:
+        """The option of the command line that states it, with its text."""
+        return f"--{self.name.replace('_', '-')} {self}"
+
+    def limit(self, dense: float) -> float:
+        """The largest amount it allows.
+
+        Args:
+            dense: the amount of the unpruned model.
+        """
+        return self.ratio * dense if self.ratio is not None else float(self.amount or 0)
+
+    def table(self, profile: Profile) -> CountTable:
+        """The cost of counts with its limit, for a budget.
+
+        Raises:
+            ValueError: if the profile lacks the resource.
+        """
+        found = profile.resources.get(self.name)
+        if found is None:
+            raise ValueError(
+                f"`{self.option}` needs a profile that counts {self.name!r}, and "
+                f"there are {list(profile.resources) or 'no resources'}; write one with `cahp latency`."
+            )
+        return CountTable(self.name, found.costs, self.limit(found.dense), found.fixed, found.unit)
+
+
+Goal = LatencyGoal | ResourceGoal
+
+
+def goals_to_text(goals: Iterable[Goal]) -> str:
+    """All goals as one text, for a saved record: a JSON list of ``[option, text]``."""
+    named = [("latency" if isinstance(g, LatencyGoal) else g.name, str(g)) for g in goals]
+    return json.dumps(named)
+
+
+def goals_from_text(text: str) -> tuple[Goal, ...]:
+    """The inverse of :func:`goals_to_text`.
+
+    Raises:
+        ValueError: if it is no such text.
+    """
+    try:
+        named = [(str(name), str(goal)) for name, goal in json.loads(text)]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"goals must be a JSON list of an option and a text each, got {text!r}."
+        ) from None
+    return tuple(
+        LatencyGoal.parse(goal) if name == "latency" else ResourceGoal.parse(name, goal)
+        for name, goal in named
+    )
+
+
+def _terms(text: str) -> tuple[tuple[str, float], ...] | None:
+    """``prefill+200*decode`` as pairs; None if it is not of that form."""
+    terms, place = list[tuple[str, float]](), 0
+    while True:
+        found = _TERM.match(text, place)
+        runs = float(found[1] or 1) if found else 0.0
+        if found is None or not (math.isfinite(runs) and runs > 0):
+            return None
+        terms.append((found[2], runs))
+        place = found.end()
+        if place == len(text):
+            return tuple(terms)
+        if text[place] != "+":
+            return None
+        place += 1
+
+
+def _above_zero(what: str, number: float) -> float:
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{what} must be a finite number above 0, got {number}.")
+    return float(number)
+
+
+def _plain(number: float) -> str:
+    """The shortest text that is read as the same number."""
+    return repr(float(number)).removesuffix(".0")

@@ -1,0 +1,148 @@
+"""What a model is timed with, as it is stated."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cahp_opt.goals import LatencyGoal
+from cahp_opt.latency import Execution, LatencyTable, Phase
+
+_FORM = re.compile(r"\s*(?:([a-z][a-z0-9_-]*)=)?([a-z]+):(\d{1,9})(?:x(\d{1,9}))?\s*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a model is timed with.
+
+    Args:
+        batch_size: texts per batch.
+        sequence_length: tokens per text, while decoding those in the cache; None for 128, or fewer if
+            the model has fewer positions.
+        repeats: timed runs of every point.
+        name: what goals call it; that of its phase if empty.
+        phase: prefill or decode.
+        execution: how the model is run.
+
+    Raises:
+        ValueError: for a size or a number of repeats below 1.
+    """
+
+    batch_size: int = 8
+    sequence_length: int | None = None
+    repeats: int = 20
+    name: str = ""
+    phase: Phase = Phase.PREFILL
+    execution: Execution = Execution.EAGER
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.phase.value)
+        for argument in ("batch_size", "sequence_length", "repeats"):
+            number = getattr(self, argument)
+            if number is not None and number < 1:
+                raise ValueError(f"`{argument}` of a workload must be at least 1, got {number}.")
+
+    @staticmethod
+    def parse(text: str, *, repeats: int = 20, execution: Execution = Execution.EAGER) -> Workload:
+        """The workload that a text such as ``decode:8x1024`` or ``long=prefill:1x4096`` states.
+
+        It is ``[NAME=]PHASE:BATCH[xLENGTH]``; without a name it is called after its phase.
+
+        Args:
+            text: the text.
+            repeats: timed runs of every point.
+            execution: how the model is run.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        found = _FORM.fullmatch(text)
+        phases = [phase.value for phase in Phase]
+        if found is None or found[2] not in phases or not int(found[3]) or found[4] == "0":
+            raise ValueError(
+                f"`--workload` must be [NAME=]PHASE:BATCHxLENGTH with one of the phases {phases}, such as "
+                f"decode:8x1024 or long=prefill:1x4096, got {text!r}."
+            )
+        length = None if found[4] is None else int(found[4])
+        return Workload(int(found[3]), length, repeats, found[1] or "", Phase(found[2]), execution)
+
+    @staticmethod
+    def of(name: str, table: LatencyTable, repeats: int = 20) -> Workload:
+        """The workload that a table was measured with, where it tells."""
+        facts = table.provenance
+        length = facts.sequence_length or None
+        return Workload(facts.batch or 8, length, repeats, name, facts.phase, facts.execution)
+
+
+def workloads_for(
+    goals: Iterable[LatencyGoal], given: Iterable[Workload], default: Workload
+) -> tuple[Workload, ...]:
+    """What to measure for these goals.
+
+    Args:
+        goals: the latency goals.
+        given: the workloads that were asked for. Without any, the goals say it: ``prefill`` and ``decode``
+            are of the size of ``default``.
+        default: the size, and the workload where neither says anything.
+
+    Raises:
+        ValueError: if two workloads have one name, or a goal is about one that is not there.
+    """
+    goals, named = list(goals), list[Workload]()
+    for workload in given:
+        if workload.name in {other.name for other in named}:
+            raise ValueError(
+                f"two workloads are named {workload.name!r}; name one otherwise, as in "
+                f"other={workload.phase.value}:{workload.batch_size}x{workload.sequence_length or 128}."
+            )
+        named.append(workload)
+    if not named:
+        names = dict.fromkeys(n for goal in goals for n, _ in goal.terms or ((default.name, 1.0),))
+        phases = {phase.value: phase for phase in Phase}
+        for name in names or {default.name: None}:
+            if name not in phases:
+                raise ValueError(
+                    f"there is no workload {name!r}; say what it is, as in --workload "
+                    f"{name}=decode:8x1024."
+                )
+            size = (default.batch_size, default.sequence_length, default.repeats)
+            named.append(Workload(*size, name, phases[name], default.execution))
+    for goal in goals:
+        goal.runs(workload.name for workload in named)
+    return tuple(named)
+
+
+def recorded_workloads(provenance: Mapping[str, str], repeats: int = 20) -> tuple[Workload, ...]:
+    """The workloads that a selection's provenance tells of; none if it tells of none.
+
+    Args:
+        provenance: of a selection.
+        repeats: timed runs of every point.
+
+    Raises:
+        ValueError: if it cannot be understood.
+    """
+    try:
+        told: dict[str, dict[str, Any]] = json.loads(provenance.get("workloads", "{}"))
+        found = tuple(
+            Workload(
+                int(facts["batch_size"]) or 8,
+                int(facts["sequence_length"]) or None,
+                repeats,
+                name,
+                Phase(facts["phase"]),
+                Execution(facts["execution"]),
+            )
+            for name, facts in told.items()
+        )
+        if not found and "batch_size" in provenance:  # before there were several workloads
+            length = int(provenance.get("sequence_length", "0")) or None
+            return (Workload(int(provenance["batch_size"]) or 8, length, repeats),)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"the selection does not tell what it was timed with ({error}); select again."
+        ) from None
+    return found
