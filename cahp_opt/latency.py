@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from math import fsum
+from math import fsum, inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.anchoring import fit_anchors
-from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.heads import Floats, HeadSpace, is_whole
 from cahp_opt.records import PathLike, read_json, reading, write_json
 
-_KIND, _VERSION = "cahp-latency", 1
+LATENCY_KIND, _VERSION = "cahp-latency", 1
 
 NOISY = 0.1
 """A spread, a drift or an error of that much is worth a remark."""
@@ -63,6 +63,9 @@ class Provenance:
             check, and that it was not fitted to.
         estimated: whether the times were computed from a description of the hardware, and not measured.
         versions: of the software, by name.
+
+    Raises:
+        ValueError: for a fact of another type, a negative number of things, or a share that is not finite.
     """
 
     device: str = ""
@@ -79,6 +82,45 @@ class Provenance:
     error: float = 0.0
     estimated: bool = False
     versions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
+
+    def __post_init__(self) -> None:
+        for names, fine, allowed in _FACTS:
+            for name in names:
+                given = getattr(self, name)
+                if not fine(given):
+                    raise ValueError(f"`{name}` of a provenance must be {allowed}, got {given!r}.")
+
+
+def _is_finite(given: object) -> bool:
+    return isinstance(given, (int, float)) and not isinstance(given, bool) and -inf < given < inf
+
+
+def _is_text(given: object) -> bool:
+    return isinstance(given, str)
+
+
+_FACTS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("device", "dtype", "attention"), _is_text, "text"),
+    (
+        ("batch", "sequence_length", "threads", "repeats"),
+        lambda n: is_whole(n) and n >= 0,
+        "a whole number of at least 0",
+    ),
+    (
+        ("spread", "error"),
+        lambda x: _is_finite(x) and x >= 0,
+        "a finite number of at least 0",
+    ),
+    (("drift",), _is_finite, "a finite number"),
+    (("phase",), lambda p: isinstance(p, Phase), "a `Phase`"),
+    (("execution",), lambda e: isinstance(e, Execution), "an `Execution`"),
+    (("estimated",), lambda e: isinstance(e, bool), "true or false"),
+    (
+        ("versions",),
+        lambda v: isinstance(v, Mapping) and all(map(_is_text, [*v, *v.values()])),  # pyright: ignore
+        "texts by name",
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +238,8 @@ class LatencyTable:
         if not parts:
             raise ValueError("`parts` is empty; a mix needs at least one table.")
         space = parts[0][1].space
-        fixed, seconds = list[float](), [np.zeros(units + 1) for units in space.units]
+        fixed, least = list[float](), list[float]()
+        seconds = [np.zeros(units + 1) for units in space.units]
         for runs, table in parts:
             if not (np.isfinite(runs) and runs > 0):
                 raise ValueError(f"a workload must run more than 0 times, got {runs}.")
@@ -205,9 +248,11 @@ class LatencyTable:
                 raise ValueError(f"the tables of a mix must be of one model: {difference}.")
             above = table._without_least()
             fixed.append(runs * above.fixed)
+            least.append(runs * table.least)
             for total, own in zip(seconds, above.seconds, strict=True):
                 total += runs * own
-        return LatencyTable(space, fsum(fixed), tuple(seconds), parts[0][1].provenance)
+        facts = parts[0][1].provenance
+        return LatencyTable(space, fsum(fixed), tuple(seconds), facts, fsum(least))
 
     def _without_least(self) -> LatencyTable:
         """A table without ``least`` that is nowhere below this one: a chord of the convex maximum."""
@@ -224,7 +269,7 @@ class LatencyTable:
 
     def save(self, path: PathLike) -> None:
         """Write the table as JSON."""
-        write_json(path, _KIND, _VERSION, {"blocks": self.space.to_json(), **self.to_json()})
+        write_json(path, LATENCY_KIND, _VERSION, {"blocks": self.space.to_json(), **self.to_json()})
 
     @staticmethod
     def load(path: PathLike) -> LatencyTable:
@@ -234,7 +279,7 @@ class LatencyTable:
             RecordError: if the file is not a usable table.
             OSError: if it cannot be read.
         """
-        data = read_json(path, _KIND, _VERSION)
+        data = read_json(path, LATENCY_KIND, _VERSION)
         with reading(path):
             return LatencyTable.from_json(HeadSpace.from_json(data["blocks"]), data)
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.heads import Floats, HeadSpace
-from cahp_opt.latency import LatencyTable, check_counts, count_arrays
-from cahp_opt.records import PathLike, RecordError, read_json, reading, write_json
+from cahp_opt.latency import LATENCY_KIND, LatencyTable, check_counts, count_arrays
+from cahp_opt.records import PathLike, kind_of, read_json, reading, write_json
 
 _KIND, _VERSION = "cahp-profile", 1
 
@@ -118,14 +118,10 @@ class Profile:
             RecordError: if the file is neither.
             OSError: if it cannot be read.
         """
-        try:
-            data = read_json(path, _KIND, _VERSION)
-        except RecordError as error:
-            try:
-                table = LatencyTable.load(path)
-            except RecordError:
-                raise error from None
+        if kind_of(path) == LATENCY_KIND:
+            table = LatencyTable.load(path)
             return Profile(table.space, {table.provenance.phase.value: table})
+        data = read_json(path, _KIND, _VERSION)
         with reading(path):
             space = HeadSpace.from_json(data["blocks"])
             return Profile(

@@ -49,17 +49,32 @@ def read_json(path: PathLike, kind: str, version: int) -> dict[str, Any]:
         RecordError: if it is not JSON, of another kind, or of another schema version.
         OSError: if the file cannot be read.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
-    except ValueError as error:  # no JSON, no UTF-8, or NaN or infinity
-        raise RecordError(
-            f"{path} is not a readable JSON record ({error}); write it again."
-        ) from None
+    data = _parsed(path)
     if not isinstance(data, dict):
         raise RecordError(f"{path} is JSON but not a record of the kind {kind!r}.")
     record = cast("dict[str, Any]", data)
     check_header(path, record.get("kind"), record.get("version"), kind, version)
     return record
+
+
+def kind_of(path: PathLike) -> object:
+    """The kind of a record; None if it tells none.
+
+    Raises:
+        RecordError: if it is not JSON.
+        OSError: if the file cannot be read.
+    """
+    data = _parsed(path)
+    return cast("dict[str, Any]", data).get("kind") if isinstance(data, dict) else None
+
+
+def _parsed(path: PathLike) -> object:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, NaN, or nested too deeply
+        raise RecordError(
+            f"{path} is not a readable JSON record ({error}); write it again."
+        ) from None
 
 
 def _refuse(constant: str) -> None:
