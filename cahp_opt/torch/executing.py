@@ -99,22 +99,29 @@ def run_through(piece: Piece, execution: Execution, prepare: Callable[[], None])
 
 
 def _capture(piece: Piece, pool: Any) -> Piece:
-    return Piece(_graph(piece, pool, lambda: None).replay, alone=piece.alone)
+    graph = _graph(piece, pool, lambda: None)
+
+    def replay(read: Piece = piece) -> None:
+        """Keeps alive what the graph reads: weights, inputs and caches."""
+        graph.replay()
+
+    return Piece(replay, alone=piece.alone)
 
 
 def _graph(piece: Piece, pool: Any, prepare: Callable[[], None]) -> torch.cuda.CUDAGraph:
     stream: Callable[[], Any] = torch.cuda.Stream
-    side = stream()
-    side.wait_stream(torch.cuda.current_stream())
+    current, side = torch.cuda.current_stream(), stream()
+    side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
             piece.once()
-    torch.cuda.current_stream().wait_stream(side)
+    current.wait_stream(side)
     if piece.before is not None:
         piece.before()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, pool=pool):
+        # A capture that fails leaves its own stream the current one.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool):
             prepare()
             piece.run()
     except RuntimeError as error:
