@@ -14,14 +14,10 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import math
 import os
-import platform
-import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,6 +37,7 @@ import transformers
 from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import Tensor
 
+from benchmarks.machine import device_of, facts, slug
 from cahp_opt.heads import Bools
 from cahp_opt.stats import HeadStats
 from cahp_opt.torch import (
@@ -378,54 +375,8 @@ def full_precision() -> Generator[None, None, None]:
 
 def provenance(device: torch.device) -> Numbers:
     """What the rows were measured on."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    on_cuda = device.type == "cuda"
-    cudnn: Any = torch.backends.cudnn
-    return {
-        "device": device_name(device),
-        "driver": driver() if on_cuda else None,
-        "cuda": torch.version.cuda if on_cuda else None,
-        "cudnn": cudnn.version() if on_cuda else None,
-        "versions": versions,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "threads": torch.get_num_threads(),
-        "dtypes": [str(dtype).removeprefix("torch.") for dtype in DTYPES],
-        "tf32": False,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def driver() -> str | None:
-    """The version of the graphics driver; None where its tool is not installed."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return told[0] if told else None
-
-
-def slug(name: str) -> str:
-    """The name of a device as that of a file."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name, with its index, as tensors name it.
-
-    Raises:
-        SystemExit: if it is not there.
-    """
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device is here; run with `--device cpu`")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    return {**facts(device, PACKAGES), "dtypes": dtypes, "tf32": False}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -435,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
     parser.add_argument("--builds", default="", help="names, separated by commas; all by default")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=Path, help="JSON file to write, or a folder for it")
     given = parser.parse_args(arguments)
     device = device_of(given.device)
     wanted = [name for name in given.builds.split(",") if name]
@@ -444,7 +395,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"`--builds` names {unknown}; there are {', '.join(known)}")
     if wanted and given.output is None:
         parser.error("`--builds` needs `--output`: a part must not replace the result of all")
-    path = given.output or RESULTS / f"{slug(device_name(device))}.json"
+    path = given.output or RESULTS
+    if path.suffix != ".json":
+        path /= f"{slug(device_name(device))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"provenance": provenance(device), "complete": False, "rows": []}
     families = [known[name] for name in wanted or known]
