@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks.latency import models, run
-from cahp_opt.heads import HeadSpace
+from cahp_opt.heads import Block, HeadSpace
+from cahp_opt.torch import time_models
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--sets", "3", "--repeats", "1", "--examples", "2", "--tokens", "8", "--context", "16"]
@@ -64,7 +65,7 @@ def test_predictions_of_whole_models(tmp_path: Path) -> None:
 
 
 def test_keep_sets_are_uneven_and_range_widely() -> None:
-    space = HeadSpace(tuple((f"{i}", 12) for i in range(12)))
+    space = HeadSpace(tuple(Block(f"{i}", 12) for i in range(12)))
     sets = run.keep_sets(space, "bert", 30)
     sizes = np.array([kept.sum() for kept in sets]) / space.n
     assert sizes.min() < 0.25 and sizes.max() > 0.75 and len({s.tobytes() for s in sets}) == 30
@@ -76,14 +77,14 @@ def test_keep_sets_are_uneven_and_range_widely() -> None:
 def test_a_case_that_fails_is_told_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = run.time_models
+    plain = time_models
 
     def broken(found: Any, batch: Any, **more: Any) -> Any:
         if more["phase"].value == "prefill":
             raise RuntimeError("the device\nis gone")
         return plain(found, batch, **more)
 
-    monkeypatch.setattr(run, "time_models", broken)
+    monkeypatch.setattr("benchmarks.latency.run.time_models", broken)
     code, found = bench(tmp_path, "tiny-decoder")
     prefill, decode = found["cases"]
     assert code == 1 and decode["outcome"] == "measured"

@@ -81,8 +81,9 @@ class Shape:
         config: Any = self.config(sizes)
         draws = torch.Generator().manual_seed(0)
         if isinstance(config, ViTConfig):
-            shape = (sizes.examples, config.num_channels, config.image_size, config.image_size)
-            return {"pixel_values": torch.randn(shape, generator=draws).to(dtype)}
+            side: Any = config.image_size
+            images = torch.randn(sizes.examples, 3, side, side, generator=draws)
+            return {"pixel_values": images.to(dtype)}
         rows, columns = sizes.examples, sizes.tokens
         if phase is Phase.DECODE:  # one position is left for the new token
             rows, columns = sizes.streams, min(sizes.context, config.max_position_embeddings - 1)
@@ -112,7 +113,9 @@ def _llama(sizes: Sizes) -> PretrainedConfig:
     )
 
 
-def _tiny(kind: type[PretrainedConfig], **more: int) -> Callable[[Sizes], PretrainedConfig]:
+def _tiny(
+    kind: Callable[..., PretrainedConfig], **more: int
+) -> Callable[[Sizes], PretrainedConfig]:
     return lambda _: kind(
         vocab_size=64,
         hidden_size=32,
