@@ -215,6 +215,16 @@ def sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
+def warm(subject: Subject, device: torch.device, seconds: float = 3.0) -> None:
+    """Run a model for a while: a fresh machine is slow until its clocks rise and its pages are in memory."""
+    batch, end = subject.batch(Phase.PREFILL), time.perf_counter() + seconds
+    inputs = {key: value.to(device) for key, value in batch.items()}
+    with torch.inference_mode():
+        while time.perf_counter() < end:
+            subject.model(**inputs)
+            torch.cuda.synchronize(device)
+
+
 def answers(device: torch.device) -> bool:
     """Whether the device still computes: some errors of CUDA end all work of their process."""
     try:
@@ -356,7 +366,10 @@ def _all(given: argparse.Namespace, device: torch.device, record: Record, begun:
                 record.keep()
                 start = time.perf_counter()
                 try:
-                    subject = subject or Subject(name, shape, given.sizes, device, given.dtype)
+                    if subject is None:
+                        subject = Subject(name, shape, given.sizes, device, given.dtype)
+                        if device.type == "cuda" and not durations:
+                            warm(subject, device)
                     case["unit"] = subject.space.blocks[0].unit.value
                     measure(
                         subject,

@@ -39,6 +39,16 @@ def refuse_unfit(execution: Execution, device: torch.device) -> None:
 
 
 @contextmanager
+def on(device: torch.device) -> Generator[None]:
+    """Make ``device`` the current one, where streams, events and graphs belong, if it is a CUDA device."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
+
+
+@contextmanager
 def room_to_compile(execution: Execution) -> Generator[None]:
     """Let ``torch.compile`` make as much code as there are pieces, and forget it afterwards."""
     if execution is not Execution.COMPILED:

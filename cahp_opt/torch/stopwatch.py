@@ -156,10 +156,6 @@ class _CudaClock:
         self._launching: dict[int, float] = {}
 
     def __call__(self, piece: Piece) -> float:
-        with torch.cuda.device(self._device):  # events belong to the current one
-            return self._time(piece)
-
-    def _time(self, piece: Piece) -> float:
         if piece.before is not None:
             piece.before()
         torch.cuda.synchronize(self._device)

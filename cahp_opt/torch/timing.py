@@ -35,6 +35,7 @@ from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.executing import (
     captured,
     compiled,
+    on,
     refuse_unfit,
     room_to_compile,
     run_through,
@@ -82,7 +83,12 @@ def time_models(
     first = next(iter(models.values()))
     refuse_unfit(execution, device_of(first))
     inputs = prepare(batch, first, "batch")
-    with evaluating(*models.values()), torch.inference_mode(), room_to_compile(execution):
+    with (
+        on(device_of(first)),
+        evaluating(*models.values()),
+        torch.inference_mode(),
+        room_to_compile(execution),
+    ):
         work = {name: _whole(model, inputs, phase, execution) for name, model in models.items()}
         return interleaved(
             captured(work, execution),
@@ -159,7 +165,7 @@ def measure_latency(
             samples=samples,
         )
 
-    with evaluating(model), torch.inference_mode(), room_to_compile(execution):
+    with on(device), evaluating(model), torch.inference_mode(), room_to_compile(execution):
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = timed(
             {
