@@ -22,7 +22,7 @@ from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.executing import ExecutionError
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.stopwatch import Piece, interleaved
+from cahp_opt.torch.stopwatch import Piece, interleaved, timings
 from cahp_opt.torch.timing import Timing, measure_latency, time_models
 
 CPU = torch.device("cpu")
@@ -65,6 +65,21 @@ def test_low_quantile_and_spread(clock: Clock) -> None:
     timings = interleaved(work, device=CPU, repeats=6)
     assert timings["a"] == Timing(2.0, 3.5, 0.75)  # the 0.2 quantile of 1..6
     assert timings["b"] == Timing(2.0, 2.0, 0.0)
+
+
+def test_the_pace_of_the_machine_is_taken_out() -> None:
+    """A machine that is 1.8 times slower in most rounds, and interrupts single runs."""
+    rng = np.random.default_rng(0)
+    truth = np.linspace(1.0, 2.0, 9)
+    pace = np.where(rng.random(30) < 0.8, 1.8, 1.0) * rng.uniform(1, 1.05, 30)
+    jitter = rng.uniform(1, 1.02, (9, 30)) * np.where(rng.random((9, 30)) < 0.1, 2.0, 1.0)
+    seconds = truth[:, None] * pace * jitter
+    found = np.array([t.seconds for t in timings(seconds)])
+    plain = np.quantile(seconds, 0.2, axis=1)
+    np.testing.assert_allclose(found / found[0], truth / truth[0], rtol=0.01)
+    assert np.abs(plain / plain[0] / truth - 1).max() > 0.1  # what it would be without
+    same = timings(np.full((9, 4), 3.0))
+    assert same == [Timing(3.0, 3.0, 0.0)] * 9
 
 
 def test_rounds_are_interleaved_shuffled_and_repeatable() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from cahp_opt.heads import Floats
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.samples import SampleFile
 
@@ -21,6 +24,9 @@ _log = logging.getLogger(__name__)
 LOW = 0.2
 """The quantile that is reported: other work on the machine only ever adds time, so a low quantile is
 close to the undisturbed time, and steadier than the minimum."""
+
+_ENOUGH = 5
+"""Pieces that tell the pace of a round."""
 
 _PLUG_BYTES = 2**28
 """Written to hold back a CUDA device; several times the caches of any device so far."""
@@ -34,7 +40,7 @@ class Timing:
     """Time of one piece of work.
 
     Args:
-        seconds: the low quantile over the repeats.
+        seconds: the low quantile over the repeats (see :func:`timings`).
         median: their median.
         spread: ``(median - seconds) / seconds``, the noise of the machine.
     """
@@ -122,20 +128,47 @@ def interleaved(
     order, shuffler = list(work), random.Random(0)
     for done in range(1, repeats + 1):
         shuffler.shuffle(order)
-        for name in order:
-            if len(taken[name]) >= done:
-                continue
-            seconds = clock(work[name])
-            taken[name].append(seconds)
-            if samples is not None:
-                samples.add(f"{stage}: {name}", seconds)
+        with _no_garbage_collection():
+            for name in order:
+                if len(taken[name]) >= done:
+                    continue
+                seconds = clock(work[name])
+                taken[name].append(seconds)
+                if samples is not None:
+                    samples.add(f"{stage}: {name}", seconds)
         progress(stage, done, repeats)
-    return {name: _timing(seconds) for name, seconds in taken.items()}
+    return dict(zip(work, timings(np.array(list(taken.values()))), strict=True))
 
 
-def _timing(seconds: list[float]) -> Timing:
-    low, median = (float(q) for q in np.quantile(seconds, [LOW, 0.5]))
-    return Timing(low, median, (median - low) / low)
+def timings(seconds: Floats) -> list[Timing]:
+    """The timing of every piece of interleaved work, freed of what slowed whole rounds down.
+
+    A round is as slow as the median of its pieces, each relative to its own median over the rounds.
+    Dividing by that makes pieces comparable on a machine that changes its pace every few seconds; the
+    undisturbed pace is put back in the end. Few pieces cannot tell the pace, and are left as they are.
+
+    Args:
+        seconds: of every piece in every round, ``[pieces, rounds]``.
+    """
+    pace = np.ones(seconds.shape[1])
+    if len(seconds) >= _ENOUGH:
+        pace = np.median(seconds / np.median(seconds, axis=1, keepdims=True), axis=0)
+    low = np.quantile(seconds / pace, LOW, axis=1) * np.quantile(pace, LOW)
+    median = np.median(seconds, axis=1)
+    spread = np.maximum(median / low - 1, 0)
+    return [Timing(*map(float, row)) for row in zip(low, median, spread, strict=True)]
+
+
+@contextmanager
+def _no_garbage_collection() -> Generator[None]:
+    """Collecting garbage takes time at random moments; it is done between rounds."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _seconds(piece: Piece) -> float:
