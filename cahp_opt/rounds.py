@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+TOLERANCE = 0.01
+"""A relative excess over a limit that still meets it."""
+SLACK = 0.03
+"""A time that is further than that below its limit gives quality away for nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
