@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import NamedTuple
@@ -118,7 +118,7 @@ class Promise:
             BudgetError: if nothing meets the target, as measured.
             ValueError: for a target without a latency goal, or what ``target.budget`` and ``select`` refuse.
         """
-        goals = _latency_goals(target)
+        goals = named_goals(target.latencies)
         if not goals:
             raise ValueError(
                 "`target` has no latency goal to verify; choose with `select` instead."
@@ -165,7 +165,7 @@ class Promise:
         try:
             target.budget(profile.space, profile)
         except BudgetError:
-            goals = _latency_goals(target)
+            goals = named_goals(target.latencies)
             if not goals:
                 raise
             space, least = profile.space, _fastest(target, profile).least
@@ -183,7 +183,9 @@ class Promise:
             budget = target.budget(tables.space, tables)
         except BudgetError:
             budget = _fastest(target, tables)  # raises if latency is not what cannot be met
-            limits = {name: goal.limit(_dense(tables)) for name, goal in _latency_goals(target)}
+            limits = {
+                name: goal.limit(_dense(tables)) for name, goal in named_goals(target.latencies)
+            }
             selection = self._select(Problem(objective, budget), solver)
             costs = {n: (c, limits.get(n, limit)) for n, (c, limit) in selection.costs.items()}
             return replace(selection, costs=costs), True
@@ -253,10 +255,10 @@ def _text(fact: object) -> str:
     return str(getattr(fact, "value", fact))
 
 
-def _latency_goals(target: Target) -> list[tuple[str, LatencyGoal]]:
-    """The latency goals with the names of their tables in the budget."""
+def named_goals(goals: Iterable[LatencyGoal]) -> list[tuple[str, LatencyGoal]]:
+    """The goals with the names of their tables in a budget."""
     found, names = list[tuple[str, LatencyGoal]](), list[str]()
-    for goal in target.latencies:
+    for goal in goals:
         names.append(goal.name)
         again = names.count(goal.name)
         found.append((goal.name if again == 1 else f"{goal.name} ({again})", goal))
@@ -330,7 +332,7 @@ def _fastest(target: Target, tables: Profile) -> Budget:
     )
     budget = replace(target, goals=loosened).budget(tables.space, tables)
     worst, counts = 0.0, budget.cheapest
-    for name, goal in _latency_goals(target):
+    for name, goal in named_goals(target.latencies):
         table = budget.table_named(name)
         least = np.array(
             [
