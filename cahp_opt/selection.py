@@ -152,6 +152,9 @@ class Selection:
         lines += [
             f"{name}: {cost:.6g} of {limit:.6g}" for name, (cost, limit) in self.costs.items()
         ]
+        for name, check in self.measured.goals.items() if self.measured else ():
+            limit = "" if check.limit is None else f" of {check.limit:.6g}"
+            lines.append(f"{name}, measured: {check.measured:.6g}{limit}")
         lines.append(f"{self.solver or 'by hand'}: {self.status.value}")
         if self.certificate:
             lines.append(f"bound from: {self.certificate}")

@@ -294,6 +294,7 @@ def test_a_selection_keeps_its_rounds(tmp_path: Path) -> None:
     assert Selection.load(path).rounds == rounds
     assert pickle.loads(pickle.dumps(selection)).rounds == rounds
     assert selection.measured == rounds[2]
+    assert "latency of decode, measured: 0.88 of 0.8" in str(selection)
     assert Selection.from_kept(SPACE, kept).measured is None
     data = json.loads(path.read_text())
     del data["rounds"]  # as earlier releases wrote it
