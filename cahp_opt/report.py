@@ -344,27 +344,30 @@ def _goals(goals: Mapping[str, Check]) -> Table:
 
 
 def _rounds(selection: Selection) -> Table:
-    table = _table("Rounds of selecting, slicing and measuring")
-    for column in ("round", "kept", "goal", "limit", "predicted", "measured", "error", ""):
-        table.add_column(column, justify="left" if column in ("goal", "") else "right")
+    table = _table(
+        "Rounds of selecting, slicing and measuring, in shares of their own unpruned time"
+    )
+    several = any(len(found.goals) > 1 for found in selection.rounds)
+    for name in ("round", "kept", *(["goal"] * several), "predicted", "measured", "limit"):
+        table.add_column(name, justify="left" if name == "goal" else "right")
+    table.add_column("error", justify="right")
+    table.add_column("over", justify="right")
+    table.add_column("")
     for number, found in enumerate(selection.rounds, start=1):
         lead = [str(number), str(sum(found.counts))]
+        remarks = ["fastest"] * found.floor + ["chosen"] * (found == selection.measured)
         for name, check in found.goals.items():
-            remarks = [verdict(check)]
-            if found.floor:
-                remarks.append("the fastest model allowed")
-            if found == selection.measured:
-                remarks.append("chosen")
             table.add_row(
                 *lead,
-                name,
-                seconds(check.limit),
-                seconds(check.predicted),
-                seconds(check.measured),
-                _percent(check.error),
-                "; ".join(remarks),
+                *([name] * several),
+                f"{check.predicted_ratio:.3f}",
+                f"{check.ratio:.3f}",
+                "" if check.limit is None else f"{check.limit / check.dense_measured:.3f}",
+                _percent(check.ratio / check.predicted_ratio - 1),
+                _percent(check.over),
+                ", ".join(remarks),
             )
-            lead = ["", ""]
+            lead, remarks = ["", ""], []
     return table
 
 

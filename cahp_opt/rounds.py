@@ -64,6 +64,11 @@ class Check:
         return self.measured / self.dense_measured
 
     @property
+    def predicted_ratio(self) -> float:
+        """The predicted share."""
+        return self.predicted / self.dense_predicted
+
+    @property
     def over(self) -> float | None:
         """How far the measured time is over the limit, relative to it; below 0 if it is within."""
         return None if self.limit is None else self.measured / self.limit - 1

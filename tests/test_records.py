@@ -273,6 +273,7 @@ def test_a_round_tells_error_and_excess() -> None:
     check = found.goals["latency of decode"]
     assert check.error == pytest.approx(0.1) and check.dense_error == pytest.approx(0.1)
     assert check.ratio == pytest.approx(0.8) and check.over == pytest.approx(0.1)
+    assert check.predicted_ratio == pytest.approx(0.8)
     assert found.workloads["decode"].over is None
     assert found.over == check.over and found.error == check.error and found.spread == 0.03
     assert Round(counts=(1, 1), goals={}).over == -1
