@@ -94,6 +94,7 @@ class Promise:
         measure: Measure,
         *,
         device: str = "",
+        floor: Round | None = None,
     ) -> Selection:
         """The most valuable selection whose measured time keeps to the latency goals.
 
@@ -109,6 +110,7 @@ class Promise:
             solver: by what.
             measure: times the unpruned and the sliced model.
             device: name of the processor it measures on, for the record.
+            floor: what :meth:`reach` measured, if it did; it does not count as one of the rounds.
 
         Returns:
             The best selection that met its limits, or the one least over them, with all rounds. Its costs
@@ -123,8 +125,12 @@ class Promise:
             raise ValueError(
                 "`target` has no latency goal to verify; choose with `select` instead."
             )
-        tried, tables = dict[tuple[int, ...], _Attempt](), profile
-        while len(tried) < self.rounds:
+        tried, tables, free = dict[tuple[int, ...], _Attempt](), profile, 0
+        if floor is not None:
+            selection = self._choose_fastest(objective, profile, target, solver)
+            tried[floor.counts], free = _Attempt(selection, floor), 1
+            tables = corrected(profile, [floor])
+        while len(tried) < self.rounds + free:
             selection, fastest = self._choose(objective, tables, target, solver)
             counts = tuple(selection.counts.tolist())
             again = counts in tried
@@ -145,12 +151,10 @@ class Promise:
             best = min(attempts, key=lambda a: a.found.over)
         return replace(best.selection, rounds=tuple(a.found for a in attempts))
 
-    def refuse(
+    def reach(
         self, profile: Profile, target: Target, measure: Measure, *, device: str = ""
-    ) -> None:
+    ) -> Round | None:
         """Refuse a target that nothing meets, before long work goes into its objective.
-
-        Nothing is measured if the tables say that it can be met.
 
         Args:
             profile: the tables.
@@ -158,22 +162,28 @@ class Promise:
             measure: times the unpruned and the sliced model.
             device: name of the processor it measures on.
 
+        Returns:
+            None if the tables say that the target can be met, and nothing was measured. Otherwise they are
+            wrong, and the fastest model meets it, as measured here.
+
         Raises:
             BudgetError: if nothing meets the target, as measured.
             ValueError: as ``target.budget``.
         """
         try:
             target.budget(profile.space, profile)
+            return None
         except BudgetError:
             goals = named_goals(target.latencies)
             if not goals:
                 raise
             space, least = profile.space, _fastest(target, profile).least
-            kept = space.join({b.name: range(k) for b, k in zip(space.blocks, least, strict=True)})
-            selection = Selection.from_kept(space, kept)
-            found = self._measured(selection, profile, goals, measure, device, True)
-            if found.over > self.tolerance:
-                raise BudgetError(_refusal(found, goals, corrected(profile, [found]))) from None
+        kept = space.join({b.name: range(k) for b, k in zip(space.blocks, least, strict=True)})
+        selection = Selection.from_kept(space, kept)
+        found = self._measured(selection, profile, goals, measure, device, True)
+        if found.over > self.tolerance:
+            raise BudgetError(_refusal(found, goals, corrected(profile, [found])))
+        return found
 
     def _choose(
         self, objective: Objective, tables: Profile, target: Target, solver: Solver
@@ -182,14 +192,17 @@ class Promise:
         try:
             budget = target.budget(tables.space, tables)
         except BudgetError:
-            budget = _fastest(target, tables)  # raises if latency is not what cannot be met
-            limits = {
-                name: goal.limit(_dense(tables)) for name, goal in named_goals(target.latencies)
-            }
-            selection = self._select(Problem(objective, budget), solver)
-            costs = {n: (c, limits.get(n, limit)) for n, (c, limit) in selection.costs.items()}
-            return replace(selection, costs=costs), True
+            return self._choose_fastest(objective, tables, target, solver), True
         return self._select(Problem(objective, budget), solver), False
+
+    def _choose_fastest(
+        self, objective: Objective, tables: Profile, target: Target, solver: Solver
+    ) -> Selection:
+        """The most valuable of the fastest models; raises if latency is not what cannot be met."""
+        selection = self._select(Problem(objective, _fastest(target, tables)), solver)
+        limits = {n: goal.limit(_dense(tables)) for n, goal in named_goals(target.latencies)}
+        costs = {n: (c, limits.get(n, limit)) for n, (c, limit) in selection.costs.items()}
+        return replace(selection, costs=costs)
 
     def _select(self, problem: Problem, solver: Solver) -> Selection:
         return select(problem, solver, time_limit=self.time_limit, seed=self.seed)

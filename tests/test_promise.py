@@ -294,21 +294,33 @@ def test_a_table_that_wrongly_says_unreachable_is_put_right() -> None:
 
 
 def test_a_hopeless_target_is_refused_before_long_work() -> None:
-    def refuse(device: Device, target: Target) -> None:
-        Promise(repeats=7).refuse(Profile(SPACE, device.tables), target, device)
+    def reach(device: Device, target: Target) -> Round | None:
+        return Promise(repeats=7).reach(Profile(SPACE, device.tables), target, device)
 
     hopeless, fine = Target((LatencyGoal(ratio=0.4),)), Target((RATIO,))
     device = one()
     with pytest.raises(BudgetError, match=r"with 1 unit per block, was measured to take 5.05 ms"):
-        refuse(device, hopeless)
+        reach(device, hopeless)
     assert device.asked == [((1,) * 12, 7)]
     only_the_table_is_hopeless = one(offset=-0.002, scale=1.3)
-    refuse(only_the_table_is_hopeless, hopeless)
+    floor = reach(only_the_table_is_hopeless, hopeless)
+    assert floor is not None and floor.floor and floor.over < 0
     for target in (fine, Target(heads=30)):
-        refuse(device, target)
+        assert reach(device, target) is None
     with pytest.raises(BudgetError, match="`units`"):
-        refuse(device, Target(heads=3))
+        reach(device, Target(heads=3))
     assert len(device.asked) == 1
+
+    def after(rounds: int, device: Device) -> Selection:
+        profile = Profile(SPACE, device.tables)
+        promise = Promise(rounds=rounds)
+        return promise.keep(OBJECTIVE, profile, hopeless, DynamicProgram(), device, floor=floor)
+
+    selection = after(1, only_the_table_is_hopeless)
+    assert selection.rounds[0] == floor and -SLACK <= selection.rounds[1].over <= 0.01
+    assert selection.measured == selection.rounds[1] and len(only_the_table_is_hopeless.asked) == 2
+    slower_since = one(offset=-0.002, scale=1.3, bursts=(1.2,))
+    assert after(1, slower_since).measured == floor  # the only one that met the limit
 
 
 def test_rounds_tell_the_tables_in_force() -> None:

@@ -21,6 +21,7 @@ from cahp_opt.profile import Profile
 from cahp_opt.progress import Progress
 from cahp_opt.promise import Measure, Promise
 from cahp_opt.report import REPORT_FILE, FidelityReport, Report
+from cahp_opt.rounds import Round
 from cahp_opt.selection import Selection
 from cahp_opt.stats import HeadStats
 from cahp_opt.texts import Split
@@ -141,7 +142,7 @@ def run_pipeline(
         if target.goals and profile is None:
             workloads = applying.workloads if target.latencies else ()
             profile = measure_profile(named.model, workloads, display, unit)
-        _refuse_unreachable(named.model, space, target, method, profile, applying, display, unit)
+        floor = _reach(named.model, space, target, method, profile, applying, display, unit)
         stats = measure_stats(
             named.model, batches.calibration, method.objective, method.seed, display, unit=unit
         )
@@ -156,6 +157,7 @@ def run_pipeline(
                     method.solver.build(),
                     _measure(named.model, target, profile, applying, unit, progress),
                     device=device_name(device_of(named.model)),
+                    floor=floor,
                 )
                 facts = method.provenance(stats, target, profile)
                 selection = replace(selection, provenance=facts)
@@ -189,7 +191,7 @@ def _measure(
     return measuring(model, tables, batches, unit=unit, progress=progress)
 
 
-def _refuse_unreachable(
+def _reach(
     model: nn.Module,
     space: HeadSpace,
     target: Target,
@@ -198,22 +200,21 @@ def _refuse_unreachable(
     applying: Applying,
     display: Display,
     unit: Unit | None,
-) -> None:
-    """End here with a target that nothing meets, before calibrating."""
+) -> Round | None:
+    """End here, before calibrating, with a target that nothing meets; see :meth:`Promise.reach`."""
     try:
         target.budget(space, profile)
+        return None
     except BudgetError:
         if profile is None or not target.latencies:
             raise
-        with display.stage(
-            "select"
-        ) as progress:  # the tables may be wrong: measure before refusing
-            _promise(method, applying).refuse(
-                profile,
-                target,
-                _measure(model, target, profile, applying, unit, progress),
-                device=device_name(device_of(model)),
-            )
+    with display.stage("floor") as progress:
+        return _promise(method, applying).reach(
+            profile,
+            target,
+            _measure(model, target, profile, applying, unit, progress),
+            device=device_name(device_of(model)),
+        )
 
 
 def apply_selection(

@@ -224,6 +224,14 @@ def _total(seconds: Sequence[Floats], counts: Ints) -> float:
 
 
 def provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Provenance:
+    """Where and how a model is timed here.
+
+    Args:
+        model: the model.
+        batch: one that is prepared for it.
+        phase: what is timed.
+        execution: how the model is run.
+    """
     parameter = next(model.parameters())
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
     versions = {
