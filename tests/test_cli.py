@@ -260,6 +260,18 @@ def test_a_goal_that_is_missed_is_solved_again(
     assert not (tmp_path / "no").exists()
 
 
+def test_a_table_that_says_unreachable_is_not_believed_unmeasured(
+    model: Path, text: Path, tmp_path: Path, steady_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = SteadyTimes(slower=0.5)
+    monkeypatch.setattr("cahp_opt.torch.promise.time_models", times)
+    assert prune(model, tmp_path / "out", "--text", text, "--latency", "3.5ms") == 0
+    assert times.calls == [[12, 3], [12, 5], [12, 5]]
+    report = Report.read(tmp_path / "out" / "report.json")
+    assert [r["floor"] for r in report["selection"]["rounds"]] == [True, False]
+    assert report["goals"]["latency"]["over"] == pytest.approx(0)
+
+
 def test_a_profile_of_another_machine_is_noted(
     model: Path, text: Path, tmp_path: Path, steady_clock: None
 ) -> None:
