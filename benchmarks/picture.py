@@ -57,12 +57,12 @@ def draw(selection: Selection, report: dict[str, Any], name: str) -> str:
             kept = unit in heads[block.name]
             parts.append(box(LEFT + unit * (CELL + GAP), y, CELL, CELL, KEPT if kept else DROPPED))
     y = TOP + len(space.blocks) * (CELL + GAP) + 26
-    latency = report["latency"]
+    goal = report["goals"]["latency"]
     bars = [
-        ("unpruned, measured", latency["dense"], MUTED),
-        ("budget", latency["budget"], INK),
-        ("predicted", latency["predicted"], "#93c5fd"),
-        ("sliced, measured", latency["sliced"], KEPT),
+        ("unpruned, measured", goal["dense_measured"], MUTED),
+        ("budget", goal["limit"], INK),
+        ("predicted", goal["predicted"], "#93c5fd"),
+        ("sliced, measured", goal["measured"], KEPT),
     ]
     full = max(seconds for _, seconds, _ in bars)
     for name, seconds, fill in bars:

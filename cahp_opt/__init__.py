@@ -9,6 +9,7 @@ from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.records import RecordError
+from cahp_opt.rounds import Check, Round
 from cahp_opt.selection import Proposal, Selection, Solver, Status, select
 from cahp_opt.stats import HeadStats, Moments, Total
 
@@ -18,6 +19,7 @@ __all__ = [
     "Block",
     "Budget",
     "BudgetError",
+    "Check",
     "Comparison",
     "CountTable",
     "Execution",
@@ -34,6 +36,7 @@ __all__ = [
     "Provenance",
     "RecordError",
     "ResourceTable",
+    "Round",
     "Selection",
     "Solver",
     "Status",

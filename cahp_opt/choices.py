@@ -245,6 +245,7 @@ def _measured(table: LatencyTable) -> dict[str, str | int | float | bool]:
         "sequence_length": where.sequence_length,
         "phase": where.phase.value,
         "execution": where.execution.value,
+        "threads": where.threads,
         "estimated": where.estimated,
     }
 
@@ -275,13 +276,23 @@ class Method:
         budget = target.budget(stats.space, profile)
         problem = Problem(self.objective.build(stats), budget)
         selection = select(problem, self.solver.build(), time_limit=self.time_limit, seed=self.seed)
-        provenance = {
+        return replace(selection, provenance=self.provenance(stats, target, profile))
+
+    def provenance(
+        self, stats: HeadStats, target: Target, profile: Profile | None
+    ) -> dict[str, str]:
+        """What a selection was made from and how, for its record.
+
+        Raises:
+            ValueError: if the profile lacks a table.
+        """
+        return {
             "model": stats.model,
             "objective": self.objective.value,
             "solver": self.solver.value,
             "cahp-opt": cahp_opt.__version__,
+            **target.provenance(profile),
         }
-        return replace(selection, provenance=provenance | target.provenance(profile))
 
     def rehearse(self, space: HeadSpace) -> None:
         """Let the solver see the objective's structure, before minutes of measuring go into it.

@@ -195,6 +195,15 @@ SequenceLength = Annotated[
     ),
 ]
 Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of every point.")]
+Rounds = Annotated[
+    int,
+    typer.Option(
+        "--rounds",
+        min=1,
+        help="Sliced models that are timed until a latency goal is met, at most; after a miss the tables "
+        "are corrected and the units selected again.",
+    ),
+]
 Refit = Annotated[
     bool,
     typer.Option(
@@ -257,6 +266,7 @@ def prune(
     latency_batch_size: LatencyBatch = 8,
     sequence_length: SequenceLength = None,
     repeats: Repeats = 20,
+    rounds: Rounds = 3,
     time_limit: TimeLimit = None,
     seed: Seed = 0,
     threads: Threads = None,
@@ -295,6 +305,7 @@ def prune(
             refit,
             workloads or (Workload(latency_batch_size, sequence_length, repeats),),
             Reading(batch_size, max_length, seed),
+            rounds,
         ),
         output_dir,
         profile=profile,

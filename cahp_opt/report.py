@@ -15,8 +15,10 @@ from cahp_opt.budget import Budget
 from cahp_opt.comparison import Comparison
 from cahp_opt.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.heads import Unit
+from cahp_opt.latency import Execution, Phase
 from cahp_opt.profile import Profile
 from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.rounds import TOLERANCE, Check
 from cahp_opt.selection import Selection
 
 _KIND, _VERSION = "cahp-report", 1
@@ -27,22 +29,22 @@ REPORT_FILE = "report.json"
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """End-to-end time: what was wanted, predicted and measured. Times are in seconds.
+    """End-to-end time of one workload, predicted and measured. Times are in seconds.
 
     Args:
         dense: the unpruned model, measured in turns with the sliced one.
-        sliced: the sliced model.
+        sliced: the sliced model, as it was saved.
         spread: noise of the machine meanwhile: the largest relative distance of a median from its low
             quantile.
         predicted_dense: the latency table's time of the unpruned model; None without a table.
         predicted: the latency table's time of the sliced model.
-        ratio: the budget as a share of the unpruned time; None unless it was given like that.
-        limit: the budget in seconds of the latency table; None without a latency budget.
         device: where it was measured.
         dtype: precision of the weights.
         threads: threads of the CPU.
         batch_size: texts per batch.
-        sequence_length: tokens per text.
+        sequence_length: tokens per text; while decoding, those in the cache.
+        phase: prefill or decode.
+        execution: how the model was run.
     """
 
     dense: float
@@ -50,13 +52,13 @@ class LatencyReport:
     spread: float
     predicted_dense: float | None = None
     predicted: float | None = None
-    ratio: float | None = None
-    limit: float | None = None
     device: str = ""
     dtype: str = ""
     threads: int = 0
     batch_size: int = 0
     sequence_length: int = 0
+    phase: str = Phase.PREFILL.value
+    execution: str = Execution.EAGER.value
 
     @property
     def speed_up(self) -> float:
@@ -70,18 +72,8 @@ class LatencyReport:
 
     @property
     def error_dense(self) -> float | None:
-        """The same of the unpruned model: how far the machine has drifted since the table."""
+        """The same of the unpruned model."""
         return None if self.predicted_dense is None else self.dense / self.predicted_dense - 1
-
-    @property
-    def budget(self) -> float | None:
-        """The budget in seconds; a ratio counts from the unpruned time measured beside the sliced."""
-        return self.limit if self.ratio is None else self.ratio * self.dense
-
-    @property
-    def over(self) -> float | None:
-        """How far the sliced model is over the budget, relative to it; below 0 if it is within."""
-        return None if self.budget is None else self.sliced / self.budget - 1
 
 
 @dataclass(frozen=True)
@@ -105,8 +97,9 @@ class Report:
 
     Args:
         model: name of the model.
-        selection: what is kept and why.
-        latency: times.
+        selection: what is kept and why, with the rounds in which it was found.
+        latency: times by name of the workload.
+        goals: by name of the budget's table, the times that were limited, as the saved model takes them.
         fidelity: closeness to the dense model; None without texts kept back.
         parameters: number of weights before and after.
         mask_difference: largest difference of an output between the gated and the sliced model.
@@ -119,7 +112,8 @@ class Report:
 
     model: str
     selection: Selection
-    latency: LatencyReport
+    latency: Mapping[str, LatencyReport]
+    goals: Mapping[str, Check]
     fidelity: FidelityReport | None
     parameters: tuple[int, int]
     mask_difference: float
@@ -134,8 +128,14 @@ class Report:
         body = {name: getattr(self, name) for name in ("model", "mask_difference", "reloaded")}
         body |= {
             "selection": self.selection.to_json() | {"gap": self.selection.gap},
-            "latency": vars(self.latency)
-            | {n: getattr(self.latency, n) for n in ("speed_up", "error", "budget", "over")},
+            "latency": {
+                name: vars(found) | {n: getattr(found, n) for n in ("speed_up", "error")}
+                for name, found in self.latency.items()
+            },
+            "goals": {
+                name: vars(check) | {n: getattr(check, n) for n in ("ratio", "error", "over")}
+                for name, check in self.goals.items()
+            },
             "fidelity": None if self.fidelity is None else vars(self.fidelity),
             "parameters": list(self.parameters),
             "calibration_texts": self.calibration_texts,
@@ -165,7 +165,11 @@ def tables(report: Report, folder: str) -> RenderableType:
         folder: where the files are.
     """
     parts: list[RenderableType] = [_kept(report.selection), _answer(report.selection)]
-    parts.append(_latency(report.latency))
+    parts.extend(_latency(name, found) for name, found in report.latency.items())
+    if report.goals:
+        parts.append(_goals(report.goals))
+    if report.selection.rounds:
+        parts.append(_rounds(report.selection))
     if report.fidelity is not None:
         parts.append(_fidelity(report.fidelity))
     parts.append(_result(report, folder))
@@ -290,13 +294,15 @@ def _answer(selection: Selection) -> Table:
     return table
 
 
-def _latency(latency: LatencyReport) -> Table:
+def _latency(name: str, latency: LatencyReport) -> Table:
     where = f"{latency.batch_size} x {latency.sequence_length} tokens, {latency.dtype}, {latency.device}"
     if latency.threads:
         where += f", {latency.threads} thread{'s' if latency.threads > 1 else ''}"
-    table = _table(f"End-to-end latency ({where})")
-    for name in ("", "predicted", "measured", "error"):
-        table.add_column(name, justify="right" if name else "left")
+    if latency.execution != Execution.EAGER.value:
+        where += f", {latency.execution}"
+    table = _table(f"End-to-end latency of {name} ({where})")
+    for column in ("", "predicted", "measured", "error"):
+        table.add_column(column, justify="right" if column else "left")
     table.add_row(
         "dense",
         seconds(latency.predicted_dense),
@@ -318,20 +324,63 @@ def _latency(latency: LatencyReport) -> Table:
     )
     table.add_row("speed-up", "", f"{latency.speed_up:.2f} x", "")
     table.add_row("spread of the machine", "", f"{100 * latency.spread:.1f} %", "")
-    if latency.budget is not None:
-        share = "" if latency.ratio is None else f" ({latency.ratio:g} of the measured dense time)"
-        table.caption = f"Budget: {seconds(latency.budget)}{share}: {verdict(latency)}"
     return table
 
 
-def verdict(latency: LatencyReport) -> str:
-    """Whether the measured time keeps to the budget, in words."""
-    over = latency.over
+def _goals(goals: Mapping[str, Check]) -> Table:
+    table = _table("Latency goals, measured on the model that was saved")
+    for column in ("goal", "limit", "predicted", "measured", "error", ""):
+        table.add_column(column, justify="left" if column in ("goal", "") else "right")
+    for name, check in goals.items():
+        table.add_row(
+            name,
+            seconds(check.limit),
+            seconds(check.predicted),
+            seconds(check.measured),
+            _percent(check.error),
+            verdict(check),
+        )
+    return table
+
+
+def _rounds(selection: Selection) -> Table:
+    table = _table(
+        "Rounds of selecting, slicing and measuring, in shares of their own unpruned time"
+    )
+    several = any(len(found.goals) > 1 for found in selection.rounds)
+    for name in ("round", "kept", *(["goal"] * several), "predicted", "measured", "limit"):
+        table.add_column(name, justify="left" if name == "goal" else "right")
+    table.add_column("error", justify="right")
+    table.add_column("over", justify="right")
+    table.add_column("")
+    for number, found in enumerate(selection.rounds, start=1):
+        lead = [str(number), str(sum(found.counts))]
+        remarks = ["fastest"] * found.floor + ["chosen"] * (found == selection.measured)
+        for name, check in found.goals.items():
+            table.add_row(
+                *lead,
+                *([name] * several),
+                f"{check.predicted_ratio:.3f}",
+                f"{check.ratio:.3f}",
+                "" if check.limit is None else f"{check.limit / check.dense_measured:.3f}",
+                _percent(check.ratio / check.predicted_ratio - 1),
+                _percent(check.over),
+                ", ".join(remarks),
+            )
+            lead, remarks = ["", ""], []
+    return table
+
+
+def verdict(check: Check) -> str:
+    """Whether a measured time keeps to its limit, in words."""
+    over = check.over
     if over is None:
         return ""
     if over <= 0:
-        return "met"
-    within = ", which is within the spread" if over <= latency.spread else ""
+        return f"met, {-100 * over:.1f} % below"
+    if over <= TOLERANCE:
+        return f"met within {100 * TOLERANCE:.0f} %, {100 * over:.1f} % above"
+    within = ", which is within the spread" if over <= check.spread else ""
     return f"missed by {100 * over:.1f} %{within}"
 
 

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from cahp_opt.bounds import certified_bound
 from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.latency import check_counts
 from cahp_opt.problem import Problem
 from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.rounds import Round
 
 _KIND, _VERSION = "cahp-selection", 1
 
@@ -91,6 +93,8 @@ class Selection:
     stats: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Facts that travel with the answer: the model's fingerprint, the objective, its files."""
+    rounds: tuple[Round, ...] = ()
+    """What sliced models were measured to take while this answer was looked for, in order."""
 
     def __post_init__(self) -> None:
         kept = self.space.check(self.kept).copy()
@@ -98,6 +102,8 @@ class Selection:
         object.__setattr__(self, "kept", kept)
         for name in ("costs", "stats", "provenance"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for found in self.rounds:
+            check_counts(self.space, found.counts)
 
     def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
         """Copies and pickles rebuild the record: its read-only mappings cannot be copied as such."""
@@ -122,6 +128,12 @@ class Selection:
         """Units kept per block, shape ``[blocks]``."""
         return self.space.counts(self.kept)
 
+    @property
+    def measured(self) -> Round | None:
+        """The round in which a model with these counts was timed last; None if none was."""
+        own = tuple(self.counts.tolist())
+        return next((found for found in reversed(self.rounds) if found.counts == own), None)
+
     def heads(self) -> dict[str, list[int]]:
         """The kept unit ids of every block, by block name."""
         return self.space.split(self.kept)
@@ -140,6 +152,9 @@ class Selection:
         lines += [
             f"{name}: {cost:.6g} of {limit:.6g}" for name, (cost, limit) in self.costs.items()
         ]
+        for name, check in self.measured.goals.items() if self.measured else ():
+            limit = "" if check.limit is None else f" of {check.limit:.6g}"
+            lines.append(f"{name}, measured: {check.measured:.6g}{limit}")
         lines.append(f"{self.solver or 'by hand'}: {self.status.value}")
         if self.certificate:
             lines.append(f"bound from: {self.certificate}")
@@ -163,6 +178,7 @@ class Selection:
             "seconds": self.seconds,
             "stats": dict(self.stats),
             "provenance": dict(self.provenance),
+            "rounds": [r.to_json() for r in self.rounds],
         }
 
     @staticmethod
@@ -197,6 +213,7 @@ class Selection:
             data["seconds"],
             data["stats"],
             data["provenance"],
+            tuple(Round.from_json(r) for r in data.get("rounds", ())),
         )
 
 

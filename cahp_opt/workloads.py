@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cahp_opt.goals import LatencyGoal
-from cahp_opt.latency import Execution, LatencyTable, Phase
+from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 
 _FORM = re.compile(r"\s*(?:([a-z][a-z0-9_-]*)=)?([a-z]+):(\d{1,9})(?:x(\d{1,9}))?\s*", re.ASCII)
 
@@ -146,3 +146,35 @@ def recorded_workloads(provenance: Mapping[str, str], repeats: int = 20) -> tupl
             f"the selection does not tell what it was timed with ({error}); select again."
         ) from None
     return found
+
+
+def recorded_tables(provenance: Mapping[str, str]) -> dict[str, tuple[float, Provenance]]:
+    """By workload, the unpruned seconds of its latency table, and where and how that was measured.
+
+    Args:
+        provenance: of a selection, whose :func:`recorded_workloads` can be understood.
+    """
+    told: dict[str, dict[str, Any]] = json.loads(provenance.get("workloads", "{}"))
+    if not told and "dense_seconds" in provenance:  # before there were several workloads
+        (workload,) = recorded_workloads(provenance)
+        where = Provenance(
+            device=provenance.get("device", ""),
+            batch=workload.batch_size,
+            sequence_length=workload.sequence_length or 0,
+        )
+        return {workload.name: (float(provenance["dense_seconds"]), where)}
+    return {
+        name: (
+            float(facts["dense_seconds"]),
+            Provenance(
+                device=facts["device"],
+                dtype=facts["dtype"],
+                batch=facts["batch_size"],
+                sequence_length=facts["sequence_length"],
+                phase=Phase(facts["phase"]),
+                execution=Execution(facts["execution"]),
+                threads=facts.get("threads", 0),
+            ),
+        )
+        for name, facts in told.items()
+    }

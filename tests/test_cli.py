@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from cahp_opt import HeadStats, LatencyTable, Profile, Selection, Unit
+from cahp_opt import HeadStats, LatencyTable, Profile, Provenance, Selection, Unit
 from cahp_opt.cli import main
 from cahp_opt.report import Report
 from cahp_opt.torch import SampleFile, find_attention, from_pretrained, pipeline
 from cahp_opt.torch.batching import inputs_of
+from cahp_opt.torch.timing import Timing
 
 WORDS = [f"w{i}" for i in range(tiny_models.VOCABULARY - 4)]
 
@@ -101,6 +103,23 @@ def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return LatencyTable(space, 1e-3, tuple(1e-3 * np.arange(u + 1) for u in space.units))
 
     monkeypatch.setattr(pipeline, "measure_latency", measure)
+    monkeypatch.setattr("cahp_opt.torch.promise.time_models", SteadyTimes())
+
+
+@dataclass
+class SteadyTimes:
+    """Times that grow with the heads, and with them by ``slower`` more than ``steady_clock`` says."""
+
+    slower: float = 1.0
+    calls: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, models: dict[str, Any], batch: Any, **options: Any) -> dict[str, Timing]:
+        found: dict[str, Timing] = {}
+        for name, model in models.items():
+            units = sum(block.units for block in find_attention(model))
+            found[name] = Timing(1e-3 * (1 + self.slower * units), 0.0, 0.0)
+        self.calls.append([sum(b.units for b in find_attention(m)) for m in models.values()])
+        return found
 
 
 SMALL = ["--held-out", "10", "--batch-size", "16", "--repeats", "1", "--threads", "1"]
@@ -151,16 +170,18 @@ def test_prune_writes_everything_and_shows_it(
     selection = Selection.load(output / "cahp_selection.json")
     assert selection.kept.sum() <= 0.6 * 13 - 1 < selection.kept.sum() + 1
     assert report["selection"]["kept"] == selection.heads()
-    assert report["latency"]["predicted_dense"] == pytest.approx(13e-3)
-    assert report["latency"]["predicted"] == pytest.approx(1e-3 * (1 + selection.kept.sum()))
-    assert report["latency"]["ratio"] == 0.6
+    latency, goal = report["latency"]["prefill"], report["goals"]["latency"]
+    assert latency["predicted_dense"] == pytest.approx(13e-3)
+    assert latency["predicted"] == pytest.approx(1e-3 * (1 + selection.kept.sum()))
+    assert goal["limit"] == pytest.approx(0.6 * latency["dense"]) and goal["over"] <= 0.01
+    assert report["selection"]["rounds"] == [r.to_json() for r in selection.rounds] != []
     fidelity = report["fidelity"]
     assert fidelity["examples"] == 10
     assert fidelity["after"]["cosine_distance"] < fidelity["before"]["cosine_distance"]
     assert report["calibration_texts"] == 50
     assert report["reloaded"] is True
     assert report["notes"]
-    for part in ("upper bound", "gap", "Budget: ", "after refit", "exactly", "speed-up"):
+    for part in ("upper bound", "gap", "Latency goals", "after refit", "exactly", "speed-up"):
         assert part in shown
 
     small = from_pretrained(output)
@@ -199,7 +220,75 @@ def test_stages_give_the_selection_of_prune(
     with torch.no_grad():
         outputs = [from_pretrained(f)(**batch).last_hidden_state for f in (whole, again)]
     assert torch.equal(*outputs)
-    assert Report.read(again / "report.json")["latency"]["ratio"] == 0.6
+    goals = [Report.read(f / "report.json")["goals"]["latency"] for f in (whole, again)]
+    assert goals[0] == pytest.approx(goals[1]) and goals[0]["ratio"] <= 0.6
+
+
+def test_a_goal_that_is_missed_is_solved_again(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    steady_clock: None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The heads are slower than their table says: 16 ms instead of 13, and 8.8 ms are allowed."""
+    monkeypatch.setenv("COLUMNS", "200")
+    times = SteadyTimes(slower=1.25)
+    monkeypatch.setattr("cahp_opt.torch.promise.time_models", times)
+    goal: list[str | Path] = ["--text", text, "--latency", "8.8ms"]
+    assert prune(model, tmp_path / "out", *goal) == 0
+    report = Report.read(tmp_path / "out" / "report.json")
+    assert times.calls == [[12, 7], [12, 6], [12, 6]]
+    assert [sum(r["counts"]) for r in report["selection"]["rounds"]] == [7, 6]
+    final = report["goals"]["latency"]
+    assert final["measured"] == pytest.approx(8.5e-3) and final["limit"] == 8.8e-3
+    assert abs(final["error"]) < 1e-6  # the corrected table predicts it
+    assert report["latency"]["prefill"]["predicted_dense"] == pytest.approx(16e-3)
+    assert any("took 23 % more than in the latency table of prefill" in n for n in report["notes"])
+    shown = capsys.readouterr().out
+    for part in ("Rounds of selecting", "+10.8 %", "chosen", "met, 3.4 % below"):
+        assert part in shown, part
+
+    assert prune(model, tmp_path / "once", *goal, "--rounds", "1") == 0
+    report = Report.read(tmp_path / "once" / "report.json")
+    assert report["goals"]["latency"]["over"] > 0.1 and len(report["selection"]["rounds"]) == 1
+    assert "missed by 10.8 %" in capsys.readouterr().out
+
+    run = partial(prune, model, tmp_path / "no", "--text", text, "--latency", "4.5ms")
+    refused(capsys, 2, "with 1 unit per block, was measured to take 4.75 ms", run=run)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_table_that_says_unreachable_is_not_believed_unmeasured(
+    model: Path, text: Path, tmp_path: Path, steady_clock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = SteadyTimes(slower=0.5)
+    monkeypatch.setattr("cahp_opt.torch.promise.time_models", times)
+    assert prune(model, tmp_path / "out", "--text", text, "--latency", "3.5ms") == 0
+    assert times.calls == [[12, 3], [12, 5], [12, 5]]
+    report = Report.read(tmp_path / "out" / "report.json")
+    assert [r["floor"] for r in report["selection"]["rounds"]] == [True, False]
+    assert report["goals"]["latency"]["over"] == pytest.approx(0)
+
+
+def test_a_profile_of_another_machine_is_noted(
+    model: Path, text: Path, tmp_path: Path, steady_clock: None
+) -> None:
+    space = find_attention(AutoModel.from_pretrained(model)).space
+    facts = Provenance(device="TPU", batch=2, sequence_length=8)
+    seconds = tuple(1e-3 * np.arange(u + 1) for u in space.units)
+    table = tmp_path / "latency.json"
+    Profile(space, {"prefill": LatencyTable(space, 1e-3, seconds, facts)}).save(table)
+    ready: list[str | Path] = ["--text", text, "--latency", "0.6", "--latency-table", table]
+    assert prune(model, tmp_path / "out", *ready) == 0
+    apply = ["apply", str(model), "--selection", str(tmp_path / "out" / "cahp_selection.json")]
+    apply += ["--output-dir", str(tmp_path / "again"), *QUICK[:4], "--latency-batch-size", "1"]
+    assert main([*apply, "--repeats", "1", "--threads", "1"]) == 0
+    for folder, told in (("out", "device TPU, and"), ("again", "device TPU, batch 2, and")):
+        notes = Report.read(tmp_path / folder / "report.json")["notes"]
+        found = f"the latency table of prefill was measured with {told} is verified with device"
+        assert any(found in note for note in notes), notes
 
 
 def test_apply_without_texts_and_a_sliced_model_again(
@@ -365,7 +454,7 @@ def test_unreachable_budget(
     def run() -> int:
         return prune(model, tmp_path / "out", "--text", text, "--latency", "0.01")
 
-    refused(capsys, 2, "cannot be met", "smallest reachable is 0.004 s", run=run)
+    refused(capsys, 2, "cannot be met", "was measured to take 4 ms", run=run)
     assert not any(tmp_path.iterdir())
 
 

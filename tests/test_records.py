@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from cahp_opt import (
     Block,
+    Check,
     Execution,
     HeadSpace,
     HeadStats,
@@ -24,6 +26,7 @@ from cahp_opt import (
     Proposal,
     Provenance,
     RecordError,
+    Round,
     Selection,
     Status,
     Total,
@@ -245,6 +248,70 @@ def test_a_hand_made_selection(tmp_path: Path) -> None:
     again = Selection.load(tmp_path / "hand.json")
     assert math.isnan(again.value) and math.isinf(again.bound)
     assert again.heads() == {"first": [0, 1, 2], "second": [0, 1]}
+
+
+def make_round(counts: tuple[int, ...] = (2, 1)) -> Round:
+    check = Check(
+        predicted=0.8,
+        measured=0.88,
+        dense_predicted=1.0,
+        dense_measured=1.1,
+        spread=0.02,
+        limit=0.8,
+    )
+    return Round(
+        counts=counts,
+        goals={"latency of decode": check, "latency": replace(check, measured=0.76, spread=0.03)},
+        workloads={"decode": replace(check, limit=None)},
+        device="a processor",
+        repeats=20,
+    )
+
+
+def test_a_round_tells_error_and_excess() -> None:
+    found = make_round()
+    check = found.goals["latency of decode"]
+    assert check.error == pytest.approx(0.1) and check.dense_error == pytest.approx(0.1)
+    assert check.ratio == pytest.approx(0.8) and check.over == pytest.approx(0.1)
+    assert check.predicted_ratio == pytest.approx(0.8)
+    assert found.workloads["decode"].over is None
+    assert found.over == check.over and found.error == check.error and found.spread == 0.03
+    assert Round(counts=(1, 1), goals={}).over == -1
+    for change in ({"measured": 0.0}, {"limit": -1.0}, {"dense_measured": math.nan}):
+        with pytest.raises(
+            ValueError, match=f"`{next(iter(change))}` must be finite seconds above"
+        ):
+            replace(check, **change)
+    with pytest.raises(ValueError, match="`spread` must be finite and at least 0, got -1"):
+        replace(check, spread=-1.0)
+
+
+def test_a_selection_keeps_its_rounds(tmp_path: Path) -> None:
+    path = tmp_path / "selection.json"
+    kept = SPACE.join({"first": [0, 2], "second": [1]})
+    rounds = (make_round((3, 1)), make_round(), replace(make_round(), repeats=60))
+    selection = replace(Selection.from_kept(SPACE, kept), rounds=rounds)
+    selection.save(path)
+    assert Selection.load(path).rounds == rounds
+    assert pickle.loads(pickle.dumps(selection)).rounds == rounds
+    assert selection.measured == rounds[2]
+    assert "latency of decode, measured: 0.88 of 0.8" in str(selection)
+    assert Selection.from_kept(SPACE, kept).measured is None
+    data = json.loads(path.read_text())
+    del data["rounds"]  # as earlier releases wrote it
+    path.write_text(json.dumps(data))
+    assert Selection.load(path).rounds == ()
+    whole = make_round().to_json()
+    for change in (
+        {"counts": [2, 9]},
+        {"counts": [1]},
+        {"goals": {"latency": {"predicted": 1}}},
+        {"goals": {"latency": {**whole["goals"]["latency"], "measured": -1.0}}},
+        {"more": 1},
+    ):
+        path.write_text(json.dumps({**data, "rounds": [{**whole, **change}]}))
+        with pytest.raises(RecordError, match="cannot be used"):
+            Selection.load(path)
 
 
 def test_records_copy_and_pickle() -> None:

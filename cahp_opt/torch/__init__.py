@@ -18,6 +18,7 @@ from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.gathering import gather_stats
 from cahp_opt.torch.learning import learn_attention
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
+from cahp_opt.torch.promise import ForeignTableWarning, select_measured
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
@@ -30,6 +31,7 @@ __all__ = [
     "Attention",
     "AttentionBlock",
     "Fidelity",
+    "ForeignTableWarning",
     "SampleFile",
     "SliceError",
     "UnsupportedModelError",
@@ -47,6 +49,7 @@ __all__ = [
     "measure_latency",
     "refit",
     "save_pretrained",
+    "select_measured",
     "selection_of",
     "slice_heads",
     "time_models",

@@ -118,7 +118,7 @@ def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
         yield "certificate", selection.certificate
     yield "status", selection.status.value
     for name, (cost, limit) in selection.costs.items():
-        unit = " s" if name == "latency" else ""
+        unit = " s" if name.startswith("latency") else ""
         yield f"predicted {name}", f"{cost:.6g}{unit} of at most {limit:.6g}{unit}"
 
 

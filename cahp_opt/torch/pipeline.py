@@ -12,13 +12,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.budget import BudgetError
 from cahp_opt.choices import Method, ObjectiveName, Target, remarks
 from cahp_opt.display import Display
-from cahp_opt.goals import LatencyGoal
-from cahp_opt.heads import Unit
+from cahp_opt.heads import HeadSpace, Unit
 from cahp_opt.latency import LatencyTable, Phase
 from cahp_opt.profile import Profile
-from cahp_opt.report import REPORT_FILE, FidelityReport, LatencyReport, Report
+from cahp_opt.progress import Progress
+from cahp_opt.promise import Measure, Promise
+from cahp_opt.report import REPORT_FILE, FidelityReport, Report
+from cahp_opt.rounds import Round
 from cahp_opt.selection import Selection
 from cahp_opt.stats import HeadStats
 from cahp_opt.texts import Split
@@ -29,15 +32,17 @@ from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pret
 from cahp_opt.torch.encoding import encode, timing_batch
 from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.fidelity import fidelity_of
+from cahp_opt.torch.final_times import final_times
 from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.promise import measuring
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.timing import measure_latency, time_models
+from cahp_opt.torch.timing import device_name, measure_latency
 from cahp_opt.torch.verification import verify_slice
 from cahp_opt.workloads import Workload
 
@@ -45,9 +50,6 @@ STATS_FILE = "stats.safetensors"
 LATENCY_FILE = "latency.json"
 ADVISED_TEXTS = 1500
 """Fewer texts than that overfit the refit."""
-
-NOTED_DRIFT = 0.1
-"""A machine that has drifted further than that since the table was measured is mentioned."""
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -88,11 +90,13 @@ class Applying:
         refit: whether the kept units take over what the removed ones said.
         workloads: what the sliced model is timed with, at least one.
         reading: how texts become batches.
+        rounds: sliced models that are timed until a latency goal is met, at most.
     """
 
     refit: bool = True
     workloads: tuple[Workload, ...] = (Workload(),)
     reading: Reading = Reading()
+    rounds: int = 3
 
 
 def run_pipeline(
@@ -110,7 +114,9 @@ def run_pipeline(
 ) -> Report:
     """Prune a model to a target and write it, with all records, to a folder.
 
-    What can fail is tried before what takes long: the folder, the model, the solver, then the budget.
+    What can fail is tried before what takes long: the folder, the model, the solver, then the budget. Where
+    a latency is limited, the sliced model is timed before the refit, and the units are selected again with
+    corrected tables if it misses the limit (see :class:`~cahp_opt.promise.Promise`).
 
     Args:
         named: the unpruned model.
@@ -136,17 +142,79 @@ def run_pipeline(
         if target.goals and profile is None:
             workloads = applying.workloads if target.latencies else ()
             profile = measure_profile(named.model, workloads, display, unit)
-        target.budget(space, profile)  # before calibrating: an unreachable budget ends here
+        floor = _reach(named.model, space, target, method, profile, applying, display, unit)
         stats = measure_stats(
             named.model, batches.calibration, method.objective, method.seed, display, unit=unit
         )
-        with display.stage("select"):
-            selection = method.choose(stats, target, profile)
+        with display.stage("select") as progress:
+            if profile is None or not target.latencies:
+                selection = method.choose(stats, target, profile)
+            else:
+                selection = _promise(method, applying).keep(
+                    method.objective.build(stats),
+                    profile,
+                    target,
+                    method.solver.build(),
+                    _measure(named.model, target, profile, applying, unit, progress),
+                    device=device_name(device_of(named.model)),
+                    floor=floor,
+                )
+                facts = method.provenance(stats, target, profile)
+                selection = replace(selection, provenance=facts)
         report = _apply(named, selection, batches, applying, folder, display)
         stats.save(folder / STATS_FILE)
         if profile is not None:
             profile.save(folder / LATENCY_FILE)
         return _finish(report, folder, display)
+
+
+def _promise(method: Method, applying: Applying) -> Promise:
+    return Promise(
+        rounds=applying.rounds,
+        repeats=max(3, *(workload.repeats for workload in applying.workloads)),
+        time_limit=method.time_limit,
+        seed=method.seed,
+    )
+
+
+def _measure(
+    model: nn.Module,
+    target: Target,
+    profile: Profile,
+    applying: Applying,
+    unit: Unit | None,
+    progress: Progress,
+) -> Measure:
+    """What times sliced models on the workloads that the target is about."""
+    tables = {name: table.provenance for name, table in target.workloads(profile).items()}
+    batches = {workload.name: batch_of(model, workload) for workload in applying.workloads}
+    return measuring(model, tables, batches, unit=unit, progress=progress)
+
+
+def _reach(
+    model: nn.Module,
+    space: HeadSpace,
+    target: Target,
+    method: Method,
+    profile: Profile | None,
+    applying: Applying,
+    display: Display,
+    unit: Unit | None,
+) -> Round | None:
+    """End here, before calibrating, with a target that nothing meets; see :meth:`Promise.reach`."""
+    try:
+        target.budget(space, profile)
+        return None
+    except BudgetError:
+        if profile is None or not target.latencies:
+            raise
+    with display.stage("floor") as progress:
+        return _promise(method, applying).reach(
+            profile,
+            target,
+            _measure(model, target, profile, applying, unit, progress),
+            device=device_name(device_of(model)),
+        )
 
 
 def apply_selection(
@@ -315,9 +383,9 @@ def _apply(
 ) -> Report:
     """Slice, refit, check, time and save; the report still lacks its files."""
     dense = named.model
-    workload = applying.workloads[0]
-    timed = batch_of(dense, workload)
-    probe = next(iter([*batches.held_out, *batches.calibration]), timed)
+    timed = {workload.name: batch_of(dense, workload) for workload in applying.workloads}
+    first = next(iter(timed.values()))
+    probe = next(iter([*batches.held_out, *batches.calibration]), first)
     with display.stage("slice"):
         small = slice_heads(dense, selection, batch=probe)
         difference = verify_slice(dense, small, selection, probe)
@@ -333,53 +401,23 @@ def _apply(
             refit(small, dense, batches.calibration, progress=progress)
         after = _evaluate(dense, small, batches.held_out, display)
     with display.stage("time") as progress:
-        times = time_models(
-            {"dense": dense, "sliced": small},
-            timed,
-            phase=workload.phase,
-            execution=workload.execution,
-            repeats=max(workload.repeats, 3),
-            progress=progress,
-        )
+        times = final_times(dense, small, selection, applying.workloads, timed, progress=progress)
     with display.stage("save"):
         save_pretrained(small, folder, tokenizer=named.tokenizer)
-        check_reload(small, folder, [probe, timed])
+        check_reload(small, folder, [probe, first])
     fidelity = None
     if before is not None:
         examples, figures = before
         fidelity = FidelityReport(examples, figures, after[1] if after is not None else None)
-    stated = selection.provenance.get("latency")
-    goal = None if stated is None else LatencyGoal.parse(stated)
-    cost, limit = selection.costs.get(goal.name if goal else "latency", (None, None))
-    dense_seconds = selection.provenance.get("dense_seconds")
-    latency = LatencyReport(
-        times["dense"].seconds,
-        times["sliced"].seconds,
-        max(t.spread for t in times.values()),
-        None if dense_seconds is None else float(dense_seconds),
-        cost,
-        None if goal is None else goal.ratio,
-        limit,
-        selection.provenance.get("device") or str(device_of(dense)),
-        str(next(dense.parameters()).dtype).removeprefix("torch."),
-        torch.get_num_threads() if device_of(dense).type == "cpu" else 0,
-        int(timed["input_ids"].shape[0]),
-        int(timed["input_ids"].shape[1]),
-    )
-    notes.extend(remarks(selection.provenance))
+    notes.extend([*remarks(selection.provenance), *times.notes])
     left = left_alone(dense)
     if left is not None:
         notes.append(left)
-    drift = latency.error_dense
-    if drift is not None and abs(drift) > NOTED_DRIFT:
-        notes.append(
-            f"the unpruned model took {100 * abs(drift):.0f} % {'more' if drift > 0 else 'less'} than in the "
-            "latency table: the speed of the machine has changed since; judge by sliced / dense."
-        )
     return Report(
         named.name,
         selection,
-        latency,
+        times.workloads,
+        times.goals,
         fidelity,
         (_weights(dense), _weights(small)),
         difference,

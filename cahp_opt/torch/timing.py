@@ -148,7 +148,7 @@ def measure_latency(
     refuse_unfit(execution, device)
     space = attention.space
     batch = prepare(batch, model, "batch")
-    facts = _provenance(model, batch, phase, execution)
+    facts = provenance(model, batch, phase, execution)
     if samples is not None:
         samples.open({"blocks": space.to_json(), **_setting(facts)})
     anchors = _anchors(space)
@@ -223,7 +223,15 @@ def _total(seconds: Sequence[Floats], counts: Ints) -> float:
     return sum(float(s[k]) for s, k in zip(seconds, counts, strict=True))
 
 
-def _provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Provenance:
+def provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Provenance:
+    """Where and how a model is timed here.
+
+    Args:
+        model: the model.
+        batch: one that is prepared for it.
+        phase: what is timed.
+        execution: how the model is run.
+    """
     parameter = next(model.parameters())
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
     versions = {

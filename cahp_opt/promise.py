@@ -1,0 +1,394 @@
+"""Choosing units, measuring what came of it, and choosing again until the measured time keeps its limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.budget import Budget, BudgetError
+from cahp_opt.choices import Target
+from cahp_opt.goals import LatencyGoal
+from cahp_opt.heads import Ints
+from cahp_opt.latency import LatencyTable, Provenance
+from cahp_opt.problem import Objective, Problem
+from cahp_opt.profile import Profile
+from cahp_opt.rounds import SLACK, TOLERANCE, Check, Round
+from cahp_opt.selection import Selection, Solver, select
+
+_CAREFUL = 3
+"""So many times the repeats, where the noise of the first ones is as large as the miss."""
+
+_APART, _APART_NOISE = 0.02, 3.0
+"""Measured models must differ by that share of the unpruned time, and by so many times the noise, to tell
+that pruning does not help further."""
+
+_NO_LIMIT = 1e9
+"""Seconds that no model takes."""
+
+_FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads")
+
+
+class ForeignTableWarning(UserWarning):
+    """A latency table was measured on another machine, or with other work, than it is verified with."""
+
+
+class Pair(NamedTuple):
+    """The unpruned and the sliced model in one interleaved run, in seconds, and the noise meanwhile."""
+
+    dense: float
+    sliced: float
+    spread: float
+
+
+Measure = Callable[[Selection, int], Mapping[str, Pair]]
+"""Times the unpruned model and the one sliced to the selection in turns, each as many times as the number
+says; by name of the workload."""
+
+
+class _Attempt(NamedTuple):
+    selection: Selection
+    found: Round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """How hard to try to keep a latency goal as measured.
+
+    Args:
+        rounds: sliced models that are timed, at most.
+        tolerance: relative excess over the limit that still meets it.
+        repeats: timed runs of each model per round; more where the noise could decide.
+        time_limit: seconds that the solver may take per round; None for no limit.
+        seed: of the solver.
+
+    Raises:
+        ValueError: for a number that makes no sense.
+    """
+
+    rounds: int = 3
+    tolerance: float = TOLERANCE
+    repeats: int = 20
+    time_limit: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not (isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError(
+                f"`tolerance` must be a relative excess of at least 0 such as 0.01, got {self.tolerance}."
+            )
+
+    def keep(
+        self,
+        objective: Objective,
+        profile: Profile,
+        target: Target,
+        solver: Solver,
+        measure: Measure,
+        *,
+        device: str = "",
+        floor: Round | None = None,
+    ) -> Selection:
+        """The most valuable selection whose measured time keeps to the latency goals.
+
+        Every round solves with the tables in force, measures the result, and fits the tables to
+        all that was measured, until the goals are met closely, the same counts come again, or the rounds
+        are used up. A ratio counts from the unpruned time of the same run. Where the tables say that nothing
+        meets the goals, the fastest model that the other limits allow is measured before that is believed.
+
+        Args:
+            objective: what is maximised.
+            profile: the tables to begin with.
+            target: what to keep to, with at least one latency goal.
+            solver: by what.
+            measure: times the unpruned and the sliced model.
+            device: name of the processor it measures on, for the record.
+            floor: what :meth:`reach` measured, if it did; it does not count as one of the rounds.
+
+        Returns:
+            The best selection that met its limits, or the one least over them, with all rounds. Its costs
+            are those of the tables that it was chosen with.
+
+        Raises:
+            BudgetError: if nothing meets the target, as measured.
+            ValueError: for a target without a latency goal, or what ``target.budget`` and ``select`` refuse.
+        """
+        goals = named_goals(target.latencies)
+        if not goals:
+            raise ValueError(
+                "`target` has no latency goal to verify; choose with `select` instead."
+            )
+        tried, tables, free = dict[tuple[int, ...], _Attempt](), profile, 0
+        if floor is not None:
+            selection = self._choose_fastest(objective, profile, target, solver)
+            tried[floor.counts], free = _Attempt(selection, floor), 1
+            tables = corrected(profile, [floor])
+        while len(tried) < self.rounds + free:
+            selection, fastest = self._choose(objective, tables, target, solver)
+            counts = tuple(selection.counts.tolist())
+            again = counts in tried
+            if not again:
+                found = self._measured(selection, tables, goals, measure, device, fastest)
+                tried[counts] = _Attempt(selection, found)
+            found, rounds = tried[counts].found, [a.found for a in tried.values()]
+            tables = corrected(profile, rounds)
+            if fastest and not any(r.over <= self.tolerance for r in rounds):
+                raise BudgetError(_refusal(found, goals, tables))
+            if again or -SLACK <= found.over <= self.tolerance:
+                break
+        attempts = list(tried.values())
+        met = [a for a in attempts if a.found.over <= self.tolerance]
+        if met:
+            best = max(met, key=lambda a: (a.selection.value, -a.found.over))
+        else:
+            best = min(attempts, key=lambda a: a.found.over)
+        return replace(best.selection, rounds=tuple(a.found for a in attempts))
+
+    def reach(
+        self, profile: Profile, target: Target, measure: Measure, *, device: str = ""
+    ) -> Round | None:
+        """Refuse a target that nothing meets, before long work goes into its objective.
+
+        Args:
+            profile: the tables.
+            target: what to keep to.
+            measure: times the unpruned and the sliced model.
+            device: name of the processor it measures on.
+
+        Returns:
+            None if the tables say that the target can be met, and nothing was measured. Otherwise they are
+            wrong, and the fastest model meets it, as measured here.
+
+        Raises:
+            BudgetError: if nothing meets the target, as measured.
+            ValueError: as ``target.budget``.
+        """
+        try:
+            target.budget(profile.space, profile)
+            return None
+        except BudgetError:
+            goals = named_goals(target.latencies)
+            if not goals:
+                raise
+            space, least = profile.space, _fastest(target, profile).least
+        kept = space.join({b.name: range(k) for b, k in zip(space.blocks, least, strict=True)})
+        selection = Selection.from_kept(space, kept)
+        found = self._measured(selection, profile, goals, measure, device, True)
+        if found.over > self.tolerance:
+            raise BudgetError(_refusal(found, goals, corrected(profile, [found])))
+        return found
+
+    def _choose(
+        self, objective: Objective, tables: Profile, target: Target, solver: Solver
+    ) -> tuple[Selection, bool]:
+        """The answer by these tables; or, if nothing meets the goals, the fastest model, and True."""
+        try:
+            budget = target.budget(tables.space, tables)
+        except BudgetError:
+            return self._choose_fastest(objective, tables, target, solver), True
+        return self._select(Problem(objective, budget), solver), False
+
+    def _choose_fastest(
+        self, objective: Objective, tables: Profile, target: Target, solver: Solver
+    ) -> Selection:
+        """The most valuable of the fastest models; raises if latency is not what cannot be met."""
+        selection = self._select(Problem(objective, _fastest(target, tables)), solver)
+        limits = {n: goal.limit(_dense(tables)) for n, goal in named_goals(target.latencies)}
+        costs = {n: (c, limits.get(n, limit)) for n, (c, limit) in selection.costs.items()}
+        return replace(selection, costs=costs)
+
+    def _select(self, problem: Problem, solver: Solver) -> Selection:
+        return select(problem, solver, time_limit=self.time_limit, seed=self.seed)
+
+    def _measured(
+        self,
+        selection: Selection,
+        tables: Profile,
+        goals: Sequence[tuple[str, LatencyGoal]],
+        measure: Measure,
+        device: str,
+        fastest: bool,
+    ) -> Round:
+        def once(repeats: int) -> Round:
+            counts, pairs = selection.counts, measure(selection, repeats)
+            return Round(
+                counts=tuple(counts.tolist()),
+                goals={name: _check(goal, tables, counts, pairs) for name, goal in goals},
+                workloads={
+                    name: _one_run(tables.latency[name], counts, pair)
+                    for name, pair in pairs.items()
+                },
+                device=device,
+                repeats=repeats,
+                floor=fastest,
+            )
+
+        found = once(self.repeats)
+        beside = max(found.over - self.tolerance, -SLACK - found.over)
+        # Noise is an excuse only for a time that is not close to the limit, and not far from it.
+        return once(_CAREFUL * self.repeats) if 0 < beside <= found.spread else found
+
+
+def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) -> list[str]:
+    """In what the tables were measured otherwise than they are verified, as sentences.
+
+    Args:
+        tables: by name of the workload, where and how its table was measured.
+        here: by name of the workload, where and how the verification measures; unknown facts (empty or 0)
+            are not compared.
+    """
+    found = list[str]()
+    for name, facts in here.items():
+        there = tables[name]
+        differences = [
+            (fact.replace("_", " "), _text(getattr(there, fact)), _text(getattr(facts, fact)))
+            for fact in _FACTS
+            if getattr(there, fact)
+            and getattr(facts, fact)
+            and getattr(there, fact) != getattr(facts, fact)
+        ]
+        if differences:
+            then = ", ".join(f"{fact} {old}" for fact, old, _ in differences)
+            now = ", ".join(f"{fact} {new}" for fact, _, new in differences)
+            found.append(
+                f"the latency table of {name} was measured with {then}, and is verified with {now}: its "
+                "predictions may be far off; measure it again where the model will run."
+            )
+    return found
+
+
+def _text(fact: object) -> str:
+    return str(getattr(fact, "value", fact))
+
+
+def named_goals(goals: Iterable[LatencyGoal]) -> list[tuple[str, LatencyGoal]]:
+    """The goals with the names of their tables in a budget."""
+    found, names = list[tuple[str, LatencyGoal]](), list[str]()
+    for goal in goals:
+        names.append(goal.name)
+        again = names.count(goal.name)
+        found.append((goal.name if again == 1 else f"{goal.name} ({again})", goal))
+    return found
+
+
+def _dense(tables: Profile) -> dict[str, float]:
+    return {name: table.dense for name, table in tables.latency.items()}
+
+
+def _check(goal: LatencyGoal, tables: Profile, counts: Ints, pairs: Mapping[str, Pair]) -> Check:
+    dense = {name: pair.dense for name, pair in pairs.items()}
+    return Check(
+        predicted=goal.cost({name: tables.latency[name].predict(counts) for name in pairs}),
+        measured=goal.cost({name: pair.sliced for name, pair in pairs.items()}),
+        dense_predicted=goal.cost({name: tables.latency[name].dense for name in pairs}),
+        dense_measured=goal.cost(dense),
+        spread=max(pair.spread for pair in pairs.values()),
+        limit=goal.limit(dense),
+    )
+
+
+def _one_run(table: LatencyTable, counts: Ints, pair: Pair) -> Check:
+    return Check(
+        predicted=table.predict(counts),
+        measured=pair.sliced,
+        dense_predicted=table.dense,
+        dense_measured=pair.dense,
+        spread=pair.spread,
+    )
+
+
+def corrected(profile: Profile, rounds: Sequence[Round]) -> Profile:
+    """The tables, fitted to all that was measured.
+
+    A slow moment of the machine slows both models of a round: every round counts in units of its own
+    unpruned time, so that a drift is not taken for an error of the table.
+
+    Args:
+        profile: the tables as they were measured.
+        rounds: at least one.
+    """
+    tables = dict(profile.latency)
+    for name in rounds[0].workloads:
+        table, checks = tables[name], [r.workloads[name] for r in rounds]
+        dense = float(np.median([check.dense_measured for check in checks]))
+        evidence: list[tuple[npt.ArrayLike, float]] = [(table.space.units, dense)]
+        evidence += [
+            (r.counts, check.ratio * dense) for r, check in zip(rounds, checks, strict=True)
+        ]
+        fitted = table.corrected(evidence)
+        sizes = [table.predict(r.counts) for r in rounds]
+        noise = max(check.spread for check in checks)
+        if max(sizes) - min(sizes) <= (_APART + _APART_NOISE * noise) * dense:
+            # Models of almost the same size take almost the same time: that tells nothing about a time
+            # that none goes below.
+            fitted = replace(fitted, least=table.least)
+        tables[name] = fitted
+    return replace(profile, latency=tables)
+
+
+def _fastest(target: Target, tables: Profile) -> Budget:
+    """The budget that allows only the counts that are fastest by the tables, within all other limits.
+
+    Raises:
+        BudgetError: if the other limits alone cannot be met.
+    """
+    loosened = tuple(
+        replace(goal, ratio=None, seconds=_NO_LIMIT) if isinstance(goal, LatencyGoal) else goal
+        for goal in target.goals
+    )
+    budget = replace(target, goals=loosened).budget(tables.space, tables)
+    worst, counts = 0.0, budget.cheapest
+    for name, goal in named_goals(target.latencies):
+        table = budget.table_named(name)
+        least = np.array(
+            [
+                int(np.flatnonzero(fine)[np.argmin(costs[fine])])
+                for costs, fine in zip(table.costs, budget.allowed, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        share = table.cost(least) / goal.limit(_dense(tables))
+        if share > worst and budget.allows(least):
+            worst, counts = share, least
+    return Budget(tables.space, budget.tables, counts, counts)
+
+
+def _refusal(found: Round, goals: Sequence[tuple[str, LatencyGoal]], tables: Profile) -> str:
+    """Why the goals cannot be met, with what was measured on the fastest model."""
+    name, check = max(found.goals.items(), key=lambda item: item[1].over or 0.0)
+    goal = dict(goals)[name]
+    there = goal.workloads(tables).values()
+    if any(table.predict(found.counts) == table.least for table in there):
+        reason = (
+            "launching this model's operations alone takes that long, however few units are kept: run it "
+            "with CUDA graphs, torch.compile or a larger batch, or raise the limit to at least that."
+        )
+    else:
+        blocks = {
+            n: sum(float(s[-1]) for s in t.seconds) for n, t in goal.workloads(tables).items()
+        }
+        share = goal.cost(blocks) / goal.cost(_dense(tables))
+        reason = (
+            f"attention heads take only {100 * share:.0f} % of this model's time, so removing them alone "
+            "cannot go below that; raise the limit to at least that, or lower `minimum`."
+        )
+    fewest, most = min(found.counts), max(found.counts)
+    kept = f"{fewest} to {most} units" if fewest < most else f"{most} unit{'s' * (most != 1)}"
+    limit = check.limit or 0.0
+    return (
+        f"`{name}` of at most {_ms(limit)} ({limit / check.dense_measured:.3f} of the unpruned time) cannot "
+        f"be met: the fastest model that the other limits allow, with {kept} per block, was measured to "
+        f"take {_ms(check.measured)}, {check.ratio:.3f} of the unpruned {_ms(check.dense_measured)}; "
+        f"{reason}"
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.4g} ms"

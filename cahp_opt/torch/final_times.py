@@ -1,0 +1,155 @@
+"""What the model that is saved takes, against what had been promised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from cahp_opt.goals import LatencyGoal, goals_from_text
+from cahp_opt.latency import Provenance
+from cahp_opt.progress import Progress, silent
+from cahp_opt.promise import Pair, foreign, named_goals
+from cahp_opt.report import LatencyReport
+from cahp_opt.rounds import Check
+from cahp_opt.selection import Selection
+from cahp_opt.torch.promise import here, time_pairs
+from cahp_opt.workloads import Workload, recorded_tables
+
+NOTED_DRIFT = 0.1
+"""A machine that has drifted further than that since the table was measured is mentioned."""
+
+
+class FinalTimes(NamedTuple):
+    """Times of the saved model.
+
+    Args:
+        workloads: by name.
+        goals: by name of the budget's table, what was limited.
+        notes: sentences that the user should read.
+    """
+
+    workloads: dict[str, LatencyReport]
+    goals: dict[str, Check]
+    notes: list[str]
+
+
+def final_times(
+    dense: nn.Module,
+    small: nn.Module,
+    selection: Selection,
+    workloads: Sequence[Workload],
+    batches: Mapping[str, Mapping[str, Tensor]],
+    *,
+    progress: Progress = silent,
+) -> FinalTimes:
+    """Time the unpruned and the sliced model in turns, and compare with predictions and goals.
+
+    Args:
+        dense: the unpruned model.
+        small: the sliced model.
+        selection: what it was sliced to; its record tells the goals, the predictions and the tables.
+        workloads: what to time; goals about others are left out.
+        batches: of the workloads, by name.
+        progress: called once per round of timing.
+
+    Raises:
+        ValueError: if the selection's record cannot be understood.
+    """
+    wanted = {w.name: Provenance(phase=w.phase, execution=w.execution) for w in workloads}
+    facts = here(dense, wanted, batches)
+    repeats = max(3, *(w.repeats for w in workloads))
+    pairs = time_pairs(dense, small, facts, batches, repeats=repeats, progress=progress)
+    recorded = recorded_tables(selection.provenance)
+    known = {name: table for name, (_, table) in recorded.items() if name in facts}
+    notes = foreign(known, {name: facts[name] for name in known})
+    goals = [
+        (name, goal)
+        for name, goal in named_goals(_goals(selection))
+        if name in selection.costs and _about(goal, pairs)
+    ]
+    predicted = _predictions(
+        selection, goals, {name: taken for name, (taken, _) in recorded.items()}
+    )
+    for name in known:
+        drift = pairs[name].dense / recorded[name][0] - 1
+        if abs(drift) > NOTED_DRIFT:
+            notes.append(
+                f"the unpruned model took {100 * abs(drift):.0f} % {'more' if drift > 0 else 'less'} than "
+                f"in the latency table of {name}: the speed of the machine has changed since; judge by "
+                "sliced / dense."
+            )
+    return FinalTimes(
+        {
+            name: _report(pair, facts[name], *predicted.get(name, (None, None)))
+            for name, pair in pairs.items()
+        },
+        {name: _check(goal, selection.costs[name][0], pairs, predicted) for name, goal in goals},
+        notes,
+    )
+
+
+def _goals(selection: Selection) -> list[LatencyGoal]:
+    told = selection.provenance
+    if "goals" in told:
+        return [g for g in goals_from_text(told["goals"]) if isinstance(g, LatencyGoal)]
+    return [LatencyGoal.parse(told["latency"])] if "latency" in told else []
+
+
+def _about(goal: LatencyGoal, pairs: Mapping[str, Pair]) -> bool:
+    """Whether all that the goal is about was timed."""
+    return all(name in pairs for name, _ in goal.terms) if goal.terms else len(pairs) == 1
+
+
+def _predictions(
+    selection: Selection, goals: Sequence[tuple[str, LatencyGoal]], dense: Mapping[str, float]
+) -> dict[str, tuple[float | None, float]]:
+    """By workload, what was predicted of the sliced (where that is known) and of the unpruned model."""
+    found = dict[str, tuple[float | None, float]]()
+    for name, taken in dense.items():
+        found[name] = (None, taken)
+        for table, goal in goals:
+            if (goal.terms or ((name, 1.0),)) == ((name, 1.0),):
+                found[name] = (selection.costs[table][0], taken)
+    if selection.measured is not None:  # by tables that were corrected since
+        for name, check in selection.measured.workloads.items():
+            found[name] = (check.predicted, check.dense_predicted)
+    return found
+
+
+def _check(
+    goal: LatencyGoal,
+    predicted: float,
+    pairs: Mapping[str, Pair],
+    predictions: Mapping[str, tuple[float | None, float]],
+) -> Check:
+    about = goal.runs(pairs)
+    dense = {name: pairs[name].dense for name in about}
+    return Check(
+        predicted=predicted,
+        measured=goal.cost({name: pairs[name].sliced for name in about}),
+        dense_predicted=goal.cost({name: predictions[name][1] for name in about}),
+        dense_measured=goal.cost(dense),
+        spread=max(pairs[name].spread for name in about),
+        limit=goal.limit(dense),
+    )
+
+
+def _report(
+    pair: Pair, facts: Provenance, predicted: float | None, predicted_dense: float | None
+) -> LatencyReport:
+    return LatencyReport(
+        pair.dense,
+        pair.sliced,
+        pair.spread,
+        predicted_dense,
+        predicted,
+        facts.device,
+        facts.dtype,
+        facts.threads,
+        facts.batch,
+        facts.sequence_length,
+        facts.phase.value,
+        facts.execution.value,
+    )

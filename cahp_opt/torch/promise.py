@@ -1,0 +1,179 @@
+"""Selections whose latency is measured on this machine, on really sliced models, until it keeps its limit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from cahp_opt.choices import Target
+from cahp_opt.heads import Unit
+from cahp_opt.latency import Execution, Provenance
+from cahp_opt.problem import Objective
+from cahp_opt.profile import Profile
+from cahp_opt.progress import Progress, silent
+from cahp_opt.promise import ForeignTableWarning, Measure, Pair, Promise, foreign
+from cahp_opt.selection import Selection, Solver
+from cahp_opt.torch.batching import Batch, device_of, prepare
+from cahp_opt.torch.slicing import thin_copy
+from cahp_opt.torch.timing import device_name, provenance, time_models
+
+__all__ = ["ForeignTableWarning", "here", "measuring", "select_measured", "time_pairs"]
+
+
+def select_measured(
+    model: nn.Module,
+    objective: Objective,
+    profile: Profile,
+    target: Target,
+    batches: Mapping[str, Batch],
+    solver: Solver,
+    *,
+    rounds: int = 3,
+    tolerance: float = 0.01,
+    repeats: int = 20,
+    time_limit: float | None = None,
+    seed: int = 0,
+    unit: Unit | None = None,
+    progress: Progress = silent,
+) -> Selection:
+    """Select units, slice, measure, and select again with corrected tables, until the time is as promised.
+
+    In every round the unpruned and the sliced model are timed in turns, on every workload that a latency
+    goal is about, in the phase and the way of its table. A ratio counts from the unpruned time of the same
+    round. :meth:`~cahp_opt.promise.Promise.keep` tells how rounds follow each other.
+
+    Args:
+        model: the unpruned model, on the device and in the precision that it will run in; it is not
+            changed.
+        objective: what is maximised.
+        profile: the latency tables to begin with, and the resources that other goals are about.
+        target: what to keep to, with at least one latency goal.
+        batches: by name of the workload, keyword arguments for the model, as for
+            :func:`~cahp_opt.torch.measure_latency`.
+        solver: by what.
+        rounds: sliced models that are timed, at most.
+        tolerance: relative excess over a limit that still meets it.
+        repeats: timed runs of each model per round; three times as many where the noise could decide.
+        time_limit: seconds that the solver may take per round; None for no limit.
+        seed: of the solver.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+        progress: called once per round of timing.
+
+    Returns:
+        The most valuable selection that met its limits, or, if none did, the one least over them; its
+        ``rounds`` tell which. Its costs are those of the tables that it was chosen with.
+
+    Warns:
+        ForeignTableWarning: if a table was measured on another machine, or with other work.
+
+    Raises:
+        BudgetError: if nothing meets the target, as measured.
+        ValueError: for a bad argument, or a batch that is missing.
+    """
+    promise = Promise(
+        rounds=rounds, tolerance=tolerance, repeats=repeats, time_limit=time_limit, seed=seed
+    )
+    tables = target.workloads(profile)
+    there = {name: table.provenance for name, table in tables.items()}
+    for sentence in foreign(there, here(model, there, batches)):
+        warnings.warn(sentence, ForeignTableWarning, stacklevel=2)
+    measure = measuring(model, there, batches, unit=unit, progress=progress)
+    device = device_name(device_of(model))
+    return promise.keep(objective, profile, target, solver, measure, device=device)
+
+
+def here(
+    model: nn.Module, tables: Mapping[str, Provenance], batches: Mapping[str, Batch]
+) -> dict[str, Provenance]:
+    """Where and how every workload is timed here: as for its table, as far as this device can.
+
+    Args:
+        model: the model.
+        tables: by name of the workload, where and how its table was measured.
+        batches: by name of the workload.
+
+    Raises:
+        ValueError: for a batch that is missing or cannot be used.
+    """
+    missing = [name for name in tables if name not in batches]
+    if missing:
+        raise ValueError(
+            f"`batches` lacks the workload {missing[0]!r} that the target is about, and has "
+            f"{list(batches)}; name its batch too."
+        )
+    device, found = device_of(model), dict[str, Provenance]()
+    for name, there in tables.items():
+        execution = there.execution
+        if execution is Execution.CUDA_GRAPH and device.type != "cuda":
+            execution = Execution.EAGER
+        batch = prepare(batches[name], model, f"batches[{name!r}]")
+        facts = provenance(model, batch, there.phase, execution)
+        found[name] = facts if device.type == "cpu" else replace(facts, threads=0)
+    return found
+
+
+def measuring(
+    model: nn.Module,
+    tables: Mapping[str, Provenance],
+    batches: Mapping[str, Batch],
+    *,
+    unit: Unit | None = None,
+    progress: Progress = silent,
+) -> Measure:
+    """What times the model against itself, sliced to a selection, on every workload.
+
+    Args:
+        model: the unpruned model.
+        tables: by name of the workload, where and how its table was measured.
+        batches: by name of the workload.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+        progress: called once per round of timing.
+
+    Raises:
+        ValueError: for a batch that is missing or cannot be used.
+    """
+    facts = here(model, tables, batches)
+    ready = {name: prepare(batches[name], model, f"batches[{name!r}]") for name in facts}
+
+    def measure(selection: Selection, repeats: int) -> dict[str, Pair]:
+        small = thin_copy(model, selection.kept, unit=unit)
+        return time_pairs(model, small, facts, ready, repeats=repeats, progress=progress)
+
+    return measure
+
+
+def time_pairs(
+    model: nn.Module,
+    small: nn.Module,
+    facts: Mapping[str, Provenance],
+    batches: Mapping[str, Batch],
+    *,
+    repeats: int = 20,
+    progress: Progress = silent,
+) -> dict[str, Pair]:
+    """Time the unpruned and a sliced model in turns on every workload.
+
+    Args:
+        model: the unpruned model.
+        small: the sliced one.
+        facts: by name of the workload, its phase and its way to run.
+        batches: by name of the workload.
+        repeats: timed runs of each model and workload.
+        progress: called once per round.
+    """
+    pairs = dict[str, Pair]()
+    for name, fact in facts.items():
+        times = time_models(
+            {"unpruned": model, "sliced": small},
+            batches[name],
+            phase=fact.phase,
+            execution=fact.execution,
+            repeats=repeats,
+            progress=progress,
+        )
+        spread = max(timing.spread for timing in times.values())
+        pairs[name] = Pair(times["unpruned"].seconds, times["sliced"].seconds, spread)
+    return pairs
