@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,15 +13,17 @@ import torch
 from torch import nn
 
 from cahp_opt.hardware import Hardware
-from cahp_opt.heads import Bools, Unit
+from cahp_opt.heads import Unit
 from cahp_opt.latency import LatencyTable, Phase, Provenance
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch, batch_size, inputs_of, prepare, real_tokens
-from cahp_opt.torch.cache_tensors import takes_cache
+from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.operations import Operation, Operations
 from cahp_opt.torch.skeletons import rehearse, skeleton
-from cahp_opt.torch.surgery import Journal, cut
+from cahp_opt.torch.slicing import thin_copy
+from cahp_opt.torch.stopwatch import Piece
+from cahp_opt.torch.timing import places
 
 
 def estimate_latency(
@@ -42,13 +44,16 @@ def estimate_latency(
     Where launches run ahead of the device, their sum is the table's ``least``; else they are added.
 
     It ignores that small and odd sizes reach no peak (there are no staircases), caches of the processor,
-    kernels that are fused, and arithmetic outside of matrix products, convolutions and attention.
+    kernels that are fused, and arithmetic outside of matrix products, convolutions and attention. On CPUs,
+    estimates of BERT-base on 8 x 128 tokens were 1.0 to 1.5 times the measured time, other forward passes
+    0.6 to 1.4 times, and decoding steps only 0.2 to 0.7 times. Pruned relative to unpruned, which
+    a budget by ratio needs, forward passes were within 10 %.
 
     Args:
         model: the unpruned model; it is not changed.
         batch: keyword arguments for the model, of the size to be planned for.
         hardware: what the device can do; it must know the precision of the model.
-        phase: prefill only, for now.
+        phase: whether the forward pass over the batch is estimated, or one new token per example after it.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         progress: called once per number of kept units.
 
@@ -60,8 +65,6 @@ def estimate_latency(
         ValueError: for a batch that cannot be used, a precision that ``hardware`` does not know, or a
             model that looks at values on its way.
     """
-    if phase is not Phase.PREFILL:
-        raise ValueError("`phase` must be Phase.PREFILL; decoding is not estimated.")
     dtype = next(model.parameters()).dtype
     if name_of(dtype) not in hardware.flops_per_second:
         raise ValueError(
@@ -70,16 +73,15 @@ def estimate_latency(
         )
     batch = prepare(batch, model, "batch", torch.device("cpu"))
     inputs = inputs_of(batch)
-    if takes_cache(model):
-        inputs["use_cache"] = False
     bare = skeleton(model).eval()
     space = find_attention(bare, unit=unit).space
+    place = places(space)
     seconds = [np.zeros(units + 1) for units in space.units.tolist()]
     most = int(space.units.max())
     fixed = least = 0.0
     for k in range(most, 0, -1):
-        kept = np.concatenate([np.arange(units) < k for units in space.units.tolist()])
-        times = _run(bare, kept, inputs, unit, lambda o: _seconds(hardware, dtype, o))
+        small = thin_copy(bare, place < k, unit=unit)
+        times = _rehearsed(small, inputs, phase, lambda o: _seconds(hardware, dtype, o))
         for own, time in zip(seconds, times.blocks, strict=True):
             own[min(k, len(own) - 1)] = time
         if k == most:
@@ -87,7 +89,7 @@ def estimate_latency(
         progress("estimate blocks", most - k + 1, most)
     for own in seconds:
         own[0] = own[1]  # slicing stores one unit of a block that keeps none, and it runs
-    facts = _provenance(model, batch, hardware)
+    facts = _provenance(model, batch, phase, hardware)
     return LatencyTable(space, fixed, tuple(seconds), facts, least if hardware.runs_ahead else 0.0)
 
 
@@ -105,17 +107,14 @@ class _Times:
     launches: int = 0
 
 
-def _run(
-    bare: nn.Module,
-    kept: Bools,
-    inputs: dict[str, Any],
-    unit: Unit | None,
+def _rehearsed(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    phase: Phase,
     seconds: Callable[[Operation], float],
 ) -> _Times:
-    """One run of the model that keeps so much."""
-    small = skeleton(bare)
-    cut(small, find_attention(small, unit=unit), kept, Journal())
-    blocks = find_attention(small).blocks
+    """One run of a model, or one step after it."""
+    blocks = find_attention(model).blocks
     times = _Times([0.0] * len(blocks))
     inside = list[int]()
 
@@ -133,13 +132,15 @@ def _run(
         inside.pop()
 
     def run(model: nn.Module, sites: list[nn.Module], given: dict[str, Any]) -> None:
+        decoding = phase is Phase.DECODE
+        piece = decoding_step(model, given) if decoding else Piece(lambda: model(**given))
         for b, site in enumerate(sites):
             site.register_forward_pre_hook(enter(b), prepend=True)
             site.register_forward_hook(leave)
         with Operations(add):
-            model(**given)
+            piece.run()
 
-    rehearse(small, [block.site for block in blocks], inputs, run)
+    rehearse(model, [block.site for block in blocks], inputs, run)
     return times
 
 
@@ -152,14 +153,14 @@ def _seconds(hardware: Hardware, dtype: torch.dtype, operation: Operation) -> fl
     return launch + max(arithmetic, traffic)
 
 
-def _provenance(model: nn.Module, batch: Batch, hardware: Hardware) -> Provenance:
+def _provenance(model: nn.Module, batch: Batch, phase: Phase, hardware: Hardware) -> Provenance:
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return Provenance(
         device=f"estimate for {hardware.name}",
         dtype=name_of(next(model.parameters()).dtype),
         batch=batch_size(batch),
         sequence_length=int(real_tokens(batch).shape[1]),
-        phase=Phase.PREFILL,
+        phase=phase,
         attention=attention if isinstance(attention, str) else "",
         estimated=True,
         versions={

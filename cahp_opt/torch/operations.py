@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -60,8 +60,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, sink: Callable[[Operation], None]) -> None:
-        start: Any = super().__init__
-        start()
+        cast("Any", super()).__init__()
         self._sink = sink
 
     def __torch_dispatch__(

@@ -20,6 +20,7 @@ _SIDE = {"cpu": 1024}
 _LARGEST_SIDE = 8192
 _COPIED = 2**28  # bytes, far more than any cache holds
 _LAYERS = 20
+_RUNS = 30
 
 
 def measure_hardware(device: torch.device | str, *dtypes: torch.dtype) -> Hardware:
@@ -76,14 +77,14 @@ def _launch_seconds(device: torch.device, dtype: torch.dtype) -> float:
     with torch.no_grad(), Operations(ran.append):
         chain(x)
     with torch.inference_mode():
-        return _best(lambda: chain(x), device, runs=50) / len(ran)
+        return _best(lambda: chain(x), device) / len(ran)
 
 
-def _best(run: Callable[[], Tensor], device: torch.device, runs: int = 8) -> float:
+def _best(run: Callable[[], Tensor], device: torch.device) -> float:
     """Seconds of the fastest run: other work on the machine only ever adds time."""
     wait: Any = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     taken: list[float] = []
-    for _ in range(runs + 2):  # the first two warm up
+    for _ in range(_RUNS + 2):  # the first two warm up
         wait()
         start = time.perf_counter()
         run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,8 @@ from cahp_opt.torch.blocks import AttentionBlock, Piece
 from cahp_opt.torch.cache_tensors import bytes_of, cache_bytes
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.skeletons import rehearse
-from cahp_opt.torch.surgery import Journal, cut, untied
+from cahp_opt.torch.slicing import thin_copy
+from cahp_opt.torch.surgery import Journal, untied
 
 Slot = tuple[nn.Module, str]
 """A parameter by the module that holds it and its name there: slicing replaces it there alone."""
@@ -135,11 +135,9 @@ def _cache_table(
         most = _run(model, inputs)
         if most is None:
             return None
-        # Cutting replaces parameters and changes none, so that the copy can hold the original's.
-        small = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
         first = np.zeros(space.n, dtype=np.bool_)
         first[[where.start for where in space.slices]] = True
-        cut(small, find_attention(small, unit=unit), first, Journal())
+        small = thin_copy(model, first, unit=unit)
         least = _run(small, inputs)
     if least is None or least[1] != most[1]:
         raise UnsupportedModelError(
