@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_cannot_be_changed_from_outside() -> None:
 @pytest.mark.parametrize("wrong", (0.0, -1.0, float("nan"), float("inf")))
 @pytest.mark.parametrize("name", ("bytes_per_second", "launch_seconds", "flops_per_second"))
 def test_wrong_numbers(name: str, wrong: float) -> None:
-    value = {"float32": wrong} if name == "flops_per_second" else wrong
+    value: Any = {"float32": wrong} if name == "flops_per_second" else wrong
     with pytest.raises(ValueError, match=f"`{name}.*` must be finite and above 0, got {wrong}"):
         replace(SERVER, **{name: value})
 

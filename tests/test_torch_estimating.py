@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,10 +32,10 @@ LAUNCHES = replace(
 T5 = next(family for family in BUILDS if family.name == "t5")
 
 
-def seen(run: object) -> list[Operation]:
+def seen(run: Callable[[], object]) -> list[Operation]:
     found: list[Operation] = []
     with torch.no_grad(), Operations(found.append):
-        run()  # type: ignore[operator]
+        run()
     return found
 
 
@@ -82,7 +83,9 @@ def test_launches_are_the_floor_where_they_run_ahead_and_are_added_elsewhere() -
     assert added.least == 0 and added.dense == pytest.approx(ahead.least)
 
 
-@pytest.mark.parametrize("family", (*tiny_models.FAMILIES[::3], T5), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "family", (tiny_models.BERT, tiny_models.LLAMA_GQA, T5), ids=lambda f: f.name
+)
 def test_models_without_weights_and_models_that_stay_as_they_are(family: Family) -> None:
     model, batch = family.build(), family.batch()
     model.train()

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+_NAMES = ("cache", "past_key_values")
+"""What newer releases of transformers call the cache in a model's output, and older ones."""
+
 
 def takes_cache(model: nn.Module) -> bool:
     """Whether the forward of ``model`` can be asked for a cache, or for none, by ``use_cache``."""
@@ -83,7 +86,8 @@ def cache_bytes(
             hook = site.register_forward_hook(listener(b), with_kwargs=True)
             stack.callback(hook.remove)
         output: Any = model(**{**inputs, **asked})
-    cache: object = getattr(output, "past_key_values", None)
+    returned = (getattr(output, name, None) for name in _NAMES)
+    cache: object = next((found for found in returned if found is not None), None)
     own, outside = [0] * len(sites), 0
     for tensor in tensors_in(cache):
         if id(tensor) in owners:

@@ -44,10 +44,10 @@ def estimate_latency(
     Where launches run ahead of the device, their sum is the table's ``least``; else they are added.
 
     It ignores that small and odd sizes reach no peak (there are no staircases), caches of the processor,
-    kernels that are fused, and arithmetic outside of matrix products, convolutions and attention. On CPUs,
-    estimates of BERT-base on 8 x 128 tokens were 1.0 to 1.5 times the measured time, other forward passes
-    0.6 to 1.4 times, and decoding steps only 0.2 to 0.7 times. Pruned relative to unpruned, which
-    a budget by ratio needs, forward passes were within 10 %.
+    kernels that are fused, and arithmetic outside of matrix products, convolutions and attention. On one
+    thread of a CPU, estimates of BERT-base on 8 x 128 tokens were 1.0 to 1.5 times the measured time, other
+    forward passes 0.6 to 1.4 times, and decoding steps only 0.2 to 0.7 times. Pruned relative to unpruned,
+    which a budget by ratio needs, forward passes were within 11 %. No GPU was compared.
 
     Args:
         model: the unpruned model; it is not changed.
