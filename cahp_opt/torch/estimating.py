@@ -115,33 +115,33 @@ def _rehearsed(
 ) -> _Times:
     """One run of a model, or one step after it."""
     blocks = find_attention(model).blocks
-    times = _Times([0.0] * len(blocks))
-    inside = list[int]()
 
-    def add(operation: Operation) -> None:
-        times.launches += 1
-        if inside:
-            times.blocks[inside[-1]] += seconds(operation)
-        else:
-            times.outside += seconds(operation)
+    def run(copied: nn.Module, sites: list[nn.Module], given: dict[str, Any]) -> _Times:
+        times, inside = _Times([0.0] * len(sites)), list[int]()
 
-    def enter(b: int) -> Callable[..., None]:
-        return lambda *_: inside.append(b)
+        def add(operation: Operation) -> None:
+            times.launches += 1
+            if inside:
+                times.blocks[inside[-1]] += seconds(operation)
+            else:
+                times.outside += seconds(operation)
 
-    def leave(*_: object) -> None:
-        inside.pop()
+        def enter(b: int) -> Callable[..., None]:
+            return lambda *_: inside.append(b)
 
-    def run(model: nn.Module, sites: list[nn.Module], given: dict[str, Any]) -> None:
+        def leave(*_: object) -> None:
+            inside.pop()
+
         decoding = phase is Phase.DECODE
-        piece = decoding_step(model, given) if decoding else Piece(lambda: model(**given))
+        piece = decoding_step(copied, given) if decoding else Piece(lambda: copied(**given))
         for b, site in enumerate(sites):
             site.register_forward_pre_hook(enter(b), prepend=True)
             site.register_forward_hook(leave)
         with Operations(add):
             piece.run()
+        return times
 
-    rehearse(model, [block.site for block in blocks], inputs, run)
-    return times
+    return rehearse(model, [block.site for block in blocks], inputs, run)
 
 
 def _seconds(hardware: Hardware, dtype: torch.dtype, operation: Operation) -> float:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Result = TypeVar("Result")
 
@@ -44,7 +45,7 @@ def rehearse(
         What ``run`` returns.
 
     Raises:
-        ValueError: if the model looks at values on its way.
+        ValueError: if the model looks at numbers on its way.
     """
     # Stray tensors, such as indices that hooks hold, are taken as they are.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -53,7 +54,8 @@ def rehearse(
         shape, stride = tuple(tensor.shape), tensor.stride()
         return _alike(tensor, torch.empty_strided(shape, stride, dtype=tensor.dtype, device="cpu"))
 
-    with mode, torch.no_grad():
+    unsure: Any = _Unsure
+    with mode, unsure(), torch.no_grad():
         memo = _memo(model, fake)
         copied = copy.deepcopy(model, memo)
         given = {k: fake(v) if isinstance(v, Tensor) else v for k, v in inputs.items()}
@@ -64,6 +66,21 @@ def rehearse(
                 f"`model` is a {type(model).__name__} whose forward depends on values ({error}), so it "
                 "cannot be run without weights; measure on a device instead."
             ) from None
+
+
+class _Unsure(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers no to every yes-or-no question about values.
+
+    Releases of transformers before 5 ask whether a mask is true everywhere, to leave it out.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        asks = func.name() in ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero")
+        if asks and args[0].dtype is torch.bool:
+            return False
+        return func(*args, **(kwargs or {}))
 
 
 def _alike(tensor: Tensor, empty: Tensor) -> Tensor:
