@@ -4,6 +4,7 @@ from cahp_opt.budget import Budget, BudgetError
 from cahp_opt.comparison import Comparison, compare
 from cahp_opt.count_table import CountTable
 from cahp_opt.frontiers import Frontier, frontier, knee
+from cahp_opt.hardware import Hardware
 from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 from cahp_opt.problem import Objective, Problem
@@ -24,6 +25,7 @@ __all__ = [
     "CountTable",
     "Execution",
     "Frontier",
+    "Hardware",
     "HeadSpace",
     "HeadStats",
     "LatencyTable",

@@ -46,7 +46,7 @@ class Provenance:
     """Where and how a table was measured; unknown facts are empty or 0.
 
     Args:
-        device: name of the processor.
+        device: name of the processor; of an estimate, ``estimate for`` and that.
         dtype: precision of the weights.
         batch: examples per batch.
         sequence_length: tokens per example; while decoding, those in the cache.
@@ -180,7 +180,8 @@ class LatencyTable:
         facts, found = self.provenance, list[str]()
         if facts.estimated:
             found.append(
-                f"the latency is an estimate for {facts.device or 'a described device'} and was not measured."
+                f"the latency is an {facts.device or 'estimate for a described device'} and was not "
+                "measured."
             )
         if facts.spread >= NOISY:
             found.append(

@@ -13,11 +13,13 @@ from cahp_opt.torch.bypassing import bypass_empty
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.completion import Anchor
+from cahp_opt.torch.estimating import estimate_latency
 from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.gathering import gather_stats
 from cahp_opt.torch.learning import learn_attention
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
+from cahp_opt.torch.probing import measure_hardware
 from cahp_opt.torch.promise import ForeignTableWarning, select_measured
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.resources import count_resources
@@ -39,6 +41,7 @@ __all__ = [
     "calibrate",
     "capture_head_outputs",
     "count_resources",
+    "estimate_latency",
     "explicit_attention",
     "fidelity_of",
     "find_attention",
@@ -46,6 +49,7 @@ __all__ = [
     "gather_stats",
     "head_mask",
     "learn_attention",
+    "measure_hardware",
     "measure_latency",
     "refit",
     "save_pretrained",

@@ -32,8 +32,10 @@ def prepared(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
         raise ValueError("`batches` is empty; at least one batch with one text is needed.")
 
 
-def prepare(batch: object, model: nn.Module, argument: str) -> Batch:
-    """One batch, checked and moved to the model's device.
+def prepare(
+    batch: object, model: nn.Module, argument: str, device: torch.device | None = None
+) -> Batch:
+    """One batch, checked and moved to ``device``, or else to the model's.
 
     An encoder-decoder model that is given labels and no decoder input gets the input that it makes
     from labels itself, because labels never reach a model here.
@@ -43,7 +45,7 @@ def prepare(batch: object, model: nn.Module, argument: str) -> Batch:
             with an attention mask that is not ``[batch, tokens]``, or with an example that has no real
             token.
     """
-    device = device_of(model)
+    device = device_of(model) if device is None else device
     if not isinstance(batch, Mapping):
         raise ValueError(
             f"`{argument}` must be a mapping of keyword arguments for the model, such as a tokenizer's "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from cahp_opt.torch.blocks import Attention
+_NAMES = ("cache", "past_key_values")
+"""What newer releases of transformers call the cache in a model's output, and older ones."""
 
 
 def takes_cache(model: nn.Module) -> bool:
@@ -51,7 +52,7 @@ def tensors_in(container: object) -> Iterator[Tensor]:
 
 
 def cache_bytes(
-    model: nn.Module, attention: Attention, inputs: Mapping[str, Any]
+    model: nn.Module, sites: Sequence[nn.Module], inputs: Mapping[str, Any]
 ) -> tuple[list[int], int] | None:
     """Bytes of the cache that one forward pass over ``inputs`` leaves.
 
@@ -59,7 +60,7 @@ def cache_bytes(
 
     Args:
         model: in evaluation mode.
-        attention: its blocks.
+        sites: its attention sites, one for each block.
         inputs: keyword arguments for the model, without ``use_cache``.
 
     Returns:
@@ -81,12 +82,13 @@ def cache_bytes(
 
     asked = {"use_cache": True} if takes_cache(model) else {}
     with ExitStack() as stack, torch.inference_mode():
-        for b, block in enumerate(attention):
-            hook = block.site.register_forward_hook(listener(b), with_kwargs=True)
+        for b, site in enumerate(sites):
+            hook = site.register_forward_hook(listener(b), with_kwargs=True)
             stack.callback(hook.remove)
         output: Any = model(**{**inputs, **asked})
-    cache: object = getattr(output, "past_key_values", None)
-    own, outside = [0] * len(attention), 0
+    returned = (getattr(output, name, None) for name in _NAMES)
+    cache: object = next((found for found in returned if found is not None), None)
+    own, outside = [0] * len(sites), 0
     for tensor in tensors_in(cache):
         if id(tensor) in owners:
             own[owners[id(tensor)][1]] += bytes_of(tensor)

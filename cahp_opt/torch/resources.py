@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from cahp_opt.heads import Floats, Ints, Unit
@@ -17,7 +17,9 @@ from cahp_opt.torch.batching import Batch, inputs_of, prepare
 from cahp_opt.torch.blocks import AttentionBlock, Piece
 from cahp_opt.torch.cache_tensors import bytes_of, cache_bytes
 from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.surgery import Journal, cut, untied
+from cahp_opt.torch.skeletons import rehearse
+from cahp_opt.torch.slicing import thin_copy
+from cahp_opt.torch.surgery import Journal, untied
 
 Slot = tuple[nn.Module, str]
 """A parameter by the module that holds it and its name there: slicing replaces it there alone."""
@@ -38,7 +40,7 @@ def count_resources(
     always counted as the block's own, so the prediction for a whole stack is a little too large.
 
     Args:
-        model: the model; it is not changed.
+        model: the model, which may be on the meta device; it is not changed.
         batch: keyword arguments for the model, as many examples and tokens as the cache is to hold; runs
             twice. None to leave the cache out.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
@@ -49,12 +51,14 @@ def count_resources(
     Raises:
         UnsupportedModelError: if the model's attention is not understood, or the units of a block differ
             in size.
-        ValueError: for a batch that cannot be used.
+        ValueError: for a batch that cannot be used, or a model on the meta device whose forward depends
+            on values.
     """
     attention = find_attention(model, unit=unit)
     tables = _weight_tables(model, attention)
     if batch is not None:
-        inputs = inputs_of(prepare(batch, model, "batch"))
+        device = torch.device("cpu") if _is_bare(model) else None
+        inputs = inputs_of(prepare(batch, model, "batch", device))
         cache = _cache_table(model, attention, inputs, unit)
         if cache is not None:
             tables["kv_cache"] = cache
@@ -128,15 +132,13 @@ def _cache_table(
     """From two runs, of all units and of one per block; in between, the cache grows evenly."""
     space = attention.space
     with evaluating(model):
-        most = cache_bytes(model, attention, inputs)
+        most = _run(model, inputs)
         if most is None:
             return None
-        # Cutting replaces parameters and changes none, so that the copy can hold the original's.
-        small = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
         first = np.zeros(space.n, dtype=np.bool_)
         first[[where.start for where in space.slices]] = True
-        cut(small, find_attention(small, unit=unit), first, Journal())
-        least = cache_bytes(small, find_attention(small), inputs)
+        small = thin_copy(model, first, unit=unit)
+        least = _run(small, inputs)
     if least is None or least[1] != most[1]:
         raise UnsupportedModelError(
             "the cache has tensors that depend on the kept units and belong to no attention block; "
@@ -152,3 +154,14 @@ def _cache_table(
             )
         costs.append(np.asarray(low + (_stored(block.units) - 1) * size, dtype=np.float64))
     return ResourceTable(space, most[1], tuple(costs), "bytes")
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[int], int] | None:
+    sites = [block.site for block in find_attention(model)]
+    if _is_bare(model):
+        return rehearse(model, sites, inputs, cache_bytes)
+    return cache_bytes(model, sites, inputs)
+
+
+def _is_bare(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())

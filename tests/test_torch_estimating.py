@@ -1,0 +1,158 @@
+"""Estimates: the arithmetic, the traffic and the launches of really sliced shapes, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from tiny_models import BUILDS, Family
+
+from cahp_opt.hardware import Hardware
+from cahp_opt.heads import Unit
+from cahp_opt.latency import Phase
+from cahp_opt.torch import estimate_latency, find_attention, measure_hardware
+from cahp_opt.torch.operations import Operation, Operations
+from cahp_opt.torch.skeletons import skeleton
+
+ENDLESS = 1e30
+ARITHMETIC = Hardware(
+    name="slow at products",
+    flops_per_second={"float32": 1.0},
+    bytes_per_second=ENDLESS,
+    launch_seconds=1 / ENDLESS,
+)
+TRAFFIC = replace(ARITHMETIC, flops_per_second={"float32": ENDLESS}, bytes_per_second=1.0)
+LAUNCHES = replace(
+    ARITHMETIC, flops_per_second={"float32": ENDLESS}, launch_seconds=1.0, runs_ahead=True
+)
+T5 = next(family for family in BUILDS if family.name == "t5")
+
+
+def seen(run: Callable[[], object]) -> list[Operation]:
+    found: list[Operation] = []
+    with torch.no_grad(), Operations(found.append):
+        run()
+    return found
+
+
+def test_operations() -> None:
+    a, b = torch.ones(2, 3), torch.ones(3, 5)
+    assert seen(lambda: a @ b) == [Operation("mm", torch.float32, 60, 4 * (6 + 15 + 10))]
+    assert seen(lambda: a.view(3, 2).t()[:1].expand(4, 3)) == []
+    # An expanded axis is one entry, and a table is read only where it is looked up.
+    assert seen(lambda: a + torch.ones(1).expand(2, 3))[-1].moved == 4 * (6 + 1 + 6)
+    table, index = torch.ones(1000, 4), torch.tensor([1, 2])
+    assert seen(lambda: torch.embedding(table, index))[0].moved == 4 * 8 * 2 + 16
+    q, k = torch.ones(2, 4, 3, 8), torch.ones(2, 4, 5, 8)
+    attention = seen(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k))
+    assert sum(operation.flops for operation in attention) == 2 * 2 * 4 * 3 * 5 * 16
+
+
+def test_arithmetic_of_every_count() -> None:
+    model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
+    table = estimate_latency(model, batch, ARITHMETIC)
+    per_unit = 2 * 12 * 4 * 32 * 8 + 2 * 2 * 6 * 6 * 16  # four projections, and attention
+    for seconds in table.seconds:
+        np.testing.assert_allclose(seconds, [per_unit * max(k, 1) for k in range(5)])
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    heads = {id(model.bert.pooler.dense), id(model.classifier)}  # on one token per example
+    everything = sum(m.weight.numel() * 2 * (2 if id(m) in heads else 12) for m in linears)
+    assert table.fixed == pytest.approx(everything - 3 * 4 * 2 * 12 * 4 * 32 * 8)
+    assert table.least == 0 and table.provenance.estimated
+    assert table.provenance.device == "estimate for slow at products"
+    assert (table.provenance.batch, table.provenance.sequence_length) == (2, 6)
+    assert any("was not measured" in remark for remark in table.remarks)
+
+
+def test_traffic_grows_with_the_units() -> None:
+    table = estimate_latency(tiny_models.GPT2.build(), tiny_models.batch(), TRAFFIC)
+    assert all((np.diff(seconds[1:]) > 0).all() for seconds in table.seconds)
+
+
+def test_launches_are_the_floor_where_they_run_ahead_and_are_added_elsewhere() -> None:
+    model, batch = tiny_models.BERT.build(), tiny_models.batch()
+    ahead = estimate_latency(model, batch, LAUNCHES)
+    launches = len(seen(lambda: model(**batch)))
+    assert ahead.least == pytest.approx(launches, abs=5)  # masks are made in another way
+    assert ahead.dense == ahead.floor == ahead.least
+    added = estimate_latency(model, batch, replace(LAUNCHES, runs_ahead=False))
+    assert added.least == 0 and added.dense == pytest.approx(ahead.least)
+
+
+@pytest.mark.parametrize(
+    "family", (tiny_models.BERT, tiny_models.LLAMA_GQA, T5), ids=lambda f: f.name
+)
+def test_models_without_weights_and_models_that_stay_as_they_are(family: Family) -> None:
+    model, batch = family.build(), family.batch()
+    model.train()
+    before = dict(model.named_parameters())
+    for phase in Phase if family.generates else (Phase.PREFILL,):
+        table = estimate_latency(model, batch, TRAFFIC, phase=phase)
+        bare = estimate_latency(skeleton(model), batch, TRAFFIC, phase=phase)
+        assert bare.dense == table.dense and bare.provenance == table.provenance
+        assert table.provenance.phase is phase
+    assert all(p is before[name] for name, p in model.named_parameters())
+    assert all(m.training and not m._forward_hooks for m in model.modules())
+
+
+def test_decoding_takes_one_token_and_skips_the_encoder() -> None:
+    model, batch = tiny_models.GPT2.build(), tiny_models.batch(size=2, length=7, padded=False)
+    one = {"input_ids": batch["input_ids"]}
+    table = estimate_latency(model, one, ARITHMETIC, phase=Phase.DECODE)
+    per_unit = 2 * 2 * 4 * 32 * 8 + 2 * 2 * 1 * 8 * 16  # two tokens, and eight in the cache
+    np.testing.assert_allclose(table.seconds[0], [per_unit * max(k, 1) for k in range(5)])
+    encoder = estimate_latency(T5.build(), T5.batch(), ARITHMETIC, phase=Phase.DECODE)
+    idle = [b.name.startswith("encoder") for b in encoder.space.blocks]
+    assert [not s.any() for s in encoder.seconds] == idle and any(idle)
+
+
+def test_query_slots_and_shared_layers() -> None:
+    family = tiny_models.LLAMA_GQA
+    model, batch = family.build(), family.batch()
+    table = estimate_latency(model, batch, ARITHMETIC, unit=Unit.QUERY_SLOT)
+    assert table.space == find_attention(model, unit=Unit.QUERY_SLOT).space
+    albert = next(f for f in BUILDS if f.name == "albert")
+    shared = estimate_latency(albert.build(), albert.batch(), ARITHMETIC)
+    bert = estimate_latency(tiny_models.BERT.build(), albert.batch(), ARITHMETIC)
+    np.testing.assert_allclose(shared.seconds[0], 3 * bert.seconds[0])  # one block that runs thrice
+
+
+def test_refusals() -> None:
+    model, batch = tiny_models.BERT.build(), tiny_models.batch()
+    with pytest.raises(ValueError, match=r"knows the rates of \['float32'\].*is in float16"):
+        estimate_latency(model.half(), batch, ARITHMETIC)
+    experts = next(family for family in BUILDS if family.name == "gpt-oss")
+    with pytest.raises(ValueError, match="whose forward depends on values"):
+        estimate_latency(experts.build(), experts.batch(), ARITHMETIC)
+    with pytest.raises(ValueError, match="fills no key/value cache"):
+        estimate_latency(model.float(), batch, ARITHMETIC, phase=Phase.DECODE)
+
+
+def test_measured_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cahp_opt.torch.probing._SIDE", {"cpu": 32})
+    monkeypatch.setattr("cahp_opt.torch.probing._COPIED", 2**12)
+    monkeypatch.setattr("cahp_opt.torch.probing._RUNS", 2)
+    found = measure_hardware("cpu", torch.float32, torch.bfloat16)
+    assert list(found.flops_per_second) == ["float32", "bfloat16"]
+    assert found.name and not found.runs_ahead
+    assert 1e-8 < found.launch_seconds < 1e-2
+    with pytest.raises(ValueError, match="`dtypes` is empty"):
+        measure_hardware("cpu")
+
+
+@pytest.mark.parametrize("length", (6, 12))
+def test_work_per_second_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """With a clock that every run moves by a second, rates are the work itself."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("cahp_opt.torch.probing.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("cahp_opt.torch.probing._SIDE", {"cpu": length})
+    monkeypatch.setattr("cahp_opt.torch.probing._COPIED", 2**12)
+    monkeypatch.setattr("cahp_opt.torch.probing._RUNS", 2)
+    found = measure_hardware("cpu", torch.float32)
+    assert found.flops_per_second == {"float32": 2 * length**3}
+    assert found.bytes_per_second == 2**13
+    assert found.launch_seconds == pytest.approx(1 / 60)  # twenty times three tiny layers
