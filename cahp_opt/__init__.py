@@ -4,6 +4,7 @@ from cahp_opt.budget import Budget, BudgetError
 from cahp_opt.comparison import Comparison, compare
 from cahp_opt.count_table import CountTable
 from cahp_opt.frontiers import Frontier, frontier, knee
+from cahp_opt.goals import LatencyGoal, ResourceGoal
 from cahp_opt.hardware import Hardware
 from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
@@ -13,6 +14,7 @@ from cahp_opt.records import RecordError
 from cahp_opt.rounds import Check, Round
 from cahp_opt.selection import Proposal, Selection, Solver, Status, select
 from cahp_opt.stats import HeadStats, Moments, Total
+from cahp_opt.target import Target
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,7 @@ __all__ = [
     "Hardware",
     "HeadSpace",
     "HeadStats",
+    "LatencyGoal",
     "LatencyTable",
     "Moments",
     "Objective",
@@ -37,11 +40,13 @@ __all__ = [
     "Proposal",
     "Provenance",
     "RecordError",
+    "ResourceGoal",
     "ResourceTable",
     "Round",
     "Selection",
     "Solver",
     "Status",
+    "Target",
     "Total",
     "Unit",
     "__version__",

@@ -20,9 +20,7 @@ from cahp_opt.choices import (
     ObjectiveName,
     Precision,
     SolverName,
-    Target,
     Units,
-    remarks,
 )
 from cahp_opt.display import Display
 from cahp_opt.goals import KV_CACHE, MEMORY, PARAMETERS, Goal, LatencyGoal, ResourceGoal
@@ -39,6 +37,7 @@ from cahp_opt.report import (
 from cahp_opt.selection import Selection
 from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
+from cahp_opt.target import Target, remarks
 from cahp_opt.texts import Split, read_lines, read_table, split
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 

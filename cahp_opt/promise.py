@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.budget import Budget, BudgetError
-from cahp_opt.choices import Target
 from cahp_opt.goals import LatencyGoal
 from cahp_opt.heads import Ints
 from cahp_opt.latency import LatencyTable, Provenance
@@ -19,6 +18,7 @@ from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile
 from cahp_opt.rounds import SLACK, TOLERANCE, Check, Round
 from cahp_opt.selection import Selection, Solver, select
+from cahp_opt.target import Target
 
 _CAREFUL = 3
 """So many times the repeats, where the noise of the first ones is as large as the miss."""

@@ -22,8 +22,9 @@ from cahp_opt import (
     Provenance,
     ResourceTable,
 )
-from cahp_opt.choices import Method, Target, remarks
+from cahp_opt.choices import Method
 from cahp_opt.goals import LatencyGoal, ResourceGoal, goals_from_text, goals_to_text
+from cahp_opt.target import Target, remarks
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
 SPACE = HeadSpace.uniform(2, 4)

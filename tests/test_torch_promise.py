@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt import BudgetError, Execution, LatencyTable, Phase, Profile
-from cahp_opt.choices import Target
 from cahp_opt.goals import LatencyGoal
 from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram
+from cahp_opt.target import Target
 from cahp_opt.torch import ForeignTableWarning, find_attention, measure_latency, select_measured
 from cahp_opt.torch.promise import here, measuring
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.budget import BudgetError
-from cahp_opt.choices import Method, ObjectiveName, Target, remarks
+from cahp_opt.choices import Method, ObjectiveName
 from cahp_opt.display import Display
 from cahp_opt.heads import HeadSpace, Unit
 from cahp_opt.latency import LatencyTable, Phase
@@ -24,6 +24,7 @@ from cahp_opt.report import REPORT_FILE, FidelityReport, Report
 from cahp_opt.rounds import Round
 from cahp_opt.selection import Selection
 from cahp_opt.stats import HeadStats
+from cahp_opt.target import Target, remarks
 from cahp_opt.texts import Split
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import device_of, inputs_of

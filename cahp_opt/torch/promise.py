@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from torch import nn
 
-from cahp_opt.choices import Target
 from cahp_opt.heads import Unit
 from cahp_opt.latency import Execution, Provenance
 from cahp_opt.problem import Objective
@@ -16,6 +15,7 @@ from cahp_opt.profile import Profile
 from cahp_opt.progress import Progress, silent
 from cahp_opt.promise import ForeignTableWarning, Measure, Pair, Promise, foreign
 from cahp_opt.selection import Selection, Solver
+from cahp_opt.target import Target
 from cahp_opt.torch.batching import Batch, device_of, prepare
 from cahp_opt.torch.slicing import thin_copy
 from cahp_opt.torch.timing import device_name, provenance, time_models
