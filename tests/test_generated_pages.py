@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent / "benchmarks" / "architectures"
+SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("script", ["support.py", "report.py"])
+@pytest.mark.parametrize(
+    "script", ["architectures/support.py", "architectures/report.py", "latency/report.py"]
+)
 def test_a_page_is_up_to_date(script: str) -> None:
     command = [sys.executable, str(SCRIPTS / script), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
