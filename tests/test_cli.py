@@ -386,6 +386,8 @@ def test_prune_measures_what_the_goals_name(
     assert {name: (p.phase.value, p.batch, p.sequence_length) for name, p in where.items()} == {
         "prefill": ("prefill", 2, 8), "decode": ("decode", 2, 8)
     }  # fmt: skip
+    report = Report.read(tmp_path / "out" / "report.json")
+    assert list(report["goals"]) == ["latency", "latency of prefill+3*decode"]
     alone = prune(decoder, tmp_path / "alone", "--text", text, "--memory", "1")
     assert alone == 0 and not Profile.load(tmp_path / "alone" / "latency.json").latency
     run = partial(prune, decoder, tmp_path / "no", "--text", text, "--latency", "fast=0.9")

@@ -67,7 +67,7 @@ def final_times(
     goals = [
         (name, goal)
         for name, goal in named_goals(_goals(selection))
-        if name in selection.costs and _about(goal, pairs)
+        if name in selection.costs and recorded and goal.runs(recorded).keys() <= pairs.keys()
     ]
     predicted = _predictions(
         selection, goals, {name: taken for name, (taken, _) in recorded.items()}
@@ -85,7 +85,15 @@ def final_times(
             name: _report(pair, facts[name], *predicted.get(name, (None, None)))
             for name, pair in pairs.items()
         },
-        {name: _check(goal, selection.costs[name][0], pairs, predicted) for name, goal in goals},
+        {
+            name: _check(
+                goal,
+                selection.costs[name][0],
+                {workload: pairs[workload] for workload in goal.runs(recorded)},
+                predicted,
+            )
+            for name, goal in goals
+        },
         notes,
     )
 
@@ -97,11 +105,6 @@ def _goals(selection: Selection) -> list[LatencyGoal]:
     return [LatencyGoal.parse(told["latency"])] if "latency" in told else []
 
 
-def _about(goal: LatencyGoal, pairs: Mapping[str, Pair]) -> bool:
-    """Whether all that the goal is about was timed."""
-    return all(name in pairs for name, _ in goal.terms) if goal.terms else len(pairs) == 1
-
-
 def _predictions(
     selection: Selection, goals: Sequence[tuple[str, LatencyGoal]], dense: Mapping[str, float]
 ) -> dict[str, tuple[float | None, float]]:
@@ -110,7 +113,7 @@ def _predictions(
     for name, taken in dense.items():
         found[name] = (None, taken)
         for table, goal in goals:
-            if (goal.terms or ((name, 1.0),)) == ((name, 1.0),):
+            if goal.runs(dense) == {name: 1.0}:
                 found[name] = (selection.costs[table][0], taken)
     if selection.measured is not None:  # by tables that were corrected since
         for name, check in selection.measured.workloads.items():
@@ -124,14 +127,13 @@ def _check(
     pairs: Mapping[str, Pair],
     predictions: Mapping[str, tuple[float | None, float]],
 ) -> Check:
-    about = goal.runs(pairs)
-    dense = {name: pairs[name].dense for name in about}
+    dense = {name: pair.dense for name, pair in pairs.items()}
     return Check(
         predicted=predicted,
-        measured=goal.cost({name: pairs[name].sliced for name in about}),
-        dense_predicted=goal.cost({name: predictions[name][1] for name in about}),
+        measured=goal.cost({name: pair.sliced for name, pair in pairs.items()}),
+        dense_predicted=goal.cost({name: predictions[name][1] for name in pairs}),
         dense_measured=goal.cost(dense),
-        spread=max(pairs[name].spread for name in about),
+        spread=max(pair.spread for pair in pairs.values()),
         limit=goal.limit(dense),
     )
 
