@@ -294,6 +294,9 @@ def test_an_interrupted_measurement_goes_on(
     assert table.fixed == whole.fixed and table.provenance == whole.provenance
     with pytest.raises(RecordError, match=r"timings of something else \(batch 2 against batch 1\)"):
         measure_latency(model, tiny_models.batch(size=1, length=6), samples=SampleFile(path))
+    wider = tiny_models.BERT.build(intermediate_size=48)  # the same blocks
+    with pytest.raises(RecordError, match="timings of something else .shapes"):
+        measure_latency(wider, batch, samples=SampleFile(path))
     path.write_text("no timings")
     with pytest.raises(RecordError, match="not a file of timings"):
         SampleFile(path)
