@@ -394,6 +394,62 @@ def test_prune_measures_what_the_goals_name(
     refused(capsys, 2, "no workload 'fast'", run=run)
 
 
+def test_the_cache_is_counted_for_the_workload_that_was_named(
+    decoder: Path, text: Path, tmp_path: Path
+) -> None:
+    held: list[float] = []
+    for length in (8, 16):
+        output = tmp_path / str(length)
+        alone = ["--kv-cache", "0.9", "--workload", f"decode:2x{length}", "--no-refit"]
+        assert prune(decoder, output, "--text", text, *alone) == 0
+        profile = Profile.load(output / "latency.json")
+        assert not profile.latency
+        held.append(profile.resources["kv_cache"].dense)
+    assert held[1] == 2 * held[0]
+
+
+def test_decoding_leaves_a_position_for_the_new_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = tmp_path / "gpt2", tmp_path / "latency.json"
+    model: Any = tiny_models.GPT2.build(bare=False)
+    model.save_pretrained(folder)
+    measure = ["latency", str(folder), "--repeats", "1", "--output", str(table)]
+    full = ["--workload", "decode:2x40"]
+    refused(capsys, 2, "give at most 39", run=lambda: main([*measure, *full]))
+    assert main([*measure, "--workload", "decode:2"]) == 0
+    assert Profile.load(table).latency["decode"].provenance.sequence_length == 39
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoder_decoders_are_timed(name: str, tmp_path: Path) -> None:
+    family = next(family for family in tiny_models.BUILDS if family.name == name)
+    model: Any = family.build(bare=False)
+    model.save_pretrained(tmp_path / name)
+    table = tmp_path / "latency.json"
+    measure = ["latency", str(tmp_path / name), "--repeats", "1", "--output", str(table)]
+    assert main([*measure, "--workload", "prefill:2x8", "--workload", "decode:2x8"]) == 0
+    tables = Profile.load(table).latency
+    blocks = tables["decode"].space.blocks
+    encoder = [b for b, block in enumerate(blocks) if block.name.startswith("encoder")]
+    assert encoder and not any(tables["decode"].seconds[b].any() for b in encoder)
+    assert all(tables["prefill"].seconds[b].all() for b in encoder)
+
+
+def test_what_cannot_be_timed_is_refused_before_anything_is(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = ["latency", str(model), "--output", str(tmp_path / "latency.json")]
+    both = ["--workload", "prefill:2x8", "--workload", "decode:2x8"]
+    refused(capsys, 2, "no key/value cache", run=lambda: main([*measure, *both]))
+    whisper = next(family for family in tiny_models.BUILDS if family.name == "whisper")
+    sound: Any = whisper.build(bare=False)
+    sound.save_pretrained(tmp_path / "whisper")
+    measure[1] = str(tmp_path / "whisper")
+    refused(capsys, 2, "only models of text", run=lambda: main(measure))
+    assert [p.name for p in tmp_path.iterdir()] == ["whisper"]
+
+
 def test_an_interrupted_measurement_goes_on(
     model: Path,
     tmp_path: Path,

@@ -84,42 +84,50 @@ def encode(
 
 
 def timing_batch(
-    model: nn.Module, *, batch_size: int, sequence_length: int | None
+    model: nn.Module, *, batch_size: int, sequence_length: int | None, new_tokens: int = 0
 ) -> dict[str, Tensor]:
     """Random token ids without padding, the workload that a model is timed with.
+
+    The decoder of an encoder-decoder reads as many tokens as the encoder.
 
     Args:
         model: the model.
         batch_size: texts.
         sequence_length: tokens per text; None for 128, or fewer if the model has fewer positions.
+        new_tokens: positions that must be left behind them, for tokens that are decoded.
 
     Raises:
-        ValueError: if the model has fewer positions, or does not tell its vocabulary.
+        ValueError: if the model has fewer positions, does not tell its vocabulary, or reads no text.
     """
-    limit = longest(model)
+    positions = longest(model)
+    limit = None if positions is None else positions - new_tokens
     if sequence_length is None:
-        sequence_length = min(128, limit or 128)
+        sequence_length = 128 if limit is None else min(128, limit)
     if batch_size < 1 or sequence_length < 1:
         raise ValueError(
             "the batch size and the sequence length must be at least 1, got "
             f"{batch_size} and {sequence_length}."
         )
     if limit is not None and sequence_length > limit:
+        left = f", of which {new_tokens} must be left to decode" if new_tokens else ""
         raise ValueError(
-            f"the sequence length {sequence_length} is more than the {limit} positions of this model."
+            f"the sequence length {sequence_length} is more than the {positions} positions of this "
+            f"model allow{left}; give at most {limit}."
         )
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    if not isinstance(vocabulary, int):
+    config = getattr(model, "config", None)
+    vocabulary = getattr(config, "vocab_size", None)
+    main = getattr(model, "main_input_name", "input_ids")
+    if not isinstance(vocabulary, int) or main != "input_ids":
         raise ValueError(
-            f"`model` is a {type(model).__name__} that does not tell its vocabulary; only models of "
-            "text can be timed from the command line."
+            f"`model` is a {type(model).__name__} that reads {main} or does not tell its vocabulary; "
+            "only models of text can be timed from the command line."
         )
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (batch_size, sequence_length), generator=generator)
-    return {
-        "input_ids": ids.to(device_of(model)),
-        "attention_mask": torch.ones_like(ids).to(device_of(model)),
-    }
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "is_encoder_decoder", False):
+        batch["decoder_input_ids"] = ids
+    return {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
 
 
 def longest(model: nn.Module) -> int | None:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from cahp_opt.budget import BudgetError
 from cahp_opt.choices import Method, ObjectiveName
 from cahp_opt.display import Display
+from cahp_opt.hardware import Hardware
 from cahp_opt.heads import HeadSpace, Unit
-from cahp_opt.latency import LatencyTable, Phase
-from cahp_opt.profile import Profile
+from cahp_opt.latency import Execution, LatencyTable, Phase
+from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.progress import Progress
 from cahp_opt.promise import Measure, Promise
 from cahp_opt.report import REPORT_FILE, FidelityReport, Report
@@ -30,8 +31,11 @@ from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import device_of, inputs_of
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.encoding import encode, timing_batch
+from cahp_opt.torch.estimating import estimate_latency
 from cahp_opt.torch.evaluation import evaluate
+from cahp_opt.torch.executing import ExecutionError, refuse_unfit
 from cahp_opt.torch.fidelity import fidelity_of
 from cahp_opt.torch.final_times import final_times
 from cahp_opt.torch.fingerprint import fingerprint
@@ -42,6 +46,7 @@ from cahp_opt.torch.promise import measuring
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
+from cahp_opt.torch.skeletons import skeleton
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.timing import device_name, measure_latency
 from cahp_opt.torch.verification import verify_slice
@@ -110,6 +115,7 @@ def run_pipeline(
     *,
     profile: Profile | None = None,
     unit: Unit | None = None,
+    samples: Mapping[str, Path] | None = None,
     overwrite: bool = False,
     display: Display,
 ) -> Report:
@@ -128,6 +134,7 @@ def run_pipeline(
         output: the folder.
         profile: a ready one; measured here if the target needs one and it is None.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
+        samples: as for :func:`measure_profile`.
         overwrite: whether a folder with content may be replaced.
         display: shows the stages.
 
@@ -141,8 +148,14 @@ def run_pipeline(
         method.rehearse(space)
         batches = _Batches.of(named, texts, applying.reading)
         if target.goals and profile is None:
-            workloads = applying.workloads if target.latencies else ()
-            profile = measure_profile(named.model, workloads, display, unit)
+            profile = measure_profile(
+                named.model,
+                applying.workloads,
+                display,
+                unit,
+                timed=bool(target.latencies),
+                samples=samples,
+            )
         floor = _reach(named.model, space, target, method, profile, applying, display, unit)
         stats = measure_stats(
             named.model, batches.calibration, method.objective, method.seed, display, unit=unit
@@ -281,6 +294,7 @@ def measure_profile(
     display: Display,
     unit: Unit | None = None,
     *,
+    timed: bool = True,
     samples: Mapping[str, Path] | None = None,
 ) -> Profile:
     """The latency tables of a model on this machine, and the exact counts of what it holds.
@@ -289,18 +303,27 @@ def measure_profile(
 
     Args:
         model: the unpruned model.
-        workloads: what to time it with.
+        workloads: what to time it with, at least one.
         display: shows the stages.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
-        samples: by name of the workload, a file that keeps every run until all are done.
+        timed: whether there are latency tables, and not only the counts.
+        samples: by name of the workload, a file that keeps every run; removing it is left to the caller.
     """
-    batches = [batch_of(model, workload) for workload in workloads]  # refuse before what takes long
+    batches = {workload.name: batch_of(model, workload) for workload in workloads}
+    resources = _counted(model, workloads, batches, display, unit)
     tables: dict[str, LatencyTable] = {}
-    for workload, batch in zip(workloads, batches, strict=True):
+    for workload in (
+        workloads if timed else ()
+    ):  # what cannot be run ends here, before what takes long
+        refuse_unfit(workload.execution, device_of(model))
+        if workload.phase is Phase.DECODE:
+            with evaluating(model):
+                decoding_step(model, batches[workload.name])
+    for workload in workloads if timed else ():
         with display.stage("latency") as progress:
             tables[workload.name] = measure_latency(
                 model,
-                batch,
+                batches[workload.name],
                 phase=workload.phase,
                 execution=workload.execution,
                 repeats=workload.repeats,
@@ -308,17 +331,70 @@ def measure_profile(
                 samples=SampleFile(samples[workload.name]) if samples else None,
                 progress=progress,
             )
-    decoding = [w for w in workloads if w.phase is Phase.DECODE]
-    filling = next(iter([*decoding, *workloads]), Workload())
-    with display.stage("count"):
-        resources = count_resources(model, batch_of(model, filling), unit=unit)
     return Profile(find_attention(model, unit=unit).space, tables, resources)
+
+
+def estimate_profile(
+    model: nn.Module,
+    workloads: Sequence[Workload],
+    hardware: Hardware,
+    display: Display,
+    unit: Unit | None = None,
+) -> Profile:
+    """As :func:`measure_profile`, with estimates for a device that is not here.
+
+    Args:
+        model: the unpruned model.
+        workloads: what to estimate, all run eagerly, at least one.
+        hardware: what the device can do.
+        display: shows the stages.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+
+    Raises:
+        ExecutionError: for a workload that is not run eagerly.
+    """
+    for workload in workloads:
+        if workload.execution is not Execution.EAGER:
+            raise ExecutionError(
+                f"`execution` is {workload.execution.value}, and only eager execution can be estimated; "
+                "measure on the device."
+            )
+    batches = {workload.name: batch_of(model, workload) for workload in workloads}
+    bare = skeleton(model)
+    resources = _counted(bare, workloads, batches, display, unit)
+    tables: dict[str, LatencyTable] = {}
+    for workload in workloads:
+        with display.stage("estimate") as progress:
+            tables[workload.name] = estimate_latency(
+                bare,
+                batches[workload.name],
+                hardware,
+                phase=workload.phase,
+                unit=unit,
+                progress=progress,
+            )
+    return Profile(find_attention(model, unit=unit).space, tables, resources)
+
+
+def _counted(
+    model: nn.Module,
+    workloads: Sequence[Workload],
+    batches: Mapping[str, Mapping[str, Tensor]],
+    display: Display,
+    unit: Unit | None,
+) -> dict[str, ResourceTable]:
+    filling = next((w for w in workloads if w.phase is Phase.DECODE), workloads[0])
+    with display.stage("count"):
+        return count_resources(model, batches[filling.name], unit=unit)
 
 
 def batch_of(model: nn.Module, workload: Workload) -> dict[str, Tensor]:
     """The batch of a workload; while decoding, the context that fills the cache."""
     return timing_batch(
-        model, batch_size=workload.batch_size, sequence_length=workload.sequence_length
+        model,
+        batch_size=workload.batch_size,
+        sequence_length=workload.sequence_length,
+        new_tokens=int(workload.phase is Phase.DECODE),
     )
 
 
@@ -493,6 +569,7 @@ __all__ = [
     "apply_selection",
     "check_reload",
     "check_selection",
+    "estimate_profile",
     "measure_profile",
     "measure_stats",
     "run_pipeline",
