@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +28,7 @@ from cahp_opt.goals import KV_CACHE, MEMORY, PARAMETERS, Goal, LatencyGoal, Reso
 from cahp_opt.latency import Execution
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
+from cahp_opt.records import RecordError
 from cahp_opt.report import (
     Report,
     comparison_tables,
@@ -276,7 +278,8 @@ def prune(
 
     Without any limit, the budget is 0.8 of the unpruned end-to-end time. What is timed is
     --workload; without it, --latency-batch-size and --sequence-length for prefill and decode, as
-    the goals name them; with --latency-table, what the table was measured with.
+    the goals name them; with --latency-table, what the table was measured with. After Ctrl-C the same
+    command does not time again what was timed.
     """
     texts = _texts(text, data, max_texts, held_out, seed)
     goals = _goals(latency, parameters, memory, kv_cache)
@@ -295,23 +298,25 @@ def prune(
 
     from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
 
-    report = run_pipeline(
-        named,
-        texts,
-        target,
-        Method(objective, solver, time_limit, seed),
-        Applying(
-            refit,
-            workloads or (Workload(latency_batch_size, sequence_length, repeats),),
-            Reading(batch_size, max_length, seed),
-            rounds,
-        ),
-        output_dir,
-        profile=profile,
-        unit=units.unit,
-        overwrite=overwrite,
-        display=display,
-    )
+    with _kept_runs(output_dir.resolve(), () if profile else workloads) as samples:
+        report = run_pipeline(
+            named,
+            texts,
+            target,
+            Method(objective, solver, time_limit, seed),
+            Applying(
+                refit,
+                workloads or (Workload(latency_batch_size, sequence_length, repeats),),
+                Reading(batch_size, max_length, seed),
+                rounds,
+            ),
+            output_dir,
+            profile=profile,
+            unit=units.unit,
+            samples=samples,
+            overwrite=overwrite,
+            display=display,
+        )
     _show(report, output_dir)
 
 
@@ -416,19 +421,9 @@ def latency(
 
     from cahp_opt.torch.pipeline import measure_profile
 
-    kept = {w.name: Path(f"{output}.{w.name}.jsonl") for w in workloads}
-    try:
-        profile = measure_profile(loaded, workloads, display, units.unit, samples=kept)
-    except KeyboardInterrupt:
-        runs = [str(path) for path in kept.values() if path.exists()]
-        if not runs:
-            raise
-        raise InterruptedMeasurement(
-            f"interrupted; the runs so far are in {', '.join(runs)}, and the same command goes on from there."
-        ) from None
-    profile.save(output)
-    for path in kept.values():
-        path.unlink(missing_ok=True)
+    with _kept_runs(output, workloads) as samples:
+        profile = measure_profile(loaded, workloads, display, units.unit, samples=samples)
+        profile.save(output)
     for line in profile_lines(profile):
         print(line)
     _note(f"{name}: {remark}" for name, t in profile.latency.items() for remark in t.remarks)
@@ -663,16 +658,18 @@ def demo(
 
     from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
 
-    report = run_pipeline(
-        named,
-        texts,
-        target,
-        Method(seed=seed),
-        Applying(workloads=workloads, reading=Reading(seed=seed)),
-        output_dir,
-        overwrite=overwrite,
-        display=display,
-    )
+    with _kept_runs(output_dir.resolve(), workloads) as samples:
+        report = run_pipeline(
+            named,
+            texts,
+            target,
+            Method(seed=seed),
+            Applying(workloads=workloads, reading=Reading(seed=seed)),
+            output_dir,
+            samples=samples,
+            overwrite=overwrite,
+            display=display,
+        )
     _show(report, output_dir)
 
 
@@ -704,6 +701,27 @@ def _target(target: Target, default: str) -> Target:
     if target.goals or target.heads is not None or target.maximum is not None:
         return target
     return replace(target, goals=(LatencyGoal.parse(default),))
+
+
+@contextmanager
+def _kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[str, Path]]:
+    """Files beside ``output`` that keep timed runs, by workload, until the body has ended well."""
+    files = {w.name: output.with_name(f"{output.name}.{w.name}.jsonl") for w in workloads}
+    try:
+        yield files
+    except RecordError:  # which may be about these files
+        raise
+    except (KeyboardInterrupt, Exception) as stop:
+        runs = [str(path) for path in files.values() if path.exists()]
+        if not runs:
+            raise
+        told = f"the runs so far are in {', '.join(runs)}, and the same command goes on from there."
+        if isinstance(stop, KeyboardInterrupt):
+            raise InterruptedMeasurement(f"interrupted; {told}") from None
+        _note([told])
+        raise
+    for path in files.values():
+        path.unlink(missing_ok=True)
 
 
 def _note(sentences: Iterable[str]) -> None:

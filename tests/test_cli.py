@@ -484,6 +484,60 @@ def test_an_interrupted_measurement_goes_on(
     assert Profile.load(table).latency["prefill"].dense > 0 and not runs.exists()
 
 
+def test_a_refused_budget_keeps_its_timings(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["--text", str(text), "--latency"]
+    run = partial(prune, model, tmp_path / "out", *ask, "1e-9s")
+    refused(capsys, 2, "cannot be met", run=run)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.prefill.jsonl"]
+    run()
+    assert "note: the runs so far are in" in capsys.readouterr().err
+    assert prune(model, tmp_path / "out", *ask, "9") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupted_prune_keeps_its_timings(
+    model: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    late: bool,
+) -> None:
+    """In the middle of the timing, and in what comes after it."""
+    run = partial(prune, model, tmp_path / "out", "--text", text, "--latency", "9")
+    add = SampleFile.add
+
+    def interrupted(self: SampleFile, name: str, seconds: float) -> None:
+        add(self, name, seconds)
+        raise KeyboardInterrupt
+
+    def stop(*args: Any, **options: Any) -> HeadStats:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if late:
+            patched.setattr(pipeline, "calibrate", stop)
+        else:
+            patched.setattr(SampleFile, "add", interrupted)
+        runs = tmp_path / "out.prefill.jsonl"
+        refused(capsys, 130, str(runs), "goes on from there", run=run)
+    assert [p.name for p in tmp_path.iterdir()] == [runs.name]
+    kept, seen = runs.read_text(), list[str]()
+    assert late or kept.count("\n") == 2
+
+    def counted(self: SampleFile, name: str, seconds: float) -> None:
+        seen.append(self.path.read_text())
+        add(self, name, seconds)
+
+    monkeypatch.setattr(SampleFile, "add", counted)
+    assert run() == 0
+    assert not seen if late else seen[0] == kept
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
     stats = tmp_path / "stats.safetensors"
     assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
