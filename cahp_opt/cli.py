@@ -25,6 +25,7 @@ from cahp_opt.choices import (
 )
 from cahp_opt.display import Display
 from cahp_opt.goals import KV_CACHE, MEMORY, PARAMETERS, Goal, LatencyGoal, ResourceGoal
+from cahp_opt.hardware import Hardware
 from cahp_opt.latency import Execution
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
@@ -39,7 +40,7 @@ from cahp_opt.report import (
 from cahp_opt.selection import Selection
 from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
-from cahp_opt.target import Target, remarks
+from cahp_opt.target import Target
 from cahp_opt.texts import Split, read_lines, read_table, split
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
@@ -284,6 +285,11 @@ def prune(
     texts = _texts(text, data, max_texts, held_out, seed)
     goals = _goals(latency, parameters, memory, kv_cache)
     target = _target(Target(goals, heads, minimum, maximum, multiple_of), "0.8")
+    if latency_table and (workload or execution is not Execution.EAGER):
+        raise ValueError(
+            "`--latency-table` tells what is timed and how; leave out `--workload` and `--execution`, "
+            "or the table."
+        )
     profile = Profile.load(latency_table) if latency_table else None
     if profile is None:
         default = Workload(latency_batch_size, sequence_length, repeats, execution=execution)
@@ -402,6 +408,15 @@ def latency(
     ] = 8,
     sequence_length: SequenceLength = None,
     repeats: Repeats = 20,
+    estimate: Annotated[
+        Path | None,
+        typer.Option(
+            "--estimate",
+            metavar="FILE",
+            help="Measure nothing, and estimate the times on the device that this file of `cahp "
+            "hardware` describes: for planning only, it can be far off.",
+        ),
+    ] = None,
     threads: Threads = None,
     device: Device = None,
     precision: Dtype = None,
@@ -412,21 +427,72 @@ def latency(
     --batch-size texts of --sequence-length tokens is timed. An interrupted measurement goes on where it
     stopped when the same command is run again.
     """
+    hardware = Hardware.load(estimate) if estimate else None
+    if hardware is not None and execution is not Execution.EAGER:
+        raise ValueError(
+            f"`--execution {execution.value}` cannot be estimated; leave out `--execution` or "
+            "`--estimate`."
+        )
     default = Workload(batch_size, sequence_length, repeats, execution=execution)
     asked = [Workload.parse(w, repeats=repeats, execution=execution) for w in workload or ()]
     workloads = workloads_for((), asked, default)
     _check_file(output)
     display = Display()
-    loaded = _model(model, threads, device, precision, display)
+    loaded = _model(model, threads, device if hardware is None else "cpu", precision, display)
 
-    from cahp_opt.torch.pipeline import measure_profile
+    from cahp_opt.torch.pipeline import estimate_profile, measure_profile
 
-    with _kept_runs(output, workloads) as samples:
-        profile = measure_profile(loaded, workloads, display, units.unit, samples=samples)
+    if hardware is not None:
+        profile = estimate_profile(loaded, workloads, hardware, display, units.unit)
         profile.save(output)
+    else:
+        with _kept_runs(output, workloads) as samples:
+            profile = measure_profile(loaded, workloads, display, units.unit, samples=samples)
+            profile.save(output)
     for line in profile_lines(profile):
         print(line)
     _note(f"{name}: {remark}" for name, t in profile.latency.items() for remark in t.remarks)
+    print(f"written: {output}")
+
+
+@app.command()
+def hardware(
+    output: Annotated[
+        Path, typer.Option("--output", metavar="FILE", help="Record to write (JSON).")
+    ] = Path("hardware.json"),
+    threads: Threads = None,
+    device: Device = None,
+    precision: Annotated[
+        list[Precision] | None,
+        typer.Option(
+            "--dtype",
+            help="Precision that models will run in; may be repeated; float32 on a CPU and all three "
+            "elsewhere if not given.",
+        ),
+    ] = None,
+) -> None:
+    """Measure what this device can do at best, for `cahp latency --estimate` on another machine."""
+    _check_file(output)
+    display = Display()
+    with display.stage("load"):
+        import torch
+
+        from cahp_opt.torch.loading import device_named
+        from cahp_opt.torch.probing import measure_hardware
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        place = device_named(device)
+    every = (Precision.FLOAT32,) if place.type == "cpu" else tuple(Precision)
+    with display.stage("hardware"):
+        found = measure_hardware(place, *(getattr(torch, p.value) for p in precision or every))
+    found.save(output)
+    for name, rate in found.flops_per_second.items():
+        print(f"{found.name}: {rate / 1e9:,.0f} Gflop/s in {name}")
+    print(
+        f"{found.name}: {found.bytes_per_second / 1e9:,.1f} GB/s read and written, "
+        f"{1e6 * found.launch_seconds:.1f} us per operation launched"
+    )
     print(f"written: {output}")
 
 
@@ -463,10 +529,10 @@ def select(
     profile = Profile.load(latency_table) if latency_table else None
     if profile is not None and profile.latency:
         target = _target(target, "0.8")
+    _note(target.remarks(profile))  # before a refusal, which may stand on an estimate
     selection = Method(objective, solver, time_limit, seed).choose(measured, target, profile)
     selection.save(output)
     Console().print(selection_tables(selection))
-    _note(remarks(selection.provenance))
     print(f"written: {output}")
 
 
@@ -538,6 +604,7 @@ def compare(
     targets = [replace(ranges, goals=(LatencyGoal.parse(x),)) for x in latency or ()]
     targets += [replace(ranges, heads=k) for k in heads or ()]
     goal = objective_named(objective, measured)
+    _note(dict.fromkeys(remark for target in targets for remark in target.remarks(profile)))
     problems: dict[str, Problem] = {}
     for target in targets:
         name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"

@@ -41,6 +41,8 @@ class Hardware:
             raise ValueError("`name` is empty; say which device this is.")
         if not self.flops_per_second:
             raise ValueError("`flops_per_second` is empty; it needs at least one precision.")
+        if not isinstance(self.runs_ahead, bool):
+            raise ValueError(f"`runs_ahead` must be true or false, got {self.runs_ahead!r}.")
         numbers = {f"flops_per_second[{key!r}]": v for key, v in self.flops_per_second.items()}
         numbers |= {name: getattr(self, name) for name in ("bytes_per_second", "launch_seconds")}
         for name, number in numbers.items():

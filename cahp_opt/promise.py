@@ -239,6 +239,8 @@ class Promise:
 def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) -> list[str]:
     """In what the tables were measured otherwise than they are verified, as sentences.
 
+    One that was estimated is always told.
+
     Args:
         tables: by name of the workload, where and how its table was measured.
         here: by name of the workload, where and how the verification measures; unknown facts (empty or 0)
@@ -247,6 +249,12 @@ def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) ->
     found = list[str]()
     for name, facts in here.items():
         there = tables[name]
+        if there.estimated:
+            found.append(
+                f"the latency table of {name} is an {there.device or 'estimate'}, and is verified on "
+                f"{facts.device}: its predictions may be far off; measure it where the model will run."
+            )
+            continue
         differences = [
             (fact.replace("_", " "), _text(getattr(there, fact)), _text(getattr(facts, fact)))
             for fact in _FACTS

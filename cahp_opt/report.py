@@ -186,11 +186,10 @@ def profile_lines(profile: Profile) -> list[str]:
     """For every table of a profile, what the unpruned model costs and what pruning can reach."""
     goals: list[Goal] = [LatencyGoal(((name, 1.0),), ratio=1) for name in profile.latency]
     goals += [ResourceGoal(name, ratio=1) for name in profile.resources]
-    tables = tuple(goal.table(profile) for goal in goals)
     lines = list[str]()
-    for table, floor in zip(
-        tables, Budget(profile.space, tables, minimum=1).floors().values(), strict=True
-    ):
+    for goal in goals:
+        table = goal.table(profile)
+        floor = Budget(profile.space, (table,), minimum=1).floors()[table.name]
         share = f" ({floor / table.limit:.3f} of it)" if table.limit else ""
         lines.append(
             f"{table.name}: unpruned {_amount(table.limit, table.unit)}, with one unit per block or more "
@@ -198,7 +197,10 @@ def profile_lines(profile: Profile) -> list[str]:
         )
     for line, timed in enumerate(profile.latency.values()):
         where = timed.provenance
-        lines[line] += f", {where.execution.value} on {where.device or 'an unknown device'}"
+        if where.estimated:
+            lines[line] += f", an {where.device or 'estimate'}, not measured"
+        else:
+            lines[line] += f", {where.execution.value} on {where.device or 'an unknown device'}"
     return lines
 
 

@@ -174,6 +174,7 @@ def recorded_tables(provenance: Mapping[str, str]) -> dict[str, tuple[float, Pro
                 phase=Phase(facts["phase"]),
                 execution=Execution(facts["execution"]),
                 threads=facts.get("threads", 0),
+                estimated=facts.get("estimated", False),
             ),
         )
         for name, facts in told.items()

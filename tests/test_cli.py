@@ -538,6 +538,69 @@ def test_an_interrupted_prune_keeps_its_timings(
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_plans_without_the_device_say_so(
+    decoder: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cahp_opt.torch.probing._SIDE", {"cpu": 32})
+    monkeypatch.setattr("cahp_opt.torch.probing._COPIED", 2**12)
+    hardware, stats, table = (str(tmp_path / n) for n in ("h.json", "s.safetensors", "l.json"))
+    assert main(["hardware", "--device", "cpu", "--output", hardware, "--threads", "1"]) == 0
+    assert "Gflop/s in float32" in capsys.readouterr().out
+    estimate = ["latency", str(decoder), "--estimate", hardware, "--output", table]
+    estimate += ["--workload", "prefill:2x8", "--workload", "decode:2x8"]
+    assert main(estimate) == 0
+    shown = capsys.readouterr()
+    said = "prefill: the latency is an estimate for"
+    assert f"note: {said}" in shown.err and shown.out.count("not measured") == 2
+    profile = Profile.load(table)
+    assert all(found.provenance.estimated for found in profile.latency.values())
+    assert set(profile.resources) == {"parameters", "memory", "kv_cache"}
+
+    calibrate = ["calibrate", str(decoder), "--text", str(text), "--output", stats]
+    assert main([*calibrate, *SMALL[:4], "--threads", "1"]) == 0
+    records = ["--stats", stats, "--latency-table", table, "--latency"]
+    for command, amount, code in (
+        (["select", "--output", str(tmp_path / "sel.json")], "1", 0),
+        (["select", "--output", str(tmp_path / "sel.json")], "0.01", 2),
+        (["compare", "--output-dir", str(tmp_path / "c"), "--solver", "top-k"], "1", 0),
+    ):
+        capsys.readouterr()
+        assert main([*command, *records, amount]) == code
+        assert said in capsys.readouterr().err
+    ready: list[str | Path] = ["--text", text, "--latency-table", table, "--latency", "9"]
+    assert prune(decoder, tmp_path / "out", *ready) == 0
+    notes = Report.read(tmp_path / "out" / "report.json")["notes"]
+    assert any(said in note for note in notes)
+    assert any("is an estimate for" in note and "verified on" in note for note in notes)
+
+    compiled = [*estimate, "--execution", "compiled"]
+    refused(capsys, 2, "`--execution compiled`", "`--estimate`", run=lambda: main(compiled))
+    half = [*estimate, "--dtype", "bfloat16"]
+    refused(capsys, 2, "measure the hardware in that precision", run=lambda: main(half))
+    other = [*estimate[:3], table, *estimate[4:]]
+    refused(capsys, 2, "'cahp-hardware' was expected", run=lambda: main(other))
+    refused(capsys, 2, "`device` is meta", run=lambda: main(["hardware", "--device", "meta"]))
+
+
+def test_a_ready_table_and_another_workload(
+    decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready: list[str | Path] = ["--text", text, "--latency-table", "l.json"]
+    for more in (["--workload", "prefill:9x9"], ["--execution", "compiled"]):
+        run = partial(prune, decoder, tmp_path / "out", *ready, *more)
+        refused(capsys, 2, "leave out `--workload` and `--execution`", run=run)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
+def test_a_device_that_is_not_there(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = partial(main, ["latency", str(model), "--device", "cuda", "--output", "no.json"])
+    refused(capsys, 2, "cannot be put on cuda", run=run)
+
+
 def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
     stats = tmp_path / "stats.safetensors"
     assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0

@@ -39,6 +39,12 @@ def test_wrong_numbers(name: str, wrong: float) -> None:
         replace(SERVER, **{name: value})
 
 
+def test_a_text_is_no_yes() -> None:
+    wrong: Any = "no"
+    with pytest.raises(ValueError, match="`runs_ahead` must be true or false, got 'no'"):
+        replace(SERVER, runs_ahead=wrong)
+
+
 def test_nothing_known() -> None:
     with pytest.raises(ValueError, match="`name` is empty"):
         replace(SERVER, name="")

@@ -376,3 +376,9 @@ def test_a_table_of_another_machine_is_named() -> None:
     assert "table of decode was measured with device GPU, batch 32, and is verified" in sentence
     assert "with device CPU, batch 1:" in sentence
     assert foreign(tables, {"decode": facts}) == foreign(tables, {"decode": Provenance()}) == []
+
+
+def test_a_table_that_was_estimated_is_always_told() -> None:
+    facts = Provenance(device="estimate for GPU", estimated=True)
+    (sentence,) = foreign({"decode": facts}, {"decode": replace(facts, device="GPU")})
+    assert "table of decode is an estimate for GPU, and is verified on GPU" in sentence

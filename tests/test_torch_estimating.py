@@ -144,6 +144,14 @@ def test_measured_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
         measure_hardware("cpu")
 
 
+def test_devices_that_cannot_be_measured() -> None:
+    with pytest.raises(ValueError, match="`device` is meta, where nothing can be timed"):
+        measure_hardware("meta", torch.float32)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="`device` cuda cannot be used here"):
+            measure_hardware("cuda", torch.float32)
+
+
 @pytest.mark.parametrize("length", (6, 12))
 def test_work_per_second_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """With a clock that every run moves by a second, rates are the work itself."""

@@ -67,6 +67,19 @@ def test_low_quantile_and_spread(clock: Clock) -> None:
     assert timings["b"] == Timing(2.0, 2.0, 0.0)
 
 
+def test_other_devices_are_waited_for(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is told to them in no time, and takes a while."""
+    told: list[float] = []
+
+    def synchronize() -> None:
+        clock.wait(sum(told))
+        told.clear()
+
+    monkeypatch.setattr("torch.mps.synchronize", synchronize)
+    work = {"a": Piece(lambda: told.append(2.0), before=lambda: told.append(5.0))}
+    assert interleaved(work, device=torch.device("mps"), repeats=2)["a"].seconds == 2.0
+
+
 def test_the_pace_of_the_machine_is_taken_out() -> None:
     """A machine that is 1.8 times slower in most rounds, and interrupts single runs."""
     rng = np.random.default_rng(0)

@@ -74,7 +74,7 @@ def final_times(
     )
     for name in known:
         drift = pairs[name].dense / recorded[name][0] - 1
-        if abs(drift) > NOTED_DRIFT:
+        if abs(drift) > NOTED_DRIFT and not known[name].estimated:
             notes.append(
                 f"the unpruned model took {100 * abs(drift):.0f} % {'more' if drift > 0 else 'less'} than "
                 f"in the latency table of {name}: the speed of the machine has changed since; judge by "

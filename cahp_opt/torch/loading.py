@@ -53,7 +53,7 @@ def load_model(
     Raises:
         ModelError: if it cannot be loaded whole.
     """
-    where = _device(device)
+    where = device_named(device)
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
     if precision is not None:
         dtype = getattr(torch, precision.value)
@@ -82,7 +82,7 @@ def load_model(
             )
     try:
         return cast("nn.Module", model).to(where).eval()
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError) as error:  # the first from a build without the device
         raise ModelError(f"{name} cannot be put on {where}: {_first_line(error)}") from None
 
 
@@ -105,7 +105,12 @@ def _class(config: Any) -> Any:
     return transformers.AutoModel
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """The device of this name; CUDA where there is one, else the CPU, if it is None.
+
+    Raises:
+        ModelError: if it is no device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from cahp_opt.hardware import Hardware
 from cahp_opt.torch.estimating import name_of
 from cahp_opt.torch.operations import Operation, Operations
+from cahp_opt.torch.stopwatch import waiting
 from cahp_opt.torch.timing import device_name
 
 _SIDE = {"cpu": 1024}
@@ -21,6 +21,8 @@ _LARGEST_SIDE = 8192
 _COPIED = 2**28  # bytes, far more than any cache holds
 _LAYERS = 20
 _RUNS = 30
+_FEWEST, _ENOUGH = 2, 2.0
+"""Runs that are too slow (half precision on many CPUs) end after so many, or so many seconds."""
 
 
 def measure_hardware(device: torch.device | str, *dtypes: torch.dtype) -> Hardware:
@@ -34,13 +36,20 @@ def measure_hardware(device: torch.device | str, *dtypes: torch.dtype) -> Hardwa
         dtypes: the precisions that models will run in, such as ``torch.bfloat16``; at least one.
 
     Raises:
-        ValueError: without a precision.
+        ValueError: without a precision, or for a device that is not here.
     """
     if not dtypes:
         raise ValueError(
             "`dtypes` is empty; name the precision of the model, such as torch.float32."
         )
     place = torch.device(device)
+    waiting(place)
+    try:
+        torch.empty(1, device=place)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"`device` {place} cannot be used here: {str(error).splitlines()[0]}"
+        ) from None
     with torch.inference_mode():
         rates = {name_of(dtype): _flops_per_second(place, dtype) for dtype in dtypes}
         copied = _bytes_per_second(place)
@@ -82,12 +91,12 @@ def _launch_seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 def _best(run: Callable[[], Tensor], device: torch.device) -> float:
     """Seconds of the fastest run: other work on the machine only ever adds time."""
-    wait: Any = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = waiting(device)
     taken: list[float] = []
-    for _ in range(_RUNS + 2):  # the first two warm up
+    while len(taken) < _RUNS + 2 and (len(taken) < _FEWEST + 2 or sum(taken) < _ENOUGH):
         wait()
         start = time.perf_counter()
         run()
         wait()
         taken.append(time.perf_counter() - start)
-    return min(taken[2:])
+    return min(taken[2:])  # the first two warm up

@@ -111,7 +111,7 @@ def interleaved(
     if samples is not None:
         taken = {name: samples.taken(f"{stage}: {name}")[:repeats] for name in work}
     missing = {name: repeats - len(runs) for name, runs in taken.items() if len(runs) < repeats}
-    clock: Callable[[Piece], float] = _CudaClock(device) if device.type == "cuda" else _seconds
+    clock = _CudaClock(device) if device.type == "cuda" else _Clock(device)
     start = time.perf_counter()
     for name in missing:
         for _ in range(warm_up):
@@ -171,12 +171,38 @@ def _no_garbage_collection() -> Generator[None]:
             gc.enable()
 
 
-def _seconds(piece: Piece) -> float:
-    if piece.before is not None:
-        piece.before()
-    start = time.perf_counter()
-    piece.run()
-    return time.perf_counter() - start
+def waiting(device: torch.device) -> Callable[[], object]:
+    """What waits until a device has done all that it was told to do.
+
+    Raises:
+        ValueError: for a device that cannot be waited for, such as ``meta``, which does nothing.
+    """
+    if device.type == "cpu":
+        return lambda: None
+    wait: Callable[[], object] | None = getattr(
+        getattr(torch, device.type, None), "synchronize", None
+    )
+    if wait is None:
+        raise ValueError(
+            f"`device` is {device}, where nothing can be timed; use cpu, cuda, mps or xpu."
+        )
+    return wait
+
+
+class _Clock:
+    """Times by the processor, which waits for any other device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._wait = waiting(device)
+
+    def __call__(self, piece: Piece) -> float:
+        if piece.before is not None:
+            piece.before()
+        self._wait()
+        start = time.perf_counter()
+        piece.run()
+        self._wait()
+        return time.perf_counter() - start
 
 
 class _CudaClock:
