@@ -297,7 +297,9 @@ def prune(
         workloads = workloads_for(target.latencies, asked, default)
     else:
         ready = target.workloads(profile) or profile.latency
-        workloads = tuple(Workload.of(name, table, repeats) for name, table in ready.items())
+        workloads = tuple(
+            Workload.of(name, table.provenance, repeats) for name, table in ready.items()
+        )
     _check_folder(output_dir, overwrite)
     display = Display()
     named = _named(model, threads, device, precision, display)

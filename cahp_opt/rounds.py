@@ -86,6 +86,9 @@ class Round:
         repeats: timed runs of each model.
         floor: whether it was timed only because the tables say that nothing meets the budget: the
             fastest model that the other limits allow.
+
+    Raises:
+        ValueError: for a value of another type.
     """
 
     counts: tuple[int, ...]
@@ -94,6 +97,13 @@ class Round:
     device: str = ""
     repeats: int = 0
     floor: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("device", str), ("repeats", int), ("floor", bool)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(
+                    f"`{name}` of a round must be of type {kind.__name__}, got {getattr(self, name)!r}."
+                )
 
     @property
     def over(self) -> float:

@@ -201,6 +201,8 @@ class Selection:
             ValueError, KeyError, TypeError: if it is no selection.
         """
         space = HeadSpace.from_json(data["blocks"])
+        if not all(isinstance(text, str) for text in data["provenance"].values()):
+            raise ValueError(f"`provenance` must hold texts, got {data['provenance']}.")
         return Selection(
             space,
             space.join(data["kept"]),

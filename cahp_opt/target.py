@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from cahp_opt.budget import Budget
 from cahp_opt.count_table import CountTable
@@ -127,9 +128,19 @@ class Target:
 
 
 def remarks(provenance: Mapping[str, str]) -> list[str]:
-    """The remarks of :meth:`Target.remarks` that a selection's provenance holds."""
-    found: list[str] = json.loads(provenance.get("remarks", "[]"))
-    return found
+    """The remarks of :meth:`Target.remarks` that a selection's provenance holds.
+
+    Raises:
+        ValueError: if they are no JSON list of texts.
+    """
+    told = provenance.get("remarks", "[]")
+    try:
+        found = json.loads(told)
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):  # pyright: ignore
+        raise ValueError(f"remarks must be a JSON list of texts, got {told!r}; select again.")
+    return cast("list[str]", found)
 
 
 def _measured(table: LatencyTable) -> dict[str, str | int | float | bool]:

@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from cahp_opt.goals import LatencyGoal
-from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
+from cahp_opt.latency import Execution, Phase, Provenance
 
 _FORM = re.compile(r"\s*(?:([a-z][a-z0-9_-]*)=)?([a-z]+):(\d{1,9})(?:x(\d{1,9}))?\s*", re.ASCII)
 
@@ -70,9 +71,8 @@ class Workload:
         return Workload(int(found[3]), length, repeats, found[1] or "", Phase(found[2]), execution)
 
     @staticmethod
-    def of(name: str, table: LatencyTable, repeats: int = 20) -> Workload:
-        """The workload that a table was measured with, where it tells."""
-        facts = table.provenance
+    def of(name: str, facts: Provenance, repeats: int = 20) -> Workload:
+        """The workload that a table was measured with, where its provenance tells."""
         length = facts.sequence_length or None
         return Workload(facts.batch or 8, length, repeats, name, facts.phase, facts.execution)
 
@@ -125,57 +125,51 @@ def recorded_workloads(provenance: Mapping[str, str], repeats: int = 20) -> tupl
     Raises:
         ValueError: if it cannot be understood.
     """
-    try:
-        told: dict[str, dict[str, Any]] = json.loads(provenance.get("workloads", "{}"))
-        found = tuple(
-            Workload(
-                int(facts["batch_size"]) or 8,
-                int(facts["sequence_length"]) or None,
-                repeats,
-                name,
-                Phase(facts["phase"]),
-                Execution(facts["execution"]),
-            )
-            for name, facts in told.items()
-        )
-        if not found and "batch_size" in provenance:  # before there were several workloads
-            length = int(provenance.get("sequence_length", "0")) or None
-            return (Workload(int(provenance["batch_size"]) or 8, length, repeats),)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"the selection does not tell what it was timed with ({error}); select again."
-        ) from None
-    return found
+    return tuple(
+        Workload.of(name, where, repeats)
+        for name, (_, where) in recorded_tables(provenance).items()
+    )
 
 
 def recorded_tables(provenance: Mapping[str, str]) -> dict[str, tuple[float, Provenance]]:
     """By workload, the unpruned seconds of its latency table, and where and how that was measured.
 
     Args:
-        provenance: of a selection, whose :func:`recorded_workloads` can be understood.
+        provenance: of a selection.
+
+    Raises:
+        ValueError: if it cannot be understood.
     """
-    told: dict[str, dict[str, Any]] = json.loads(provenance.get("workloads", "{}"))
-    if not told and "dense_seconds" in provenance:  # before there were several workloads
-        (workload,) = recorded_workloads(provenance)
-        where = Provenance(
-            device=provenance.get("device", ""),
-            batch=workload.batch_size,
-            sequence_length=workload.sequence_length or 0,
-        )
-        return {workload.name: (float(provenance["dense_seconds"]), where)}
-    return {
-        name: (
-            float(facts["dense_seconds"]),
-            Provenance(
-                device=facts["device"],
-                dtype=facts["dtype"],
-                batch=facts["batch_size"],
-                sequence_length=facts["sequence_length"],
-                phase=Phase(facts["phase"]),
-                execution=Execution(facts["execution"]),
-                threads=facts.get("threads", 0),
-                estimated=facts.get("estimated", False),
-            ),
-        )
-        for name, facts in told.items()
-    }
+    try:
+        told: dict[str, dict[str, Any]] = json.loads(provenance.get("workloads", "{}"))
+        if not told and "dense_seconds" in provenance:  # before there were several workloads
+            where = Provenance(
+                device=provenance.get("device", ""),
+                batch=int(provenance.get("batch_size", 0)),
+                sequence_length=int(provenance.get("sequence_length", 0)),
+            )
+            found = {where.phase.value: (float(provenance["dense_seconds"]), where)}
+        else:
+            found = {name: _recorded(facts) for name, facts in told.items()}
+        wrong = [taken for taken, _ in found.values() if not (isfinite(taken) and taken > 0)]
+        if wrong:
+            raise ValueError(f"it took {wrong[0]} s")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"the selection does not tell what it was timed with ({error}); select again."
+        ) from None
+    return found
+
+
+def _recorded(facts: Mapping[str, Any]) -> tuple[float, Provenance]:
+    where = Provenance(
+        device=facts["device"],
+        dtype=facts["dtype"],
+        batch=facts["batch_size"],
+        sequence_length=facts["sequence_length"],
+        phase=Phase(facts["phase"]),
+        execution=Execution(facts["execution"]),
+        threads=facts.get("threads", 0),
+        estimated=facts.get("estimated", False),
+    )
+    return float(facts["dense_seconds"]), where

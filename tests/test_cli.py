@@ -834,6 +834,7 @@ def test_records_that_do_not_fit(
     tmp_path: Path,
     steady_clock: None,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     assert prune(model, out, "--text", text, "--latency", "0.6") == 0
@@ -880,6 +881,17 @@ def test_records_that_do_not_fit(
     LatencyTable(HeadSpace(blocks), wider.fixed, wider.seconds).save(other)  # type: ignore[arg-type]
     refused(capsys, 2, "different models", run=lambda: select(stats, "--latency-table", other))
     assert not target.exists()
+
+    # A selection whose record was damaged is refused before anything is cut.
+    told = json.loads(chosen.read_text())
+    for change in ({"remarks": "x"}, {"goals": "x"}, {"workloads": "{1"}, {"objective": None}):
+        damaged = {**told, "provenance": {**told["provenance"], **change}}
+        (tmp_path / "damaged.json").write_text(json.dumps(damaged))
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline, "slice_heads", None)
+            apply = ["apply", str(model), "--selection", str(tmp_path / "damaged.json")]
+            apply += ["--output-dir", str(tmp_path / "x"), *QUICK]
+            refused(capsys, 2, run=partial(main, apply))
 
     # A selection made for other weights, or for a model of another shape.
     stranger = save_model(tmp_path / "stranger", seed=1)

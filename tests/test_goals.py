@@ -336,11 +336,21 @@ def test_goals_say_what_is_measured() -> None:
 
 
 def test_older_selections_tell_their_workload() -> None:
-    assert recorded_workloads({"batch_size": "3", "sequence_length": "9"}) == (Workload(3, 9),)
+    older = {"dense_seconds": "0.5", "batch_size": "3", "sequence_length": "9"}
+    assert recorded_workloads(older) == (Workload(3, 9),)
     assert recorded_workloads({}) == ()
     for bad in ("{", "[1]", '{"a": {}}'):
         with pytest.raises(ValueError, match="select again"):
             recorded_workloads({"workloads": bad})
+    facts = Target((LatencyGoal(ratio=0.5),)).provenance(Profile(SPACE, {"prefill": PREFILL}))
+    told = json.loads(facts["workloads"])
+    for field, wrong in (("dense_seconds", 0), ("dense_seconds", "x"), ("batch_size", None)):
+        broken = json.dumps({"prefill": {**told["prefill"], field: wrong}})
+        with pytest.raises(ValueError, match="select again"):
+            recorded_workloads({"workloads": broken})
+    for bad in ("", "NaN", "{}", "[1]"):
+        with pytest.raises(ValueError, match="select again"):
+            remarks({"remarks": bad})
 
 
 def test_a_method_records_the_goals() -> None:

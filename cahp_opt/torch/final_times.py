@@ -66,7 +66,7 @@ def final_times(
     notes = foreign(known, {name: facts[name] for name in known})
     goals = [
         (name, goal)
-        for name, goal in named_goals(_goals(selection))
+        for name, goal in named_goals(recorded_goals(selection.provenance))
         if name in selection.costs and recorded and goal.runs(recorded).keys() <= pairs.keys()
     ]
     predicted = _predictions(
@@ -98,8 +98,12 @@ def final_times(
     )
 
 
-def _goals(selection: Selection) -> list[LatencyGoal]:
-    told = selection.provenance
+def recorded_goals(told: Mapping[str, str]) -> list[LatencyGoal]:
+    """The latency goals that a selection's provenance tells.
+
+    Raises:
+        ValueError: if it cannot be understood.
+    """
     if "goals" in told:
         return [g for g in goals_from_text(told["goals"]) if isinstance(g, LatencyGoal)]
     return [LatencyGoal.parse(told["latency"])] if "latency" in told else []

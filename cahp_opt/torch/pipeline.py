@@ -37,7 +37,7 @@ from cahp_opt.torch.estimating import estimate_latency
 from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.executing import ExecutionError, refuse_unfit
 from cahp_opt.torch.fidelity import fidelity_of
-from cahp_opt.torch.final_times import final_times
+from cahp_opt.torch.final_times import final_times, recorded_goals
 from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
@@ -50,7 +50,7 @@ from cahp_opt.torch.skeletons import skeleton
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.timing import device_name, measure_latency
 from cahp_opt.torch.verification import verify_slice
-from cahp_opt.workloads import Workload
+from cahp_opt.workloads import Workload, recorded_tables
 
 STATS_FILE = "stats.safetensors"
 LATENCY_FILE = "latency.json"
@@ -146,6 +146,9 @@ def run_pipeline(
     with whole_folder(output, overwrite=overwrite) as folder:
         space = find_attention(named.model, unit=unit).space
         method.rehearse(space)
+        # Numbers of units need no measuring; all of them is no limit.
+        most = space.n if target.heads is None else target.heads
+        replace(target, goals=(), heads=most).budget(space, None)
         batches = _Batches.of(named, texts, applying.reading)
         if target.goals and profile is None:
             profile = measure_profile(
@@ -409,11 +412,13 @@ def left_alone(model: nn.Module) -> str | None:
 
 
 def check_selection(model: nn.Module, selection: Selection) -> None:
-    """Refuse a selection of another model.
+    """Refuse a selection of another model, or whose record cannot be understood.
 
     Raises:
-        ValueError: if its blocks or the weights it was made from are others.
+        ValueError: if its blocks or the weights it was made from are others, or what it tells of its goals.
     """
+    for read in (recorded_goals, recorded_tables, remarks):  # read again after minutes of work
+        read(selection.provenance)
     difference = attention_for(model, selection).space.difference(selection.space)
     made_for, found = selection.provenance.get("model"), fingerprint(model)
     if difference is None and made_for not in (None, "", found):
