@@ -313,6 +313,10 @@ def test_an_interrupted_measurement_goes_on(
     path.write_text("no timings")
     with pytest.raises(RecordError, match="not a file of timings"):
         SampleFile(path)
+    for wrong in ("Infinity", "NaN", "-1.0", '"1.0"'):
+        path.write_text(f'{before[0]}\n["time blocks: (0, 1)", {wrong}]\n')
+        with pytest.raises(RecordError, match="not a file of timings"):
+            SampleFile(path)
 
 
 def test_drift_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

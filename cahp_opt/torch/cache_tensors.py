@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-_NAMES = ("cache", "past_key_values")
+CACHE_NAMES = ("cache", "past_key_values")
 """What newer releases of transformers call the cache in a model's output, and older ones."""
 
 
@@ -86,7 +86,7 @@ def cache_bytes(
             hook = site.register_forward_hook(listener(b), with_kwargs=True)
             stack.callback(hook.remove)
         output: Any = model(**{**inputs, **asked})
-    returned = (getattr(output, name, None) for name in _NAMES)
+    returned = (getattr(output, name, None) for name in CACHE_NAMES)
     cache: object = next((found for found in returned if found is not None), None)
     own, outside = [0] * len(sites), 0
     for tensor in tensors_in(cache):

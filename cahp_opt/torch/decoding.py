@@ -11,10 +11,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
 from cahp_opt.torch.batching import Batch, has_decoder_input, inputs_of
+from cahp_opt.torch.cache_tensors import CACHE_NAMES
 from cahp_opt.torch.caches import snapshot
 from cahp_opt.torch.stopwatch import Piece
-
-_CACHE = ("cache", "past_key_values")  # newer releases of transformers, and older ones
 
 _ENCODED = ("encoder_hidden_states", "encoder_attention_mask")  # what decoders of a pair still read
 
@@ -43,15 +42,15 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
             raise
         output = None
     cache = next(
-        (found for name in _CACHE if (found := getattr(output, name, None)) is not None), None
+        (found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None
     )
-    if not isinstance(cache, Cache) or (isinstance(ids, Tensor) and not cache.get_seq_length()):
+    if not isinstance(cache, Cache) or not cache.get_seq_length():
         raise ValueError(
             f"`model` is a {type(model).__name__} that fills no key/value cache, so there is nothing to "
             "decode with; measure the prefill phase."
         )
     known = inspect.signature(model.forward).parameters
-    named = next((name for name in _CACHE if name in known), _CACHE[-1])
+    named = next((name for name in CACHE_NAMES if name in known), CACHE_NAMES[-1])
     step: dict[str, Any] = {name: ids[:, -1:], named: cache, "use_cache": True}
     if name == "decoder_input_ids":
         step["encoder_outputs"] = BaseModelOutput(output.encoder_last_hidden_state)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,16 +12,16 @@ from torch import nn
 
 from cahp_opt.hardware import Hardware
 from cahp_opt.heads import Unit
-from cahp_opt.latency import LatencyTable, Phase, Provenance
+from cahp_opt.latency import Execution, LatencyTable, Phase
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of, prepare, real_tokens
+from cahp_opt.torch.batching import Batch, inputs_of, prepare
 from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.operations import Operation, Operations
 from cahp_opt.torch.skeletons import rehearse, skeleton
 from cahp_opt.torch.slicing import thin_copy
 from cahp_opt.torch.stopwatch import Piece
-from cahp_opt.torch.timing import places
+from cahp_opt.torch.timing import places, provenance
 
 
 def estimate_latency(
@@ -89,7 +87,12 @@ def estimate_latency(
         progress("estimate blocks", most - k + 1, most)
     for own in seconds:
         own[0] = own[1]  # slicing stores one unit of a block that keeps none, and it runs
-    facts = _provenance(model, batch, phase, hardware)
+    facts = replace(
+        provenance(model, batch, phase, Execution.EAGER),
+        device=f"estimate for {hardware.name}",
+        threads=0,
+        estimated=True,
+    )
     return LatencyTable(space, fixed, tuple(seconds), facts, least if hardware.runs_ahead else 0.0)
 
 
@@ -151,21 +154,3 @@ def _seconds(hardware: Hardware, dtype: torch.dtype, operation: Operation) -> fl
     traffic = operation.moved / hardware.bytes_per_second
     launch = 0.0 if hardware.runs_ahead else hardware.launch_seconds
     return launch + max(arithmetic, traffic)
-
-
-def _provenance(model: nn.Module, batch: Batch, phase: Phase, hardware: Hardware) -> Provenance:
-    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    return Provenance(
-        device=f"estimate for {hardware.name}",
-        dtype=name_of(next(model.parameters()).dtype),
-        batch=batch_size(batch),
-        sequence_length=int(real_tokens(batch).shape[1]),
-        phase=phase,
-        attention=attention if isinstance(attention, str) else "",
-        estimated=True,
-        versions={
-            "python": platform.python_version(),
-            "torch": version("torch"),
-            "transformers": version("transformers"),
-        },
-    )

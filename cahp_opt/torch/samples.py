@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ class SampleFile:
                 raise ValueError(f"it holds {header['kind']!r}, version {header['version']!r}")
             self._setting = dict(header["setting"])
             for name, seconds in lines[1:]:
-                if not (isinstance(name, str) and isinstance(seconds, float) and seconds >= 0):
+                if not (
+                    isinstance(name, str) and isinstance(seconds, float) and 0 <= seconds < inf
+                ):
                     raise ValueError(f"it holds the run {[name, seconds]}")
                 self._taken.setdefault(name, []).append(seconds)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
