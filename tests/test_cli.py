@@ -254,6 +254,7 @@ def test_a_goal_that_is_missed_is_solved_again(
     report = Report.read(tmp_path / "once" / "report.json")
     assert report["goals"]["latency"]["over"] > 0.1 and len(report["selection"]["rounds"]) == 1
     assert "missed by 10.8 %" in capsys.readouterr().out
+    assert any("goal latency was missed by 10.8 %" in note for note in report["notes"])
 
     run = partial(prune, model, tmp_path / "no", "--text", text, "--latency", "4.5ms")
     refused(capsys, 2, "with 1 unit per block, was measured to take 4.75 ms", run=run)

@@ -258,6 +258,7 @@ class Record:
             if any(before["provenance"].get(key) != told[key] for key in ("device", "versions")):
                 raise SystemExit(f"{path} is of another machine or other software; move it away")
             self.cases += before["cases"]
+            self.data["left_out"] += before["left_out"]
             told["load_before"] = before["provenance"]["load_before"]
             print(f"{len(self.cases)} cases are in {path}", flush=True)
         for case in self.cases:
@@ -269,8 +270,14 @@ class Record:
         """Whether this case was tried."""
         return any(all(case.get(k) == v for k, v in key.items()) for case in self.cases)
 
+    def leave_out(self, key: Row) -> None:
+        """Remember a case that no time was left for."""
+        if key not in self.data["left_out"]:
+            self.data["left_out"].append(key)
+
     def keep(self) -> None:
         """Write the file, whole or not at all."""
+        self.data["left_out"] = [key for key in self.data["left_out"] if not self.has(key)]
         self.data["provenance"]["load_after"] = load()
         part = self.path.with_suffix(".part")
         part.write_text(text(self.data) + "\n", encoding="utf-8")
@@ -355,7 +362,7 @@ def _all(given: argparse.Namespace, device: torch.device, record: Record, begun:
                 if given.minutes is not None:
                     left = 60 * given.minutes - (time.perf_counter() - begun)
                     if left < (float(np.median(durations)) if durations else 0):
-                        record.data["left_out"].append(key)
+                        record.leave_out(key)
                         continue
                 case = {
                     **key,
