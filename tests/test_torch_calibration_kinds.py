@@ -20,7 +20,6 @@ from cahp_opt.heads import Unit
 from cahp_opt.objectives import ExplainedVariance
 from cahp_opt.solvers import DynamicProgram
 from cahp_opt.stats import HeadStats
-from cahp_opt.torch import refitting
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.evaluation import evaluate
@@ -295,14 +294,13 @@ def test_refit_helps(name: str) -> None:
     assert evaluate(model, small, [batch]).figures[figure] < 0.8 * before
 
 
-def test_refit_remembers_nothing_that_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refit_remembers_nothing_that_others_read() -> None:
     """A layer of the encoder must not be skipped on the way to a cross-attention that reads it."""
     model, batch = KINDS["t5"].build(), doubled(translation())
     space = find_attention(model).space
     small = slice_heads(model, np.arange(space.n) % 2 == 0, batch=batch)
     slow = copy.deepcopy(small)
     refit(small, model, [batch])
-    monkeypatch.setattr(refitting, "_MEMORY", 0)
-    refit(slow, model, [batch])
+    refit(slow, model, [batch], memory=0)
     for (name, mine), other in zip(small.named_parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(mine, other, msg=name)

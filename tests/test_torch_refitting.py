@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch import refitting
 from cahp_opt.torch.attention import AttentionBlock, find_attention
 from cahp_opt.torch.blocks import out_bias, out_weight
 from cahp_opt.torch.fidelity import fidelity_of
-from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.refitting import RIDGES, refit
 from cahp_opt.torch.regression import RidgeSums
+from cahp_opt.torch.repeating import Repeated
 from cahp_opt.torch.slicing import slice_heads
 
 TINY = 1e-10
@@ -150,16 +151,14 @@ def test_empty_block_without_a_bias_stays() -> None:
 
 
 @pytest.mark.parametrize("family", [tiny_models.BERT, tiny_models.GPT2], ids=lambda f: f.name)
-def test_resuming_equals_running_from_the_start(
-    family: tiny_models.Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resuming_equals_running_from_the_start(family: tiny_models.Family) -> None:
     dense = family.build()
     models = [slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(3)]
     refit(models[0], dense, BATCHES)
-    monkeypatch.setattr(refitting, "_MEMORY", 0)
-    refit(models[1], dense, BATCHES)
-    monkeypatch.setattr(refitting, "_MEMORY", 3 * 12 * 9 * 32 * 4)  # half of the batches fit
-    refit(models[2], dense, iter(BATCHES))
+    refit(models[1], dense, BATCHES, memory=0)
+    refit(
+        models[2], dense, iter(BATCHES), memory=2 * 3 * 12 * 9 * 32 * 4
+    )  # half of the batches fit
     for other in models[1:]:
         for a, b in zip(models[0].parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
@@ -233,6 +232,157 @@ def test_ridge_sums_equal_the_textbook() -> None:
     np.testing.assert_allclose(plain, np.linalg.solve(moment, x.T @ y / 50).T, atol=1e-9)
 
 
+def test_error_of_sums_is_that_of_the_rows() -> None:
+    rng = np.random.default_rng(1)
+    x, y = (
+        torch.from_numpy(rng.normal(size=(30, 3)) + 2),
+        torch.from_numpy(rng.normal(size=(30, 2))),
+    )
+    sums, more = (RidgeSums(3, 2, torch.device("cpu")) for _ in range(2))
+    sums.add(x[:20], y[:20])
+    more.add(x[20:], y[20:])
+    for ridge in (0.0, 0.5):
+        for intercept in (True, False):
+            weights, constant = sums.solve(ridge, intercept=intercept)
+            missed = y[20:] - x[20:] @ weights.T - (0 if constant is None else constant)
+            expected = float(missed.square().sum()) / 10
+            assert more.error(weights, constant) == pytest.approx(expected, rel=1e-9)
+    sums.merge(more)
+    whole = RidgeSums(3, 2, torch.device("cpu"))
+    whole.add(x, y)
+    for mine, theirs in zip(
+        sums.solve(0.1, intercept=True), whole.solve(0.1, intercept=True), strict=True
+    ):
+        assert mine is not None and theirs is not None
+        torch.testing.assert_close(mine, theirs)
+
+
+def rows_of_first_block(
+    model: nn.Module, dense: nn.Module
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets, and the number of its example for every row of the least squares."""
+    mine, theirs = find_attention(model).blocks[0], find_attention(dense).blocks[0]
+    x, y, example = [], [], []
+    for number, batch in enumerate(BATCHES):
+        heads, out, residual = through_block(model, mine, batch)
+        _, dense_out, goal = through_block(dense, theirs, batch)
+        x.append(heads.numpy())
+        y.append((dense_out + goal - residual - out).numpy())
+        example.append(12 * number + np.repeat(np.arange(12), batch["attention_mask"].sum(dim=1)))
+    return np.concatenate(x), np.concatenate(y), np.concatenate(example)
+
+
+def plain_ridge(x: np.ndarray, y: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression as least squares with rows of penalty, and no penalty on the intercept."""
+    weight = np.sqrt(ridge * x.var(axis=0).mean() * len(x)) * np.eye(x.shape[1])
+    left = np.block([[x, np.ones((len(x), 1))], [weight, np.zeros((len(weight), 1))]])
+    right = np.concatenate([y, np.zeros((len(weight), y.shape[1]))])
+    found = np.linalg.lstsq(left, right, rcond=None)[0]
+    return found[:-1], found[-1]
+
+
+def test_the_ridge_is_the_one_that_is_best_on_every_fifth_example() -> None:
+    dense = tiny_models.BERT.build(bare=True, seed=1).double()
+    model = slice_heads(dense, keep(dense, [2, 4, 4]))
+    x, y, example = rows_of_first_block(model, dense)
+    apart = example % 5 == 4
+    errors = []
+    for ridge in RIDGES:
+        weights, constant = plain_ridge(x[~apart], y[~apart], ridge)
+        errors.append(np.square(y[apart] - x[apart] @ weights - constant).sum())
+    block = find_attention(model).blocks[0]
+    before, bias = out_weight(block).detach().clone(), out_bias(block)
+    assert bias is not None
+    bias = bias.detach().clone()
+    fit = refit(model, dense, BATCHES)[0]
+    assert fit.block == block.name and fit.ridge == RIDGES[int(np.argmin(errors))]
+    assert RIDGES[0] < fit.ridge < RIDGES[-1]  # a choice, not the end of the list
+    expected = min(errors) / np.square(y[apart]).sum()
+    assert fit.unexplained == pytest.approx(expected, rel=1e-6)
+    weights, constant = plain_ridge(x, y, fit.ridge)  # and then all examples count
+    np.testing.assert_allclose(out_weight(block).detach().numpy(), before.numpy() + weights.T, atol=1e-8)
+    after = out_bias(block)
+    assert after is not None
+    np.testing.assert_allclose(after.detach(), bias.numpy() + constant, atol=1e-8)
+
+
+def test_a_given_ridge_is_used_and_so_is_the_usual_one_without_enough_examples() -> None:
+    dense = tiny_models.BERT.build()
+    one = [{name: value[:4] for name, value in BATCHES[0].items()}]
+    for batches, ridge, used in ((BATCHES, 0.3, 0.3), (one, None, 1e-2)):
+        model = slice_heads(dense, keep(dense, [2, 1, 2]))
+        fits = refit(model, dense, batches, ridge=ridge)
+        assert [fit.ridge for fit in fits] == [used] * 3
+        assert all(fit.unexplained is None for fit in fits)
+
+
+def test_without_a_bias_the_fit_has_no_intercept() -> None:
+    dense = tiny_models.LLAMA_GQA.build().double()
+    model = slice_heads(dense, keep(dense, [1, 4, 4]))
+    sums = [find_attention(m).blocks[0] for m in (model, dense)]
+    x, y = [], []
+    for batch in BATCHES:
+        seen = [
+            head_outputs(m, block, batch) for m, block in zip((model, dense), sums, strict=True)
+        ]
+        x.append(seen[0][0])
+        y.append(seen[1][1])
+    refit(model, dense, BATCHES, ridge=0.0)
+    expected = np.linalg.lstsq(np.concatenate(x), np.concatenate(y), rcond=None)[0].T
+    assert out_bias(sums[0]) is None
+    np.testing.assert_allclose(out_weight(sums[0]).detach(), expected, atol=1e-8)
+
+
+def head_outputs(model: nn.Module, block: AttentionBlock, batch: dict[str, Tensor]) -> Any:
+    """Input and output of an output projection, padding left out."""
+    seen: list[Tensor] = []
+    hook = block.out.register_forward_hook(lambda _, args, out: seen.extend((args[0], out)))
+    with torch.no_grad():
+        model(**batch)
+    hook.remove()
+    return [values[batch["attention_mask"].bool()].numpy() for values in seen]
+
+
+class Loader:
+    """Batches that are made anew every time, like those of a ``DataLoader``."""
+
+    def __init__(self, batches: list[dict[str, Tensor]], *, shuffle: bool = False) -> None:
+        self.batches, self.shuffle, self.walks = batches, shuffle, 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.walks += 1
+        order = self.batches[:: -1 if self.shuffle and self.walks % 2 else 1]
+        for batch in order:
+            yield {name: value.clone() for name, value in batch.items()}
+
+
+def test_a_loader_is_walked_again_and_a_generator_is_kept() -> None:
+    dense = tiny_models.BERT.build()
+    models = [slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(3)]
+    loader = Loader(BATCHES)
+    refit(models[0], dense, BATCHES)
+    refit(models[1], dense, loader)
+    refit(models[2], dense, (batch for batch in BATCHES))
+    assert loader.walks == 4  # a look at the first batch, and once per block
+    for other in models[1:]:
+        for a, b in zip(models[0].parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="gives other batches when it is walked through again"):
+        refit(models[0], dense, Loader(BATCHES, shuffle=True))
+
+
+def test_a_loader_that_ends_early_or_late_is_found_out() -> None:
+    loader = Loader(BATCHES)
+    data = Repeated(loader)
+    assert len(list(data)) == len(list(data)) == len(BATCHES)
+    loader.batches = BATCHES[:-1]
+    with pytest.raises(ValueError, match="shuffle=False"):
+        list(data)
+    loader.batches = [*BATCHES, BATCHES[0]]
+    with pytest.raises(ValueError, match="shuffle=False"):
+        list(data)
+
+
 def test_collinear_inputs_are_no_trouble() -> None:
     x = torch.randn(40, 2, dtype=torch.float64)
     sums = RidgeSums(4, 1, torch.device("cpu"))
@@ -250,8 +400,13 @@ def test_errors() -> None:
     model = slice_heads(dense, keep(dense, [2, 1, 2]))
     with pytest.raises(ValueError, match="`batches` is empty"):
         refit(model, dense, [])
-    with pytest.raises(ValueError, match="`ridge` must be a finite number of at least 0, got -1"):
+    with pytest.raises(
+        ValueError,
+        match="`ridge` must be a finite number of at least 0, or None to choose it, got -1",
+    ):
         refit(model, dense, BATCHES, ridge=-1)
+    with pytest.raises(ValueError, match="`memory` must be a number of bytes, at least 0, got -1"):
+        refit(model, dense, BATCHES, memory=-1)
     with pytest.raises(ValueError, match="same object"):
         refit(dense, dense, BATCHES)
     with pytest.raises(ValueError, match="pass the model that `model` was sliced from"):

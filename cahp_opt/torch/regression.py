@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Solution = tuple[Tensor, Tensor | None]
+"""Weights ``[targets, inputs]``, and the intercept ``[targets]`` where there is one."""
+
 
 class RidgeSums:
-    """Adds up what a linear fit of targets ``y`` on inputs ``x`` needs.
+    """Adds up what a linear fit of targets ``y`` on inputs ``x`` needs, and what judging one needs.
 
     A batch is multiplied in its own precision and added up in double.
 
@@ -24,7 +28,10 @@ class RidgeSums:
         self._y = torch.zeros(targets, dtype=torch.float64, device=device)
         self._xx = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
         self._xy = torch.zeros(inputs, targets, dtype=torch.float64, device=device)
-        self._count = 0
+        self._yy = torch.zeros((), dtype=torch.float64, device=device)
+        self.inputs = inputs
+        self.count = 0
+        """Rows added."""
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows ``x [rows, inputs]`` and ``y [rows, targets]``."""
@@ -32,30 +39,49 @@ class RidgeSums:
         self._y += y.sum(dim=0).double()
         self._xx += (x.T @ x).double()
         self._xy += (x.T @ y).double()
-        self._count += len(x)
+        self._yy += y.square().sum().double()
+        self.count += len(x)
+
+    def merge(self, other: RidgeSums) -> None:
+        """Add the rows of ``other``."""
+        for name in ("_x", "_y", "_xx", "_xy", "_yy", "count"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def finite(self) -> bool:
         """Whether everything added was finite."""
-        return bool(torch.isfinite(self._xx.sum() + self._xy.sum() + self._y.sum()))
+        return bool(torch.isfinite(self._xx.sum() + self._xy.sum() + self._y.sum() + self._yy))
 
-    def solve(self, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor | None]:
-        """Weights ``[targets, inputs]`` and intercept ``[targets]`` of the ridge regression.
+    def solve(self, ridge: float, *, intercept: bool) -> Solution:
+        """The ridge regression.
 
         The penalty is ``ridge`` times the mean diagonal of the second moment of ``x``, which is centred
         where there is an intercept. Directions in which ``x`` does not vary get the weight 0.
         """
-        xx, xy = self._xx / self._count, self._xy / self._count
-        x, y = self._x / self._count, self._y / self._count
+        return next(self.solutions((ridge,), intercept=intercept))
+
+    def solutions(self, ridges: Sequence[float], *, intercept: bool) -> Iterator[Solution]:
+        """:meth:`solve` for several penalties, with one factorisation."""
+        xx, xy = self._xx / self.count, self._xy / self.count
+        x, y = self._x / self.count, self._y / self.count
         if intercept:
             xx, xy = xx - torch.outer(x, x), xy - torch.outer(x, y)
         if not len(x):  # nothing to fit on: the intercept is the mean target
-            return xy.T, y if intercept else None
+            yield from ((xy.T, y if intercept else None) for _ in ridges)
+            return
         linalg: Any = torch.linalg
         found: tuple[Tensor, Tensor] = linalg.eigh((xx + xx.T) / 2)
         eigenvalues, vectors = found
-        floor = 1e-12 * eigenvalues[-1].clamp(min=0)
-        shifted = eigenvalues + ridge * xx.diagonal().mean()
-        inverse = torch.where(eigenvalues > floor, 1 / shifted, 0)
-        weights = (vectors @ (inverse[:, None] * (vectors.T @ xy))).T
-        return weights, y - weights @ x if intercept else None
+        varies = eigenvalues > 1e-12 * eigenvalues[-1].clamp(min=0)
+        turned, scale = vectors.T @ xy, xx.diagonal().mean()
+        for ridge in ridges:
+            inverse = torch.where(varies, 1 / (eigenvalues + ridge * scale), 0)
+            weights = (vectors @ (inverse[:, None] * turned)).T
+            yield weights, y - weights @ x if intercept else None
+
+    def error(self, weights: Tensor, intercept: Tensor | None) -> float:
+        """Mean over the rows of ``|y - weights x - intercept|^2``, of a solution of any sums."""
+        square = self._yy + (weights * (weights @ self._xx - 2 * self._xy.T)).sum()
+        if intercept is not None:
+            square += intercept @ (self.count * intercept + 2 * (weights @ self._x - self._y))
+        return float(square.clamp(min=0)) / self.count

@@ -1,0 +1,65 @@
+"""Walking through the same batches several times without keeping them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Repeated:
+    """Batches that are walked through again and again, and are the same ones every time.
+
+    Lists and tuples are taken at their word. Other iterables (a ``DataLoader``) are not kept either: of
+    every batch a checksum stays, so that a loader that shuffles is found out. An iterator can be
+    walked once only, and so its batches are kept.
+
+    Args:
+        batches: the batches.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = list(batches) if isinstance(batches, Iterator) else batches
+        self._trusted = isinstance(self._batches, Sequence)
+        self._marks: list[int] = []
+        self._complete = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Walk through them.
+
+        Raises:
+            ValueError: if they are not those of the first time.
+        """
+        number = -1
+        for number, batch in enumerate(self._batches):
+            if not self._trusted:
+                mark = _checksum(batch)
+                if number == len(self._marks) and not self._complete:
+                    self._marks.append(mark)
+                self._check(number < len(self._marks) and self._marks[number] == mark)
+            yield batch
+        if not self._trusted:
+            self._check(number + 1 == len(self._marks))
+            self._complete = True
+
+    def _check(self, same: bool) -> None:
+        if not same:
+            raise ValueError(
+                "`batches` gives other batches when it is walked through again (a loader that shuffles, "
+                "perhaps), and every block needs the same ones; pass a list, or a loader with "
+                "`shuffle=False`."
+            )
+
+
+def _checksum(batch: Any) -> int:
+    """A checksum of the tensors of a batch; of nothing for what is no mapping, which is refused later."""
+    found = 0
+    for name, value in sorted(batch.items()) if hasattr(batch, "items") else ():
+        if isinstance(value, Tensor):
+            found = zlib.crc32(f"{name} {list(value.shape)}".encode(), found)
+            plain = value.detach().cpu().contiguous().flatten()
+            found = zlib.crc32(plain.view(torch.uint8).numpy().data, found)
+    return found
