@@ -16,12 +16,13 @@ from cahp_opt.torch.completion import Anchor
 from cahp_opt.torch.estimating import estimate_latency
 from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.finetuning import finetune
 from cahp_opt.torch.gathering import gather_stats
 from cahp_opt.torch.learning import learn_attention
 from cahp_opt.torch.masking import capture_head_outputs, head_mask
 from cahp_opt.torch.probing import measure_hardware
 from cahp_opt.torch.promise import ForeignTableWarning, select_measured
-from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.refitting import BlockFit, refit
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
@@ -32,6 +33,7 @@ __all__ = [
     "Anchor",
     "Attention",
     "AttentionBlock",
+    "BlockFit",
     "Fidelity",
     "ForeignTableWarning",
     "SampleFile",
@@ -45,6 +47,7 @@ __all__ = [
     "explicit_attention",
     "fidelity_of",
     "find_attention",
+    "finetune",
     "from_pretrained",
     "gather_stats",
     "head_mask",

@@ -43,6 +43,13 @@ class Fidelity(ABC):
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         """Distance of ``other`` from ``dense`` per example, ``[batch]``; both are :meth:`output`."""
 
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """:meth:`distance` for training, ``[batch]``: between probabilities at a temperature, times its
+        square, which keeps gradients at one scale (Hinton et al. 2015); outputs that are no logits
+        know no temperature."""
+        del temperature
+        return self.distance(dense, other, batch)
+
     @abstractmethod
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         """A random vector of the shape of ``output``; see the module's description.
@@ -75,6 +82,10 @@ class ClassLogits(Fidelity):
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         del batch
         return kl_divergence(dense, other)
+
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
+        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         del batch
@@ -146,6 +157,10 @@ class TokenLogits(Fidelity):
         real = decoder_tokens(batch).to(dense.device)
         kl = torch.where(real, kl_divergence(dense, other), 0)
         return kl.sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
+        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         real = decoder_tokens(batch).cpu().numpy()
