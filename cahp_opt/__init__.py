@@ -11,6 +11,7 @@ from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.records import RecordError
+from cahp_opt.recovery import Recovery
 from cahp_opt.rounds import Check, Round
 from cahp_opt.selection import Proposal, Selection, Solver, Status, select
 from cahp_opt.stats import HeadStats, Moments, Total
@@ -40,6 +41,7 @@ __all__ = [
     "Proposal",
     "Provenance",
     "RecordError",
+    "Recovery",
     "ResourceGoal",
     "ResourceTable",
     "Round",

@@ -16,6 +16,7 @@ from cahp_opt.heads import HeadSpace, Unit
 from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular, Quadratic
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile
+from cahp_opt.recovery import Recovery
 from cahp_opt.selection import Selection, Solver, select
 from cahp_opt.stats import HeadStats, Moments, Total
 from cahp_opt.target import Target
@@ -40,6 +41,20 @@ class ObjectiveName(str, Enum):
             ValueError: if the statistics lack what it needs.
         """
         return _BUILDERS[self](stats)
+
+    @classmethod
+    def suiting(cls, recovery: Recovery) -> ObjectiveName:
+        """The objective for models that get back what they lost in that way.
+
+        What least squares can still explain says how good a refitted model is, and little about one
+        that stays as it is; with the damage to the output it is the other way round.
+        """
+        return cls.EXPLAINED_VARIANCE if recovery.refits else cls.GAUSS_NEWTON
+
+    @property
+    def separable(self) -> bool:
+        """Whether it is a sum over blocks, which dynamic programming solves exactly."""
+        return self in (ObjectiveName.EXPLAINED_VARIANCE, ObjectiveName.SALIENCE)
 
     @property
     def gradients(self) -> bool:
@@ -92,6 +107,7 @@ class SolverName(str, Enum):
 
 
 DEFAULT_SOLVER = SolverName("dynamic-program")
+"""For objectives that are sums over blocks."""
 
 
 class Units(str, Enum):
@@ -129,6 +145,21 @@ class Method:
     solver: SolverName = DEFAULT_SOLVER
     time_limit: float | None = None
     seed: int = 0
+
+    @classmethod
+    def suiting(
+        cls,
+        recovery: Recovery,
+        objective: ObjectiveName | None = None,
+        solver: SolverName | None = None,
+        time_limit: float | None = None,
+        seed: int = 0,
+    ) -> Method:
+        """A method with defaults for what is not given: the objective that suits the recovery, and the
+        solver that suits the objective."""
+        objective = objective or ObjectiveName.suiting(recovery)
+        suits = DEFAULT_SOLVER if objective.separable else SolverName("auto")
+        return cls(objective, solver or suits, time_limit, seed)
 
     def choose(self, stats: HeadStats, target: Target, profile: Profile | None = None) -> Selection:
         """The selection; its provenance tells what it was made from.

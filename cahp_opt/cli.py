@@ -16,7 +16,6 @@ from rich.console import Console
 
 import cahp_opt
 from cahp_opt.choices import (
-    DEFAULT_SOLVER,
     Method,
     ObjectiveName,
     Precision,
@@ -30,6 +29,7 @@ from cahp_opt.latency import Execution
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
 from cahp_opt.records import RecordError
+from cahp_opt.recovery import Recovery
 from cahp_opt.report import (
     Report,
     comparison_tables,
@@ -150,8 +150,21 @@ UnitsOption = Annotated[
         "query-slots for query heads, the same number for every key/value head.",
     ),
 ]
-Objective = Annotated[ObjectiveName, typer.Option("--objective", help="What is maximised.")]
-SolverChoice = Annotated[SolverName, typer.Option("--solver", help="By what it is maximised.")]
+Objective = Annotated[
+    ObjectiveName | None,
+    typer.Option(
+        "--objective",
+        help="What is maximised; gauss-newton with --recovery none and explained-variance else, if not "
+        "given.",
+    ),
+]
+SolverChoice = Annotated[
+    SolverName | None,
+    typer.Option(
+        "--solver",
+        help="By what it is maximised; dynamic-program for sums over blocks and auto else, if not given.",
+    ),
+]
 TimeLimit = Annotated[
     float | None, typer.Option("--time-limit", help="Seconds that the solver may take.")
 ]
@@ -206,11 +219,17 @@ Rounds = Annotated[
         "are corrected and the units selected again.",
     ),
 ]
-Refit = Annotated[
-    bool,
+RecoveryOption = Annotated[
+    Recovery,
     typer.Option(
-        "--refit/--no-refit", help="Let the kept units take over what the removed ones said."
+        "--recovery",
+        help="How the sliced model gets back what it lost: none; refit, least squares in seconds; "
+        "finetune, the refit and then training towards the unpruned model (and on labels).",
     ),
+]
+Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Of --recovery finetune.")]
+LearningRate = Annotated[
+    float, typer.Option("--learning-rate", min=1e-9, help="Of --recovery finetune, at its highest.")
 ]
 OutputDir = Annotated[
     Path, typer.Option("--output-dir", metavar="DIR", help="Folder to write; new or empty.")
@@ -254,9 +273,11 @@ def prune(
     multiple_of: MultipleOf = 1,
     latency_table: TableFile = None,
     units: UnitsOption = Units.AUTO,
-    objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
-    solver: SolverChoice = DEFAULT_SOLVER,
-    refit: Refit = True,
+    objective: Objective = None,
+    solver: SolverChoice = None,
+    recovery: RecoveryOption = Recovery.REFIT,
+    epochs: Epochs = 1,
+    learning_rate: LearningRate = 5e-5,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -275,7 +296,7 @@ def prune(
     device: Device = None,
     precision: Dtype = None,
 ) -> None:
-    """Measure, select, slice, refit, check and save: the whole way at once.
+    """Measure, select, slice, recover, check and save: the whole way at once.
 
     Without any limit, the budget is 0.8 of the unpruned end-to-end time. What is timed is
     --workload; without it, --latency-batch-size and --sequence-length for prefill and decode, as
@@ -311,12 +332,14 @@ def prune(
             named,
             texts,
             target,
-            Method(objective, solver, time_limit, seed),
+            Method.suiting(recovery, objective, solver, time_limit, seed),
             Applying(
-                refit,
+                recovery,
                 workloads or (Workload(latency_batch_size, sequence_length, repeats),),
                 Reading(batch_size, max_length, seed),
                 rounds,
+                epochs,
+                learning_rate,
             ),
             output_dir,
             profile=profile,
@@ -512,8 +535,9 @@ def select(
     minimum: Minimum = 1,
     maximum: Maximum = None,
     multiple_of: MultipleOf = 1,
-    objective: Objective = ObjectiveName.EXPLAINED_VARIANCE,
-    solver: SolverChoice = DEFAULT_SOLVER,
+    objective: Objective = None,
+    solver: SolverChoice = None,
+    recovery: RecoveryOption = Recovery.REFIT,
     output: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Selection to write (JSON).")
     ] = Path("selection.json"),
@@ -532,7 +556,8 @@ def select(
     if profile is not None and profile.latency:
         target = _target(target, "0.8")
     _note(target.remarks(profile))  # before a refusal, which may stand on an estimate
-    selection = Method(objective, solver, time_limit, seed).choose(measured, target, profile)
+    method = Method.suiting(recovery, objective, solver, time_limit, seed)
+    selection = method.choose(measured, target, profile)
     selection.save(output)
     Console().print(selection_tables(selection))
     print(f"written: {output}")
@@ -644,7 +669,9 @@ def apply(
     ],
     text: Text = None,
     data: Data = None,
-    refit: Refit = True,
+    recovery: RecoveryOption = Recovery.REFIT,
+    epochs: Epochs = 1,
+    learning_rate: LearningRate = 5e-5,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -666,7 +693,7 @@ def apply(
     device: Device = None,
     precision: Dtype = None,
 ) -> None:
-    """Slice a model to a saved selection, refit it if there are texts, check and save it."""
+    """Slice a model to a saved selection, recover it if there are texts, check and save it."""
     chosen = Selection.load(selection)
     texts = _texts(text, data, max_texts, held_out, seed) if text or data else None
     _check_folder(output_dir, overwrite)
@@ -688,7 +715,13 @@ def apply(
         named,
         chosen,
         texts,
-        Applying(refit, workloads, Reading(batch_size, max_length, seed)),
+        Applying(
+            recovery,
+            workloads,
+            Reading(batch_size, max_length, seed),
+            epochs=epochs,
+            learning_rate=learning_rate,
+        ),
         output_dir,
         overwrite=overwrite,
         display=display,

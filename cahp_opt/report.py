@@ -18,6 +18,7 @@ from cahp_opt.heads import Unit
 from cahp_opt.latency import Execution, Phase
 from cahp_opt.profile import Profile
 from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.recovery import Recovery
 from cahp_opt.rounds import TOLERANCE, Check
 from cahp_opt.selection import Selection
 
@@ -83,7 +84,7 @@ class FidelityReport:
     Args:
         examples: texts compared.
         before: figures by name, right after slicing.
-        after: the same after the refit; None without one.
+        after: the same after the recovery; None without one.
     """
 
     examples: int
@@ -108,6 +109,7 @@ class Report:
         seconds: seconds of every stage.
         files: files written, with their bytes.
         notes: sentences that the user should read.
+        recovery: what was done for the sliced model.
     """
 
     model: str
@@ -122,6 +124,7 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=lambda: dict[str, float]())
     files: Mapping[str, int] = field(default_factory=lambda: dict[str, int]())
     notes: tuple[str, ...] = ()
+    recovery: Recovery = Recovery.NONE
 
     def save(self, path: PathLike) -> None:
         """Write the report as JSON; NaN and infinity become null."""
@@ -142,6 +145,7 @@ class Report:
             "seconds": dict(self.seconds),
             "files": dict(self.files),
             "notes": list(self.notes),
+            "recovery": self.recovery.value,
         }
         write_json(path, _KIND, _VERSION, _finite(body))
 
@@ -171,7 +175,7 @@ def tables(report: Report, folder: str) -> RenderableType:
     if report.selection.rounds:
         parts.append(_rounds(report.selection))
     if report.fidelity is not None:
-        parts.append(_fidelity(report.fidelity))
+        parts.append(_fidelity(report.fidelity, report.recovery))
     parts.append(_result(report, folder))
     parts.extend(f"Note: {note}" for note in report.notes)
     return Group(*(_unwrapped(part) for part in parts))
@@ -386,12 +390,12 @@ def verdict(check: Check) -> str:
     return f"missed by {100 * over:.1f} %{within}"
 
 
-def _fidelity(fidelity: FidelityReport) -> Table:
+def _fidelity(fidelity: FidelityReport, recovery: Recovery) -> Table:
     table = _table(f"Fidelity to the dense model ({fidelity.examples} texts kept back)")
     table.add_column("")
     table.add_column("sliced", justify="right")
     if fidelity.after is not None:
-        table.add_column("after refit", justify="right")
+        table.add_column(f"after {recovery.value}", justify="right")
     for name, value in fidelity.before.items():
         row = [name.replace("_", " ").replace(" at ", "@"), f"{value:.4g}"]
         if fidelity.after is not None:
@@ -408,6 +412,7 @@ def _result(report: Report, folder: str) -> Table:
     table.add_row("sliced against gated", f"outputs differ by at most {report.mask_difference:.2g}")
     equal = "outputs equal the sliced model's exactly" if report.reloaded else "outputs DIFFER"
     table.add_row("loaded again", equal)
+    table.add_row("recovery", report.recovery.value)
     if report.calibration_texts:
         table.add_row("calibration texts", f"{report.calibration_texts:,}")
     stages = ", ".join(f"{name} {taken:.1f}" for name, taken in report.seconds.items())

@@ -298,7 +298,7 @@ def test_apply_without_texts_and_a_sliced_model_again(
     first = tmp_path / "first"
     assert prune(model, first, "--text", text, "--heads", "8", "--solver", "greedy") == 0
     second = tmp_path / "second"
-    assert prune(first, second, "--text", text, "--heads", "5", "--no-refit") == 0
+    assert prune(first, second, "--text", text, "--heads", "5", "--recovery", "none") == 0
     assert Selection.load(second / "cahp_selection.json").kept.sum() == 5
     assert Report.read(second / "report.json")["fidelity"]["after"] is None
 
@@ -315,6 +315,48 @@ def test_every_objective(model: Path, text: Path, tmp_path: Path, objective: str
     selection = Selection.load(tmp_path / "out" / "cahp_selection.json")
     assert selection.provenance["objective"] == objective
     assert selection.kept.sum() <= 6
+
+
+def test_the_recovery_chooses_the_objective(model: Path, text: Path, tmp_path: Path) -> None:
+    chosen = {"none": ("gauss-newton", "auto"), "refit": ("explained-variance", "dynamic-program")}
+    for recovery, names in chosen.items():
+        output, given = tmp_path / recovery, ["--recovery", recovery, "--heads", "6"]
+        assert prune(model, output, "--text", text, *given) == 0
+        report = Report.read(output / "report.json")
+        made_by = Selection.load(output / "cahp_selection.json").provenance
+        assert (made_by["objective"], made_by["solver"]) == names
+        assert report["recovery"] == recovery
+        assert (report["fidelity"]["after"] is None) == (recovery == "none")
+        stats, written = output / "stats.safetensors", tmp_path / f"{recovery}.json"
+        again = ["select", "--stats", str(stats), "--heads", "6", "--recovery", recovery]
+        assert main([*again, "--output", str(written)]) == 0
+        selected = Selection.load(written).provenance
+        assert (selected["objective"], selected["solver"]) == names
+
+
+def test_finetuning_comes_after_the_refit(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distances = {}
+    for recovery in ("refit", "finetune"):
+        given = ["--recovery", recovery, "--heads", "6", "--epochs", "3", "--learning-rate", "1e-3"]
+        capsys.readouterr()
+        assert prune(model, tmp_path / recovery, "--text", text, *given) == 0
+        assert f"after {recovery}" in capsys.readouterr().out
+        report = Report.read(tmp_path / recovery / "report.json")
+        assert ("finetune" in report["seconds"]) == (recovery == "finetune")
+        assert report["reloaded"] is True
+        distances[recovery] = report["fidelity"]["after"]["cosine_distance"]
+    assert distances["finetune"] < distances["refit"]
+
+
+def test_what_cannot_be_trained_is_refused_at_once(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--recovery", "finetune", "--heads", "6", "--dtype", "float16"]
+    assert prune(model, tmp_path / "out", "--text", text, *given) == 2
+    assert "weights in float16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_table_with_labels_judges_a_classifier(classifier: Path, tmp_path: Path) -> None:
@@ -401,7 +443,7 @@ def test_the_cache_is_counted_for_the_workload_that_was_named(
     held: list[float] = []
     for length in (8, 16):
         output = tmp_path / str(length)
-        alone = ["--kv-cache", "0.9", "--workload", f"decode:2x{length}", "--no-refit"]
+        alone = ["--kv-cache", "0.9", "--workload", f"decode:2x{length}", "--recovery", "none"]
         assert prune(decoder, output, "--text", text, *alone) == 0
         profile = Profile.load(output / "latency.json")
         assert not profile.latency

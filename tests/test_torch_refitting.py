@@ -300,7 +300,9 @@ def test_the_ridge_is_the_one_that_is_best_on_every_fifth_example() -> None:
     expected = min(errors) / np.square(y[apart]).sum()
     assert fit.unexplained == pytest.approx(expected, rel=1e-6)
     weights, constant = plain_ridge(x, y, fit.ridge)  # and then all examples count
-    np.testing.assert_allclose(out_weight(block).detach().numpy(), before.numpy() + weights.T, atol=1e-8)
+    np.testing.assert_allclose(
+        out_weight(block).detach().numpy(), before.numpy() + weights.T, atol=1e-8
+    )
     after = out_bias(block)
     assert after is not None
     np.testing.assert_allclose(after.detach(), bias.numpy() + constant, atol=1e-8)

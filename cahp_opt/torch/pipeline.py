@@ -21,6 +21,7 @@ from cahp_opt.latency import Execution, LatencyTable, Phase
 from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.progress import Progress
 from cahp_opt.promise import Measure, Promise
+from cahp_opt.recovery import Recovery
 from cahp_opt.report import REPORT_FILE, FidelityReport, Report
 from cahp_opt.rounds import Round
 from cahp_opt.selection import Selection
@@ -38,6 +39,7 @@ from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.executing import ExecutionError, refuse_unfit
 from cahp_opt.torch.fidelity import fidelity_of
 from cahp_opt.torch.final_times import final_times, recorded_goals
+from cahp_opt.torch.finetuning import check_trainable, finetune
 from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
@@ -93,16 +95,20 @@ class Applying:
     """What is done once the selection stands.
 
     Args:
-        refit: whether the kept units take over what the removed ones said.
+        recovery: how the sliced model gets back what it lost, where there are texts.
         workloads: what the sliced model is timed with, at least one.
         reading: how texts become batches.
         rounds: sliced models that are timed until a latency goal is met, at most.
+        epochs: of fine-tuning.
+        learning_rate: of fine-tuning.
     """
 
-    refit: bool = True
+    recovery: Recovery = Recovery.REFIT
     workloads: tuple[Workload, ...] = (Workload(),)
     reading: Reading = Reading()
     rounds: int = 3
+    epochs: int = 1
+    learning_rate: float = 5e-5
 
 
 def run_pipeline(
@@ -149,6 +155,7 @@ def run_pipeline(
         # Numbers of units need no measuring; all of them is no limit.
         most = space.n if target.heads is None else target.heads
         replace(target, goals=(), heads=most).budget(space, None)
+        _check_recovery(named.model, applying)
         batches = _Batches.of(named, texts, applying.reading)
         if target.goals and profile is None:
             profile = measure_profile(
@@ -260,6 +267,7 @@ def apply_selection(
         OSError: if the folder cannot be written; nothing half written stays.
     """
     check_selection(named.model, selection)
+    _check_recovery(named.model, applying)
     with whole_folder(output, overwrite=overwrite) as folder:
         batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
         report = _apply(named, selection, batches, applying, folder, display)
@@ -473,7 +481,8 @@ def _apply(
         difference = verify_slice(dense, small, selection, probe)
     before = _evaluate(dense, small, batches.held_out, display)
     after, notes = None, list[str]()
-    if applying.refit and batches.calibration:
+    recovery = applying.recovery if batches.calibration else Recovery.NONE
+    if recovery.refits:
         if batches.texts < ADVISED_TEXTS:
             notes.append(
                 f"the refit saw {batches.texts} texts; with fewer than {ADVISED_TEXTS} it fits them "
@@ -481,6 +490,17 @@ def _apply(
             )
         with display.stage("refit") as progress:
             refit(small, dense, batches.calibration, progress=progress)
+        if recovery is Recovery.FINETUNE:
+            with display.stage("finetune") as progress:
+                finetune(
+                    small,
+                    batches.calibration,
+                    dense=dense,
+                    epochs=applying.epochs,
+                    learning_rate=applying.learning_rate,
+                    seed=applying.reading.seed,
+                    progress=progress,
+                )
         after = _evaluate(dense, small, batches.held_out, display)
     with display.stage("time") as progress:
         times = final_times(dense, small, selection, applying.workloads, timed, progress=progress)
@@ -506,7 +526,14 @@ def _apply(
         True,
         batches.texts,
         notes=tuple(notes),
+        recovery=recovery,
     )
+
+
+def _check_recovery(model: nn.Module, applying: Applying) -> None:
+    """Refuse what could not be trained in the end."""
+    if applying.recovery is Recovery.FINETUNE:
+        check_trainable(model)
 
 
 def _evaluate(

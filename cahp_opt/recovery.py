@@ -1,0 +1,21 @@
+"""What is done for a model once units are removed; what to keep depends on it."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Recovery(str, Enum):
+    """How a sliced model gets back what it lost."""
+
+    NONE = "none"
+    """Not at all."""
+    REFIT = "refit"
+    """New output projections in closed form (:func:`cahp_opt.torch.refit`)."""
+    FINETUNE = "finetune"
+    """The refit, then gradient steps towards the dense model (:func:`cahp_opt.torch.finetune`)."""
+
+    @property
+    def refits(self) -> bool:
+        """Whether least squares come into it."""
+        return self is not Recovery.NONE
