@@ -13,11 +13,18 @@ import cahp_opt
 from cahp_opt import solvers
 from cahp_opt.budget import Budget
 from cahp_opt.heads import HeadSpace, Unit
-from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular, Quadratic
+from cahp_opt.objectives import (
+    Complementarity,
+    ExplainedVariance,
+    FacilityLocation,
+    Modular,
+    Quadratic,
+)
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile
 from cahp_opt.recovery import Recovery
 from cahp_opt.selection import Selection, Solver, select
+from cahp_opt.signatures import Signatures
 from cahp_opt.stats import HeadStats, Moments, Total
 from cahp_opt.target import Target
 
@@ -33,6 +40,9 @@ class ObjectiveName(str, Enum):
     """Damage avoided under the Gauss-Newton matrix of the fidelity distance."""
     FACILITY_LOCATION = "facility-location"
     """Every unit is represented by the kept one that attends most alike, weighted by salience."""
+    COMPLEMENTARITY = "complementarity"
+    """Every unit is close to a kept one in how it tells the classes apart: the seed method's idea, on
+    labelled texts."""
 
     def build(self, stats: HeadStats) -> Objective:
         """The objective.
@@ -67,6 +77,11 @@ class ObjectiveName(str, Enum):
         return self is ObjectiveName.FACILITY_LOCATION
 
     @property
+    def signature_size(self) -> int:
+        """Cells along each side of the attention maps it needs by class; 0 for none."""
+        return 32 if self is ObjectiveName.COMPLEMENTARITY else 0
+
+    @property
     def densities(self) -> tuple[float, ...]:
         """Densities of the random masks it needs Gauss-Newton matrices at."""
         return (0.5,) if self is ObjectiveName.GAUSS_NEWTON else ()
@@ -77,6 +92,7 @@ _BUILDERS: dict[ObjectiveName, Callable[[HeadStats], Objective]] = {
     ObjectiveName.SALIENCE: Modular.from_stats,
     ObjectiveName.GAUSS_NEWTON: Quadratic.from_stats,
     ObjectiveName.FACILITY_LOCATION: FacilityLocation.from_stats,
+    ObjectiveName.COMPLEMENTARITY: Complementarity.from_stats,
 }
 
 
@@ -202,6 +218,8 @@ class Method:
         )  # units of all blocks interact
         units = [block.units for block in space.blocks]
         moments = tuple(Moments(np.zeros(u), np.eye(u), np.eye(u), 1) for u in units)
-        blank = HeadStats(space, "", 1, 1, ones, {0.5: tied}, moments, Total(np.zeros((n, n)), 1))
+        alike = Signatures(np.array([1, 1]), np.zeros((2, n, 1, 1)), np.zeros((2, n, 1, 1)))
+        apart = Total(np.zeros((n, n)), 1)
+        blank = HeadStats(space, "", 1, 1, ones, {0.5: tied}, moments, apart, alike)
         problem = Problem(self.objective.build(blank), Budget.heads(space, n))
         select(problem, self.solver.build(), time_limit=0.1, seed=self.seed)

@@ -376,6 +376,15 @@ def calibrate(
             help="Texts to compare attention maps on, for facility-location.",
         ),
     ] = 0,
+    signature_size: Annotated[
+        int,
+        typer.Option(
+            "--signature-size",
+            min=0,
+            help="Cells per side of attention maps by class, for complementarity (32 in the paper); "
+            "needs --data with labels.",
+        ),
+    ] = 0,
     max_texts: MaxTexts = 2000,
     held_out: HeldOut = 256,
     max_length: MaxLength = 128,
@@ -411,6 +420,7 @@ def calibrate(
             batches,
             gradient_examples=gradient_examples,
             divergence_examples=divergence_examples,
+            signature_size=signature_size,
             unit=units.unit,
             seed=seed,
             progress=progress,

@@ -28,6 +28,14 @@ class CoverageForm(NamedTuple):
     weights: Floats
 
 
+class BehaviourForm(NamedTuple):
+    """Units as points ``[n, d]`` that lie apart as far as they behave differently, and their salience
+    ``[n]``: what clustering needs."""
+
+    features: Floats
+    salience: Floats
+
+
 class BestSubsets(NamedTuple):
     """For one block and every count ``k``, the best set of ``k`` units and its value.
 
@@ -113,6 +121,10 @@ class Objective(ABC):
 
     def coverage(self) -> CoverageForm | None:
         """The objective as a weighted coverage by the best kept unit, if it is one."""
+        return None
+
+    def behaviour(self) -> BehaviourForm | None:
+        """How differently the units behave, if the objective is about that."""
         return None
 
     def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...] | None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cahp_opt.heads import Floats, HeadSpace
 from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
+from cahp_opt.signatures import Signatures
 
 _KIND, _VERSION = "cahp-stats", 1
 
@@ -121,6 +122,7 @@ class HeadStats:
         divergence: sum over examples of the Jensen-Shannon divergence (nats) between the attention
             maps of two units, shape ``[n, n]``; NaN-free: pairs that cannot be compared hold ln 2
             per example, the largest there is.
+        signatures: attention maps by class of the labelled examples; None if not measured.
 
     Raises:
         ValueError: for wrong shapes, NaN or infinity.
@@ -134,6 +136,7 @@ class HeadStats:
     gauss_newton: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
     moments: tuple[Moments, ...] = ()
     divergence: Total | None = None
+    signatures: Signatures | None = None
 
     def __post_init__(self) -> None:
         n = self.space.n
@@ -158,6 +161,10 @@ class HeadStats:
                 )
         if self.divergence is not None:
             _shape("divergence", self.divergence.sum, (n, n))
+        if self.signatures is not None and self.signatures.n != n:
+            raise ValueError(
+                f"`signatures` are of {self.signatures.n} units, and the model has {n}."
+            )
 
     def __reduce__(self) -> tuple[type[HeadStats], tuple[Any, ...]]:
         """Copies and pickles rebuild the record: its read-only mapping cannot be copied as such."""
@@ -181,6 +188,7 @@ class HeadStats:
             self.gauss_newton.keys() != other.gauss_newton.keys()
             or len(self.moments) != len(other.moments)
             or (self.divergence is None) != (other.divergence is None)
+            or (self.signatures is None) != (other.signatures is None)
         ):
             raise ValueError(
                 "these statistics were calibrated with different options; calibrate both with the "
@@ -195,13 +203,14 @@ class HeadStats:
             {rho: total + other.gauss_newton[rho] for rho, total in self.gauss_newton.items()},
             tuple(a + b for a, b in zip(self.moments, other.moments, strict=True)),
             self.divergence + other.divergence if self.divergence and other.divergence else None,
+            self.signatures + other.signatures if self.signatures and other.signatures else None,
         )
 
     def save(self, path: PathLike) -> None:
         """Write the statistics as one safetensors file."""
         from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
-        arrays: dict[str, Floats] = {"salience": self.salience.sum}
+        arrays: dict[str, npt.NDArray[Any]] = {"salience": self.salience.sum}
         counts: dict[str, int] = {"salience": self.salience.count}
         for rho, total in self.gauss_newton.items():
             arrays[f"gauss_newton/{rho!r}"], counts[f"gauss_newton/{rho!r}"] = (
@@ -214,6 +223,10 @@ class HeadStats:
             counts[f"moments/{b}"] = moments.count
         if self.divergence is not None:
             arrays["divergence"], counts["divergence"] = self.divergence.sum, self.divergence.count
+        if self.signatures is not None:
+            arrays["signatures/mean"] = self.signatures.mean
+            arrays["signatures/squares"] = self.signatures.squares
+            arrays["signatures/counts"] = self.signatures.counts
         header = {
             "blocks": self.space.to_json(),
             "model": self.model,
@@ -285,6 +298,11 @@ class HeadStats:
                 ),
                 Total(arrays["divergence"], counts["divergence"])
                 if "divergence" in arrays
+                else None,
+                Signatures(
+                    *(arrays[f"signatures/{part}"] for part in ("counts", "mean", "squares"))
+                )
+                if "signatures/mean" in arrays
                 else None,
             )
 

@@ -5,6 +5,7 @@ from cahp_opt.solvers.backward_greedy import BackwardGreedy
 from cahp_opt.solvers.best_of import BestOf
 from cahp_opt.solvers.branch_and_bound import BranchAndBound
 from cahp_opt.solvers.brute_force import BruteForce
+from cahp_opt.solvers.cahp import CAHP
 from cahp_opt.solvers.dynamic_program import DynamicProgram
 from cahp_opt.solvers.greedy import Greedy
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
@@ -18,6 +19,7 @@ from cahp_opt.solvers.tabu import Tabu
 from cahp_opt.solvers.top_k import TopK
 
 __all__ = [
+    "CAHP",
     "MIQP",
     "Auto",
     "BackwardGreedy",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem, Solver
 from cahp_opt.heads import Floats
 from cahp_opt.objectives import (
+    Complementarity,
     Concave,
     ExplainedVariance,
     FacilityLocation,
@@ -24,6 +25,7 @@ from cahp_opt.objectives import (
     WeightedSum,
 )
 from cahp_opt.solvers import (
+    CAHP,
     MIQP,
     Auto,
     BackwardGreedy,
@@ -41,6 +43,7 @@ from cahp_opt.solvers import (
     Tabu,
     TopK,
 )
+from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.solvers.spectral import Grouping
 
 # Two lines to add a solver: import it above, list it here.
@@ -51,6 +54,9 @@ SOLVERS: tuple[Solver, ...] = (
     MIQP(),
     BranchAndBound(),
     BruteForce(),
+    CAHP(),
+    CAHP(degree=2, reduction=Reduction.NONE),
+    CAHP(reduction=Reduction.NONE, clusters=5),
     DynamicProgram(),
     Greedy(),
     Greedy(lookahead=1),
@@ -97,6 +103,14 @@ def _inside_blocks(rng: Rng, space: HeadSpace) -> Objective:
     pairs = rng.normal(size=(space.n, space.n))
     same = space.block_of[:, None] == space.block_of[None, :]
     return Quadratic(rng.normal(size=space.n), np.where(same, pairs + pairs.T, 0))
+
+
+def _complementarity(rng: Rng, space: HeadSpace) -> Objective:
+    return Complementarity(rng.normal(size=(space.n, 3)), rng.pareto(2, space.n))
+
+
+def _complementarity_with_ties(rng: Rng, space: HeadSpace) -> Objective:
+    return Complementarity(rng.integers(0, 2, (space.n, 2)), rng.integers(0, 2, space.n))
 
 
 def _facility_location(rng: Rng, space: HeadSpace) -> Objective:
@@ -164,6 +178,8 @@ OBJECTIVES: Mapping[str, Callable[[Rng, HeadSpace], Objective]] = {
     "quadratic": _quadratic,
     "redundancy": _redundancy,
     "quadratic inside blocks": _inside_blocks,
+    "complementarity": _complementarity,
+    "complementarity with ties": _complementarity_with_ties,
     "facility location": _facility_location,
     "facility location with ties": _facility_location_with_ties,
     "explained variance": _explained_variance,
@@ -176,6 +192,7 @@ OBJECTIVES: Mapping[str, Callable[[Rng, HeadSpace], Objective]] = {
     "log det": _log_det,
 }
 OBJECTIVE_CLASSES = (
+    Complementarity,
     ExplainedVariance,
     FacilityLocation,
     FeatureBased,

@@ -359,12 +359,39 @@ def test_what_cannot_be_trained_is_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_table_with_labels_judges_a_classifier(classifier: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
     table = tmp_path / "data.tsv"
     rows = [f"{i % 3}\t{s}\tw1 w2" for i, s in enumerate(sentences(30))]
     table.write_text("label\ttext\ttext_pair\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return table
+
+
+def test_the_seed_method_on_labelled_texts(
+    classifier: Path, labelled: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--objective", "complementarity", "--solver", "cahp", "--heads", "9"]
+    assert prune(classifier, tmp_path / "out", "--data", labelled, *chosen) == 0
+    selection = Selection.load(tmp_path / "out" / "cahp_selection.json")
+    assert 0 < selection.kept.sum() <= 9 and selection.stats["empty_blocks"] == 0
+    run = partial(prune, classifier, tmp_path / "no", "--text", text, *chosen)
+    refused(capsys, 2, "have no `labels`", run=run)
+    chosen[1] = "salience"
+    run = partial(prune, classifier, tmp_path / "no", "--data", labelled, *chosen)
+    refused(capsys, 2, "`CAHP` needs to know how differently units behave", run=run)
+
+    stats = tmp_path / "stats.safetensors"
+    calibrate = ["calibrate", str(classifier), "--data", str(labelled), "--signature-size", "4"]
+    assert main([*calibrate, "--output", str(stats), "--max-texts", "8", "--threads", "1"]) == 0
+    found = HeadStats.load(stats).signatures
+    assert found is not None and found.size == 4 and found.counts.sum() == 8
+
+
+def test_a_table_with_labels_judges_a_classifier(
+    classifier: Path, labelled: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
-    assert prune(classifier, output, "--data", table, "--heads", "6") == 0
+    assert prune(classifier, output, "--data", labelled, "--heads", "6") == 0
     figures = Report.read(output / "report.json")["fidelity"]["after"]
     assert set(figures) == {"kl", "agreement", "dense_accuracy", "accuracy"}
 

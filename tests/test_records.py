@@ -28,6 +28,7 @@ from cahp_opt import (
     RecordError,
     Round,
     Selection,
+    Signatures,
     Status,
     Total,
     Unit,
@@ -54,6 +55,7 @@ def make_stats(seed: int = 0, model: str = "model") -> HeadStats:
         {1.0: Total(matrix @ matrix.T, 8), 0.5: Total(matrix @ matrix.T, 8)},
         tuple(moments),
         Total(rng.random((n, n)), 4),
+        Signatures(np.array([3, 0, 5]), rng.random((3, n, 2, 2)), rng.random((3, n, 2, 2))),
     )
 
 
@@ -172,6 +174,10 @@ def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
     assert (again.space, again.model, again.examples, again.tokens) == (SPACE, "model", 20, 200)
     assert list(again.gauss_newton) == [0.5, 1.0]
     assert again.divergence is not None and stats.divergence is not None
+    assert again.signatures is not None and stats.signatures is not None
+    for part in ("counts", "mean", "squares"):
+        mine, theirs = getattr(again.signatures, part), getattr(stats.signatures, part)
+        assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs)
     for a, b in [
         (again.salience, stats.salience),
         (again.gauss_newton[0.5], stats.gauss_newton[0.5]),
@@ -203,6 +209,7 @@ def test_stats_add_up() -> None:
         ({"moments": make_stats().moments[:1]}, "one entry per block"),
         ({"moments": make_stats().moments[::-1]}, "3 units cannot share"),
         ({"divergence": Total(np.zeros(5), 1)}, "divergence"),
+        ({"signatures": Signatures(np.array([1]), *np.zeros((2, 1, 4, 2, 2)))}, "of 4 units"),
     ],
 )
 def test_bad_stats_are_refused(change: dict[str, object], words: str) -> None:
@@ -210,6 +217,49 @@ def test_bad_stats_are_refused(change: dict[str, object], words: str) -> None:
     fields = {name: getattr(stats, name) for name in stats.__dataclass_fields__}
     with pytest.raises(ValueError, match=words):
         HeadStats(**{**fields, **change})
+
+
+def test_statistics_without_signatures_are_read_and_do_not_mix(tmp_path: Path) -> None:
+    old = replace(make_stats(), signatures=None)
+    old.save(tmp_path / "old.safetensors")
+    assert HeadStats.load(tmp_path / "old.safetensors").signatures is None
+    with pytest.raises(ValueError, match="calibrated with different options"):
+        _ = old + make_stats()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_signatures_merge_to_those_of_all_examples(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    maps, labels = 3 + rng.normal(size=(12, 2, 3, 3)), rng.integers(0, 4, 12)
+
+    def of(some: slice) -> Signatures:
+        own = labels[some]
+        rows = [maps[some][own == c] for c in range(own.max() + 1)]  # later classes are not known
+        mean = np.array([r.mean(axis=0) if len(r) else np.zeros((2, 3, 3)) for r in rows])
+        squares = np.array([((r - m) ** 2).sum(axis=0) for r, m in zip(rows, mean, strict=True)])
+        return Signatures(np.bincount(own), mean, squares)
+
+    merged, whole = of(slice(0, 3)) + of(slice(3, 8)) + of(slice(8, 12)), of(slice(0, 12))
+    assert np.array_equal(merged.counts, whole.counts)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(merged.variance, whole.variance, rtol=0, atol=1e-12)
+
+
+def test_bad_signatures_are_refused() -> None:
+    good = make_stats().signatures
+    assert good is not None
+    for change, words in (
+        ({"counts": np.array([3.0, 0, 5])}, "whole number"),
+        ({"counts": np.array([3, -1, 5])}, "whole number"),
+        ({"mean": np.zeros((2, 5, 2, 2))}, r"`mean` .* shape \[3, n, size, size\]"),
+        ({"squares": np.zeros((3, 5, 2, 1))}, "`squares` .* shape"),
+        ({"squares": good.squares - 1}, "at least 0"),
+        ({"mean": good.mean * math.nan}, "NaN"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            replace(good, **change)
+    with pytest.raises(ValueError, match="cannot be added"):
+        _ = good + Signatures(np.array([1]), *np.zeros((2, 1, 5, 3, 3)))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

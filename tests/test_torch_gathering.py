@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -22,9 +23,14 @@ PROCESSES = 2
 
 
 def measured(rows: list[list[int]], seed: int = 0, **options: object) -> HeadStats:
-    model = tiny_models.LLAMA_GQA.build(seed=seed).double()
+    model = tiny_models.BERT.build(seed=seed).double()
     options.setdefault("divergence_examples", 100)
-    return calibrate(model, [collate(rows[:2]), collate(rows[2:])], **options)  # type: ignore[arg-type]
+    options.setdefault("signature_size", 3)
+    batches = [
+        {**collate(part), "labels": torch.tensor([len(row) // 3 for row in part])}
+        for part in (rows[:2], rows[2:])
+    ]
+    return calibrate(model, batches, **options)  # type: ignore[arg-type]
 
 
 def shares() -> list[list[list[int]]]:
@@ -61,6 +67,7 @@ def work(rank: int, folder: Path) -> None:
             refusal(measured(shares()[rank], seed=rank)),
             refusal(measured(shares()[rank], densities=(1.0, 0.5) if rank else (1.0,))),
             refusal(measured(shares()[rank], divergence_examples=rank)),
+            refusal(measured(shares()[rank], signature_size=rank)),
         ]
     (folder / f"{rank}.txt").write_text("\n".join(said), encoding="utf-8")
 
@@ -77,6 +84,10 @@ def test_every_process_gets_the_sums_of_one_process(folder: Path) -> None:
     results = [HeadStats.load(folder / f"{rank}.safetensors") for rank in range(PROCESSES)]
     for result in results:
         assert_same(result, one, rtol=1e-8)
+        assert result.signatures is not None and one.signatures is not None
+        assert np.array_equal(result.signatures.counts, one.signatures.counts)
+        np.testing.assert_allclose(result.signatures.mean, one.signatures.mean, atol=1e-12)
+        np.testing.assert_allclose(result.signatures.squares, one.signatures.squares, atol=1e-12)
         assert result.salience.count == one.salience.count == 9
     assert_same(results[0], results[1], rtol=0)
 

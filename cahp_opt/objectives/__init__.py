@@ -1,5 +1,6 @@
 """Set functions over keep-sets, to be maximised; each file names its source paper."""
 
+from cahp_opt.objectives.complementarity import Complementarity
 from cahp_opt.objectives.coverage import FacilityLocation
 from cahp_opt.objectives.explained_variance import ExplainedVariance
 from cahp_opt.objectives.feature_based import Concave, FeatureBased
@@ -12,6 +13,7 @@ from cahp_opt.objectives.saturated_coverage import SaturatedCoverage
 from cahp_opt.objectives.sparse_coverage import SparseFacilityLocation
 
 __all__ = [
+    "Complementarity",
     "Concave",
     "ExplainedVariance",
     "FacilityLocation",

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.heads import Bools, Floats, Ints
+from cahp_opt.jeffries_matusita import closeness, signature_features
 from cahp_opt.objectives.matrices import Matrix, checked_matrix, columns_of
 from cahp_opt.problem import CoverageForm, Objective
 from cahp_opt.stats import HeadStats, finite
@@ -58,6 +59,17 @@ class FacilityLocation(Objective):
             )
         similarity = np.clip(1 - stats.divergence.mean / np.log(2), 0, 1)
         return FacilityLocation(similarity, stats.salience.mean)
+
+    @staticmethod
+    def from_signatures(stats: HeadStats) -> FacilityLocation:
+        """Units are similar where their attention tells the same classes apart in the same cells (one
+        minus the distance of their Jeffries-Matusita features, over the largest distance), and count by
+        their salience. :class:`Complementarity` is the same with every unit counting 1.
+
+        Raises:
+            ValueError: if signatures or salience were not measured, or of one class only.
+        """
+        return FacilityLocation(closeness(signature_features(stats)), stats.salience.mean)
 
     @property
     def n(self) -> int:

@@ -28,6 +28,7 @@ from cahp_opt.torch.gradients import GradientSums
 from cahp_opt.torch.masking import capture_head_outputs
 from cahp_opt.torch.moments import MomentSums
 from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.signatures import SignatureSums
 
 _WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
@@ -40,6 +41,7 @@ def calibrate(
     densities: Sequence[float] = (1.0, 0.5),
     gradient_examples: int = 256,
     divergence_examples: int = 0,
+    signature_size: int = 0,
     fidelity: Fidelity | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -67,6 +69,9 @@ def calibrate(
         gradient_examples: gate gradients are taken for the first so many examples; 64 already give
             stable matrices, and each costs a forward and a backward pass per density.
         divergence_examples: attention maps are compared for the first so many examples.
+        signature_size: cells along each side of the resized attention maps that are averaged by class,
+            which needs class labels and takes ``16 * n * classes * signature_size ** 2`` bytes; 0 for
+            none. The seed method takes 32.
         fidelity: what to differentiate; None for what fits the model's head.
         seed: of the masks and probes.
         progress: called once per batch.
@@ -74,10 +79,10 @@ def calibrate(
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
         ValueError: for a bad argument, no batches, a batch that cannot be used, labels in some batches
-            only, head outputs or gradients that are NaN or infinite, or attention maps that the model
-            does not hand out.
+            only or not there where signatures need them, head outputs or gradients that are NaN or
+            infinite, or attention maps that the model does not hand out.
     """
-    _check(densities, gradient_examples, divergence_examples)
+    _check(densities, gradient_examples, divergence_examples, signature_size)
     if isinstance(model, _WRAPPERS):
         raise ValueError(
             f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
@@ -89,6 +94,7 @@ def calibrate(
     moments = MomentSums(model, attention)
     gradients = GradientSums(model, attention, fidelity, [float(rho) for rho in densities], seed)
     divergence = DivergenceSums(model, attention)
+    signatures = SignatureSums(model, attention, signature_size)
     seen = tokens = 0
     labelled: bool | None = None
     total = length(batches)
@@ -106,6 +112,8 @@ def calibrate(
                 gradients.add(part, dense[: batch_size(part)], together=together)
             if divergence_examples > seen:
                 divergence.add(examples(batch, 0, divergence_examples - seen))
+            if signature_size:
+                signatures.add(batch)
             seen += batch_size(batch)
             tokens += int(real_tokens(batch).sum())
             progress("calibrate", done, total)
@@ -118,6 +126,7 @@ def calibrate(
         gradients.gauss_newton(),
         moments.result(),
         divergence.result() if divergence_examples else None,
+        signatures.result() if signature_size else None,
     )
 
 
@@ -143,13 +152,19 @@ def _forward(
     return dense, rows <= {batch_size(batch)}
 
 
-def _check(densities: Sequence[float], gradient_examples: int, divergence_examples: int) -> None:
+def _check(
+    densities: Sequence[float],
+    gradient_examples: int,
+    divergence_examples: int,
+    signature_size: int,
+) -> None:
     for rho in densities:
         if not 0 < rho <= 1:
             raise ValueError(f"`densities` must lie in (0, 1], got {rho}.")
     for name, value in (
         ("gradient_examples", gradient_examples),
         ("divergence_examples", divergence_examples),
+        ("signature_size", signature_size),
     ):
         if value < 0:
             raise ValueError(f"`{name}` must be at least 0, got {value}.")

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cahp_opt.heads import Floats
 from cahp_opt.stats import Total
-from cahp_opt.torch.attention import Attention, AttentionBlock
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of, real_tokens
-from cahp_opt.torch.fidelity import wide
-from cahp_opt.torch.preserving import unmarked
-
-_EAGER = "eager"  # the only implementation that hands out its attention maps
+from cahp_opt.torch.attention import Attention
+from cahp_opt.torch.attention_maps import AttentionMaps
+from cahp_opt.torch.batching import Batch, batch_size
 
 
 class DivergenceSums:
     """Adds up the Jensen-Shannon divergence (Lin 1991; nats) between every two units' attention maps.
 
     Per example it is the mean over the real query positions of the divergence between two
-    distributions over the real key positions. The map of a key/value group is the mean of its heads'.
+    distributions over the real key positions.
     """
 
     def __init__(self, model: nn.Module, attention: Attention) -> None:
-        self._model, self._attention = model, attention
+        self._maps = AttentionMaps(model, attention, "divergence_examples")
         n = attention.space.n
         self._sum: Floats = np.zeros((n, n))
         self._count = 0
@@ -39,47 +32,13 @@ class DivergenceSums:
         Raises:
             ValueError: if the model does not hand out its attention maps.
         """
-        with torch.no_grad(), unmarked(self._model), eager_attention(self._model):
-            output: Any = self._model(**inputs_of(batch), output_attentions=True)
-        maps = self._unit_maps(getattr(output, "attentions", None), batch)
-        real = real_tokens(batch).to(maps.device)
-        if real.shape != (len(maps), maps.shape[2]):  # images: every patch is real
-            real = torch.ones(len(maps), maps.shape[2], dtype=torch.bool, device=maps.device)
-        for example, mask in zip(maps, real, strict=True):
-            self._sum += jensen_shannon(example[:, mask][:, :, mask])
+        for maps in self._maps.each(batch):
+            self._sum += jensen_shannon(maps)
         self._count += batch_size(batch)
 
     def result(self) -> Total:
         """Sum over examples of the divergences, ``[n, n]``."""
         return Total(self._sum, self._count)
-
-    def _unit_maps(self, attentions: Sequence[Any] | None, batch: Batch) -> Tensor:
-        """Attention maps of all units side by side, ``[batch, n, tokens, tokens]``."""
-        blocks = self._attention.blocks
-        found = [a for a in attentions or () if isinstance(a, Tensor) and a.ndim == 4]
-        if [a.shape[1] for a in found] != [b.heads for b in blocks]:
-            raise ValueError(
-                f"`model` handed out attention maps with {[a.shape[1] for a in found]} heads, and its "
-                f"blocks have {[b.heads for b in blocks]}; calibrate with `divergence_examples=0`."
-            )
-        size = batch_size(batch)
-        if {(len(a), *a.shape[2:]) for a in found} != {(size, *found[0].shape[2:3] * 2)}:
-            raise ValueError(
-                f"`model` handed out attention maps of the shapes {[list(a.shape) for a in found]}, which "
-                "cannot be compared; calibrate with `divergence_examples=0`."
-            )
-        device = found[0].device
-        grouped = [
-            _by_unit(wide(a).to(device), block) for a, block in zip(found, blocks, strict=True)
-        ]
-        return torch.cat(grouped, dim=1)
-
-
-def _by_unit(maps: Tensor, block: AttentionBlock) -> Tensor:
-    """The maps ``[batch, heads, ...]`` of a block's heads as the means over every unit's heads."""
-    of_head = block.columns[:: block.head_dim]
-    heads = np.argsort(of_head, kind="stable").tolist()
-    return maps[:, heads].reshape(len(maps), block.units, -1, *maps.shape[2:]).mean(dim=2)
 
 
 def jensen_shannon(maps: Tensor) -> Floats:
@@ -100,19 +59,3 @@ def jensen_shannon(maps: Tensor) -> Floats:
         row = (mixed - (entropy[i] + entropy[i + 1 :]) / 2) / queries
         result[i, i + 1 :] = row.clamp(min=0).cpu().double()  # rounding alone can go below 0
     return (result + result.T).numpy()
-
-
-@contextmanager
-def eager_attention(model: nn.Module) -> Generator[None, None, None]:
-    """Attention computed step by step inside, by whatever it was before afterwards."""
-    config: Any = getattr(model, "config", None)
-    before: str | None = getattr(config, "_attn_implementation", None)
-    change: Any = getattr(model, "set_attn_implementation", None)
-    if before in (None, _EAGER) or change is None:
-        yield
-        return
-    try:
-        change(_EAGER)
-        yield
-    finally:
-        change(before)

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from cahp_opt.heads import Floats
+from cahp_opt.signatures import Signatures
 from cahp_opt.stats import HeadStats, Moments, Total
 
 
@@ -74,14 +75,33 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
             for m in stats.moments
         ),
         None if stats.divergence is None else summed(stats.divergence),
+        None if stats.signatures is None else _pooled(stats.signatures, device, group),
     )
+
+
+def _pooled(
+    mine: Signatures, device: torch.device, group: distributed.ProcessGroup | None
+) -> Signatures:
+    """The signatures of all processes together; some may not have met the classes of others."""
+    classes = torch.tensor(len(mine.counts), device=device)
+    untyped: Any = distributed
+    untyped.all_reduce(classes, op=untyped.ReduceOp.MAX, group=group)
+    mine = mine.padded(int(classes))
+    own = mine.counts.astype(np.float64)
+    total = _sum(own, device, group)
+    own, all_ = own[:, None, None, None], np.maximum(total, 1)[:, None, None, None]
+    mean = _sum(own * mine.mean, device, group) / all_
+    squares = _sum(mine.squares + own * (mine.mean - mean) ** 2, device, group)
+    return Signatures(total.astype(np.int64), mean, squares)
 
 
 def _check_alike(
     stats: HeadStats, device: torch.device, group: distributed.ProcessGroup | None
 ) -> None:
     model = repr((stats.model, stats.space))
-    options = repr((list(stats.gauss_newton), len(stats.moments), stats.divergence is not None))
+    measured = (len(stats.moments), stats.divergence is not None)
+    size = None if stats.signatures is None else stats.signatures.size
+    options = repr((list(stats.gauss_newton), *measured, size))
     digests = [_digest(model), _digest(options)]
     mine = torch.tensor(digests, dtype=torch.uint8, device=device)
     everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]

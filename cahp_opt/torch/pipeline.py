@@ -48,6 +48,7 @@ from cahp_opt.torch.promise import measuring
 from cahp_opt.torch.refitting import refit
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
+from cahp_opt.torch.signatures import class_labels
 from cahp_opt.torch.skeletons import skeleton
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.timing import device_name, measure_latency
@@ -157,6 +158,8 @@ def run_pipeline(
         replace(target, goals=(), heads=most).budget(space, None)
         _check_recovery(named.model, applying)
         batches = _Batches.of(named, texts, applying.reading)
+        if method.objective.signature_size:
+            class_labels(batches.calibration[0])  # refuses where there are none
         if target.goals and profile is None:
             profile = measure_profile(
                 named.model,
@@ -293,6 +296,7 @@ def measure_stats(
             densities=objective.densities,
             gradient_examples=gradient_examples if objective.gradients else 0,
             divergence_examples=divergence_examples if objective.divergence else 0,
+            signature_size=objective.signature_size,
             unit=unit,
             seed=seed,
             progress=progress,

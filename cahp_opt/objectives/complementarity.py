@@ -1,0 +1,63 @@
+"""Units that complement one another: every unit is close to a kept one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cahp_opt.heads import Floats
+from cahp_opt.jeffries_matusita import closeness, signature_features
+from cahp_opt.objectives.coverage import FacilityLocation
+from cahp_opt.problem import BehaviourForm
+from cahp_opt.stats import HeadStats, finite
+
+
+@dataclass(frozen=True, eq=False)
+class Complementarity(FacilityLocation):
+    """Facility location over how differently units behave, which is k-medoids: the seed method's idea
+    ("Complementary Attention Head Pruning for Efficient Transformers", arXiv 2606.19150) as a set
+    function, for any budget and solver.
+
+    A unit ``i`` counts ``max over kept j of 1 - distance(i, j) / largest distance``, so the value is
+    ``n`` minus the scaled sum of distances to the nearest kept unit, and 0 for no unit.
+    :class:`~cahp_opt.solvers.CAHP` is the seed method itself on it.
+
+    Args:
+        features: what tells units apart, shape ``[n, d]``; distances are Euclidean.
+        salience: how much each unit matters by itself, shape ``[n]``, at least 0: the value does not
+            depend on it, but the seed method takes the most salient unit of each cluster.
+
+    Raises:
+        ValueError: for NaN, infinity, a negative salience or a wrong shape.
+    """
+
+    features: Floats
+    salience: Floats
+
+    def __init__(self, features: npt.ArrayLike, salience: npt.ArrayLike) -> None:
+        points = finite(features, "features")
+        if points.ndim != 2 or not points.size:
+            raise ValueError(f"`features` must have shape [n, d], got {list(points.shape)}.")
+        matters = finite(salience, "salience")
+        if matters.shape != (len(points),) or np.any(matters < 0):
+            raise ValueError(
+                f"`salience` must be {len(points)} numbers of at least 0, one per row of `features`, got "
+                f"shape {list(matters.shape)}."
+            )
+        super().__init__(closeness(points))
+        object.__setattr__(self, "features", points)
+        object.__setattr__(self, "salience", matters)
+
+    @staticmethod
+    def from_stats(stats: HeadStats) -> Complementarity:
+        """Units are told apart by their Jeffries-Matusita features.
+
+        Raises:
+            ValueError: if signatures or salience were not measured, or of one class only.
+        """
+        return Complementarity(signature_features(stats), stats.salience.mean)
+
+    def behaviour(self) -> BehaviourForm:
+        return BehaviourForm(self.features, self.salience)

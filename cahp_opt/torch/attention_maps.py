@@ -1,0 +1,91 @@
+"""The attention maps of every unit, cropped to the real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch.attention import Attention, AttentionBlock
+from cahp_opt.torch.batching import Batch, batch_size, inputs_of, real_tokens
+from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.preserving import unmarked
+
+_EAGER = "eager"  # the only implementation that hands out its attention maps
+
+
+class AttentionMaps:
+    """Reads attention maps from a model that hands them out. The map of a key/value group is the mean of
+    its heads'.
+
+    Args:
+        model: the model, in evaluation mode.
+        attention: its blocks.
+        option: the argument of :func:`~cahp_opt.torch.calibrate` that asks for them, for messages.
+    """
+
+    def __init__(self, model: nn.Module, attention: Attention, option: str) -> None:
+        self._model, self._attention, self._option = model, attention, option
+
+    def each(self, batch: Batch) -> Iterator[Tensor]:
+        """For every example the maps of all units over its real tokens, ``[n, tokens, tokens]``.
+
+        Raises:
+            ValueError: if the model does not hand out its attention maps.
+        """
+        with torch.no_grad(), unmarked(self._model), eager_attention(self._model):
+            output: Any = self._model(**inputs_of(batch), output_attentions=True)
+        maps = self._unit_maps(getattr(output, "attentions", None), batch)
+        real = real_tokens(batch).to(maps.device)
+        if real.shape != (len(maps), maps.shape[2]):  # images: every patch is real
+            real = torch.ones(len(maps), maps.shape[2], dtype=torch.bool, device=maps.device)
+        for example, mask in zip(maps, real, strict=True):
+            yield example[:, mask][:, :, mask]
+
+    def _unit_maps(self, attentions: Sequence[Any] | None, batch: Batch) -> Tensor:
+        """Attention maps of all units side by side, ``[batch, n, tokens, tokens]``."""
+        blocks = self._attention.blocks
+        found = [a for a in attentions or () if isinstance(a, Tensor) and a.ndim == 4]
+        if [a.shape[1] for a in found] != [b.heads for b in blocks]:
+            raise ValueError(
+                f"`model` handed out attention maps with {[a.shape[1] for a in found]} heads, and its "
+                f"blocks have {[b.heads for b in blocks]}; calibrate with `{self._option}=0`."
+            )
+        size = batch_size(batch)
+        if {(len(a), *a.shape[2:]) for a in found} != {(size, *found[0].shape[2:3] * 2)}:
+            raise ValueError(
+                f"`model` handed out attention maps of the shapes {[list(a.shape) for a in found]}, which "
+                f"cannot be compared; calibrate with `{self._option}=0`."
+            )
+        device = found[0].device
+        grouped = [
+            _by_unit(wide(a).to(device), block) for a, block in zip(found, blocks, strict=True)
+        ]
+        return torch.cat(grouped, dim=1)
+
+
+def _by_unit(maps: Tensor, block: AttentionBlock) -> Tensor:
+    """The maps ``[batch, heads, ...]`` of a block's heads as the means over every unit's heads."""
+    of_head = block.columns[:: block.head_dim]
+    heads = np.argsort(of_head, kind="stable").tolist()
+    return maps[:, heads].reshape(len(maps), block.units, -1, *maps.shape[2:]).mean(dim=2)
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Generator[None, None, None]:
+    """Attention computed step by step inside, by whatever it was before afterwards."""
+    config: Any = getattr(model, "config", None)
+    before: str | None = getattr(config, "_attn_implementation", None)
+    change: Any = getattr(model, "set_attn_implementation", None)
+    if before in (None, _EAGER) or change is None:
+        yield
+        return
+    try:
+        change(_EAGER)
+        yield
+    finally:
+        change(before)
