@@ -39,7 +39,7 @@ from cahp_opt.heads import Bools, HeadSpace
 from cahp_opt.latency import Execution, LatencyTable, Phase
 from cahp_opt.torch import find_attention, measure_latency, time_models
 from cahp_opt.torch.slicing import thin_copy
-from cahp_opt.torch.timing import Timing, device_name
+from cahp_opt.torch.timing import Timing, device_name, dtype_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "latency"
@@ -366,7 +366,7 @@ def _all(given: argparse.Namespace, device: torch.device, record: Record, begun:
                         continue
                 case = {
                     **key,
-                    "dtype": str(given.dtype).removeprefix("torch."),
+                    "dtype": dtype_name(given.dtype),
                     "outcome": "started",
                 }
                 record.cases.append(case)

@@ -22,6 +22,12 @@ def takes_cache(model: nn.Module) -> bool:
     return takes and hasattr(getattr(model, "config", None), "use_cache")
 
 
+def cache_of(output: object) -> object:
+    """The cache in a model's output; None if there is none."""
+    returned = (getattr(output, name, None) for name in CACHE_NAMES)
+    return next((found for found in returned if found is not None), None)
+
+
 def bytes_of(tensor: Tensor) -> int:
     """The bytes of its entries."""
     return tensor.numel() * tensor.element_size()
@@ -85,9 +91,7 @@ def cache_bytes(
         for b, site in enumerate(sites):
             hook = site.register_forward_hook(listener(b), with_kwargs=True)
             stack.callback(hook.remove)
-        output: Any = model(**{**inputs, **asked})
-    returned = (getattr(output, name, None) for name in CACHE_NAMES)
-    cache: object = next((found for found in returned if found is not None), None)
+        cache = cache_of(model(**{**inputs, **asked}))
     own, outside = [0] * len(sites), 0
     for tensor in tensors_in(cache):
         if id(tensor) in owners:

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
 from cahp_opt.torch.batching import Batch, has_decoder_input, inputs_of
-from cahp_opt.torch.cache_tensors import CACHE_NAMES
+from cahp_opt.torch.cache_tensors import CACHE_NAMES, cache_of
 from cahp_opt.torch.caches import snapshot
 from cahp_opt.torch.stopwatch import Piece
 
@@ -41,9 +41,7 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
         if "use_cache" not in str(error):
             raise
         output = None
-    cache = next(
-        (found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None
-    )
+    cache = cache_of(output)
     if not isinstance(cache, Cache) or not cache.get_seq_length():
         raise ValueError(
             f"`model` is a {type(model).__name__} that fills no key/value cache, so there is nothing to "

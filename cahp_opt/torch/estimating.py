@@ -21,7 +21,7 @@ from cahp_opt.torch.operations import Operation, Operations
 from cahp_opt.torch.skeletons import rehearse, skeleton
 from cahp_opt.torch.slicing import thin_copy
 from cahp_opt.torch.stopwatch import Piece
-from cahp_opt.torch.timing import places, provenance
+from cahp_opt.torch.timing import dtype_name, places, provenance
 
 
 def estimate_latency(
@@ -64,10 +64,10 @@ def estimate_latency(
             model that looks at values on its way.
     """
     dtype = next(model.parameters()).dtype
-    if name_of(dtype) not in hardware.flops_per_second:
+    if dtype_name(dtype) not in hardware.flops_per_second:
         raise ValueError(
             f"`hardware` ({hardware.name}) knows the rates of {sorted(hardware.flops_per_second)} and the "
-            f"model is in {name_of(dtype)}; measure the hardware in that precision, or add its rate."
+            f"model is in {dtype_name(dtype)}; measure the hardware in that precision, or add its rate."
         )
     batch = prepare(batch, model, "batch", torch.device("cpu"))
     inputs = inputs_of(batch)
@@ -94,11 +94,6 @@ def estimate_latency(
         estimated=True,
     )
     return LatencyTable(space, fixed, tuple(seconds), facts, least if hardware.runs_ahead else 0.0)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """A precision as records name it, such as ``float32``."""
-    return str(dtype).removeprefix("torch.")
 
 
 @dataclass
@@ -149,8 +144,8 @@ def _rehearsed(
 
 def _seconds(hardware: Hardware, dtype: torch.dtype, operation: Operation) -> float:
     rates = hardware.flops_per_second
-    own = name_of(operation.dtype or dtype)
-    arithmetic = operation.flops / rates.get(own, rates[name_of(dtype)])
+    own = dtype_name(operation.dtype or dtype)
+    arithmetic = operation.flops / rates.get(own, rates[dtype_name(dtype)])
     traffic = operation.moved / hardware.bytes_per_second
     launch = 0.0 if hardware.runs_ahead else hardware.launch_seconds
     return launch + max(arithmetic, traffic)

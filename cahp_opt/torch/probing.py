@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.hardware import Hardware
-from cahp_opt.torch.estimating import name_of
 from cahp_opt.torch.operations import Operation, Operations
 from cahp_opt.torch.stopwatch import waiting
-from cahp_opt.torch.timing import device_name
+from cahp_opt.torch.timing import device_name, dtype_name
 
 _SIDE = {"cpu": 1024}
 """Rows of the large square matrices, by kind of device."""
@@ -51,7 +50,7 @@ def measure_hardware(device: torch.device | str, *dtypes: torch.dtype) -> Hardwa
             f"`device` {place} cannot be used here: {str(error).splitlines()[0]}"
         ) from None
     with torch.inference_mode():
-        rates = {name_of(dtype): _flops_per_second(place, dtype) for dtype in dtypes}
+        rates = {dtype_name(dtype): _flops_per_second(place, dtype) for dtype in dtypes}
         copied = _bytes_per_second(place)
     return Hardware(
         name=device_name(place),

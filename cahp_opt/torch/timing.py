@@ -244,7 +244,7 @@ def provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Executio
         versions["cuda"] = str(torch.version.cuda)
     return Provenance(
         device=device_name(parameter.device),
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=dtype_name(parameter.dtype),
         batch=batch_size(batch),
         sequence_length=int(real_tokens(batch).shape[1]),
         phase=phase,
@@ -281,6 +281,11 @@ def device_name(device: torch.device) -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A precision as records name it, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 class _Call(NamedTuple):
