@@ -16,6 +16,7 @@ from cahp_opt.records import PathLike, RecordError, check_header, reading, whole
 from cahp_opt.signatures import Signatures
 
 _KIND, _VERSION = "cahp-stats", 1
+_BY_DENSITY = ("gauss_newton", "fisher")  # statistics with one matrix per density of the masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,9 @@ class HeadStats:
             maps of two units, shape ``[n, n]``; NaN-free: pairs that cannot be compared hold ln 2
             per example, the largest there is.
         signatures: attention maps by class of the labelled examples; None if not measured.
+        fisher: by density of the random masks, the sum over labelled examples of ``g g'``, shape
+            ``[n, n]``, where ``g`` is the gate gradient of the example's task loss: its mean is the
+            empirical Fisher matrix. Empty if not measured.
 
     Raises:
         ValueError: for wrong shapes, NaN or infinity.
@@ -137,16 +141,19 @@ class HeadStats:
     moments: tuple[Moments, ...] = ()
     divergence: Total | None = None
     signatures: Signatures | None = None
+    fisher: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
         n = self.space.n
         _shape("salience", self.salience.sum, (n,))
-        ordered = {float(rho): self.gauss_newton[rho] for rho in sorted(self.gauss_newton)}
-        for rho, total in ordered.items():
-            if not 0 < rho <= 1:
-                raise ValueError(f"`gauss_newton` has the density {rho}; densities lie in (0, 1].")
-            _shape(f"gauss_newton[{rho}]", total.sum, (n, n))
-        object.__setattr__(self, "gauss_newton", MappingProxyType(ordered))
+        for name in _BY_DENSITY:
+            given: Mapping[float, Total] = getattr(self, name)
+            ordered = {float(rho): given[rho] for rho in sorted(given)}
+            for rho, total in ordered.items():
+                if not 0 < rho <= 1:
+                    raise ValueError(f"`{name}` has the density {rho}; densities lie in (0, 1].")
+                _shape(f"{name}[{rho}]", total.sum, (n, n))
+            object.__setattr__(self, name, MappingProxyType(ordered))
         object.__setattr__(self, "moments", tuple(self.moments))
         if self.moments and len(self.moments) != len(self.space.blocks):
             raise ValueError(
@@ -185,7 +192,7 @@ class HeadStats:
                 f"{difference or 'their weights differ'}."
             )
         if (
-            self.gauss_newton.keys() != other.gauss_newton.keys()
+            any(getattr(self, name).keys() != getattr(other, name).keys() for name in _BY_DENSITY)
             or len(self.moments) != len(other.moments)
             or (self.divergence is None) != (other.divergence is None)
             or (self.signatures is None) != (other.signatures is None)
@@ -204,6 +211,7 @@ class HeadStats:
             tuple(a + b for a, b in zip(self.moments, other.moments, strict=True)),
             self.divergence + other.divergence if self.divergence and other.divergence else None,
             self.signatures + other.signatures if self.signatures and other.signatures else None,
+            {rho: total + other.fisher[rho] for rho, total in self.fisher.items()},
         )
 
     def save(self, path: PathLike) -> None:
@@ -212,11 +220,11 @@ class HeadStats:
 
         arrays: dict[str, npt.NDArray[Any]] = {"salience": self.salience.sum}
         counts: dict[str, int] = {"salience": self.salience.count}
-        for rho, total in self.gauss_newton.items():
-            arrays[f"gauss_newton/{rho!r}"], counts[f"gauss_newton/{rho!r}"] = (
-                total.sum,
-                total.count,
-            )
+        for name in _BY_DENSITY:
+            by_density: Mapping[float, Total] = getattr(self, name)
+            for rho, total in by_density.items():
+                key = f"{name}/{rho!r}"
+                arrays[key], counts[key] = total.sum, total.count
         for b, moments in enumerate(self.moments):
             for part in ("sum", "outer", "readout"):
                 arrays[f"moments/{b}/{part}"] = getattr(moments, part)
@@ -276,17 +284,21 @@ class HeadStats:
             header = json.loads(metadata["header"])
             space, counts = HeadSpace.from_json(header["blocks"]), header["counts"]
             measured = any(name.startswith("moments/") for name in arrays)
+
+            def by_density(kind: str) -> dict[float, Total]:
+                return {
+                    float(name.split("/")[1]): Total(array, counts[name])
+                    for name, array in arrays.items()
+                    if name.startswith(f"{kind}/")
+                }
+
             return HeadStats(
                 space,
                 header["model"],
                 header["examples"],
                 header["tokens"],
                 Total(arrays["salience"], counts["salience"]),
-                {
-                    float(name.split("/")[1]): Total(array, counts[name])
-                    for name, array in arrays.items()
-                    if name.startswith("gauss_newton/")
-                },
+                by_density("gauss_newton"),
                 tuple(
                     Moments(
                         arrays[f"moments/{b}/sum"],
@@ -304,6 +316,7 @@ class HeadStats:
                 )
                 if "signatures/mean" in arrays
                 else None,
+                by_density("fisher"),
             )
 
 

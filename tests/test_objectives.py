@@ -12,18 +12,22 @@ import numpy as np
 import pytest
 
 from cahp_opt import Budget, HeadSpace, Objective, Problem, select
+from cahp_opt.heads import Block
 from cahp_opt.objectives import (
     Concave,
+    Curvature,
     FacilityLocation,
     FeatureBased,
     GraphCut,
     LogDet,
+    Modular,
     Quadratic,
     SaturatedCoverage,
     SparseFacilityLocation,
 )
 from cahp_opt.objectives.matrices import is_symmetric
 from cahp_opt.solvers import Greedy, LazyGreedy
+from cahp_opt.stats import HeadStats, Moments, Total
 
 SMALL = np.array([[4.0, 2.0, 0.0], [2.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
 
@@ -246,3 +250,55 @@ def test_sparse_solves_twenty_thousand_units_in_a_gigabyte() -> None:
         env={**os.environ, "PYTHONPATH": root},
     )
     assert int(done.stdout) < 2**30
+
+
+def curved_stats() -> HeadStats:
+    """Two blocks of 2 and 1 units; moments in which every number can be followed by hand."""
+    rng = np.random.default_rng(0)
+    space = HeadSpace((Block("a", 2), Block("b", 1)))
+    z = [rng.normal(size=(30, 4)), rng.normal(size=(30, 2)) + 5]
+    w = [rng.normal(size=(3, 4)), rng.normal(size=(3, 2))]
+    moments = tuple(Moments(x.sum(axis=0), x.T @ x, m.T @ m, 30) for x, m in zip(z, w, strict=True))
+    gauss_newton = {rho: Total(10 * rho * SMALL, 10) for rho in (0.25, 0.5, 1.0)}
+    fisher = {1.0: Total(5 * SMALL, 10)}
+    salience = Total(np.ones(3), 10)
+    return HeadStats(space, "", 10, 30, salience, gauss_newton, moments=moments, fisher=fisher)
+
+
+def test_a_density_between_two_that_were_measured_is_interpolated() -> None:
+    stats = curved_stats()
+    for density, scale in ((None, 0.25), (0.25, 0.25), (0.3, 0.3), (0.8, 0.8), (1, 1)):
+        np.testing.assert_allclose(Curvature.GAUSS_NEWTON.of(stats, density), scale * SMALL)
+        quadratic = Quadratic.from_stats(stats, density)
+        np.testing.assert_allclose(quadratic.pairwise, -0.5 * scale * SMALL)
+        weights = Modular.from_curvature(stats, density).weights
+        np.testing.assert_allclose(weights, [2 * scale, 1.5 * scale, scale])
+    fisher = Quadratic.from_stats(stats, matrix=Curvature.FISHER)
+    assert fisher.value(keep(0, 1, 2)) == pytest.approx(0.25 * SMALL.sum())
+    np.testing.assert_allclose(
+        Modular.from_curvature(stats, 1.0, Curvature.FISHER).weights, [1, 0.75, 0.5]
+    )
+
+
+def test_a_density_out_of_reach_is_refused() -> None:
+    stats = curved_stats()
+    with pytest.raises(ValueError, match=r"`density` 0\.2 was not measured.*\[0\.25, 0\.5, 1\.0\]"):
+        Quadratic.from_stats(stats, 0.2)
+    with pytest.raises(ValueError, match=r"`density` 0\.5 was not measured.*\[1\.0\]"):
+        Modular.from_curvature(stats, 0.5, Curvature.FISHER)
+    bare = HeadStats(stats.space, "", 0, 0, stats.salience)
+    with pytest.raises(ValueError, match="no Fisher matrix; calibrate with `fisher=True`"):
+        Quadratic.from_stats(bare, matrix=Curvature.FISHER)
+    with pytest.raises(ValueError, match="no Gauss-Newton matrix; calibrate with `densities`"):
+        Modular.from_curvature(bare)
+    with pytest.raises(ValueError, match="no moments"):
+        Modular.from_energy(bare)
+
+
+def test_energy_is_the_variance_of_what_a_unit_writes() -> None:
+    rng = np.random.default_rng(0)
+    z = [rng.normal(size=(30, 4)), rng.normal(size=(30, 2)) + 5]
+    w = [rng.normal(size=(3, 4)), rng.normal(size=(3, 2))]
+    written = [z[0][:, :2] @ w[0][:, :2].T, z[0][:, 2:] @ w[0][:, 2:].T, z[1] @ w[1].T]
+    expected = [float(x.var(axis=0).sum()) for x in written]
+    np.testing.assert_allclose(Modular.from_energy(curved_stats()).weights, expected, rtol=1e-9)

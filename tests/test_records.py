@@ -8,6 +8,7 @@ import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,7 @@ def make_stats(seed: int = 0, model: str = "model") -> HeadStats:
         tuple(moments),
         Total(rng.random((n, n)), 4),
         Signatures(np.array([3, 0, 5]), rng.random((3, n, 2, 2)), rng.random((3, n, 2, 2))),
+        {1.0: Total(2 * matrix @ matrix.T, 8), 0.25: Total(matrix.T @ matrix, 8)},
     )
 
 
@@ -172,7 +174,7 @@ def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
     stats.save(tmp_path / "stats.safetensors")
     again = HeadStats.load(tmp_path / "stats.safetensors")
     assert (again.space, again.model, again.examples, again.tokens) == (SPACE, "model", 20, 200)
-    assert list(again.gauss_newton) == [0.5, 1.0]
+    assert list(again.gauss_newton) == [0.5, 1.0] and list(again.fisher) == [0.25, 1.0]
     assert again.divergence is not None and stats.divergence is not None
     assert again.signatures is not None and stats.signatures is not None
     for part in ("counts", "mean", "squares"):
@@ -181,6 +183,8 @@ def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
     for a, b in [
         (again.salience, stats.salience),
         (again.gauss_newton[0.5], stats.gauss_newton[0.5]),
+        (again.fisher[0.25], stats.fisher[0.25]),
+        (again.fisher[1.0], stats.fisher[1.0]),
         (again.divergence, stats.divergence),
     ]:
         assert a.count == b.count and np.array_equal(a.sum, b.sum)
@@ -195,6 +199,8 @@ def test_stats_add_up() -> None:
     assert both.examples == 40 and both.salience.count == 16
     np.testing.assert_allclose(both.salience.sum, one.salience.sum + two.salience.sum)
     np.testing.assert_allclose(both.moments[1].outer, one.moments[1].outer + two.moments[1].outer)
+    np.testing.assert_allclose(both.fisher[0.25].sum, one.fisher[0.25].sum + two.fisher[0.25].sum)
+    assert both.fisher[0.25].count == 16
     assert np.array_equal(both.moments[1].readout, one.moments[1].readout)
     with pytest.raises(ValueError, match="two different models.*weights differ"):
         _ = one + make_stats(1, "another")
@@ -206,6 +212,8 @@ def test_stats_add_up() -> None:
         ({"salience": Total(np.zeros(4), 1)}, r"`salience` must have shape \[5\]"),
         ({"gauss_newton": {0.5: Total(np.zeros((4, 4)), 1)}}, "gauss_newton"),
         ({"gauss_newton": {1.5: Total(np.zeros((5, 5)), 1)}}, "density 1.5"),
+        ({"fisher": {0.5: Total(np.zeros((4, 4)), 1)}}, "fisher"),
+        ({"fisher": {0.0: Total(np.zeros((5, 5)), 1)}}, "`fisher` has the density 0.0"),
         ({"moments": make_stats().moments[:1]}, "one entry per block"),
         ({"moments": make_stats().moments[::-1]}, "3 units cannot share"),
         ({"divergence": Total(np.zeros(5), 1)}, "divergence"),
@@ -219,10 +227,16 @@ def test_bad_stats_are_refused(change: dict[str, object], words: str) -> None:
         HeadStats(**{**fields, **change})
 
 
-def test_statistics_without_signatures_are_read_and_do_not_mix(tmp_path: Path) -> None:
-    old = replace(make_stats(), signatures=None)
+@pytest.mark.parametrize(
+    "missing", [{"signatures": None}, {"fisher": {}}, {"signatures": None, "fisher": {}}]
+)
+def test_statistics_of_earlier_releases_are_read_and_do_not_mix(
+    missing: dict[str, Any], tmp_path: Path
+) -> None:
+    old = replace(make_stats(), **missing)
     old.save(tmp_path / "old.safetensors")
-    assert HeadStats.load(tmp_path / "old.safetensors").signatures is None
+    again = HeadStats.load(tmp_path / "old.safetensors")
+    assert all(getattr(again, name) == value for name, value in missing.items())
     with pytest.raises(ValueError, match="calibrated with different options"):
         _ = old + make_stats()
 
@@ -370,6 +384,7 @@ def test_records_copy_and_pickle() -> None:
     for again in (copy.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
         assert again.space == SPACE and list(again.gauss_newton) == [0.5, 1.0]
         assert np.array_equal(again.gauss_newton[0.5].sum, stats.gauss_newton[0.5].sum)
+        assert np.array_equal(again.fisher[0.25].sum, stats.fisher[0.25].sum)
         assert (
             again.divergence is not None and again.divergence.count == 4 and len(again.moments) == 2
         )

@@ -17,6 +17,7 @@ from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.blocks import out_weight
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.divergence import jensen_shannon
+from cahp_opt.torch.draws import digests, generators
 from cahp_opt.torch.fidelity import PooledEmbedding
 from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.masking import head_mask
@@ -53,6 +54,10 @@ def assert_same(a: HeadStats, b: HeadStats, rtol: float = 1e-3) -> None:
     for rho, total in a.gauss_newton.items():
         assert total.count == b.gauss_newton[rho].count
         close(total.sum, b.gauss_newton[rho].sum)
+    assert a.fisher.keys() == b.fisher.keys()
+    for rho, total in a.fisher.items():
+        assert total.count == b.fisher[rho].count
+        close(total.sum, b.fisher[rho].sum)
     for x, y in zip(a.moments, b.moments, strict=True):
         assert x.count == y.count
         close(x.sum, y.sum)
@@ -101,6 +106,56 @@ def test_labels_change_the_salience_only() -> None:
     np.testing.assert_allclose(labelled.salience.sum, expected.abs().sum(dim=0), rtol=1e-9)
     with pytest.raises(ValueError, match="labels in some batches only"):
         calibrate(model, [batch, {**batch, "labels": labels}])
+
+
+def test_fisher_is_the_outer_product_of_loss_gradients_under_the_masks() -> None:
+    model, batch = tiny_models.BERT.build().double(), collate(texts())
+    labels = torch.arange(7) % 3
+    batches = [{**batch, "labels": labels}]
+    stats = calibrate(model, batches, densities=(1.0, 0.5), fisher=True)
+    plain = calibrate(model, batches, densities=(1.0, 0.5))
+    assert not plain.fisher and list(stats.fisher) == [0.5, 1.0]
+    np.testing.assert_array_equal(stats.gauss_newton[0.5].sum, plain.gauss_newton[0.5].sum)
+    np.testing.assert_array_equal(stats.salience.sum, plain.salience.sum)
+    contents = digests(batch)
+    for rho, total in stats.fisher.items():
+        rngs = generators(contents, 0, rho)
+        masks = np.stack([rng.random(12) < rho for rng in rngs]).astype(np.float64)
+        gates = torch.tensor(masks, requires_grad=True)
+        with head_mask(model, gates):
+            loss = nn.functional.cross_entropy(model(**batch).logits, labels, reduction="sum")
+        (g,) = torch.autograd.grad(loss, gates)
+        np.testing.assert_allclose(total.sum, g.T @ g, rtol=1e-7, atol=1e-9 * float(g.abs().max()))
+        assert total.count == 7
+
+
+@pytest.mark.parametrize("family", [tiny_models.BERT, tiny_models.LLAMA_GQA], ids=lambda f: f.name)
+def test_fisher_does_not_depend_on_batching(family: tiny_models.Family) -> None:
+    model, rows = family.build().double(), texts()
+
+    def labelled(some: list[list[int]], extra: int) -> Batch:
+        batch = collate(some, extra=extra)
+        if family is tiny_models.BERT:
+            return {**batch, "labels": torch.tensor([len(row) % 3 for row in some])}
+        return {
+            **batch,
+            "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100),
+        }
+
+    whole = calibrate(model, [labelled(rows, 0)], fisher=True)
+    parts = [calibrate(model, [labelled(part, 3)], fisher=True) for part in (rows[:2], rows[2:])]
+    assert_same(parts[0] + parts[1], whole, rtol=1e-8)
+
+
+def test_fisher_needs_labels_and_densities() -> None:
+    batch = collate(texts(2))
+    with pytest.raises(ValueError, match="`fisher` needs .* no `labels`"):
+        calibrate(tiny_models.BERT.build(), [batch], fisher=True)
+    labelled = {**batch, "labels": torch.zeros(2, dtype=torch.long)}
+    with pytest.raises(ValueError, match="output can be judged by"):
+        calibrate(tiny_models.BERT.build(bare=True), [labelled], fisher=True)
+    with pytest.raises(ValueError, match="`densities`, which is empty"):
+        calibrate(tiny_models.BERT.build(), [labelled], densities=(), fisher=True)
 
 
 def test_gauss_newton_predicts_the_kl_of_small_gate_changes() -> None:

@@ -26,6 +26,7 @@ def measured(rows: list[list[int]], seed: int = 0, **options: object) -> HeadSta
     model = tiny_models.BERT.build(seed=seed).double()
     options.setdefault("divergence_examples", 100)
     options.setdefault("signature_size", 3)
+    options.setdefault("fisher", True)
     batches = [
         {**collate(part), "labels": torch.tensor([len(row) // 3 for row in part])}
         for part in (rows[:2], rows[2:])
@@ -68,6 +69,7 @@ def work(rank: int, folder: Path) -> None:
             refusal(measured(shares()[rank], densities=(1.0, 0.5) if rank else (1.0,))),
             refusal(measured(shares()[rank], divergence_examples=rank)),
             refusal(measured(shares()[rank], signature_size=rank)),
+            refusal(measured(shares()[rank], fisher=bool(rank))),
         ]
     (folder / f"{rank}.txt").write_text("\n".join(said), encoding="utf-8")
 

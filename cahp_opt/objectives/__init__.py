@@ -2,6 +2,7 @@
 
 from cahp_opt.objectives.complementarity import Complementarity
 from cahp_opt.objectives.coverage import FacilityLocation
+from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.objectives.explained_variance import ExplainedVariance
 from cahp_opt.objectives.feature_based import Concave, FeatureBased
 from cahp_opt.objectives.graph_cut import GraphCut
@@ -15,6 +16,7 @@ from cahp_opt.objectives.sparse_coverage import SparseFacilityLocation
 __all__ = [
     "Complementarity",
     "Concave",
+    "Curvature",
     "ExplainedVariance",
     "FacilityLocation",
     "FeatureBased",

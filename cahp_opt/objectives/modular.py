@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.heads import Bools, Floats
+from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.problem import Objective, QuadraticForm
 from cahp_opt.stats import HeadStats, finite
 
@@ -35,6 +36,46 @@ class Modular(Objective):
         """Salience of Michel et al. (2019), "Are sixteen heads really better than one?": the mean
         over examples of ``|d loss / d gate|`` at the unpruned model."""
         return Modular(stats.salience.mean)
+
+    @staticmethod
+    def from_curvature(
+        stats: HeadStats,
+        density: float | None = None,
+        matrix: Curvature = Curvature.GAUSS_NEWTON,
+    ) -> Modular:
+        """The damage of dropping each unit alone: half the diagonal of the matrix that
+        :meth:`Quadratic.from_stats` takes whole.
+
+        With ``Curvature.FISHER`` at density 1 it is the first step of Kwon et al. (2022), "A fast
+        post-training pruning framework for transformers".
+
+        Args:
+            stats, density, matrix: as for :meth:`Quadratic.from_stats`.
+
+        Raises:
+            ValueError: if the matrix or the density was not measured.
+        """
+        return Modular(0.5 * np.diagonal(matrix.of(stats, density)))
+
+    @staticmethod
+    def from_energy(stats: HeadStats) -> Modular:
+        """What leaves the residual stream with each unit alone: the variance of ``W_u z_u`` over real
+        tokens, ``tr(C_uu W_u'W_u)``, where ``C`` is the covariance of the block's head outputs. The mean
+        of a unit does not count; a bias can replace it.
+
+        Raises:
+            ValueError: if the moments of head outputs were not measured.
+        """
+        if not stats.moments:
+            raise ValueError("`stats` has no moments of head outputs; calibrate with them.")
+        energies: list[Floats] = []
+        for block, moments in zip(stats.space.blocks, stats.moments, strict=True):
+            width = len(moments.sum) // block.units
+            pieces = (moments.covariance * moments.readout).reshape(
+                block.units, width, block.units, width
+            )
+            energies.append(np.einsum("uiuj->u", pieces))
+        return Modular(np.concatenate(energies))
 
     @property
     def n(self) -> int:

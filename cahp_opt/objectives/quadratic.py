@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.objectives.matrices import checked_matrix, square
 from cahp_opt.problem import BestSubsets, Objective, QuadraticForm
@@ -77,26 +78,25 @@ class Quadratic(Objective):
         return Quadratic(salience, -float(weight) * matrix)
 
     @staticmethod
-    def from_stats(stats: HeadStats, density: float | None = None) -> Quadratic:
-        """Damage avoided under the Gauss-Newton matrix of the fidelity distance, halved as in its
-        Taylor expansion, taken under random masks of this density (Schraudolph 2002; the masks keep
-        the expansion valid far from the unpruned model).
+    def from_stats(
+        stats: HeadStats,
+        density: float | None = None,
+        matrix: Curvature = Curvature.GAUSS_NEWTON,
+    ) -> Quadratic:
+        """Damage avoided under a second-order matrix of the gates, halved as in a Taylor expansion, taken
+        under random masks of this density (the masks keep the expansion valid far from the unpruned
+        model; Kwon et al. 2022 take the Fisher matrix at density 1).
 
         Args:
-            stats: calibration statistics with Gauss-Newton matrices.
-            density: one of ``stats.gauss_newton``; None for the smallest measured.
+            stats: calibration statistics with such matrices.
+            density: of the masks, such as the share of units to keep; interpolated between those
+                measured. None for the smallest measured.
+            matrix: which one.
 
         Raises:
-            ValueError: if that density was not measured.
+            ValueError: if the matrix or the density was not measured.
         """
-        if not stats.gauss_newton:
-            raise ValueError("`stats` has no Gauss-Newton matrix; calibrate with `densities`.")
-        chosen = min(stats.gauss_newton) if density is None else float(density)
-        if chosen not in stats.gauss_newton:
-            raise ValueError(
-                f"`density` {chosen} was not measured; measured: {list(stats.gauss_newton)}."
-            )
-        return Quadratic.damage_avoided(0.5 * stats.gauss_newton[chosen].mean)
+        return Quadratic.damage_avoided(0.5 * matrix.of(stats, density))
 
     @property
     def n(self) -> int:

@@ -39,6 +39,7 @@ def calibrate(
     *,
     unit: Unit | None = None,
     densities: Sequence[float] = (1.0, 0.5),
+    fisher: bool = False,
     gradient_examples: int = 256,
     divergence_examples: int = 0,
     signature_size: int = 0,
@@ -66,6 +67,8 @@ def calibrate(
             that of the task loss (and, in an encoder-decoder without a decoder input, make that input).
         unit: what is measured as one piece, as for :func:`~cahp_opt.torch.find_attention`.
         densities: of the random masks under which Gauss-Newton matrices are taken, each in (0, 1].
+        fisher: whether empirical Fisher matrices are taken under the same masks too, which needs labels
+            and costs one more backward pass per density (none at density 1).
         gradient_examples: gate gradients are taken for the first so many examples; 64 already give
             stable matrices, and each costs a forward and a backward pass per density.
         divergence_examples: attention maps are compared for the first so many examples.
@@ -79,10 +82,10 @@ def calibrate(
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
         ValueError: for a bad argument, no batches, a batch that cannot be used, labels in some batches
-            only or not there where signatures need them, head outputs or gradients that are NaN or
+            only or not there where signatures or Fisher matrices need them, head outputs or gradients that are NaN or
             infinite, or attention maps that the model does not hand out.
     """
-    _check(densities, gradient_examples, divergence_examples, signature_size)
+    _check(densities, fisher, gradient_examples, divergence_examples, signature_size)
     if isinstance(model, _WRAPPERS):
         raise ValueError(
             f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
@@ -92,7 +95,8 @@ def calibrate(
     space = attention.space
     fidelity = fidelity_of(model) if fidelity is None else fidelity
     moments = MomentSums(model, attention)
-    gradients = GradientSums(model, attention, fidelity, [float(rho) for rho in densities], seed)
+    rhos = [float(rho) for rho in densities]
+    gradients = GradientSums(model, attention, fidelity, rhos, seed, fisher=fisher)
     divergence = DivergenceSums(model, attention)
     signatures = SignatureSums(model, attention, signature_size)
     seen = tokens = 0
@@ -127,6 +131,7 @@ def calibrate(
         moments.result(),
         divergence.result() if divergence_examples else None,
         signatures.result() if signature_size else None,
+        gradients.fisher(),
     )
 
 
@@ -154,6 +159,7 @@ def _forward(
 
 def _check(
     densities: Sequence[float],
+    fisher: bool,
     gradient_examples: int,
     divergence_examples: int,
     signature_size: int,
@@ -161,6 +167,11 @@ def _check(
     for rho in densities:
         if not 0 < rho <= 1:
             raise ValueError(f"`densities` must lie in (0, 1], got {rho}.")
+    if fisher and not densities:
+        raise ValueError(
+            "`fisher` takes its matrices under the masks of `densities`, which is empty; give it 1.0 for "
+            "the unpruned model."
+        )
     for name, value in (
         ("gradient_examples", gradient_examples),
         ("divergence_examples", divergence_examples),

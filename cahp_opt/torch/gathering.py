@@ -76,6 +76,7 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         ),
         None if stats.divergence is None else summed(stats.divergence),
         None if stats.signatures is None else _pooled(stats.signatures, device, group),
+        {rho: summed(total) for rho, total in stats.fisher.items()},
     )
 
 
@@ -101,7 +102,7 @@ def _check_alike(
     model = repr((stats.model, stats.space))
     measured = (len(stats.moments), stats.divergence is not None)
     size = None if stats.signatures is None else stats.signatures.size
-    options = repr((list(stats.gauss_newton), *measured, size))
+    options = repr((list(stats.gauss_newton), list(stats.fisher), *measured, size))
     digests = [_digest(model), _digest(options)]
     mine = torch.tensor(digests, dtype=torch.uint8, device=device)
     everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]

@@ -1,4 +1,4 @@
-"""Gate gradients: salience and the Gauss-Newton matrix, under random masks."""
+"""Gate gradients: salience, the Gauss-Newton and the Fisher matrix, under random masks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from cahp_opt.torch.masking import gated
 
 
 class GradientSums:
-    """Adds up gate gradients, one backward per density and batch with gates ``[batch, n]``.
+    """Adds up gate gradients, one backward per density and batch with gates ``[batch, n]``; with Fisher
+    matrices two, after one forward.
 
     At density ``rho`` every example draws its own mask of independent gates, 1 with probability
     ``rho`` and else 0, and a probe of its dense output. A gate is differentiable at 0 too: the
@@ -31,6 +32,8 @@ class GradientSums:
         fidelity: what is differentiated.
         densities: of the masks; 1 is the unpruned model.
         seed: of the masks and probes, together with each example's content.
+        fisher: whether gradients of the task loss are taken under every density, and not only for the
+            salience.
     """
 
     def __init__(
@@ -40,11 +43,16 @@ class GradientSums:
         fidelity: Fidelity,
         densities: Sequence[float],
         seed: int,
+        *,
+        fisher: bool = False,
     ) -> None:
         self._model, self._attention, self._fidelity, self._seed = model, attention, fidelity, seed
         self._space = space = attention.space
         self._salience: Floats = np.zeros(space.n)
         self._outer: dict[float, Floats] = {rho: np.zeros((space.n, space.n)) for rho in densities}
+        self._fisher: dict[float, Floats] = {
+            rho: np.zeros((space.n, space.n)) for rho in densities if fisher
+        }
         self._count = 0
 
     def add(self, batch: Batch, dense: Tensor, *, together: bool) -> None:
@@ -57,7 +65,8 @@ class GradientSums:
                 every example can have gates of its own; otherwise examples run one by one.
 
         Raises:
-            ValueError: naming the block if a gradient is not finite.
+            ValueError: naming the block if a gradient is not finite, or if Fisher matrices are wanted of
+                a batch without labels.
         """
         if together:
             self._add(batch, dense)
@@ -71,11 +80,20 @@ class GradientSums:
             rngs = generators(contents, self._seed, rho)
             masks = np.stack([rng.random(self._space.n) < rho for rng in rngs])
             probe = self._fidelity.probe(dense, batch, rngs)
-            by_probe, by_loss = self._gradients(batch, masks, probe, with_loss=rho == 1.0)
+            with_loss = rho == 1.0 or rho in self._fisher
+            by_probe, by_loss = self._gradients(batch, masks, probe, with_loss=with_loss)
             if rho == 1.0:
                 self._salience += np.abs(by_probe if by_loss is None else by_loss).sum(axis=0)
             if rho in self._outer:
                 self._outer[rho] += by_probe.T @ by_probe
+            if rho in self._fisher:
+                if by_loss is None:
+                    raise ValueError(
+                        "`fisher` needs the gradient of a task loss, and these `batches` have no `labels` "
+                        "that the model's output can be judged by; give every batch labels, or take the "
+                        "Gauss-Newton matrix, which needs none, with `fisher=False`."
+                    )
+                self._fisher[rho] += by_loss.T @ by_loss
         self._count += batch_size(batch)
 
     def salience(self) -> Total:
@@ -85,6 +103,10 @@ class GradientSums:
     def gauss_newton(self) -> dict[float, Total]:
         """By density, the sum over examples of ``g g'``."""
         return {rho: Total(outer, self._count) for rho, outer in self._outer.items()}
+
+    def fisher(self) -> dict[float, Total]:
+        """By density, the sum over examples of ``g g'`` of the task loss; empty unless asked for."""
+        return {rho: Total(outer, self._count) for rho, outer in self._fisher.items()}
 
     def _gradients(
         self, batch: Batch, masks: np.ndarray, probe: Tensor, with_loss: bool

@@ -1,0 +1,52 @@
+"""Matrices that say how the output, or the task loss, changes with pairs of gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from cahp_opt.heads import Floats
+from cahp_opt.stats import HeadStats, Total
+
+
+class Curvature(Enum):
+    """Which second-order matrix of the gates, taken under random masks."""
+
+    GAUSS_NEWTON = "Gauss-Newton"
+    """That of the fidelity distance (Schraudolph 2002), which needs no labels."""
+    FISHER = "Fisher"
+    """The empirical one of the task loss (Kwon et al. 2022, "A fast post-training pruning framework for
+    transformers", who take it at the unpruned model, density 1)."""
+
+    def of(self, stats: HeadStats, density: float | None = None) -> Floats:
+        """The mean matrix, ``[n, n]``.
+
+        It is a smooth function (a polynomial) of the density of the masks, so between two densities that
+        were measured it is interpolated linearly, and beyond them it is refused.
+
+        Args:
+            stats: calibration statistics.
+            density: of the masks; the share of units that will be kept is where the expansion is
+                needed. None for the smallest measured.
+
+        Raises:
+            ValueError: if there is none, or the density lies outside of what was measured.
+        """
+        measured: Mapping[float, Total] = (
+            stats.fisher if self is Curvature.FISHER else stats.gauss_newton
+        )
+        if not measured:
+            how = "`fisher=True` and labels" if self is Curvature.FISHER else "`densities`"
+            raise ValueError(f"`stats` has no {self.value} matrix; calibrate with {how}.")
+        rho = min(measured) if density is None else float(density)
+        below = max((found for found in measured if found <= rho), default=None)
+        above = min((found for found in measured if found >= rho), default=None)
+        if below is None or above is None:
+            raise ValueError(
+                f"`density` {rho} was not measured, nor is it between two that were: {list(measured)}; "
+                "calibrate with this one among `densities`."
+            )
+        if below == above:
+            return measured[below].mean
+        share = (rho - below) / (above - below)
+        return (1 - share) * measured[below].mean + share * measured[above].mean
