@@ -27,9 +27,12 @@ class Polisher:
         self._block_of = budget.space.block_of
         self._alone = form.linear + np.diagonal(form.pairwise)
         self._across = form.pairwise - np.diag(np.diagonal(form.pairwise))
-        tabulated = all(units <= MOST_TABULATED for units in budget.space.units)
-        values = [subset_values(form.linear[s], form.pairwise[s, s]) for s in budget.space.slices]
-        self._blocks = Oracle(budget, values) if tabulated else None
+        self._blocks: Oracle | None = None
+        if all(units <= MOST_TABULATED for units in budget.space.units):  # 2^units values each
+            self._blocks = Oracle(
+                budget,
+                [subset_values(form.linear[s], form.pairwise[s, s]) for s in budget.space.slices],
+            )
         self._fits: dict[bytes, bool] = {}
 
     def value(self, kept: Bools) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 
+import numpy as np
 import pytest
 from helpers import make_problem
 from instances_exact import damage_problem, redundancy_problem
 
-from cahp_opt import HeadSpace, Status, select
-from cahp_opt.solvers import MIQP, BranchAndBound, BruteForce
+from cahp_opt import HeadSpace, Status, frank_wolfe, select
+from cahp_opt.solvers import MIQP, Auto, BranchAndBound, BruteForce, polishing
 
 
 def test_dense_damage_of_some_size_is_proved() -> None:
@@ -62,3 +63,15 @@ def test_refusal_and_bad_options() -> None:
 def test_acceptance_of_144_units() -> None:
     found = select(damage_problem(0), BranchAndBound(), time_limit=120)
     assert found.status is Status.OPTIMAL
+
+
+def test_large_blocks_are_never_tabulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of a block with 32 heads, as decoders have, would take terabytes."""
+
+    def refuse(linear: np.ndarray, pairwise: np.ndarray) -> np.ndarray:
+        raise AssertionError(f"a table of 2^{len(linear)} subsets")
+
+    for module in (polishing, frank_wolfe):
+        monkeypatch.setattr(module, "subset_values", refuse)
+    found = select(damage_problem(1, blocks=2, units=20), Auto(nodes=2), time_limit=2)
+    assert found.value < found.bound < math.inf
