@@ -14,6 +14,7 @@ from cahp_opt.records import RecordError
 from cahp_opt.recovery import Recovery
 from cahp_opt.rounds import Check, Round
 from cahp_opt.selection import Proposal, Selection, Solver, Status, select
+from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
 from cahp_opt.stats import HeadStats, Moments, Total
 from cahp_opt.target import Target
@@ -47,6 +48,7 @@ __all__ = [
     "ResourceTable",
     "Round",
     "Selection",
+    "Sensitivity",
     "Signatures",
     "Solver",
     "Status",

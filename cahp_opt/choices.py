@@ -24,6 +24,7 @@ from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile
 from cahp_opt.recovery import Recovery
 from cahp_opt.selection import Selection, Solver, select
+from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
 from cahp_opt.stats import HeadStats, Moments, Total
 from cahp_opt.target import Target
@@ -34,6 +35,9 @@ class ObjectiveName(str, Enum):
 
     EXPLAINED_VARIANCE = "explained-variance"
     """How much of the dense attention output a refit on the kept units can still explain."""
+    EXPLAINED_OUTPUT = "explained-output"
+    """The same as it shows in the model's output: tokens and blocks count by how strongly the output
+    depends on them."""
     SALIENCE = "salience"
     """The sum of the kept units' saliences (Michel et al. 2019)."""
     GAUSS_NEWTON = "gauss-newton"
@@ -59,17 +63,26 @@ class ObjectiveName(str, Enum):
         What least squares can still explain says how good a refitted model is, and little about one
         that stays as it is; with the damage to the output it is the other way round.
         """
-        return cls.EXPLAINED_VARIANCE if recovery.refits else cls.GAUSS_NEWTON
+        return cls.EXPLAINED_OUTPUT if recovery.refits else cls.GAUSS_NEWTON
 
     @property
     def separable(self) -> bool:
         """Whether it is a sum over blocks, which dynamic programming solves exactly."""
-        return self in (ObjectiveName.EXPLAINED_VARIANCE, ObjectiveName.SALIENCE)
+        return self in (
+            ObjectiveName.EXPLAINED_VARIANCE,
+            ObjectiveName.EXPLAINED_OUTPUT,
+            ObjectiveName.SALIENCE,
+        )
 
     @property
     def gradients(self) -> bool:
         """Whether it needs gate gradients."""
-        return self is not ObjectiveName.EXPLAINED_VARIANCE
+        return self not in (ObjectiveName.EXPLAINED_VARIANCE, ObjectiveName.EXPLAINED_OUTPUT)
+
+    @property
+    def sensitivity(self) -> bool:
+        """Whether it needs moments weighted by the output's sensitivity."""
+        return self is ObjectiveName.EXPLAINED_OUTPUT
 
     @property
     def divergence(self) -> bool:
@@ -89,6 +102,7 @@ class ObjectiveName(str, Enum):
 
 _BUILDERS: dict[ObjectiveName, Callable[[HeadStats], Objective]] = {
     ObjectiveName.EXPLAINED_VARIANCE: ExplainedVariance.from_stats,
+    ObjectiveName.EXPLAINED_OUTPUT: ExplainedVariance.from_sensitivity,
     ObjectiveName.SALIENCE: Modular.from_stats,
     ObjectiveName.GAUSS_NEWTON: Quadratic.from_stats,
     ObjectiveName.FACILITY_LOCATION: FacilityLocation.from_stats,
@@ -157,7 +171,7 @@ class Method:
         seed: of the solver.
     """
 
-    objective: ObjectiveName = ObjectiveName.EXPLAINED_VARIANCE
+    objective: ObjectiveName = ObjectiveName.EXPLAINED_OUTPUT
     solver: SolverName = DEFAULT_SOLVER
     time_limit: float | None = None
     seed: int = 0
@@ -220,6 +234,9 @@ class Method:
         moments = tuple(Moments(np.zeros(u), np.eye(u), np.eye(u), 1) for u in units)
         alike = Signatures(np.array([1, 1]), np.zeros((2, n, 1, 1)), np.zeros((2, n, 1, 1)))
         apart = Total(np.zeros((n, n)), 1)
-        blank = HeadStats(space, "", 1, 1, ones, {0.5: tied}, moments, apart, alike)
+        seen = tuple(Sensitivity(np.zeros(u), np.eye(u), np.eye(u), 1.0, 1) for u in units)
+        blank = HeadStats(
+            space, "", 1, 1, ones, {0.5: tied}, moments, apart, alike, sensitivity=seen
+        )
         problem = Problem(self.objective.build(blank), Budget.heads(space, n))
         select(problem, self.solver.build(), time_limit=0.1, seed=self.seed)

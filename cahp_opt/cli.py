@@ -154,7 +154,7 @@ Objective = Annotated[
     ObjectiveName | None,
     typer.Option(
         "--objective",
-        help="What is maximised; gauss-newton with --recovery none and explained-variance else, if not "
+        help="What is maximised; gauss-newton with --recovery none and explained-output else, if not "
         "given.",
     ),
 ]
@@ -368,6 +368,14 @@ def calibrate(
             help="Texts to take gate gradients on, for salience and gauss-newton.",
         ),
     ] = 256,
+    sensitivity_examples: Annotated[
+        int,
+        typer.Option(
+            "--sensitivity-examples",
+            min=0,
+            help="Texts to weigh tokens by the output's sensitivity on, for explained-output.",
+        ),
+    ] = 2048,
     divergence_examples: Annotated[
         int,
         typer.Option(
@@ -419,6 +427,7 @@ def calibrate(
             named.model,
             batches,
             gradient_examples=gradient_examples,
+            sensitivity_examples=sensitivity_examples,
             divergence_examples=divergence_examples,
             signature_size=signature_size,
             unit=units.unit,
@@ -596,7 +605,7 @@ def compare(
     multiple_of: MultipleOf = 1,
     objective: Annotated[
         str, typer.Option("--objective", help="An objective's name, or your own `module:Class`.")
-    ] = ObjectiveName.EXPLAINED_VARIANCE.value,
+    ] = ObjectiveName.EXPLAINED_OUTPUT.value,
     solver: Annotated[
         list[str] | None,
         typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import finite
 from cahp_opt.heads import Floats, HeadSpace
 from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
+from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
 
 _KIND, _VERSION = "cahp-stats", 1
+_BY_BLOCK = ("moments", "sensitivity")  # statistics with one record per block
 _BY_DENSITY = ("gauss_newton", "fisher")  # statistics with one matrix per density of the masks
 
 
@@ -127,6 +130,8 @@ class HeadStats:
         fisher: by density of the random masks, the sum over labelled examples of ``g g'``, shape
             ``[n, n]``, where ``g`` is the gate gradient of the example's task loss: its mean is the
             empirical Fisher matrix. Empty if not measured.
+        sensitivity: for every block the moments of its head outputs, weighted by how strongly the
+            model's output depends on each token; empty if not measured.
 
     Raises:
         ValueError: for wrong shapes, NaN or infinity.
@@ -142,6 +147,7 @@ class HeadStats:
     divergence: Total | None = None
     signatures: Signatures | None = None
     fisher: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def __post_init__(self) -> None:
         n = self.space.n
@@ -154,24 +160,30 @@ class HeadStats:
                     raise ValueError(f"`{name}` has the density {rho}; densities lie in (0, 1].")
                 _shape(f"{name}[{rho}]", total.sum, (n, n))
             object.__setattr__(self, name, MappingProxyType(ordered))
-        object.__setattr__(self, "moments", tuple(self.moments))
-        if self.moments and len(self.moments) != len(self.space.blocks):
-            raise ValueError(
-                f"`moments` must have one entry per block, {len(self.space.blocks)} in all, "
-                f"got {len(self.moments)}."
-            )
-        for block, moments in zip(self.space.blocks, self.moments, strict=False):
-            if len(moments.sum) % block.units:
-                raise ValueError(
-                    f"`moments` of block {block.name!r} are {len(moments.sum)} wide, which "
-                    f"{block.units} units cannot share equally."
-                )
+        for name in _BY_BLOCK:
+            self._check_blocks(name)
         if self.divergence is not None:
             _shape("divergence", self.divergence.sum, (n, n))
         if self.signatures is not None and self.signatures.n != n:
             raise ValueError(
                 f"`signatures` are of {self.signatures.n} units, and the model has {n}."
             )
+
+    def _check_blocks(self, name: str) -> None:
+        given: Iterable[Moments | Sensitivity] = getattr(self, name)
+        entries = tuple(given)
+        object.__setattr__(self, name, entries)
+        if entries and len(entries) != len(self.space.blocks):
+            raise ValueError(
+                f"`{name}` must have one entry per block, {len(self.space.blocks)} in all, "
+                f"got {len(entries)}."
+            )
+        for block, entry in zip(self.space.blocks, entries, strict=False):
+            if len(entry.sum) % block.units:
+                raise ValueError(
+                    f"`{name}` of block {block.name!r} are {len(entry.sum)} wide, which "
+                    f"{block.units} units cannot share equally."
+                )
 
     def __reduce__(self) -> tuple[type[HeadStats], tuple[Any, ...]]:
         """Copies and pickles rebuild the record: its read-only mapping cannot be copied as such."""
@@ -193,7 +205,7 @@ class HeadStats:
             )
         if (
             any(getattr(self, name).keys() != getattr(other, name).keys() for name in _BY_DENSITY)
-            or len(self.moments) != len(other.moments)
+            or any(len(getattr(self, name)) != len(getattr(other, name)) for name in _BY_BLOCK)
             or (self.divergence is None) != (other.divergence is None)
             or (self.signatures is None) != (other.signatures is None)
         ):
@@ -212,6 +224,7 @@ class HeadStats:
             self.divergence + other.divergence if self.divergence and other.divergence else None,
             self.signatures + other.signatures if self.signatures and other.signatures else None,
             {rho: total + other.fisher[rho] for rho, total in self.fisher.items()},
+            tuple(a + b for a, b in zip(self.sensitivity, other.sensitivity, strict=True)),
         )
 
     def save(self, path: PathLike) -> None:
@@ -229,6 +242,11 @@ class HeadStats:
             for part in ("sum", "outer", "readout"):
                 arrays[f"moments/{b}/{part}"] = getattr(moments, part)
             counts[f"moments/{b}"] = moments.count
+        for b, entry in enumerate(self.sensitivity):
+            for part in ("sum", "outer", "metric"):
+                arrays[f"sensitivity/{b}/{part}"] = getattr(entry, part)
+            arrays[f"sensitivity/{b}/weight"] = np.array([entry.weight])
+            counts[f"sensitivity/{b}"] = entry.examples
         if self.divergence is not None:
             arrays["divergence"], counts["divergence"] = self.divergence.sum, self.divergence.count
         if self.signatures is not None:
@@ -283,7 +301,8 @@ class HeadStats:
         with reading(path):
             header = json.loads(metadata["header"])
             space, counts = HeadSpace.from_json(header["blocks"]), header["counts"]
-            measured = any(name.startswith("moments/") for name in arrays)
+            blocks = range(len(space.blocks))
+            kinds = {name.split("/")[0] for name in arrays}
 
             def by_density(kind: str) -> dict[float, Total]:
                 return {
@@ -306,7 +325,7 @@ class HeadStats:
                         arrays[f"moments/{b}/readout"],
                         counts[f"moments/{b}"],
                     )
-                    for b in range(len(space.blocks) if measured else 0)
+                    for b in (blocks if "moments" in kinds else ())
                 ),
                 Total(arrays["divergence"], counts["divergence"])
                 if "divergence" in arrays
@@ -317,23 +336,17 @@ class HeadStats:
                 if "signatures/mean" in arrays
                 else None,
                 by_density("fisher"),
+                tuple(
+                    Sensitivity(
+                        arrays[f"sensitivity/{b}/sum"],
+                        arrays[f"sensitivity/{b}/outer"],
+                        arrays[f"sensitivity/{b}/metric"],
+                        arrays[f"sensitivity/{b}/weight"].item(),
+                        counts[f"sensitivity/{b}"],
+                    )
+                    for b in (blocks if "sensitivity" in kinds else ())
+                ),
             )
-
-
-def finite(array: npt.ArrayLike, argument: str) -> Floats:
-    """``array`` as a read-only float64 array.
-
-    Raises:
-        ValueError: naming ``argument`` if it holds NaN or infinity.
-    """
-    result = np.array(array, dtype=np.float64)
-    if not np.all(np.isfinite(result)):
-        bad = int(np.count_nonzero(~np.isfinite(result)))
-        raise ValueError(
-            f"`{argument}` holds {bad} values that are NaN or infinite; every value must be finite."
-        )
-    result.flags.writeable = False
-    return result
 
 
 def _shape(argument: str, array: Floats, expected: tuple[int, ...]) -> None:

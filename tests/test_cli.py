@@ -308,7 +308,9 @@ def test_apply_without_texts_and_a_sliced_model_again(
     assert Report.read(third / "report.json")["fidelity"] is None
 
 
-@pytest.mark.parametrize("objective", ["salience", "gauss-newton", "facility-location"])
+@pytest.mark.parametrize(
+    "objective", ["salience", "gauss-newton", "facility-location", "explained-variance"]
+)
 def test_every_objective(model: Path, text: Path, tmp_path: Path, objective: str) -> None:
     chosen = ["--objective", objective, "--solver", "lazy-greedy", "--heads", "6"]
     assert prune(model, tmp_path / "out", "--text", text, *chosen) == 0
@@ -318,7 +320,7 @@ def test_every_objective(model: Path, text: Path, tmp_path: Path, objective: str
 
 
 def test_the_recovery_chooses_the_objective(model: Path, text: Path, tmp_path: Path) -> None:
-    chosen = {"none": ("gauss-newton", "auto"), "refit": ("explained-variance", "dynamic-program")}
+    chosen = {"none": ("gauss-newton", "auto"), "refit": ("explained-output", "dynamic-program")}
     for recovery, names in chosen.items():
         output, given = tmp_path / recovery, ["--recovery", recovery, "--heads", "6"]
         assert prune(model, output, "--text", text, *given) == 0

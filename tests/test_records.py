@@ -35,6 +35,7 @@ from cahp_opt import (
     Unit,
 )
 from cahp_opt.records import whole_file
+from cahp_opt.sensitivity import Sensitivity
 
 SPACE = HeadSpace((Block("first", 3), Block("second", 2, Unit.KV_GROUP)))
 
@@ -43,10 +44,11 @@ def make_stats(seed: int = 0, model: str = "model") -> HeadStats:
     rng = np.random.default_rng(seed)
     n = SPACE.n
     matrix = rng.normal(size=(n, n))
-    moments = []
+    moments, sensitivity = [], []
     for block in SPACE.blocks:
         z = rng.normal(size=(20, 2 * block.units))
         moments.append(Moments(z.sum(axis=0), z.T @ z, np.eye(2 * block.units), 20))
+        sensitivity.append(Sensitivity(z.sum(axis=0), z.T @ z, z.T @ z / 2, 30.5, 20))
     return HeadStats(
         SPACE,
         model,
@@ -58,6 +60,7 @@ def make_stats(seed: int = 0, model: str = "model") -> HeadStats:
         Total(rng.random((n, n)), 4),
         Signatures(np.array([3, 0, 5]), rng.random((3, n, 2, 2)), rng.random((3, n, 2, 2))),
         {1.0: Total(2 * matrix @ matrix.T, 8), 0.25: Total(matrix.T @ matrix, 8)},
+        tuple(sensitivity),
     )
 
 
@@ -191,6 +194,10 @@ def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
     for mine, theirs in zip(again.moments, stats.moments, strict=True):
         assert mine.count == theirs.count
         assert np.array_equal(mine.outer, theirs.outer) and np.array_equal(mine.sum, theirs.sum)
+    for own, other in zip(again.sensitivity, stats.sensitivity, strict=True):
+        assert (own.weight, own.examples) == (other.weight, other.examples)
+        for part in ("sum", "outer", "metric"):
+            assert np.array_equal(getattr(own, part), getattr(other, part))
 
 
 def test_stats_add_up() -> None:
@@ -202,6 +209,10 @@ def test_stats_add_up() -> None:
     np.testing.assert_allclose(both.fisher[0.25].sum, one.fisher[0.25].sum + two.fisher[0.25].sum)
     assert both.fisher[0.25].count == 16
     assert np.array_equal(both.moments[1].readout, one.moments[1].readout)
+    pooled, parts = both.sensitivity[1], (one.sensitivity[1], two.sensitivity[1])
+    assert pooled.weight == 61 and pooled.examples == 40
+    for part in ("sum", "outer", "metric"):
+        np.testing.assert_allclose(getattr(pooled, part), sum(getattr(x, part) for x in parts))
     with pytest.raises(ValueError, match="two different models.*weights differ"):
         _ = one + make_stats(1, "another")
 
@@ -216,6 +227,11 @@ def test_stats_add_up() -> None:
         ({"fisher": {0.0: Total(np.zeros((5, 5)), 1)}}, "`fisher` has the density 0.0"),
         ({"moments": make_stats().moments[:1]}, "one entry per block"),
         ({"moments": make_stats().moments[::-1]}, "3 units cannot share"),
+        (
+            {"sensitivity": make_stats().sensitivity[:1]},
+            "`sensitivity` must have one entry per block",
+        ),
+        ({"sensitivity": make_stats().sensitivity[::-1]}, "3 units cannot share"),
         ({"divergence": Total(np.zeros(5), 1)}, "divergence"),
         ({"signatures": Signatures(np.array([1]), *np.zeros((2, 1, 4, 2, 2)))}, "of 4 units"),
     ],
@@ -228,7 +244,13 @@ def test_bad_stats_are_refused(change: dict[str, object], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", [{"signatures": None}, {"fisher": {}}, {"signatures": None, "fisher": {}}]
+    "missing",
+    [
+        {"signatures": None},
+        {"fisher": {}},
+        {"sensitivity": ()},
+        {"signatures": None, "fisher": {}, "sensitivity": ()},
+    ],
 )
 def test_statistics_of_earlier_releases_are_read_and_do_not_mix(
     missing: dict[str, Any], tmp_path: Path
@@ -239,6 +261,33 @@ def test_statistics_of_earlier_releases_are_read_and_do_not_mix(
     assert all(getattr(again, name) == value for name, value in missing.items())
     with pytest.raises(ValueError, match="calibrated with different options"):
         _ = old + make_stats()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metric": np.eye(3)}, r"`metric` of a block's sensitivity has shape \[3, 3\]"),
+        ({"sum": np.zeros((2, 2))}, "`sum` of a block's sensitivity"),
+        ({"outer": np.full((2, 2), np.nan)}, "`outer` holds 4 values that are NaN"),
+        ({"weight": -1.0}, "`weight` and `examples` must be finite and at least 0, got -1.0"),
+        ({"examples": -1}, "`weight` and `examples`"),
+    ],
+)
+def test_bad_sensitivities_are_refused(change: dict[str, Any], words: str) -> None:
+    good: dict[str, Any] = {
+        "sum": np.zeros(2),
+        "outer": np.eye(2),
+        "metric": np.eye(2),
+        "weight": 1.0,
+        "examples": 1,
+    }
+    with pytest.raises(ValueError, match=words):
+        Sensitivity(**{**good, **change})
+
+
+def test_a_block_that_the_output_never_depends_on_costs_nothing() -> None:
+    blank = Sensitivity(np.zeros(2), np.zeros((2, 2)), np.zeros((2, 2)), 0.0, 3)
+    assert blank.cost == 0 and not blank.covariance.any() and not blank.readout.any()
 
 
 @given(st.integers(0, 2**32 - 1))

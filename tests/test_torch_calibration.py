@@ -18,9 +18,10 @@ from cahp_opt.torch.blocks import out_weight
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.divergence import jensen_shannon
 from cahp_opt.torch.draws import digests, generators
-from cahp_opt.torch.fidelity import PooledEmbedding
+from cahp_opt.torch.fidelity import PooledEmbedding, fidelity_of
 from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.sensitivity import flows
 
 Batch = dict[str, Tensor]
 
@@ -63,6 +64,11 @@ def assert_same(a: HeadStats, b: HeadStats, rtol: float = 1e-3) -> None:
         close(x.sum, y.sum)
         close(x.outer, y.outer)
         close(x.readout, y.readout)
+    for mine, other in zip(a.sensitivity, b.sensitivity, strict=True):
+        assert mine.examples == other.examples
+        close(np.array(mine.weight), np.array(other.weight))
+        for part in ("sum", "outer", "metric"):
+            close(getattr(mine, part), getattr(other, part))
     assert (a.divergence is None) == (b.divergence is None)
     if a.divergence and b.divergence:
         close(a.divergence.sum, b.divergence.sum)
@@ -71,7 +77,11 @@ def assert_same(a: HeadStats, b: HeadStats, rtol: float = 1e-3) -> None:
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_batching_padding_and_order_change_nothing(family: tiny_models.Family) -> None:
     model, rows = family.build().double(), texts()
-    kwargs: dict[str, Any] = {"divergence_examples": 100, "densities": (1.0, 0.5, 0.25)}
+    kwargs: dict[str, Any] = {
+        "divergence_examples": 100,
+        "sensitivity_examples": 100,
+        "densities": (1.0, 0.5, 0.25),
+    }
     whole = calibrate(model, [collate(rows)], **kwargs)
     other = calibrate(
         model, (collate(part, extra=3) for part in (rows[4:], rows[2:4], rows[:2])), **kwargs
@@ -197,6 +207,76 @@ def test_moments_are_those_of_the_real_tokens() -> None:
     np.testing.assert_allclose(moments.outer, z.T @ z, rtol=1e-9, atol=1e-9)
     w = out_weight(block).detach()
     np.testing.assert_allclose(moments.readout, w.T @ w, rtol=1e-12)
+
+
+def test_sensitivity_is_that_of_the_output_to_each_real_token() -> None:
+    model, rows = tiny_models.BERT.build().double(), texts()
+    batch = collate(rows, extra=2)
+    seen = calibrate(model, [batch], sensitivity_examples=100).sensitivity
+    attention = find_attention(model)
+    for b, block in enumerate(attention):
+        errors: list[torch.Tensor] = []
+        heads: list[torch.Tensor] = []
+
+        def add(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            heads.append(args[0].detach())  # noqa: B023 (used up before the loop goes on)
+            errors.append(torch.zeros_like(output, requires_grad=True))  # noqa: B023
+            return output + errors[0]  # noqa: B023
+
+        hook = block.out.register_forward_hook(add)
+        logits = model(**batch).logits
+        hook.remove()
+        # The Hessian of the KL divergence, diag(p) - p p', as a sum over classes.
+        p = logits.detach().softmax(dim=-1)
+        weight, metric = torch.zeros(batch["input_ids"].shape), torch.zeros(32, 32)
+        real = batch["attention_mask"].bool()
+        for y in range(p.shape[1]):
+            factor = p[:, y : y + 1].sqrt() * (
+                nn.functional.one_hot(torch.tensor(y), p.shape[1]) - p
+            )
+            (g,) = torch.autograd.grad((logits * factor).sum(), errors[0], retain_graph=True)
+            weight = weight + g.square().sum(dim=-1)
+            back = g[real] @ block.out.get_parameter("weight").detach()
+            metric = metric + back.T @ back
+        z, w = heads[0][real], weight[real]
+        assert seen[b].examples == 7
+        assert seen[b].weight == pytest.approx(float(w.sum()), rel=1e-9)
+        np.testing.assert_allclose(seen[b].sum, (z * w[:, None]).sum(dim=0), rtol=1e-8)
+        np.testing.assert_allclose(seen[b].outer, (z * w[:, None]).T @ z, atol=1e-12)
+        np.testing.assert_allclose(seen[b].metric, metric, atol=1e-12)
+
+
+def test_the_cost_of_sensitivity_predicts_the_kl_of_a_small_error() -> None:
+    """White noise of one size in what a block writes: the expected KL divergence follows by hand."""
+    model, batch = tiny_models.BERT.build().double(), collate(texts(40))
+    seen = calibrate(model, [batch], sensitivity_examples=100).sensitivity
+    fidelity, block = fidelity_of(model), find_attention(model).blocks[1]
+    with torch.no_grad():
+        dense = fidelity.output(model(**batch), batch)
+        kl, size, generator = 0.0, 1e-2, torch.Generator().manual_seed(0)
+        for _ in range(50):
+
+            def add(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+                return output + size * torch.randn(
+                    output.shape, generator=generator, dtype=output.dtype
+                )
+
+            hook = block.out.register_forward_hook(add)
+            kl += float(
+                fidelity.distance(dense, fidelity.output(model(**batch), batch), batch).mean()
+            )
+            hook.remove()
+    # Noise at padding is not read, and a real token's error costs its weight times the noise's variance.
+    assert kl / 50 == pytest.approx(seen[1].cost * size**2, rel=0.1)
+
+
+def test_a_classifier_that_reads_one_token_makes_the_others_weightless_in_its_last_block() -> None:
+    model, batch = tiny_models.BERT.build().double(), collate(texts())
+    attention, fidelity = find_attention(model), fidelity_of(model)
+    by_block = flows(model, attention, batch, fidelity, 0)
+    last = [f.gradient.abs().sum(dim=-1) for f in by_block[-1]]
+    assert all(bool((g[:, 0] > 0).all()) and not bool(g[:, 1:].any()) for g in last)
+    assert any(bool(f.gradient[:, 1:].any()) for f in by_block[0])
 
 
 def test_caps_cut_inside_a_batch_and_zero_is_allowed() -> None:

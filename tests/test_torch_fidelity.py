@@ -62,6 +62,39 @@ def test_mean_of_probes_is_hessian_of_distance(fidelity: Fidelity, shape: tuple[
     assert probes.abs().max() > 0
 
 
+@pytest.mark.parametrize("classes", [2, 5, 8])
+@pytest.mark.parametrize("fidelity", [ClassLogits(), Regression()], ids=repr)
+def test_few_outputs_are_probed_exactly(fidelity: Fidelity, classes: int) -> None:
+    torch.manual_seed(2)
+    output, batch = torch.randn(3, classes, dtype=torch.float64), padded(3, 4)
+    probes = torch.stack(fidelity.probes(output, batch, rngs(3)))
+    for i in range(3):
+        one = output[i]
+
+        def distance(other: Tensor) -> Tensor:
+            return fidelity.distance(one[None], other[None], batch).sum()  # noqa: B023
+
+        hessian = torch.func.jacrev(torch.func.jacrev(distance))(one)
+        assert isinstance(hessian, Tensor)
+        torch.testing.assert_close(probes[:, i].T @ probes[:, i], hessian)
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "shape"),
+    [(ClassLogits(), (9,)), (TokenLogits(causal=True), (4, 3)), (PooledEmbedding(), (5,))],
+    ids=repr,
+)
+def test_larger_outputs_are_probed_at_random(fidelity: Fidelity, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    output, batch = torch.randn(2, *shape), padded(2, 4)
+    generators = rngs(2)
+    one_by_one = [fidelity.probe(output, batch, generators) for _ in range(4)]
+    probes = fidelity.probes(output, batch, rngs(2))
+    assert len(probes) == 4
+    for probe, other in zip(probes, one_by_one, strict=True):
+        torch.testing.assert_close(2 * probe, other)
+
+
 def test_distance_to_itself_is_zero_and_kl_is_known() -> None:
     dense = torch.tensor([[0.0, 0.0], [2.0, -1.0]])
     other = torch.log(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))

@@ -27,6 +27,7 @@ def measured(rows: list[list[int]], seed: int = 0, **options: object) -> HeadSta
     options.setdefault("divergence_examples", 100)
     options.setdefault("signature_size", 3)
     options.setdefault("fisher", True)
+    options.setdefault("sensitivity_examples", 100)
     batches = [
         {**collate(part), "labels": torch.tensor([len(row) // 3 for row in part])}
         for part in (rows[:2], rows[2:])
@@ -70,6 +71,7 @@ def work(rank: int, folder: Path) -> None:
             refusal(measured(shares()[rank], divergence_examples=rank)),
             refusal(measured(shares()[rank], signature_size=rank)),
             refusal(measured(shares()[rank], fisher=bool(rank))),
+            refusal(measured(shares()[rank], sensitivity_examples=rank)),
         ]
     (folder / f"{rank}.txt").write_text("\n".join(said), encoding="utf-8")
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from cahp_opt.torch.attention import AttentionBlock, find_attention
 from cahp_opt.torch.blocks import out_bias, out_weight
-from cahp_opt.torch.fidelity import fidelity_of
+from cahp_opt.torch.fidelity import ClassLogits, fidelity_of
 from cahp_opt.torch.refitting import RIDGES, refit
 from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
+from cahp_opt.torch.sensitivity import flows
 from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.token_weights import Weighting
 
 TINY = 1e-10
 BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(6)]
@@ -114,7 +116,7 @@ def test_refit_lowers_the_distance(family: tiny_models.Family) -> None:
 def test_weights_are_those_of_plain_least_squares_along_the_pruned_path() -> None:
     dense = tiny_models.BERT.build(bare=True).double()
     model = slice_heads(dense, keep(dense, [2, 0, 3]))
-    refit(model, dense, BATCHES, ridge=0.0)
+    refit(model, dense, BATCHES, ridge=0.0, weighting=Weighting.EQUAL)
     for b in (0, 2):
         mine, theirs = find_attention(model).blocks[b], find_attention(dense).blocks[b]
         x, y = [], []
@@ -294,7 +296,7 @@ def test_the_ridge_is_the_one_that_is_best_on_every_fifth_example() -> None:
     before, bias = out_weight(block).detach().clone(), out_bias(block)
     assert bias is not None
     bias = bias.detach().clone()
-    fit = refit(model, dense, BATCHES)[0]
+    fit = refit(model, dense, BATCHES, weighting=Weighting.EQUAL)[0]
     assert fit.block == block.name and fit.ridge == RIDGES[int(np.argmin(errors))]
     assert RIDGES[0] < fit.ridge < RIDGES[-1]  # a choice, not the end of the list
     expected = min(errors) / np.square(y[apart]).sum()
@@ -329,7 +331,7 @@ def test_without_a_bias_the_fit_has_no_intercept() -> None:
         ]
         x.append(seen[0][0])
         y.append(seen[1][1])
-    refit(model, dense, BATCHES, ridge=0.0)
+    refit(model, dense, BATCHES, ridge=0.0, weighting=Weighting.EQUAL)
     expected = np.linalg.lstsq(np.concatenate(x), np.concatenate(y), rcond=None)[0].T
     assert out_bias(sums[0]) is None
     np.testing.assert_allclose(out_weight(sums[0]).detach(), expected, atol=1e-8)
@@ -421,3 +423,55 @@ def test_errors() -> None:
         find_attention(dense).blocks[1].out.get_parameter("weight")[0, 0] = torch.nan
     with pytest.raises(ValueError, match="block 'bert.encoder.layer.1.attention' hold NaN"):
         refit(model, dense, BATCHES)
+
+
+def test_tokens_count_by_the_sensitivity_of_the_output() -> None:
+    """Weighted least squares by hand, in the first and in the last block."""
+    dense = tiny_models.BERT.build().double()
+    attention, fidelity = find_attention(dense), fidelity_of(dense)
+    for b, counts in ((0, [2, 4, 4]), (2, [4, 4, 2])):
+        model = slice_heads(dense, keep(dense, counts))
+        x, y, w = [], [], []
+        for batch in BATCHES:
+            heads, _, residual = through_block(model, find_attention(model).blocks[b], batch)
+            _, out, goal = through_block(dense, attention.blocks[b], batch)
+            real = batch["attention_mask"].bool()
+            weights = [
+                f.gradient.square().sum(dim=-1)
+                for f in flows(dense, attention, batch, fidelity, 0)[b]
+            ]
+            x.append(heads)
+            y.append(out + goal - residual)
+            w.append(torch.stack(weights).sum(dim=0)[real])
+        refit(model, dense, BATCHES, ridge=0.0)
+        root = torch.cat(w).sqrt()[:, None]
+        rows = torch.cat([torch.cat(x), torch.ones(len(root), 1)], dim=1) * root
+        expected = np.linalg.lstsq(rows.numpy(), (torch.cat(y) * root).numpy(), rcond=None)[0]
+        fitted = out_weight(find_attention(model).blocks[b]).detach().numpy()
+        np.testing.assert_allclose(fitted, expected[:-1].T, atol=1e-6)
+
+
+def test_sensitive_tokens_are_fitted_better_where_few_of_them_count() -> None:
+    """A classifier reads one token of the last block, so a fit to all tokens spends itself on the rest."""
+    dense = tiny_models.BERT.build()
+    found = {}
+    for weighting in Weighting:
+        model = slice_heads(dense, keep(dense, [4, 4, 1]))
+        refit(model, dense, BATCHES, weighting=weighting)
+        found[weighting] = distance(dense, model)
+    assert found[Weighting.SENSITIVITY] < 0.95 * found[Weighting.EQUAL]
+
+
+def test_a_block_that_nothing_reads_stays_as_it_is() -> None:
+    class Constant(ClassLogits):
+        """A distance that no output changes."""
+
+        def probes(self, output: Tensor, batch: Any, rngs: Any) -> list[Tensor]:
+            return [torch.zeros_like(output)]
+
+    dense = tiny_models.BERT.build()
+    model = slice_heads(dense, keep(dense, [2, 0, 2]))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    refit(model, dense, BATCHES, fidelity=Constant())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import finite
 from cahp_opt.heads import Floats
 from cahp_opt.jeffries_matusita import closeness, signature_features
 from cahp_opt.objectives.coverage import FacilityLocation
 from cahp_opt.problem import BehaviourForm
-from cahp_opt.stats import HeadStats, finite
+from cahp_opt.stats import HeadStats
 
 
 @dataclass(frozen=True, eq=False)

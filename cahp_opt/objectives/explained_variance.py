@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import finite
 from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.problem import BestSubsets, Objective
-from cahp_opt.stats import HeadStats, finite
+from cahp_opt.stats import HeadStats
 
 _UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
 _BATCH_BYTES = 2**18
@@ -108,6 +109,34 @@ class ExplainedVariance(Objective):
             weights = np.array([1 / t if t > 0 else 0.0 for t in totals])
         units = [block.units for block in stats.space.blocks]
         return ExplainedVariance(covariance, readout, units, ridge=ridge, weights=weights)
+
+    @staticmethod
+    def from_sensitivity(stats: HeadStats, *, ridge: float = 1e-2) -> ExplainedVariance:
+        """The same as it shows in the model's output: in the units of the distance (nats for
+        probabilities), so that blocks are weighed against each other.
+
+        Tokens count by how strongly the output depends on what the block writes there (in a classifier that
+        reads one token, nothing else counts in the last block), and errors by their direction: the
+        squared error of a block is taken in the metric of the output's gradient. That is the
+        layer-wise reconstruction above with the Kronecker-factored Gauss-Newton matrix of the output
+        (Martens and Grosse 2015) in place of the identity.
+
+        Args:
+            stats: calibration statistics with ``sensitivity``.
+            ridge: as in the class.
+
+        Raises:
+            ValueError: if the sensitivity was not measured.
+        """
+        if not stats.sensitivity:
+            raise ValueError("`stats` has no sensitivity; calibrate with `sensitivity_examples`.")
+        return ExplainedVariance(
+            [s.covariance for s in stats.sensitivity],
+            [s.readout for s in stats.sensitivity],
+            [block.units for block in stats.space.blocks],
+            ridge=ridge,
+            weights=[s.cost for s in stats.sensitivity],
+        )
 
     @property
     def n(self) -> int:

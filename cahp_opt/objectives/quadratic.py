@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import finite
 from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.objectives.matrices import checked_matrix, square
 from cahp_opt.problem import BestSubsets, Objective, QuadraticForm
 from cahp_opt.quadratic_subsets import subset_values
-from cahp_opt.stats import HeadStats, finite
+from cahp_opt.stats import HeadStats
 
 
 @dataclass(frozen=True, eq=False)

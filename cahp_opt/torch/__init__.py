@@ -27,6 +27,7 @@ from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.timing import measure_latency, time_models
+from cahp_opt.torch.token_weights import Weighting
 from cahp_opt.torch.verification import SliceError, verify_slice
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SampleFile",
     "SliceError",
     "UnsupportedModelError",
+    "Weighting",
     "bypass_empty",
     "calibrate",
     "capture_head_outputs",

@@ -28,6 +28,7 @@ from cahp_opt.torch.gradients import GradientSums
 from cahp_opt.torch.masking import capture_head_outputs
 from cahp_opt.torch.moments import MomentSums
 from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.sensitivity import SensitivitySums
 from cahp_opt.torch.signatures import SignatureSums
 
 _WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -41,6 +42,7 @@ def calibrate(
     densities: Sequence[float] = (1.0, 0.5),
     fisher: bool = False,
     gradient_examples: int = 256,
+    sensitivity_examples: int = 0,
     divergence_examples: int = 0,
     signature_size: int = 0,
     fidelity: Fidelity | None = None,
@@ -71,6 +73,9 @@ def calibrate(
             and costs one more backward pass per density (none at density 1).
         gradient_examples: gate gradients are taken for the first so many examples; 64 already give
             stable matrices, and each costs a forward and a backward pass per density.
+        sensitivity_examples: moments weighted by the output's sensitivity to each token are taken for the
+            first so many examples, with a forward and a backward pass for each; take as many as for a
+            refit, because they choose what it fits.
         divergence_examples: attention maps are compared for the first so many examples.
         signature_size: cells along each side of the resized attention maps that are averaged by class,
             which needs class labels and takes ``16 * n * classes * signature_size ** 2`` bytes; 0 for
@@ -85,7 +90,14 @@ def calibrate(
             only or not there where signatures or Fisher matrices need them, head outputs or gradients that are NaN or
             infinite, or attention maps that the model does not hand out.
     """
-    _check(densities, fisher, gradient_examples, divergence_examples, signature_size)
+    _check(
+        densities,
+        fisher,
+        gradient_examples=gradient_examples,
+        sensitivity_examples=sensitivity_examples,
+        divergence_examples=divergence_examples,
+        signature_size=signature_size,
+    )
     if isinstance(model, _WRAPPERS):
         raise ValueError(
             f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
@@ -97,6 +109,7 @@ def calibrate(
     moments = MomentSums(model, attention)
     rhos = [float(rho) for rho in densities]
     gradients = GradientSums(model, attention, fidelity, rhos, seed, fisher=fisher)
+    sensitivity = SensitivitySums(model, attention, fidelity, seed)
     divergence = DivergenceSums(model, attention)
     signatures = SignatureSums(model, attention, signature_size)
     seen = tokens = 0
@@ -114,6 +127,8 @@ def calibrate(
             if gradient_examples > seen:
                 part = examples(batch, 0, gradient_examples - seen)
                 gradients.add(part, dense[: batch_size(part)], together=together)
+            if sensitivity_examples > seen:
+                sensitivity.add(examples(batch, 0, sensitivity_examples - seen))
             if divergence_examples > seen:
                 divergence.add(examples(batch, 0, divergence_examples - seen))
             if signature_size:
@@ -132,6 +147,7 @@ def calibrate(
         divergence.result() if divergence_examples else None,
         signatures.result() if signature_size else None,
         gradients.fisher(),
+        sensitivity.result() if sensitivity_examples else (),
     )
 
 
@@ -157,13 +173,7 @@ def _forward(
     return dense, rows <= {batch_size(batch)}
 
 
-def _check(
-    densities: Sequence[float],
-    fisher: bool,
-    gradient_examples: int,
-    divergence_examples: int,
-    signature_size: int,
-) -> None:
+def _check(densities: Sequence[float], fisher: bool, **counts: int) -> None:
     for rho in densities:
         if not 0 < rho <= 1:
             raise ValueError(f"`densities` must lie in (0, 1], got {rho}.")
@@ -172,10 +182,6 @@ def _check(
             "`fisher` takes its matrices under the masks of `densities`, which is empty; give it 1.0 for "
             "the unpruned model."
         )
-    for name, value in (
-        ("gradient_examples", gradient_examples),
-        ("divergence_examples", divergence_examples),
-        ("signature_size", signature_size),
-    ):
+    for name, value in counts.items():
         if value < 0:
             raise ValueError(f"`{name}` must be at least 0, got {value}.")

@@ -25,6 +25,7 @@ from cahp_opt.torch.tallies import ClassTally, EmbeddingTally, RegressionTally, 
 Generators = Sequence[np.random.Generator]
 
 _EMBEDDINGS = ("text_embeds", "image_embeds")
+_FEW = 8  # of so many classes or values, every one gets a probe of its own
 _IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
 
 
@@ -61,6 +62,15 @@ class Fidelity(ABC):
                 do not depend on the batch it is in.
         """
 
+    def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
+        """Several vectors whose outer products add up to the Hessian, on average or exactly.
+
+        One probe is enough where many examples are added up. Where single tokens are told apart, several
+        are needed: here four random ones, half as long, and where the output is small, its exact
+        factor.
+        """
+        return [self.probe(output, batch, rngs) / 2 for _ in range(4)]
+
     @abstractmethod
     def tally(self) -> Tally:
         """An empty tally of the figures that :func:`~cahp_opt.torch.evaluation.evaluate` reports."""
@@ -92,6 +102,15 @@ class ClassLogits(Fidelity):
         uniforms = np.array([rng.random() for rng in rngs])
         return softmax_probe(output, torch.as_tensor(uniforms))
 
+    def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
+        """For few classes one probe per class ``y``, ``sqrt(p_y) (p - onehot(y))``."""
+        classes = output.shape[-1]
+        if classes > _FEW:
+            return super().probes(output, batch, rngs)
+        p = wide(output).softmax(dim=-1)
+        one = torch.eye(classes, dtype=p.dtype, device=p.device)
+        return [p[:, y : y + 1].sqrt() * (p - one[y]) for y in range(classes)]
+
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Cross entropy of the labels."""
         labels = labels_of(batch, output.device)
@@ -118,6 +137,14 @@ class Regression(Fidelity):
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         del batch
         return random_signs(output, rngs)
+
+    def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
+        """For few values one probe per value."""
+        values = output.shape[-1]
+        if values > _FEW:
+            return super().probes(output, batch, rngs)
+        one = torch.eye(values, dtype=output.dtype, device=output.device)
+        return [one[v].expand_as(output) for v in range(values)]
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Half the squared error."""

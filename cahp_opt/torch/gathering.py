@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from cahp_opt.heads import Floats
+from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
 from cahp_opt.stats import HeadStats, Moments, Total
 
@@ -77,6 +78,16 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         None if stats.divergence is None else summed(stats.divergence),
         None if stats.signatures is None else _pooled(stats.signatures, device, group),
         {rho: summed(total) for rho, total in stats.fisher.items()},
+        tuple(
+            Sensitivity(
+                _sum(s.sum, device, group),
+                _sum(s.outer, device, group),
+                _sum(s.metric, device, group),
+                float(_sum(np.array(s.weight), device, group)),
+                count(s.examples),
+            )
+            for s in stats.sensitivity
+        ),
     )
 
 
@@ -100,7 +111,7 @@ def _check_alike(
     stats: HeadStats, device: torch.device, group: distributed.ProcessGroup | None
 ) -> None:
     model = repr((stats.model, stats.space))
-    measured = (len(stats.moments), stats.divergence is not None)
+    measured = (len(stats.moments), len(stats.sensitivity), stats.divergence is not None)
     size = None if stats.signatures is None else stats.signatures.size
     options = repr((list(stats.gauss_newton), list(stats.fisher), *measured, size))
     digests = [_digest(model), _digest(options)]

@@ -285,6 +285,7 @@ def measure_stats(
     display: Display,
     *,
     gradient_examples: int = 256,
+    sensitivity_examples: int = 2048,
     divergence_examples: int = 64,
     unit: Unit | None = None,
 ) -> HeadStats:
@@ -295,6 +296,7 @@ def measure_stats(
             batches,
             densities=objective.densities,
             gradient_examples=gradient_examples if objective.gradients else 0,
+            sensitivity_examples=sensitivity_examples if objective.sensitivity else 0,
             divergence_examples=divergence_examples if objective.divergence else 0,
             signature_size=objective.signature_size,
             unit=unit,

@@ -13,12 +13,13 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import Batch, batch_size, length, prepare, prepared
 from cahp_opt.torch.blocks import out_bias, out_weight
-from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.fidelity import Fidelity, wide
 from cahp_opt.torch.linears import is_conv1d
 from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
+from cahp_opt.torch.token_weights import TokenWeights, Weighting
 from cahp_opt.torch.walking import Point, Walk, check_runs_once
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
@@ -51,7 +52,10 @@ def refit(
     batches: Iterable[Batch],
     *,
     ridge: float | None = None,
+    weighting: Weighting = Weighting.SENSITIVITY,
+    fidelity: Fidelity | None = None,
     memory: int = 2**29,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
     """Give the output projections of a sliced ``model`` new weights and biases, in place.
@@ -68,6 +72,10 @@ def refit(
     penalty of :data:`RIDGES` whose fit on the others is best there wins, and the block is fitted with it
     on all examples. All of that comes from the same running sums, without another pass over the data.
 
+    Tokens count by how strongly the dense model's output depends on what the block writes there, so that
+    no weight is spent on what is never read: a classifier that reads one token needs nothing else from
+    its last block. That takes one more forward and backward pass of the dense model per example.
+
     Few texts overfit: take 1 500 or more. A block without kept units only gets a new bias; one
     without a bias is fitted without an intercept.
 
@@ -80,10 +88,14 @@ def refit(
             call.
         ridge: penalty on the change, relative to the mean variance of the kept units' outputs; None to
             choose it (1e-2 with fewer than five examples).
+        weighting: how much each token counts.
+        fidelity: what tells how strongly the output depends on a token; None for what fits the model's
+            head.
         memory: bytes of residual streams that may be remembered, so that a block costs one layer rather
             than all layers before it. Half of it is for each model; what the default holds is 175 000
-            tokens of models 384 wide, or 16 000 of models 4096 wide, padding included. Nothing else
-            that is kept grows with the data.
+            tokens of models 384 wide, or 16 000 of models 4096 wide, padding included. Beside it
+            the weights are kept, one number per token and block.
+        seed: of the probes that the weights come from.
         progress: called once per block and batch.
 
     Returns:
@@ -109,6 +121,7 @@ def refit(
     fits = list[BlockFit]()
     with torch.no_grad(), evaluating(model, dense):
         check_runs_once(dense, reference, next(prepared(data, dense)))
+        weights = TokenWeights(dense, reference, weighting, fidelity, seed)
         ahead, behind = Walk(dense, reference, memory // 2), Walk(model, attention, memory // 2)
         for b, block in enumerate(attention):
             stage = f"refit block {b + 1}/{len(attention)}"
@@ -122,11 +135,13 @@ def refit(
                 heads = wide(here.heads)[..., :0] if block.ghost else wide(here.heads)
                 missing = _stream(goal).to(heads.device) - _stream(here)
                 x, y = padding.rows(b, heads, batch), padding.rows(b, missing, batch)
+                counts = weights.of(b, missing, dense_batch, done - 1)
+                w = padding.rows(b, counts, batch)[:, 0]
                 apart = padding.rows(b, _held_out(heads, examples, batch), batch)[:, 0]
                 if ridge is None and bool(apart.any()):
-                    held_out.add(x[apart], y[apart])
-                    x, y = x[~apart], y[~apart]
-                sums.add(x, y)
+                    held_out.add(x[apart], y[apart], w[apart])
+                    x, y, w = x[~apart], y[~apart], w[~apart]
+                sums.add(x, y, w)
                 examples += batch_size(batch)
                 progress(stage, done, total)
             total = done
@@ -136,10 +151,10 @@ def refit(
                     "weights and the precision of both models."
                 )
             intercept = out_bias(block) is not None
-            fit = _choose(block, sums, held_out, ridge, intercept)
+            fits.append(_choose(block, sums, held_out, ridge, intercept))
             sums.merge(held_out)
-            _correct(block, *sums.solve(fit.ridge, intercept=intercept))
-            fits.append(fit)
+            if sums.count:  # else the output depends on nothing that the block writes
+                _correct(block, *sums.solve(fits[-1].ridge, intercept=intercept))
     return tuple(fits)
 
 
@@ -161,7 +176,7 @@ def _choose(
     ridge: float | None,
     intercept: bool,
 ) -> BlockFit:
-    if ridge is not None or not held_out.count:
+    if ridge is not None or not (sums.count and held_out.count):
         return BlockFit(block.name, _USUAL if ridge is None else ridge)
     weights = torch.zeros_like(out_weight(block)[:, : sums.inputs], dtype=torch.float64)
     unchanged = held_out.error(weights, None)

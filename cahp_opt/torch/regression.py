@@ -30,17 +30,21 @@ class RidgeSums:
         self._xy = torch.zeros(inputs, targets, dtype=torch.float64, device=device)
         self._yy = torch.zeros((), dtype=torch.float64, device=device)
         self.inputs = inputs
-        self.count = 0
-        """Rows added."""
+        self.count = 0.0
+        """Rows added, each counted with its weight."""
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows ``x [rows, inputs]`` and ``y [rows, targets]``."""
-        self._x += x.sum(dim=0).double()
-        self._y += y.sum(dim=0).double()
-        self._xx += (x.T @ x).double()
-        self._xy += (x.T @ y).double()
-        self._yy += y.square().sum().double()
-        self.count += len(x)
+    def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows ``x [rows, inputs]`` and ``y [rows, targets]``, with ``weights [rows]`` or 1 each."""
+        if weights is None:
+            weights = x.new_ones(len(x))
+        weights = weights.to(x)
+        weighted, goals = x * weights[:, None], y * weights[:, None]
+        self._x += weighted.sum(dim=0).double()
+        self._y += goals.sum(dim=0).double()
+        self._xx += (weighted.T @ x).double()
+        self._xy += (weighted.T @ y).double()
+        self._yy += (goals * y).sum().double()
+        self.count += float(weights.double().sum())
 
     def merge(self, other: RidgeSums) -> None:
         """Add the rows of ``other``."""

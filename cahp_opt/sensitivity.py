@@ -1,0 +1,84 @@
+"""Second moments of head outputs, each token weighted by how strongly the output depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cahp_opt.arrays import finite
+from cahp_opt.heads import Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """How an error of one block's output shows in the model's output; ``a + b`` pools two runs.
+
+    For every real token ``z`` is the input of the block's output projection ``W``, and ``g`` the gradient
+    of a random probe of the model's output by the block's output ``W z``, so that an error ``e`` there
+    costs ``E[(g' e)^2] / 2`` (see :mod:`cahp_opt.torch.fidelity`). The weight of a token is ``g' g``. The
+    expectation over tokens of ``g g'`` and ``z z'`` together is approximated by that of one times that of
+    the other, as in K-FAC (Martens and Grosse 2015), but with the tokens that matter counting more.
+
+    Args:
+        sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.Moments`.
+        outer: sum of ``(g' g) z z'``, shape ``[d, d]``.
+        metric: sum of ``(W' g) (W' g)'``, shape ``[d, d]``.
+        weight: sum of ``g' g``.
+        examples: examples added up.
+
+    Raises:
+        ValueError: for a wrong shape, NaN, infinity or a negative weight.
+    """
+
+    sum: Floats
+    outer: Floats
+    metric: Floats
+    weight: float
+    examples: int
+
+    def __post_init__(self) -> None:
+        d = np.shape(self.sum)[0] if np.ndim(self.sum) == 1 else -1
+        for name in ("sum", "outer", "metric"):
+            array = finite(getattr(self, name), name)
+            if array.shape != ((d,) if name == "sum" else (d, d)):
+                raise ValueError(
+                    f"`{name}` of a block's sensitivity has shape {list(array.shape)}; expected sum "
+                    "[d], outer [d, d] and metric [d, d]."
+                )
+            object.__setattr__(self, name, array)
+        if not (np.isfinite(self.weight) and self.weight >= 0 and self.examples >= 0):
+            raise ValueError(
+                f"`weight` and `examples` must be finite and at least 0, got {self.weight} and "
+                f"{self.examples}."
+            )
+
+    def __add__(self, other: Sensitivity) -> Sensitivity:
+        return Sensitivity(
+            self.sum + other.sum,
+            self.outer + other.outer,
+            self.metric + other.metric,
+            self.weight + other.weight,
+            self.examples + other.examples,
+        )
+
+    @property
+    def covariance(self) -> Floats:
+        """Weighted covariance of ``z``, shape ``[d, d]``; zeros if the output never depends on the block."""
+        if not self.weight:
+            return np.zeros_like(self.outer)
+        mean = self.sum / self.weight
+        covariance: Floats = self.outer / self.weight - np.outer(mean, mean)
+        return covariance
+
+    @property
+    def readout(self) -> Floats:
+        """``E[(W' g) (W' g)'] / E[g' g]``, shape ``[d, d]``: the squared error of the output, up to
+        :attr:`cost`, as a change of ``z`` makes it."""
+        return self.metric / self.weight if self.weight else np.zeros_like(self.metric)
+
+    @property
+    def cost(self) -> float:
+        """What one unit of the block's weighted squared error costs per example, in the units of the
+        distance (nats for probabilities)."""
+        return self.weight / (2 * self.examples) if self.examples else 0.0

@@ -1,0 +1,163 @@
+"""How strongly a model's output depends on what each block writes, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.heads import Floats, Ints
+from cahp_opt.sensitivity import Sensitivity
+from cahp_opt.torch.attention import Attention
+from cahp_opt.torch.batching import Batch, batch_size, inputs_of
+from cahp_opt.torch.draws import digests, generators
+from cahp_opt.torch.fidelity import Fidelity, wide
+from cahp_opt.torch.moments import column_order
+from cahp_opt.torch.padding import Padding
+from cahp_opt.torch.readout import readout_weight
+
+_KEY = "sensitivity"  # of the draws, so that they are not those of the gate gradients
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """What went through one output projection, and what came back.
+
+    Args:
+        heads: its input, the heads' outputs side by side, ``[..., width]``.
+        gradient: gradient of the probed output by its output, ``[..., hidden]``.
+    """
+
+    heads: Tensor
+    gradient: Tensor
+
+
+def flows(
+    model: nn.Module, attention: Attention, batch: Batch, fidelity: Fidelity, seed: int
+) -> list[list[Flow]]:
+    """Run a model on a batch and take the gradients of its probed output.
+
+    With the gradients ``g`` at a token, half the sum of ``(g' e)^2`` is, on average over the probes, the
+    distance of the output that a small error ``e`` of the block's output at that token makes (to second
+    order, see :meth:`Fidelity.probes`). Nothing is left on the model, and no parameter gets a
+    gradient.
+
+    Args:
+        model: the model, in evaluation mode.
+        attention: its blocks.
+        batch: the batch, on the model's device.
+        fidelity: what is differentiated.
+        seed: of the probes, together with each example's content.
+
+    Returns:
+        For every block what went through it: one entry for every probe and every run of the block in the
+        pass.
+    """
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attention]
+
+    def listener(runs: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            del module
+            # A zero that is added tells its gradient, whether or not parameters want theirs.
+            error = torch.zeros_like(output, requires_grad=True)
+            runs.append((args[0].detach(), error))
+            return output + error
+
+        return listen
+
+    listed: list[list[Flow]] = [[] for _ in attention]
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for block, runs in zip(attention, found, strict=True):
+            stack.callback(block.out.register_forward_hook(listener(runs)).remove)
+        output = fidelity.output(model(**inputs_of(batch)), batch)
+        errors = [error for runs in found for _, error in runs]
+        rngs = generators(digests(batch), seed, _KEY)
+        for probe in fidelity.probes(output.detach(), batch, rngs):
+            gradients = iter(
+                torch.autograd.grad(
+                    (output * probe).sum(), errors, retain_graph=True, materialize_grads=True
+                )
+            )
+            for runs, flow in zip(found, listed, strict=True):
+                flow.extend(Flow(heads, wide(next(gradients))) for heads, _ in runs)
+    return listed
+
+
+class SensitivitySums:
+    """Adds up the moments of the head outputs, every token weighted by the output's sensitivity to it.
+
+    A batch is multiplied in the precision of the model, at least single, and added up in double.
+
+    Args:
+        model: the model, in evaluation mode.
+        attention: its blocks.
+        fidelity: what is differentiated.
+        seed: of the probes, together with each example's content.
+    """
+
+    def __init__(
+        self, model: nn.Module, attention: Attention, fidelity: Fidelity, seed: int
+    ) -> None:
+        self._model, self._attention = model, attention
+        self._fidelity, self._seed = fidelity, seed
+        self._padding = Padding(model, attention)
+        self._readout = [readout_weight(block.out, block.width) for block in attention]
+        self._order = [column_order(block) for block in attention]
+        self._sums = [_Sums(block.width) for block in attention]
+        self._examples = 0
+
+    def add(self, batch: Batch) -> None:
+        """Add one batch.
+
+        Raises:
+            ValueError: naming the block if a gradient or a head output is not finite.
+        """
+        found = flows(self._model, self._attention, batch, self._fidelity, self._seed)
+        for b, (block, runs) in enumerate(zip(self._attention, found, strict=True)):
+            for flow in runs:
+                g = self._padding.rows(b, flow.gradient, batch)
+                z = wide(self._padding.rows(b, flow.heads, batch))
+                if not self._sums[b].add(z, g, wide(self._readout[b]).to(g.device)):
+                    raise ValueError(
+                        f"the gradients or head outputs of block {block.name!r} hold NaN or infinite "
+                        "values; check the model's weights, or calibrate in float32."
+                    )
+        self._examples += batch_size(batch)
+
+    def result(self) -> tuple[Sensitivity, ...]:
+        """The weighted moments of every block; the columns stand unit by unit."""
+        return tuple(
+            sums.result(order, self._examples)
+            for sums, order in zip(self._sums, self._order, strict=True)
+        )
+
+
+class _Sums:
+    """The running sums of one block, in double precision in main memory."""
+
+    def __init__(self, width: int) -> None:
+        self.weight = 0.0
+        self.sum: Floats = np.zeros(width)
+        self.outer: Floats = np.zeros((width, width))
+        self.metric: Floats = np.zeros((width, width))
+
+    def add(self, z: Tensor, g: Tensor, readout: Tensor) -> bool:
+        """Add rows of head outputs and gradients; whether all of them were finite."""
+        weights, back = g.square().sum(dim=1), g @ readout
+        weighted = z * weights[:, None]
+        parts = (weighted.sum(dim=0), weighted.T @ z, back.T @ back)
+        self.weight += float(weights.double().sum())
+        for name, part in zip(("sum", "outer", "metric"), parts, strict=True):
+            setattr(self, name, getattr(self, name) + part.cpu().double().numpy())
+        return bool(np.isfinite(self.weight + self.outer.trace() + self.metric.trace()))
+
+    def result(self, order: Ints, examples: int) -> Sensitivity:
+        square = np.ix_(order, order)
+        return Sensitivity(
+            self.sum[order], self.outer[square], self.metric[square], self.weight, examples
+        )
