@@ -21,7 +21,8 @@ def knees(kept: Sequence[str], quality: Sequence[float]) -> dict[str, str]:
     of = dict(zip(units, kept, strict=True))
     found = {"points": of[int(knee(units, quality))]}
     for degree in DEGREES:
-        found[str(degree)] = of[int(knee(units, quality, degree=degree))]
+        smooth = min(degree, len(units) - 1)
+        found[str(degree)] = of[int(knee(units, quality, degree=smooth))]
     return found
 
 
