@@ -52,14 +52,53 @@ class Frontier:
     def __iter__(self) -> Iterator[Selection]:
         return iter(self.selections)
 
-    def knee(self, *, degree: int | None = None) -> Selection:
-        """The selection at the knee of value against cost.
+    def knee(
+        self, measured: npt.ArrayLike | None = None, *, degree: int | None = None
+    ) -> Selection:
+        """The selection at the knee of quality against cost; see :func:`knee` for what that means.
 
         Args:
+            measured: the quality of every selection, larger is better, ``[points]``; None for the
+                values of the objective.
             degree: of the polynomial that smooths the curve; None for the points themselves.
+
+        Raises:
+            ValueError: as :func:`knee`, or for another number of qualities than of selections.
         """
-        cost = knee(self.costs, self.values, degree=degree)
+        cost = knee(self.costs, self._quality(measured), degree=degree)
         return self.selections[int(np.argmin(np.abs(self.costs - cost)))]
+
+    def cheapest_within(self, loss: float, measured: npt.ArrayLike | None = None) -> Selection:
+        """The cheapest selection whose quality is at most ``loss`` below the best of the frontier.
+
+        Unlike a knee, it does not depend on where the frontier begins, and says what is given up.
+
+        Args:
+            loss: at least 0, in the unit of the quality: 0.01 for a point of accuracy.
+            measured: the quality of every selection, larger is better (a divergence with its sign
+                changed), ``[points]``; None for the values of the objective.
+
+        Raises:
+            ValueError: for a negative or infinite loss, NaN, or another number of qualities than of
+                selections.
+        """
+        if not 0 <= loss < np.inf:
+            raise ValueError(f"`loss` must be a finite number of at least 0, got {loss}.")
+        quality = self._quality(measured)
+        enough = np.flatnonzero(quality >= quality.max() - loss)
+        return self.selections[int(enough[np.argmin(self.costs[enough])])]
+
+    def _quality(self, measured: npt.ArrayLike | None) -> Floats:
+        """The values, or what was measured, one number per selection."""
+        if measured is None:
+            return self.values
+        quality = np.asarray(measured, dtype=np.float64)
+        if quality.shape != (len(self),) or not np.all(np.isfinite(quality)):
+            raise ValueError(
+                f"`measured` must be {len(self)} finite numbers, one per selection, got shape "
+                f"{list(quality.shape)} with {int((~np.isfinite(quality)).sum())} not finite."
+            )
+        return quality
 
     def save(self, path: PathLike) -> None:
         """Write the frontier as JSON."""
@@ -149,7 +188,11 @@ def knee(x: npt.ArrayLike, y: npt.ArrayLike, *, degree: int | None = None) -> fl
     """Where a rising curve that flattens bends most (Kneedle: Satopaa et al. 2011, "Finding a
     'kneedle' in a haystack").
 
-    Both axes are scaled to 0..1, and the knee is the point farthest above the diagonal.
+    Both axes are scaled to 0..1, and the knee is the point farthest above the diagonal. So it depends
+    on where the curve begins and ends, not only on its shape: leave a steep start away and the knee moves
+    up. On a polynomial of low degree it says more about the degree than about the data: degree 2
+    always gives the middle of ``x``. Where a loss can be named, :meth:`Frontier.cheapest_within`
+    does not have these faults.
 
     Args:
         x: the abscissae, at least three different ones, in any order.

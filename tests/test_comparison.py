@@ -10,6 +10,8 @@ import joblib
 import numpy as np
 import pytest
 from helpers import SOLVERS, make_problem
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cahp_opt import (
     Budget,
@@ -196,6 +198,44 @@ def test_knee_of_known_curves() -> None:
     smooth = 1 - np.exp(-x / 2)
     assert 2 <= knee(x, smooth) <= 4
     assert knee(x, np.minimum(x, 4), degree=2) != knee(x, np.minimum(x, 4), degree=8)
+
+
+@given(
+    slope=st.floats(0.1, 10),
+    bend=st.floats(0.05, 0.95),
+    start=st.integers(0, 9),
+    size=st.integers(4, 60),
+)
+def test_the_knee_of_a_parabola_is_the_middle(
+    slope: float, bend: float, start: int, size: int
+) -> None:
+    """Whatever the data: a rising concave curve of degree 2 is farthest above its chord there."""
+    x = np.arange(start, start + 2 * size + 1)
+    across = (x - start) / (2 * size)
+    assert knee(x, slope * (across - bend * across**2 / 2), degree=2) == start + size
+
+
+def test_quality_that_was_measured_decides() -> None:
+    found = frontier(small_problem(), LazyGreedy(), [1, 2, 3, 4, 5])
+    quality = [0.0, 0.2, 0.9, 0.91, 0.92]
+    assert found.knee(quality) is found.selections[2]
+    for loss, place in ((0, 4), (0.015, 3), (0.02, 2), (0.5, 2), (0.8, 1), (9, 0)):
+        assert found.cheapest_within(loss + 1e-9, quality) is found.selections[place]
+    assert found.cheapest_within(0, [0.2, 0.9, 0.3, 0.9, 0.1]) is found.selections[1]
+    least = found.cheapest_within(0.5 * found.values.max())
+    assert least.value >= 0.5 * found.values.max()
+    assert all(s.value < 0.5 * found.values.max() for s in found if s.kept.sum() < least.kept.sum())
+
+
+@pytest.mark.parametrize("loss", [-0.1, math.nan, math.inf])
+def test_losses_and_qualities_that_are_refused(loss: float) -> None:
+    found = frontier(small_problem(), LazyGreedy(), [1, 2, 3])
+    with pytest.raises(ValueError, match="`loss` must be a finite number"):
+        found.cheapest_within(loss)
+    with pytest.raises(ValueError, match=r"`measured` must be 3 finite numbers.*shape \[2\]"):
+        found.knee([1, 2])
+    with pytest.raises(ValueError, match="1 not finite"):
+        found.cheapest_within(0.1, [1, loss * math.inf, 2])
 
 
 @pytest.mark.parametrize(
