@@ -1,6 +1,6 @@
 """The dense model: all-MiniLM-L6-v2 as a classifier, fine-tuned once and kept.
 
-    python benchmarks/accuracy/training.py --data ../shared/data/sick
+python benchmarks/accuracy/training.py --data ../shared/data/sick
 """
 
 from __future__ import annotations
