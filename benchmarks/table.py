@@ -7,11 +7,14 @@ python benchmarks/table.py --check    fail if README.md is not what the results 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.accuracy.report import headline, records
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -50,14 +53,22 @@ def fidelity_table() -> str:
     return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-    """``text`` with the table between its markers."""
-    return re.sub(
-        r"(<!-- fidelity -->\n).*?(<!-- /fidelity -->)",
-        lambda m: m[1] + fidelity_table() + "\n" + m[2],
-        text,
-        flags=re.DOTALL,
+def accuracy_table() -> str:
+    """Test accuracy by method, where heads are few."""
+    return headline(records()) + (
+        "\n\nMeans ± standard errors over seeds, whose number stands in brackets; all budgets, costs and "
+        "pictures: [docs/accuracy.md](docs/accuracy.md)."
     )
+
+
+def filled(text: str) -> str:
+    """``text`` with the tables between their markers."""
+    for name, table in (("fidelity", fidelity_table), ("accuracy", accuracy_table)):
+        if f"<!-- {name} -->" in text:
+            start, _, rest = text.partition(f"<!-- {name} -->\n")
+            _, end, after = rest.partition(f"<!-- /{name} -->")
+            text = f"{start}<!-- {name} -->\n{table()}\n{end}{after}"
+    return text
 
 
 def main() -> None:

@@ -13,7 +13,14 @@ SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.mark.parametrize(
     "script",
-    ["architectures/support.py", "architectures/report.py", "knees/report.py", "latency/report.py"],
+    [
+        "accuracy/report.py",
+        "architectures/support.py",
+        "architectures/report.py",
+        "knees/report.py",
+        "latency/report.py",
+        "objectives/report.py",
+    ],
 )
 def test_a_page_is_up_to_date(script: str) -> None:
     command = [sys.executable, str(SCRIPTS / script), "--check"]

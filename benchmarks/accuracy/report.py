@@ -1,0 +1,235 @@
+"""Write docs/accuracy.md and its pictures from the results in benchmarks/results/accuracy.
+
+python benchmarks/accuracy/report.py            rewrite them
+python benchmarks/accuracy/report.py --check    fail if they are not what the results say
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.accuracy.figures import (
+    RECOVERIES,
+    Mean,
+    Row,
+    budgets,
+    mean_of,
+    methods,
+    recoveries,
+    those,
+)
+from benchmarks.accuracy.pictures import heads, latencies, layers
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
+DOCS = ROOT / "docs"
+STAGES = ("calibrate", "solve", "slice", "refit")
+USUAL = "24"
+"""The budget of the tables that show one only, if there are results for it."""
+HEAD = """# How much accuracy each way of selecting keeps
+
+Written by `python benchmarks/accuracy/report.py` from `benchmarks/results/accuracy/`; never edit it by hand.
+
+all-MiniLM-L6-v2 (72 heads) is fine-tuned on a data set, heads are selected, and the sliced model is judged on the
+whole test set (`benchmarks/accuracy/run.py`): as it is, after a refit on the calibration texts (no labels, no
+gradient steps), and after that and one more epoch on the training set with labels and distillation. Every method
+gets the same calibration texts, drawn from the training set anew for every seed, and the same budget; budgets with
+a point are shares of the unpruned time by a measured latency table, the others numbers of heads. `±` is the standard
+error over seeds, whose number stands in brackets; it does not hold the error of the test set itself, which is the
+same for all methods.
+
+- *default*: what `cahp prune` does for that recovery.
+- *seed method*: clusters of attention signatures in a t-SNE plane and the most salient head of each (`CAHP`), with as
+  many clusters as the budget has room for, rather than its own number of them.
+- *Michel*, *Fisher diagonal*: the largest salience, or squared gradient, of labelled texts. *Kwon-style*: the counts
+  per block of the Fisher diagonal, then the best heads of every block under its own Fisher matrix.
+- *OSSCAR-style*: even counts per block, and in every block the heads from which least squares reconstruct its output
+  best, by local swaps. *Explained variance*: the same aim over all blocks at once, solved exactly.
+- *Gauss-Newton*: the quadratic damage under random masks that keep as much as the budget, by mixed-integer programming.
+- *Greedy*: removes the head whose removal changes the output least, measured, on 64 texts.
+- *Facility location*: every head is represented by a kept one that attends alike, weighted by salience.
+"""
+
+
+def records(results: Path = RESULTS) -> dict[str, Row]:
+    """What was recorded, by the name of its file."""
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(results.glob("*.json"))
+    }
+
+
+def files(found: Mapping[str, Row]) -> dict[str, str]:
+    """The page and the pictures, by the names of their files."""
+    made = {"accuracy.md": page(found)}
+    for stem, record in found.items():
+        made[f"accuracy-{stem}-heads.svg"] = heads(record)
+        made[f"accuracy-{stem}-latency.svg"] = latencies(record)
+        made[f"accuracy-{stem}-layers.svg"] = layers(record, *shown(record))
+    return made
+
+
+def page(found: Mapping[str, Row]) -> str:
+    """The whole page."""
+    return "\n\n".join([HEAD.strip(), *(data_set(stem, r) for stem, r in found.items())]) + "\n"
+
+
+def shown(record: Row) -> tuple[str, str]:
+    """The budget and the recovery of what is shown for one only."""
+    there = budgets(record)
+    budget = USUAL if USUAL in there else there[-1]
+    recovery = "refit" if "refit" in recoveries(record) else recoveries(record)[0]
+    return budget, recovery
+
+
+def data_set(stem: str, record: Row) -> str:
+    """All tables of one data set."""
+    told, settings, dense = record["provenance"], record["settings"], record["dense"]
+    sizes = record["sizes"]
+    size, length = settings["timing"]
+    facts = (
+        f"{sizes['train']} / {sizes['dev']} / {sizes['test']} examples to train, choose and test; "
+        f"{settings['texts']} calibration texts; at least {settings['minimum']} heads kept per block. "
+        f"Unpruned: {100 * dense['dev']:.1f} % on dev, {100 * dense['test']:.1f} % on test. Latency: {size} x "
+        f"{length} tokens, at least {100 * record['table']['floor'] / record['table']['dense']:.0f} % of the "
+        "unpruned time whatever is removed. "
+        f"{told['device']}, {told['threads']} thread" + "s" * (told["threads"] != 1) + ", "
+        f"torch {told['versions']['torch']}, transformers {told['versions']['transformers']}, "
+        f"{told['date']}, commit {str(told['commit'])[:7]}."
+    )
+    parts = [f"## {record['data']}", facts]
+    if record["missing"]:
+        parts.append(f"{record['missing']} results of this plan are not measured yet.")
+    for recovery in recoveries(record):
+        rows = those(record, recovery=recovery)
+        parts += [
+            f"### {RECOVERIES[recovery]}",
+            "Accuracy on test, %:",
+            table(record, rows, lambda row: row["test"], Mean.percent),
+            "KL divergence from the unpruned model on test, nats:",
+            table(record, rows, lambda row: row["kl"], Mean.plain),
+        ]
+    pictures = [
+        f"![{words}](accuracy-{stem}-{name}.svg)"
+        for name, words in (
+            ("heads", f"Accuracy by heads kept on {record['data']}"),
+            ("latency", f"Accuracy by latency on {record['data']}"),
+            ("layers", f"Heads kept per block on {record['data']}"),
+        )
+    ]
+    return "\n\n".join([*parts, "### Time to prune", cost(record), *pictures])
+
+
+def table(
+    record: Row,
+    rows: Sequence[Row],
+    figure: Callable[[Row], float],
+    show: Callable[[Mean], str],
+) -> str:
+    """Methods by budgets."""
+    columns = [b for b in budgets(record) if any(row["budget"] == b for row in rows)]
+    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in methods(record, rows):
+        cells = []
+        for budget in columns:
+            mine = [r for r in rows if r["method"] == method and r["budget"] == budget]
+            found = mean_of(mine, figure)
+            cells.append("" if found is None else show(found))
+        lines.append(f"| {record['names'][method]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost(record: Row) -> str:
+    """What every step costs, in forward passes over the calibration texts and in seconds."""
+    budget, recovery = shown(record)
+    rows = those(record, budget=budget, recovery=recovery)
+    lines = [
+        f"At a budget of {budget}, {RECOVERIES[recovery].lower()}: forward passes over the calibration texts (a backward "
+        "pass counts as two), and processor seconds; means over seeds.",
+        "",
+        "| method | " + " | ".join(STAGES) + " | passes in all | seconds in all |",
+        "|---" * (len(STAGES) + 3) + "|",
+    ]
+    for method in methods(record, rows):
+        mine = [row for row in rows if row["method"] == method]
+        spent = {
+            (stage, unit): mean_of(
+                mine, lambda r, s=stage, u=unit: r["cost"].get(s, {}).get(u, 0.0)
+            )
+            for stage in STAGES
+            for unit in ("passes", "processor")
+        }
+        values = {key: found.value for key, found in spent.items() if found is not None}
+        cells = [f"{values[s, 'passes']:.1f} / {values[s, 'processor']:.1f} s" for s in STAGES]
+        passes, seconds = (
+            sum(values[stage, unit] for stage in STAGES) for unit in ("passes", "processor")
+        )
+        lines.append(
+            f"| {record['names'][method]} | "
+            + " | ".join(cells)
+            + f" | {passes:.1f} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def headline(found: Mapping[str, Row]) -> str:
+    """The README's table: what is left with few heads, without training and after one epoch."""
+    wanted = (("24", "none"), ("24", "refit"), ("18", "refit+1-epoch"))
+    columns = [
+        (stem, budget, recovery)
+        for stem, record in found.items()
+        for budget, recovery in wanted
+        if those(record, budget=budget, recovery=recovery)
+    ]
+    heads_of = {stem: sum(record["units"]) for stem, record in found.items()}
+    titles = [
+        f"{found[s]['data']}: {b} of {heads_of[s]}, {RECOVERIES[r].lower()}" for s, b, r in columns
+    ]
+    names = dict[str, str]()
+    for record in found.values():
+        names |= {name: record["names"][name] for name in methods(record)}
+    lines = ["| test accuracy, % | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
+    dense = [f"{100 * found[stem]['dense']['test']:.1f}" for stem, _, _ in columns]
+    lines.append("| unpruned | " + " | ".join(dense) + " |")
+    for method, name in names.items():
+        cells = []
+        for stem, budget, recovery in columns:
+            rows = those(found[stem], budget=budget, recovery=recovery, method=method)
+            value = mean_of(rows, lambda row: row["test"])
+            cells.append("" if value is None else value.percent())
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def stale(wanted: Mapping[str, str], docs: Path) -> list[str]:
+    """The files in ``docs`` that are not as they should be, or should not be there."""
+    there = {path.name for path in docs.glob("accuracy-*.svg")}
+    return sorted(there - wanted.keys()) + [
+        name
+        for name, content in wanted.items()
+        if not (docs / name).is_file() or (docs / name).read_text(encoding="utf-8") != content
+    ]
+
+
+def main() -> int:
+    """Write, or check."""
+    made = files(records())
+    if "--check" in sys.argv[1:]:
+        old = stale(made, DOCS)
+        print(f"stale in docs: {', '.join(old)}" if old else "docs/accuracy.md is up to date")
+        return int(bool(old))
+    for name in stale(made, DOCS):
+        if name in made:
+            (DOCS / name).write_text(made[name], encoding="utf-8")
+        else:
+            (DOCS / name).unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
