@@ -1,7 +1,8 @@
 """The objectives that are judged: a name, and how it is made of calibration statistics.
 
 To judge another one, add a line to :data:`OBJECTIVES`. What is already on disk stays: only the values of the
-new objective, and the keep-sets that it chooses, are new work.
+new objective, and the keep-sets that it chooses, are new work. What a name has chosen stays too; an objective that
+means something else now needs another name.
 """
 
 from __future__ import annotations

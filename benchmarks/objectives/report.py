@@ -101,10 +101,11 @@ def rank_table(record: Row, ranks: Mapping[str, Correlation]) -> str:
     wanted = sizes(record)
     head = ["objective", *(str(size) for size in wanted), "mean [95 %]"]
     lines = [row(head), "|---" * len(head) + "|"]
-    for name in sorted(ranks, key=lambda name: -(ranks[name].mean or 0)):
+    for name in sorted(ranks, key=lambda name: rank_of(ranks[name])):
         found = ranks[name]
-        low, high = found.interval or (None, None)
-        whole = f"{number(found.mean, 2)} [{number(low, 2)}, {number(high, 2)}]"
+        whole = number(found.mean, 2)
+        if found.interval is not None:
+            whole += " [{:.2f}, {:.2f}]".format(*found.interval)
         lines.append(row([name, *(number(found.by_size[size], 2) for size in wanted), whole]))
     return "\n".join(lines)
 
@@ -124,6 +125,11 @@ def table(record: Row, rows: Mapping[str, Mapping[int, float | None]], digits: i
 def row(cells: Sequence[str]) -> str:
     """A line of a table."""
     return "| " + " | ".join(cells) + " |"
+
+
+def rank_of(found: Correlation) -> float:
+    """What to sort by: the largest mean first, and none last."""
+    return float("inf") if found.mean is None else -found.mean
 
 
 def number(x: float | None, digits: int) -> str:

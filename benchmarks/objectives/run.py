@@ -31,14 +31,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import facts
 from benchmarks.objectives.catalogue import OBJECTIVES
+from benchmarks.objectives.dense_walk import DenseWalk
 from cahp_opt import Budget, HeadStats, Problem, select
 from cahp_opt.heads import Bools, HeadSpace
 from cahp_opt.recovery import Recovery
 from cahp_opt.solvers import Auto
 from cahp_opt.texts import read_table, split
-from cahp_opt.torch import calibrate, fidelity_of, find_attention, head_mask, refit, slice_heads
+from cahp_opt.torch import calibrate, fidelity_of, find_attention, head_mask, refit
 from cahp_opt.torch.batching import inputs_of
 from cahp_opt.torch.encoding import encode
+from cahp_opt.torch.slicing import thin_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "objectives"
@@ -95,6 +97,7 @@ class Judge:
         self._calibration, self._held_out = calibration, held_out
         self._fidelity = fidelity_of(model)
         self._dense = self._outputs(model)
+        self._walk = DenseWalk(model)
 
     def __call__(self, kept: Bools | None) -> Row:
         """KL divergence and accuracy with these units; of the dense model for None."""
@@ -102,8 +105,9 @@ class Judge:
         if kept is None:
             outputs = self._dense
         elif self._recovery.refits:
-            small = slice_heads(self._model, kept)
-            refit(small, self._model, self._calibration)
+            small = thin_copy(self._model, kept)
+            with self._walk.remembered():
+                refit(small, self._model, self._calibration)
             outputs = self._outputs(small)
         else:
             with head_mask(self._model, kept):
@@ -263,9 +267,12 @@ def main() -> None:
             record["values"].setdefault(objective, {})[str(kept)] = [
                 made.value(one) for one in sets
             ]
+            chosen = record["chosen"].setdefault(objective, {})
+            if str(kept) in chosen:
+                continue
             budget = Budget.heads(space, kept)
             selection = select(Problem(made, budget), Auto(), time_limit=SEARCH)
-            record["chosen"].setdefault(objective, {})[str(kept)] = {
+            chosen[str(kept)] = {
                 "kept": name_of(selection.kept),
                 "gap": selection.gap if np.isfinite(selection.gap) else None,
                 "seconds": round(time.monotonic() - began, 2),
