@@ -12,7 +12,13 @@ SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.mark.parametrize(
-    "script", ["architectures/support.py", "architectures/report.py", "latency/report.py"]
+    "script",
+    [
+        "architectures/support.py",
+        "architectures/report.py",
+        "latency/report.py",
+        "objectives/report.py",
+    ],
 )
 def test_a_page_is_up_to_date(script: str) -> None:
     command = [sys.executable, str(SCRIPTS / script), "--check"]

@@ -32,12 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.machine import facts
 from benchmarks.objectives.catalogue import OBJECTIVES
 from benchmarks.objectives.dense_walk import DenseWalk
-from cahp_opt import Budget, HeadStats, Problem, select
+from cahp_opt import Budget, HeadStats, Problem, Selection, select
 from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.objectives import Quadratic
 from cahp_opt.recovery import Recovery
 from cahp_opt.solvers import Auto
 from cahp_opt.texts import read_table, split
-from cahp_opt.torch import calibrate, fidelity_of, find_attention, head_mask, refit
+from cahp_opt.torch import calibrate, fidelity_of, find_attention, head_mask, refit, select_staged
 from cahp_opt.torch.batching import inputs_of
 from cahp_opt.torch.encoding import encode
 from cahp_opt.torch.slicing import thin_copy
@@ -47,6 +48,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "objectives"
 SHARES = (0.75, 0.5, 1 / 3, 0.25, 0.15, 1 / 12)
 """Of the units; 54, 36, 24, 18, 11 and 6 of 72."""
 RECOVERIES = (Recovery.NONE, Recovery.REFIT)
+BATCH = 32
 SEARCH = 3.0
 """Seconds that choosing one keep-set may take."""
 
@@ -147,6 +149,15 @@ def kept_of(name: str, n: int) -> Bools:
     return bits[:n].astype(np.bool_)
 
 
+def choice(selection: Selection, began: float) -> Row:
+    """What the record holds of a selection that was begun at that time."""
+    return {
+        "kept": name_of(selection.kept),
+        "gap": selection.gap if np.isfinite(selection.gap) else None,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+
+
 def judged(record: Row, judge: Judge, kept: Bools, path: Path) -> None:
     """Judge a keep-set, unless the record has it, and write the record."""
     name = name_of(kept)
@@ -186,9 +197,8 @@ def measured(
     model: torch.nn.Module, batches: Sequence[Mapping[str, Any]], settings: Settings, cache: Path
 ) -> tuple[HeadStats, float | None]:
     """The statistics, and the seconds they took; kept in a file, with None for the seconds."""
-    n = find_attention(model).space.n
-    counts = [round(share * n) for share in SHARES]
-    densities = sorted({1.0, 0.5, *(count / n for count in counts)})
+    space = find_attention(model).space
+    densities = sorted({1.0, 0.5, *(count / space.n for count in counts_of(space))})
     options = {**asdict(settings), "recovery": "", "held_out": 0, "densities": densities}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"{digest}.safetensors"
@@ -210,6 +220,43 @@ def measured(
     return stats, round(time.monotonic() - began, 1)
 
 
+def counts_of(space: HeadSpace) -> list[int]:
+    """How many units are kept."""
+    return [round(share * space.n) for share in SHARES]
+
+
+def evaluate_objectives(record: Row, stats: HeadStats, kept: int, sets: int, seed: int) -> None:
+    """Every objective at random keep-sets of one size, and what it chooses, unless the record has that."""
+    drawn = random_sets(stats.space.n, kept, sets, seed)
+    record["random"][str(kept)] = [name_of(one) for one in drawn]
+    for objective, build in OBJECTIVES.items():
+        made, began = build(stats, kept), time.monotonic()
+        values = record["values"].setdefault(objective, {})
+        values[str(kept)] = [made.value(one) for one in drawn]
+        chosen = record["chosen"].setdefault(objective, {})
+        if str(kept) not in chosen:
+            problem = Problem(made, Budget.heads(stats.space, kept))
+            chosen[str(kept)] = choice(select(problem, Auto(), time_limit=SEARCH), began)
+
+
+def choose_in_stages(
+    record: Row,
+    model: torch.nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    kept: int,
+    stages: int,
+    seed: int,
+) -> None:
+    """What `select_staged` chooses with Gauss-Newton matrices, unless the record has that."""
+    chosen, began = record["chosen"].setdefault("Gauss-Newton, staged", {}), time.monotonic()
+    if str(kept) not in chosen:
+        made = Quadratic.from_stats
+        selection = select_staged(
+            model, batches, made, kept, Auto(), stages=stages, time_limit=SEARCH, seed=seed
+        )
+        chosen[str(kept)] = choice(selection, began)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of train.tsv and dev.tsv")
@@ -220,6 +267,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=1024, help="texts")
     parser.add_argument("--gradients", type=int, default=256, help="of these texts, for gradients")
     parser.add_argument("--held-out", type=int, default=512, help="texts of dev.tsv to judge by")
+    parser.add_argument(
+        "--stages", type=int, default=0, help="of `select_staged`, which is tried too if above 0"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=ROOT / "out" / "objectives")
@@ -234,7 +284,7 @@ def main() -> None:
     def batches(name: str, most: int) -> list[dict[str, torch.Tensor]]:
         found = split(read_table(given.data / name), most=most, held_out=0, seed=given.seed)
         return encode(
-            found.calibration, tokenizer, model, batch_size=32, max_length=128, seed=given.seed
+            found.calibration, tokenizer, model, batch_size=BATCH, max_length=128, seed=given.seed
         )
 
     calibration = batches("train.tsv", given.calibration)
@@ -258,27 +308,15 @@ def main() -> None:
         record["calibration seconds"] = seconds
     judge = Judge(model, recovery, calibration, batches("dev.tsv", given.held_out))
     record["dense"] = judge(None)
-    for share in SHARES:
-        kept = round(share * space.n)
-        sets = random_sets(space.n, kept, given.sets, settings.seed)
-        record["random"][str(kept)] = [name_of(one) for one in sets]
-        for objective, build in OBJECTIVES.items():
-            made, began = build(stats, kept), time.monotonic()
-            record["values"].setdefault(objective, {})[str(kept)] = [
-                made.value(one) for one in sets
-            ]
-            chosen = record["chosen"].setdefault(objective, {})
-            if str(kept) in chosen:
-                continue
-            budget = Budget.heads(space, kept)
-            selection = select(Problem(made, budget), Auto(), time_limit=SEARCH)
-            chosen[str(kept)] = {
-                "kept": name_of(selection.kept),
-                "gap": selection.gap if np.isfinite(selection.gap) else None,
-                "seconds": round(time.monotonic() - began, 2),
-            }
+    for kept in counts_of(space):
+        evaluate_objectives(record, stats, kept, given.sets, settings.seed)
         write(record, path)
         print(f"{kept} kept: the objectives are evaluated", file=sys.stderr, flush=True)
+    if given.stages and not recovery.refits:
+        few = calibration[: -(-given.gradients // BATCH)]
+        for kept in counts_of(space):
+            choose_in_stages(record, model, few, kept, given.stages, settings.seed)
+            write(record, path)
     wanted = [
         # In turns, so that what is there after an interruption holds as many of every size.
         *(name for names in zip(*record["random"].values(), strict=True) for name in names),

@@ -91,5 +91,8 @@ def chosen(record: Row, figure: str) -> dict[str, dict[int, float | None]]:
 
     table = {"random": {size: mean(record["random"][str(size)]) for size in sizes(record)}}
     for objective, by_size in record["chosen"].items():
-        table[objective] = {size: mean([by_size[str(size)]["kept"]]) for size in sizes(record)}
+        kept = {int(size): choice["kept"] for size, choice in by_size.items()}
+        table[objective] = {
+            size: mean([kept[size]] if size in kept else []) for size in sizes(record)
+        }
     return table
