@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.arrays import finite
-from cahp_opt.heads import Floats
+from cahp_opt.heads import Bools, Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,13 @@ class Sensitivity:
             self.metric + other.metric,
             self.weight + other.weight,
             self.examples + other.examples,
+        )
+
+    def of(self, columns: Bools) -> Sensitivity:
+        """That of some columns of ``z`` alone, bool ``[d]``."""
+        both = np.ix_(columns, columns)
+        return Sensitivity(
+            self.sum[columns], self.outer[both], self.metric[both], self.weight, self.examples
         )
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.heads import Floats, Ints
+from cahp_opt.heads import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,10 @@ class Signatures:
         """Variance of every cell, ``[classes, n, size, size]``; 0 for a class without examples."""
         variance: Floats = self.squares / np.maximum(self.counts, 1)[:, None, None, None]
         return variance
+
+    def of(self, kept: Bools) -> Signatures:
+        """Those of some units alone, bool ``[n]``."""
+        return Signatures(self.counts, self.mean[:, kept], self.squares[:, kept])
 
     def padded(self, classes: int) -> Signatures:
         """The same with this many classes; the new ones have no examples."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import finite
-from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.heads import Block, Bools, Floats, HeadSpace
 from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
@@ -93,6 +93,11 @@ class Moments:
         return Moments(
             self.sum + other.sum, self.outer + other.outer, self.readout, self.count + other.count
         )
+
+    def of(self, columns: Bools) -> Moments:
+        """Those of some columns alone, bool ``[d]``."""
+        both = np.ix_(columns, columns)
+        return Moments(self.sum[columns], self.outer[both], self.readout[both], self.count)
 
     @property
     def covariance(self) -> Floats:
@@ -225,6 +230,51 @@ class HeadStats:
             self.signatures + other.signatures if self.signatures and other.signatures else None,
             {rho: total + other.fisher[rho] for rho, total in self.fisher.items()},
             tuple(a + b for a, b in zip(self.sensitivity, other.sensitivity, strict=True)),
+        )
+
+    def restricted(self, kept: Bools) -> HeadStats:
+        """The statistics of some units alone, over the blocks that have any of them.
+
+        Args:
+            kept: these units, bool ``[n]``.
+
+        Raises:
+            ValueError: if ``kept`` is no keep-set, or empty.
+        """
+        kept = self.space.check(kept)
+        own = [kept[where] for where in self.space.slices]
+        blocks = [
+            Block(block.name, int(some.sum()), block.unit)
+            for block, some in zip(self.space.blocks, own, strict=True)
+            if some.any()
+        ]
+        if not blocks:
+            raise ValueError("`kept` must hold at least one unit, and is empty.")
+        both = np.ix_(kept, kept)
+
+        def pairs(total: Total) -> Total:
+            return Total(total.sum[both], total.count)
+
+        return HeadStats(
+            HeadSpace(tuple(blocks)),
+            self.model,
+            self.examples,
+            self.tokens,
+            Total(self.salience.sum[kept], self.salience.count),
+            {rho: pairs(total) for rho, total in self.gauss_newton.items()},
+            tuple(
+                moments.of(np.repeat(some, len(moments.sum) // len(some)))
+                for moments, some in zip(self.moments, own, strict=False)
+                if some.any()
+            ),
+            None if self.divergence is None else pairs(self.divergence),
+            None if self.signatures is None else self.signatures.of(kept),
+            {rho: pairs(total) for rho, total in self.fisher.items()},
+            tuple(
+                seen.of(np.repeat(some, len(seen.sum) // len(some)))
+                for seen, some in zip(self.sensitivity, own, strict=False)
+                if some.any()
+            ),
         )
 
     def save(self, path: PathLike) -> None:

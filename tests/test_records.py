@@ -217,6 +217,36 @@ def test_stats_add_up() -> None:
         _ = one + make_stats(1, "another")
 
 
+def test_stats_of_some_units_are_those_units_in_all_of_them() -> None:
+    stats = make_stats()
+    part = stats.restricted(np.array([True, False, True, False, True]))
+    own = [0, 2, 4]
+    assert [(b.name, b.units) for b in part.space.blocks] == [("first", 2), ("second", 1)]
+    np.testing.assert_array_equal(part.salience.sum, stats.salience.sum[own])
+    for mine, whole in (
+        (part.gauss_newton[0.5], stats.gauss_newton[0.5]),
+        (part.fisher[0.25], stats.fisher[0.25]),
+        (part.divergence, stats.divergence),
+    ):
+        assert mine is not None and whole is not None and mine.count == whole.count
+        np.testing.assert_array_equal(mine.sum, whole.sum[np.ix_(own, own)])
+    columns = [0, 1, 4, 5]  # two of each unit
+    outer = stats.moments[0].outer[np.ix_(columns, columns)]
+    np.testing.assert_array_equal(part.moments[0].outer, outer)
+    np.testing.assert_array_equal(part.moments[1].sum, stats.moments[1].sum[[2, 3]])
+    assert part.moments[0].readout.shape == (4, 4) and part.moments[0].count == 20
+    assert part.signatures is not None and stats.signatures is not None
+    np.testing.assert_array_equal(part.signatures.mean, stats.signatures.mean[:, own])
+    assert (part.examples, part.tokens, part.model) == (20, 200, "model")
+
+    second = replace(stats, moments=(), divergence=None, signatures=None).restricted(
+        np.array([False, False, False, True, True])
+    )
+    assert [b.name for b in second.space.blocks] == ["second"] and not second.moments
+    with pytest.raises(ValueError, match="at least one unit"):
+        stats.restricted(np.zeros(5, dtype=bool))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

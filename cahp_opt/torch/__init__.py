@@ -26,6 +26,7 @@ from cahp_opt.torch.refitting import BlockFit, refit
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.torch.staging import select_staged
 from cahp_opt.torch.timing import measure_latency, time_models
 from cahp_opt.torch.token_weights import Weighting
 from cahp_opt.torch.verification import SliceError, verify_slice
@@ -59,6 +60,7 @@ __all__ = [
     "refit",
     "save_pretrained",
     "select_measured",
+    "select_staged",
     "selection_of",
     "slice_heads",
     "time_models",

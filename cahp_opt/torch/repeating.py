@@ -49,7 +49,7 @@ class Repeated:
         if not same:
             raise ValueError(
                 "`batches` gives other batches when it is walked through again (a loader that shuffles, "
-                "perhaps), and every block needs the same ones; pass a list, or a loader with "
+                "perhaps), and every pass needs the same ones; pass a list, or a loader with "
                 "`shuffle=False`."
             )
 

@@ -1,0 +1,121 @@
+"""Removing units in stages, and measuring again what is left after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from torch import nn
+
+from cahp_opt.budget import Budget
+from cahp_opt.heads import Unit
+from cahp_opt.problem import Objective, Problem
+from cahp_opt.progress import Progress, silent
+from cahp_opt.selection import Selection, Solver, Status, select
+from cahp_opt.stats import HeadStats
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.batching import Batch
+from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.masking import gated
+from cahp_opt.torch.repeating import Repeated
+
+
+def select_staged(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    objective: Callable[[HeadStats], Objective],
+    kept: int,
+    solver: Solver,
+    *,
+    stages: int = 8,
+    gradient_examples: int = 256,
+    fisher: bool = False,
+    time_limit: float | None = None,
+    seed: int = 0,
+    unit: Unit | None = None,
+    progress: Progress = silent,
+) -> Selection:
+    """Select units to stay *without* recovery, in stages that each remove about the same share.
+
+    A second-order expansion holds near the model that it was taken at, and random masks stretch it only so
+    far. So every stage calibrates the model with what was removed before at 0, under random masks of the
+    share that this stage keeps, and chooses among the units that are left. Each costs a calibration.
+
+    Args:
+        model: the unpruned model; it is left as it was found.
+        batches: as for :func:`~cahp_opt.torch.calibrate`; walked through once per stage, and the same every
+            time.
+        objective: makes what is maximised from the statistics of one stage, such as
+            ``Quadratic.from_stats``: salience, moments, and the matrices at one density. They hold the units
+            that are left, without blocks that lost all of theirs.
+        kept: units to keep, at least 1.
+        solver: by what.
+        stages: how many, at least 1; fewer where they would remove nothing.
+        gradient_examples, fisher: as for :func:`~cahp_opt.torch.calibrate`.
+        time_limit: seconds that the solver may take per stage; None for no limit.
+        seed: of the masks, the probes and the solver.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+        progress: called once per batch of every stage.
+
+    Returns:
+        The selection. Its value, bound and gap are those of the last stage, which had only the units left
+        to choose from that the stages before had not removed; the certificate and the provenance say so.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: for a bad argument, batches that cannot be used or change, or an objective or a solver
+            that refuses.
+    """
+    attention = find_attention(model, unit=unit)
+    space = attention.space
+    if not 1 <= kept <= space.n:
+        raise ValueError(f"`kept` must be units to keep, 1 to {space.n}, got {kept}.")
+    if stages < 1:
+        raise ValueError(f"`stages` must be at least 1, got {stages}.")
+    data, left = Repeated(batches), np.ones(space.n, dtype=np.bool_)
+    counts = stage_counts(space.n, kept, stages)
+    found: Selection | None = None
+    for number, (before, after) in enumerate(pairwise(counts), start=1):
+
+        def told(stage: str, done: int, total: int, number: int = number) -> None:
+            progress(f"{stage}, stage {number}/{len(counts) - 1}", done, total)
+
+        with gated(attention, left):
+            stats = calibrate(
+                model,
+                data,
+                unit=unit,
+                densities=(after / before,),
+                fisher=fisher,
+                gradient_examples=gradient_examples,
+                seed=seed,
+                progress=told,
+            ).restricted(left)
+        problem = Problem(objective(stats), Budget.heads(stats.space, after))
+        found = select(problem, solver, time_limit=time_limit, seed=seed)
+        left[left] = found.kept
+    assert found is not None  # there is a stage even where nothing is removed
+    if len(counts) == 2:
+        return replace(found, provenance={"stages": _path(counts), "model": stats.model})
+    certificate = (
+        f"the last of {len(counts) - 1} stages alone, which chose {counts[-1]} of {counts[-2]} units: "
+        f"{found.certificate}; what was removed before was not considered again"
+    )
+    status = Status.FEASIBLE if found.status is Status.OPTIMAL else found.status
+    facts = {"stages": _path(counts), "model": stats.model}
+    return replace(
+        found, space=space, kept=left, status=status, certificate=certificate, provenance=facts
+    )
+
+
+def stage_counts(n: int, kept: int, stages: int) -> list[int]:
+    """Units before the first and after every stage, from ``n`` to ``kept`` in about equal ratios."""
+    counts = [round(n * (kept / n) ** (stage / stages)) for stage in range(1, stages)]
+    between = sorted({count for count in counts if kept < count < n}, reverse=True)
+    return [n, *between, kept]
+
+
+def _path(counts: list[int]) -> str:
+    return " > ".join(map(str, counts))
