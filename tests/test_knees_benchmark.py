@@ -13,7 +13,7 @@ from test_cli import save_model, sentences
 
 from benchmarks.knees import report, rules, run
 
-FAST = ["--draws", "2", "--calibration", "12", "--refit", "10", "--held-out", "8", "--seeds", "2"]
+FAST = ["--draws", "1", "--calibration", "12", "--refit", "10", "--held-out", "8", "--seeds", "2"]
 
 
 def write(path: Path, texts: list[str]) -> str:
@@ -39,7 +39,7 @@ def test_a_run_goes_on_and_has_a_page(arguments: list[str], tmp_path: Path) -> N
         run.main([*arguments, "--minutes", "0"])
         path = tmp_path / "out" / "tiny.json"
         begun: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        assert len(begun["draws"]) == 2 and not begun["judged"]
+        assert len(begun["draws"]) == 1 and not begun["judged"]
         run.main(arguments)
         with pytest.raises(SystemExit, match="choose another --output"):
             run.main([*arguments, "--held-out", "7"])

@@ -220,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record |= {"model": given.model.resolve().name, "units": space.n, "blocks": len(space.blocks)}
     record["provenance"] = facts(torch.device("cpu"), PACKAGES)
     dev, held_out = (Judge(logits(model, part), part) for part in (parts.dev, parts.held_out))
+    record["judged on"] = len(dev.dense)
     record["dense"] = {"dev": dev.figures(model), "held out": held_out.figures(model)}
 
     for draw, batches in enumerate(parts.draws):
