@@ -49,10 +49,19 @@ def main() -> None:
         encode(part, tokenizer, model, batch_size=32, max_length=128, seed=given.seed)
         for part in (texts.calibration, texts.held_out)
     )
-    stats = calibrate(model, calibration, densities=(0.5,), gradient_examples=256, seed=given.seed)
+    stats = calibrate(
+        model,
+        calibration,
+        densities=(0.5,),
+        gradient_examples=256,
+        sensitivity_examples=given.texts,
+        seed=given.seed,
+    )
     budget = Budget.heads(stats.space, given.units, minimum=1)
     explained, salience = ExplainedVariance.from_stats(stats), Modular.from_stats(stats)
+    output = ExplainedVariance.from_sensitivity(stats)
     methods = [
+        ("explained output, dynamic program", output, DynamicProgram(), 0),
         ("explained variance, dynamic program", explained, DynamicProgram(), 0),
         ("explained variance, greedy", explained, Greedy(), 0),
         ("salience, top-k", salience, TopK(), 0),

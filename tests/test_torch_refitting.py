@@ -20,7 +20,7 @@ from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
 from cahp_opt.torch.sensitivity import flows
 from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.token_weights import Weighting
+from cahp_opt.torch.token_weights import TokenWeights, Weighting
 
 TINY = 1e-10
 BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(6)]
@@ -472,6 +472,26 @@ def test_a_block_that_nothing_reads_stays_as_it_is() -> None:
     dense = tiny_models.BERT.build()
     model = slice_heads(dense, keep(dense, [2, 0, 2]))
     before = {name: p.clone() for name, p in model.named_parameters()}
-    refit(model, dense, BATCHES, fidelity=Constant())
+    refit(model, dense, BATCHES, weighting=TokenWeights(dense, fidelity=Constant()))
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+def test_weights_taken_once_serve_several_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = tiny_models.BERT.build()
+    alone, first, second = (slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(3))
+    refit(alone, dense, BATCHES)
+    weights = TokenWeights(dense)
+    refit(first, dense, BATCHES, weighting=weights)
+    monkeypatch.setattr(
+        "cahp_opt.torch.token_weights.flows", None
+    )  # from here on they must be known
+    refit(second, dense, BATCHES, weighting=weights)
+    for a, b, c in zip(*(m.parameters() for m in (alone, first, second)), strict=True):
+        assert torch.equal(a, b) and torch.equal(b, c)
+    other = tiny_models.BERT.build(seed=1)
+    with pytest.raises(ValueError, match="`weighting` was taken on another model"):
+        refit(slice_heads(other, keep(other, [2, 1, 2])), other, BATCHES, weighting=weights)
+    longer = [tiny_models.batch(size=12, length=10)]
+    with pytest.raises(ValueError, match=r"batch 0 had rows \[12, 9\] then, and has \[12, 10\]"):
+        refit(slice_heads(dense, keep(dense, [2, 1, 2])), dense, longer, weighting=weights)

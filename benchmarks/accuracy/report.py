@@ -28,7 +28,7 @@ from benchmarks.accuracy.pictures import heads, latencies, layers
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
 DOCS = ROOT / "docs"
-STAGES = ("calibrate", "solve", "slice", "refit")
+STAGES = ("calibrate", "solve", "slice", "weigh", "refit")
 USUAL = "24"
 """The budget of the tables that show one only, if there are results for it."""
 HEAD = """# How much accuracy each way of selecting keeps

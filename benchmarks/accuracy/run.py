@@ -50,7 +50,14 @@ from cahp_opt.records import whole_file
 from cahp_opt.recovery import Recovery
 from cahp_opt.stats import HeadStats
 from cahp_opt.target import Target
-from cahp_opt.torch import find_attention, finetune, measure_latency, refit, slice_heads
+from cahp_opt.torch import (
+    TokenWeights,
+    find_attention,
+    finetune,
+    measure_latency,
+    refit,
+    slice_heads,
+)
 from cahp_opt.torch.encoding import encode, timing_batch
 from cahp_opt.torch.timing import device_name
 
@@ -132,6 +139,7 @@ class Bench:
         self._base = (_digest_of(self.model.state_dict()), data.digest, settings.longest)
         self._sources = _digest_of_sources()
         self._drawn: tuple[int, list[dict[str, Tensor]]] | None = None
+        self._weights: tuple[int, TokenWeights, Row] | None = None
 
     # -- what is shared ----------------------------------------------------------------------------
 
@@ -178,6 +186,16 @@ class Bench:
         if self._drawn is None or self._drawn[0] != seed:
             self._drawn = seed, self._encode(examples, 32, seed)
         return self._drawn[1]
+
+    def weights(self, seed: int) -> tuple[TokenWeights, Row]:
+        """What tokens count in a refit, and its cost; taken once for all cells of a seed."""
+        if self._weights is None or self._weights[0] != seed:
+            weights, batches = TokenWeights(self.model), self.batches(seed)
+            with counted(self.model) as cost:
+                for number, batch in enumerate(batches):
+                    weights.take(batch, number)
+            self._weights = seed, weights, cost.told(self.texts)
+        return self._weights[1:]
 
     def _encode(self, examples: Sequence[Any], size: int, seed: int) -> list[dict[str, Tensor]]:
         return encode(
@@ -246,8 +264,9 @@ class Bench:
         costs["slice"] = cost.told(self.texts)
         if recovery.refits:
             batches = self.batches(seed)
+            weights, costs["weigh"] = self.weights(seed)
             with counted(self.model, small) as cost:
-                refit(small, self.model, batches)
+                refit(small, self.model, batches, weighting=weights)
             costs["refit"] = cost.told(self.texts)
         if recovery is Recovery.FINETUNE:
             batches = self.training

@@ -28,7 +28,7 @@ from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.staging import select_staged
 from cahp_opt.torch.timing import measure_latency, time_models
-from cahp_opt.torch.token_weights import Weighting
+from cahp_opt.torch.token_weights import TokenWeights, Weighting
 from cahp_opt.torch.verification import SliceError, verify_slice
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "ForeignTableWarning",
     "SampleFile",
     "SliceError",
+    "TokenWeights",
     "UnsupportedModelError",
     "Weighting",
     "bypass_empty",

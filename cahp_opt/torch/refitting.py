@@ -13,7 +13,7 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import Batch, batch_size, length, prepare, prepared
 from cahp_opt.torch.blocks import out_bias, out_weight
-from cahp_opt.torch.fidelity import Fidelity, wide
+from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.linears import is_conv1d
 from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
@@ -52,10 +52,8 @@ def refit(
     batches: Iterable[Batch],
     *,
     ridge: float | None = None,
-    weighting: Weighting = Weighting.SENSITIVITY,
-    fidelity: Fidelity | None = None,
+    weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
     memory: int = 2**29,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
     """Give the output projections of a sliced ``model`` new weights and biases, in place.
@@ -88,14 +86,12 @@ def refit(
             call.
         ridge: penalty on the change, relative to the mean variance of the kept units' outputs; None to
             choose it (1e-2 with fewer than five examples).
-        weighting: how much each token counts.
-        fidelity: what tells how strongly the output depends on a token; None for what fits the model's
-            head.
+        weighting: how much each token counts; :class:`~cahp_opt.torch.TokenWeights` of ``dense`` for a
+            fidelity of your own, or to take the weights once for several refits on the same batches.
         memory: bytes of residual streams that may be remembered, so that a block costs one layer rather
             than all layers before it. Half of it is for each model; what the default holds is 175 000
             tokens of models 384 wide, or 16 000 of models 4096 wide, padding included. Beside it
             the weights are kept, one number per token and block.
-        seed: of the probes that the weights come from.
         progress: called once per block and batch.
 
     Returns:
@@ -121,7 +117,7 @@ def refit(
     fits = list[BlockFit]()
     with torch.no_grad(), evaluating(model, dense):
         check_runs_once(dense, reference, next(prepared(data, dense)))
-        weights = TokenWeights(dense, reference, weighting, fidelity, seed)
+        weights = _token_weights(dense, weighting)
         ahead, behind = Walk(dense, reference, memory // 2), Walk(model, attention, memory // 2)
         for b, block in enumerate(attention):
             stage = f"refit block {b + 1}/{len(attention)}"
@@ -135,8 +131,10 @@ def refit(
                 heads = wide(here.heads)[..., :0] if block.ghost else wide(here.heads)
                 missing = _stream(goal).to(heads.device) - _stream(here)
                 x, y = padding.rows(b, heads, batch), padding.rows(b, missing, batch)
-                counts = weights.of(b, missing, dense_batch, done - 1)
-                w = padding.rows(b, counts, batch)[:, 0]
+                w = y.new_ones(len(y))
+                if weights is not None:
+                    by_token = weights.of(b, missing, dense_batch, done - 1)
+                    w = padding.rows(b, by_token, batch)[:, 0]
                 apart = padding.rows(b, _held_out(heads, examples, batch), batch)[:, 0]
                 if ridge is None and bool(apart.any()):
                     held_out.add(x[apart], y[apart], w[apart])
@@ -156,6 +154,16 @@ def refit(
             if sums.count:  # else the output depends on nothing that the block writes
                 _correct(block, *sums.solve(fits[-1].ridge, intercept=intercept))
     return tuple(fits)
+
+
+def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> TokenWeights | None:
+    if isinstance(weighting, TokenWeights):
+        if weighting.dense is not dense:
+            raise ValueError(
+                "`weighting` was taken on another model than `dense`; take it on that."
+            )
+        return weighting
+    return TokenWeights(dense) if weighting is Weighting.SENSITIVITY else None
 
 
 def _held_out(values: Tensor, before: int, batch: Batch) -> Tensor:

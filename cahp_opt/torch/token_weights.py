@@ -7,7 +7,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import Attention
+from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.sensitivity import flows
@@ -23,29 +23,36 @@ class Weighting(Enum):
 
 
 class TokenWeights:
-    """Tells the weights of a batch's tokens block by block, and remembers them.
+    """The weights of tokens by :attr:`Weighting.SENSITIVITY`, taken once and remembered.
+
+    They depend on the dense model and the batches alone, and cost as much as the rest of a refit: give one
+    of these to every :func:`~cahp_opt.torch.refit` of the same model on the same batches.
 
     Args:
-        model: the model, in evaluation mode, whose blocks run once per pass.
-        attention: its blocks.
-        weighting: how much each token counts.
+        dense: the model that tells how strongly its output depends on each token; blocks run once per pass.
         fidelity: what is differentiated; None for what fits the model's head.
         seed: of the probes, together with each example's content.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        attention: Attention,
-        weighting: Weighting,
-        fidelity: Fidelity | None,
-        seed: int,
+        self, dense: nn.Module, *, fidelity: Fidelity | None = None, seed: int = 0
     ) -> None:
-        self._model, self._attention, self._seed = model, attention, seed
-        self._fidelity: Fidelity | None = None
-        if weighting is Weighting.SENSITIVITY:
-            self._fidelity = fidelity_of(model) if fidelity is None else fidelity
+        self.dense = dense
+        self._attention = find_attention(dense)
+        self._fidelity = fidelity_of(dense) if fidelity is None else fidelity
+        self._seed = seed
         self._known: dict[int, list[Tensor]] = {}
+
+    def take(self, batch: Batch, number: int) -> None:
+        """Take the weights of one batch, if they are not known; arguments as for :meth:`of`."""
+        if number not in self._known:
+            found = flows(self.dense, self._attention, batch, self._fidelity, self._seed)
+            self._known[number] = [
+                torch.stack([f.gradient.square().sum(dim=-1, keepdim=True) for f in runs]).sum(
+                    dim=0
+                )
+                for runs in found
+            ]
 
     def of(self, block: int, out: Tensor, batch: Batch, number: int) -> Tensor:
         """The weights at one block, shape ``[..., 1]`` for its output ``out [..., hidden]``.
@@ -53,17 +60,24 @@ class TokenWeights:
         Args:
             block: which block.
             out: for its shape and device only.
-            batch: the batch, on the model's device.
+            batch: the batch, on the dense model's device; the model is in evaluation mode.
             number: the position of the batch in the data.
+
+        Raises:
+            ValueError: if this position held a batch of another shape before.
         """
-        if self._fidelity is None:
-            return torch.ones_like(out[..., :1])
         if number not in self._known:
-            found = flows(self._model, self._attention, batch, self._fidelity, self._seed)
+            found = flows(self.dense, self._attention, batch, self._fidelity, self._seed)
             self._known[number] = [
                 torch.stack([f.gradient.square().sum(dim=-1, keepdim=True) for f in runs]).sum(
                     dim=0
                 )
                 for runs in found
             ]
-        return self._known[number][block].to(out.device)
+        weights = self._known[number][block].to(out.device)
+        if weights.shape[:-1] != out.shape[:-1]:
+            raise ValueError(
+                f"`weighting` was taken on other batches: batch {number} had rows "
+                f"{list(weights.shape[:-1])} then, and has {list(out.shape[:-1])} now; take it anew."
+            )
+        return weights
