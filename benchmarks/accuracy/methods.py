@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from rich.console import Console
 from torch import nn
 
@@ -17,9 +16,10 @@ from benchmarks.accuracy.greedy import along, removal_path
 from cahp_opt import Budget, Problem, Selection, select
 from cahp_opt.choices import Method as Choice
 from cahp_opt.display import Display
-from cahp_opt.heads import Floats, HeadSpace, Ints
+from cahp_opt.heads import HeadSpace, Ints
 from cahp_opt.objectives import (
     Complementarity,
+    Curvature,
     ExplainedVariance,
     FacilityLocation,
     Modular,
@@ -32,9 +32,8 @@ from cahp_opt.selection import Solver
 from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch, RandomSubset, TopK
 from cahp_opt.stats import HeadStats
 from cahp_opt.target import Target
-from cahp_opt.torch import calibrate, fidelity_of, find_attention
+from cahp_opt.torch import calibrate
 from cahp_opt.torch.batching import Batch, batch_size, inputs_of
-from cahp_opt.torch.masking import gated
 from cahp_opt.torch.pipeline import measure_stats
 
 MIQP_SECONDS = 10.0
@@ -109,7 +108,7 @@ class Needs:
         gradients: examples whose gradients are taken; None for all.
         divergence: examples whose attention maps are compared.
         signatures: cells along each side of attention maps by class.
-        fisher: whether the empirical Fisher matrix of all examples is taken, and nothing else.
+        fisher: whether empirical Fisher matrices are taken under the same masks.
         path: whether the greedy removals of all units are tried out, and nothing else.
         choice: a choice of the library, which says what it needs by itself.
     """
@@ -137,8 +136,6 @@ class Needs:
             return Measured(path=removal_path(model, batches_of(GREEDY_TEXTS)))
         batches = batches_of(None)
         bare = batches if self.labels else [inputs_of(batch) for batch in batches]
-        if self.fisher:
-            return Measured(fisher=fisher_matrix(model, batches))
         if self.choice is not None:
             quiet = Display(Console(file=io.StringIO()))
             return Measured(measure_stats(model, bare, self.choice.objective, seed, quiet))
@@ -148,6 +145,7 @@ class Needs:
                 model,
                 bare,
                 densities=self.densities,
+                fisher=self.fisher,
                 gradient_examples=texts if self.gradients is None else self.gradients,
                 divergence_examples=self.divergence,
                 signature_size=self.signatures,
@@ -160,7 +158,6 @@ class Measured(NamedTuple):
     """What was measured; None where it was not asked for."""
 
     stats: HeadStats | None = None
-    fisher: Floats | None = None
     path: list[int] | None = None
 
     @property
@@ -187,23 +184,6 @@ class Method:
     seeds: int | None = None
 
 
-def fisher_matrix(model: nn.Module, batches: Sequence[Batch]) -> Floats:
-    """The mean over examples of ``g g'``, where ``g`` is the gate gradient of the task loss, ``[n, n]``."""
-    attention, fidelity = find_attention(model), fidelity_of(model)
-    n = attention.space.n
-    total, seen = np.zeros((n, n)), 0
-    for batch in batches:
-        gates = torch.ones(batch_size(batch), n, requires_grad=True)
-        with gated(attention, gates):
-            loss = fidelity.loss(fidelity.output(model(**inputs_of(batch)), batch), batch)
-        assert loss is not None, "the Fisher matrix needs labels"
-        (gradient,) = torch.autograd.grad(loss.sum(), gates)
-        rows = gradient.double().numpy()
-        total += rows.T @ rows
-        seen += len(rows)
-    return total / seen
-
-
 def _random(measured: Measured, task: Task) -> Selection:
     return task.solve(Modular(np.ones(task.space.n)), RandomSubset())
 
@@ -213,17 +193,16 @@ def _michel(measured: Measured, task: Task) -> Selection:
 
 
 def _fisher(measured: Measured, task: Task) -> Selection:
-    assert measured.fisher is not None
-    return task.solve(Modular(np.diagonal(measured.fisher)), TopK())
+    diagonal = Modular.from_curvature(measured.heads, 1.0, Curvature.FISHER)
+    return task.solve(diagonal, TopK())
 
 
 def _kwon(measured: Measured, task: Task) -> Selection:
     """The counts of the Fisher diagonal; then the best units of every block under its own Fisher matrix
     (all subsets are tried, where Kwon et al. 2022 improve greedily)."""
-    assert measured.fisher is not None
     counts = _fisher(measured, task).counts
-    block = task.space.block_of
-    within = np.where(block[:, None] == block[None, :], measured.fisher, 0.0)
+    block, matrix = task.space.block_of, Curvature.FISHER.of(measured.heads, 1.0)
+    within = np.where(block[:, None] == block[None, :], matrix, 0.0)
     fixed = Budget(task.space, (), counts, counts)
     return task.solve(Quadratic.damage_avoided(within), DynamicProgram(), budget=fixed)
 
@@ -274,6 +253,9 @@ def _default(measured: Measured, task: Task) -> Selection:
     return _choice(task).choose(measured.heads, task.target, task.profile)
 
 
+SLOPES = Needs(labels=True, densities=(1.0,), gradients=None, fisher=True)
+"""The label loss of all texts, by the gates of the unpruned model: one measurement for three methods."""
+
 METHODS: Mapping[str, Method] = {
     "default": Method("default", _default, lambda task: Needs(choice=_choice(task))),
     "seed-method": Method(
@@ -283,11 +265,9 @@ METHODS: Mapping[str, Method] = {
         seeds=5,
     ),
     "random": Method("random", _random, seeds=10),
-    "michel": Method("Michel, top-k", _michel, lambda task: Needs(labels=True, gradients=None)),
-    "fisher": Method(
-        "Fisher diagonal, top-k", _fisher, lambda task: Needs(labels=True, fisher=True)
-    ),
-    "kwon": Method("Kwon-style", _kwon, lambda task: Needs(labels=True, fisher=True)),
+    "michel": Method("Michel, top-k", _michel, lambda task: SLOPES),
+    "fisher": Method("Fisher diagonal, top-k", _fisher, lambda task: SLOPES),
+    "kwon": Method("Kwon-style", _kwon, lambda task: SLOPES),
     "osscar": Method("OSSCAR-style", _osscar, lambda task: Needs()),
     "explained-variance": Method(
         "explained variance, dynamic program", _explained, lambda task: Needs()

@@ -221,13 +221,11 @@ class Bench:
             if found.stats is not None:
                 with whole_file(heads) as temporary:
                     found.stats.save(temporary)
-            fisher = None if found.fisher is None else found.fisher.tolist()
-            return {"cost": cost.told(self.texts), "fisher": fisher, "path": found.path}
+            return {"cost": cost.told(self.texts), "path": found.path}
 
         row = self.store.row("measured", key, make)
         stats = HeadStats.load(heads) if heads.exists() else None
-        fisher = None if row["fisher"] is None else np.array(row["fisher"])
-        return Measured(stats, fisher, row["path"]), row["cost"]
+        return Measured(stats, row["path"]), row["cost"]
 
     def chosen(self, cell: Cell) -> Row:
         """The keep-set of a method, and what it cost to find."""
