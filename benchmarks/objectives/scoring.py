@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 Row = Mapping[str, Any]
 Floats = np.ndarray
@@ -73,11 +72,18 @@ def correlations(record: Row) -> dict[str, Correlation]:
 
 def spearman(a: Floats, b: Floats) -> Floats:
     """Rank correlation of every row of ``a`` with that of ``b``, ``[rows]``; NaN for a row without ranks."""
-    x, y = (rankdata(values, axis=1) for values in (a, b))
+    x, y = (ranks(values) for values in (a, b))
     x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     product = (x * y).sum(axis=1)
     return np.divide(product, scale, out=np.full(len(product), np.nan), where=scale > 0)
+
+
+def ranks(rows: Floats) -> Floats:
+    """The rank of every value in its row; equal values share the mean of theirs."""
+    one, other = rows[:, :, None], rows[:, None, :]
+    found: Floats = (other < one).sum(axis=2) + (other == one).sum(axis=2) / 2
+    return found
 
 
 def chosen(record: Row, figure: str) -> dict[str, dict[int, float | None]]:

@@ -18,6 +18,7 @@ from cahp_opt.stats import HeadStats
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch
 from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.masking import gated
 from cahp_opt.torch.repeating import Repeated
 
@@ -97,14 +98,14 @@ def select_staged(
         found = select(problem, solver, time_limit=time_limit, seed=seed)
         left[left] = found.kept
     assert found is not None  # there is a stage even where nothing is removed
+    facts = {"model": fingerprint(model), "stages": " > ".join(map(str, counts))}
     if len(counts) == 2:
-        return replace(found, provenance={"stages": _path(counts), "model": stats.model})
+        return replace(found, provenance=facts)
     certificate = (
         f"the last of {len(counts) - 1} stages alone, which chose {counts[-1]} of {counts[-2]} units: "
         f"{found.certificate}; what was removed before was not considered again"
     )
     status = Status.FEASIBLE if found.status is Status.OPTIMAL else found.status
-    facts = {"stages": _path(counts), "model": stats.model}
     return replace(
         found, space=space, kept=left, status=status, certificate=certificate, provenance=facts
     )
@@ -115,7 +116,3 @@ def stage_counts(n: int, kept: int, stages: int) -> list[int]:
     counts = [round(n * (kept / n) ** (stage / stages)) for stage in range(1, stages)]
     between = sorted({count for count in counts if kept < count < n}, reverse=True)
     return [n, *between, kept]
-
-
-def _path(counts: list[int]) -> str:
-    return " > ".join(map(str, counts))
