@@ -69,6 +69,7 @@ def recoveries(record: Row) -> list[str]:
 RECOVERIES = {
     "none": "No recovery",
     "refit": "Refit",
+    "1-epoch": "One epoch, without a refit",
     "refit+1-epoch": "Refit and one epoch",
 }
 """In words."""

@@ -37,7 +37,8 @@ Written by `python benchmarks/accuracy/report.py` from `benchmarks/results/accur
 
 all-MiniLM-L6-v2 (72 heads) is fine-tuned on a data set, heads are selected, and the sliced model is judged on the
 whole test set (`benchmarks/accuracy/run.py`): as it is, after a refit on the calibration texts (no labels, no
-gradient steps), and after that and one more epoch on the training set with labels and distillation. Every method
+gradient steps), and after one epoch on the training set with labels and distillation, with and without the refit
+before it. Every method
 gets the same calibration texts, drawn from the training set anew for every seed, and the same budget; budgets with
 a point are shares of the unpruned time by a measured latency table, the others numbers of heads. `±` is the standard
 error over seeds, whose number stands in brackets; it does not hold the error of the test set itself, which is the

@@ -4,10 +4,10 @@
     python benchmarks/accuracy/run.py --data SetFit/sst5 --recovery none,refit --budgets 24,0.8
 
 Every way of selecting gets the same calibration texts, drawn anew for every seed, and the same budget; the
-sliced model is judged as it is, after a refit on those texts, and after one more epoch on the training set,
-on the whole dev and test sets. Without a checkpoint all-MiniLM-L6-v2 is fine-tuned first. All results lie in
-the cache as soon as they are there: a run goes on where another one stopped, and several processes may
-share the work (``--shard 0/2`` and ``--shard 1/2``, each in its own process).
+sliced model is judged as it is, after a refit on those texts, and after one epoch on the training set with
+or without the refit, on the whole dev and test sets. Without a checkpoint all-MiniLM-L6-v2 is fine-tuned
+first. All results lie in the cache as soon as they are there: a run goes on where another one stopped, and
+several processes may share the work (``--shard 0/2`` and ``--shard 1/2``, each in its own process).
 """
 
 from __future__ import annotations
@@ -64,7 +64,22 @@ from cahp_opt.torch.timing import device_name
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
 PACKAGES = ("cahp-opt", "torch", "transformers", "numpy", "scikit-learn", "ortools", "accelerate")
-RECOVERIES = {"none": Recovery.NONE, "refit": Recovery.REFIT, "refit+1-epoch": Recovery.FINETUNE}
+
+
+class Repair(NamedTuple):
+    """What is done to a sliced model, and the recovery that the units are chosen for."""
+
+    recovery: Recovery
+    refit: bool = False
+    epoch: bool = False
+
+
+RECOVERIES = {
+    "none": Repair(Recovery.NONE),
+    "refit": Repair(Recovery.REFIT, refit=True),
+    "1-epoch": Repair(Recovery.FINETUNE, epoch=True),
+    "refit+1-epoch": Repair(Recovery.FINETUNE, refit=True, epoch=True),
+}
 BUDGETS = "24,36,18,54,11,6,0.9,0.8,0.7"
 SOURCES = ("choices.py", "objectives", "solvers")
 """Parts of the package that decide what is chosen."""
@@ -175,7 +190,7 @@ class Bench:
         """What the method is asked."""
         profile = Profile(self.space, {"prefill": self.table}) if cell.limit.timed else None
         target = cell.limit.target(self.settings.minimum)
-        recovery = RECOVERIES[cell.recovery]
+        recovery = RECOVERIES[cell.recovery].recovery
         return Task(self.space, target, profile, recovery, cell.seed, self.texts)
 
     def batches(self, seed: int, most: int | None = None) -> list[dict[str, Tensor]]:
@@ -255,18 +270,18 @@ class Bench:
             lambda: self._evaluate(kept, RECOVERIES[recovery], seed),
         )
 
-    def _evaluate(self, kept: Bools, recovery: Recovery, seed: int) -> Row:
+    def _evaluate(self, kept: Bools, repair: Repair, seed: int) -> Row:
         judge, costs = self.judge, dict[str, Any]()
         with counted() as cost:
             small = slice_heads(self.model, kept)
         costs["slice"] = cost.told(self.texts)
-        if recovery.refits:
+        if repair.refit:
             batches = self.batches(seed)
             weights, costs["weigh"] = self.weights(seed)
             with counted(self.model, small) as cost:
                 refit(small, self.model, batches, weighting=weights)
             costs["refit"] = cost.told(self.texts)
-        if recovery is Recovery.FINETUNE:
+        if repair.epoch:
             batches = self.training
             with counted() as cost, torch.autocast("cpu", dtype=torch.bfloat16):
                 finetune(
@@ -290,9 +305,10 @@ class Bench:
 
     def _evaluation_key(self, kept: Bools, recovery: str, seed: int) -> object:
         how: tuple[object, ...] = (recovery,)
-        if RECOVERIES[recovery].refits:  # what is not touched by the texts does not depend on them
+        repair = RECOVERIES[recovery]
+        if repair.refit or repair.epoch:  # what is not touched does not depend on texts or seed
             how += (self.texts, seed)
-        if RECOVERIES[recovery] is Recovery.FINETUNE:
+        if repair.epoch:
             how += (self.settings.rate, self.settings.distillation)
         return self._base, np.flatnonzero(kept).tolist(), how
 
@@ -356,7 +372,7 @@ def cells(
     """
 
     def order(cell: Cell) -> tuple[object, ...]:
-        trained = RECOVERIES[cell.recovery] is Recovery.FINETUNE
+        trained = RECOVERIES[cell.recovery].epoch
         first = cell.limit.text == "18" and cell.method in ("default", "seed-method")
         stage = (2 if first else 3) if trained else int(cell.limit.timed)
         late = trained and cell.limit.text != "18"
