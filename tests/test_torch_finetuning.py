@@ -76,6 +76,17 @@ def test_the_loss_goes_down_and_ghosts_stay(family: tiny_models.Family, distil: 
     assert states[2] == numpy_state()
 
 
+def test_a_caller_may_have_autocast_on() -> None:
+    """Autocast keeps the weights it has cast until its context ends; training must not see old ones."""
+    dense, model = sliced(tiny_models.BERT)
+    options: dict[str, Any] = {"dense": dense, "epochs": 5, "learning_rate": 5e-3}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = finetune(model, texts(tiny_models.BERT), **options)
+    _, again = sliced(tiny_models.BERT)
+    expected = finetune(again, texts(tiny_models.BERT), **options)
+    np.testing.assert_allclose(losses, expected, rtol=0.05)
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     found: list[tuple[tuple[float, ...], Tensor]] = []
     for seed in (3, 3, 4):

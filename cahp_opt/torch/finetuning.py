@@ -133,6 +133,7 @@ def _train(
     class Steps(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             del model, args, kwargs
+            torch.clear_autocast_cache()  # or a caller's autocast computes with weights of before
             loss = loss_of(inputs)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
