@@ -246,6 +246,16 @@ def test_sensitivity_is_that_of_the_output_to_each_real_token() -> None:
         np.testing.assert_allclose(seen[b].metric, metric, atol=1e-12)
 
 
+def test_weighted_moments_are_symmetric_in_single_precision() -> None:
+    """A large mean leaves little of the covariance, and rounding must not tilt that."""
+    model = tiny_models.BERT.build()
+    for layer in model.bert.encoder.layer:
+        torch.nn.init.constant_(layer.attention.self.value.bias, 3.0)
+    seen = calibrate(model, [collate(texts(40))], sensitivity_examples=100).sensitivity
+    for block in seen:
+        np.testing.assert_array_equal(block.covariance, block.covariance.T)
+
+
 def test_the_cost_of_sensitivity_predicts_the_kl_of_a_small_error() -> None:
     """White noise of one size in what a block writes: the expected KL divergence follows by hand."""
     model, batch = tiny_models.BERT.build().double(), collate(texts(40))

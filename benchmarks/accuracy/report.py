@@ -106,6 +106,8 @@ def data_set(stem: str, record: Row) -> str:
     parts = [f"## {record['data']}", facts]
     if record["missing"]:
         parts.append(f"{record['missing']} results of this plan are not measured yet.")
+    if record["versions_of_refit"] > 1:
+        parts.append("Not all of these results were made by one version of the refit.")
     for recovery in recoveries(record):
         rows = those(record, recovery=recovery)
         parts += [

@@ -21,7 +21,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,8 +81,14 @@ RECOVERIES = {
     "refit+1-epoch": Repair(Recovery.FINETUNE, refit=True, epoch=True),
 }
 BUDGETS = "24,36,18,54,11,6,0.9,0.8,0.7"
-SOURCES = ("choices.py", "objectives", "solvers")
-"""Parts of the package that decide what is chosen."""
+METHODS_FILE = "benchmarks/accuracy/methods.py"
+CHOOSING = ("cahp_opt/choices.py", "cahp_opt/objectives", "cahp_opt/solvers", METHODS_FILE)
+"""What decides which units are chosen: with other code they are chosen again."""
+REFITTING = tuple(
+    f"cahp_opt/torch/{name}.py"
+    for name in ("refitting", "regression", "token_weights", "finetuning")
+)
+"""What decides how good a sliced model becomes. Results of older code are kept, and the record tells."""
 
 
 class Limit(NamedTuple):
@@ -152,8 +158,10 @@ class Bench:
         self.space = find_attention(self.model).space
         self.texts = min(settings.texts, len(data.train))
         self._base = (_digest_of(self.model.state_dict()), data.digest, settings.longest)
-        self._sources = _digest_of_sources()
-        self._drawn: tuple[int, list[dict[str, Tensor]]] | None = None
+        self._sources = _digest_of_sources(CHOOSING)
+        self._refitting = _digest_of_sources(REFITTING)
+        self._drawn = dict[int, list[dict[str, Tensor]]]()
+        self._weights = dict[int, tuple[TokenWeights, Cost]]()
         self._weights: tuple[int, TokenWeights, Row] | None = None
 
     # -- what is shared ----------------------------------------------------------------------------
@@ -198,9 +206,9 @@ class Bench:
         examples = random.Random(seed).sample(self.data.train, self.texts)
         if most is not None:
             return self._encode(examples[:most], 32, seed)
-        if self._drawn is None or self._drawn[0] != seed:
-            self._drawn = seed, self._encode(examples, 32, seed)
-        return self._drawn[1]
+        if seed not in self._drawn:
+            self._drawn[seed] = self._encode(examples, 32, seed)
+        return self._drawn[seed]
 
     def weights(self, seed: int) -> tuple[TokenWeights, Row]:
         """What tokens count in a refit, and its cost; taken once for all cells of a seed."""
@@ -211,6 +219,16 @@ class Bench:
                     weights.take(batch, number)
             self._weights = seed, weights, cost.told(self.texts)
         return self._weights[1:]
+
+    def token_weights(self, seed: int) -> tuple[TokenWeights, Cost]:
+        """What every refit on these texts needs, and what it cost: it is the same for all models."""
+        if seed not in self._weights:
+            weights = TokenWeights(self.model)
+            with counted(self.model) as cost:
+                for number, batch in enumerate(self.batches(seed)):
+                    weights.take(batch, number)
+            self._weights[seed] = weights, cost
+        return self._weights[seed]
 
     def _encode(self, examples: Sequence[Any], size: int, seed: int) -> list[dict[str, Tensor]]:
         return encode(
@@ -293,7 +311,7 @@ class Bench:
                     seed=seed,
                 )
             costs["train"] = cost.told(self.texts)
-        return {**judge(small), "costs": costs}
+        return {**judge(small), "costs": costs, "sources": self._refitting}
 
     # -- keys --------------------------------------------------------------------------------------
 
@@ -350,6 +368,7 @@ class Bench:
                 "solve": chosen["solve"],
                 **found["costs"],
             },
+            "sources": found.get("sources", ""),
             "kept": "/".join(
                 "".join("01"[int(k)] for k in kept[where]) for where in self.space.slices
             ),
@@ -399,6 +418,8 @@ def share(todo: Sequence[Cell], shard: str) -> list[Cell]:
 def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
     """The record of all that is done."""
     rows = [row for row in map(bench.result, todo) if row is not None]
+    told = [(row["recovery"], row.pop("sources")) for row in rows]
+    versions = {sources for recovery, sources in told if RECOVERIES[recovery].refits}
     return {
         "benchmark": "accuracy",
         "data": bench.data.name,
@@ -417,6 +438,7 @@ def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
             "commit": commit(),
             "load": load(),
         },
+        "versions_of_refit": len(versions),
         "missing": len(todo) - len(rows),
         "names": {name: method.name for name, method in METHODS.items()},
         "rows": rows,
@@ -438,14 +460,10 @@ def _digest_of(tensors: dict[str, Tensor]) -> str:
     return found.hexdigest()[:16]
 
 
-def _digest_of_sources() -> str:
-    def files() -> Iterator[Path]:
-        for name in SOURCES:
-            path = ROOT / "cahp_opt" / name
-            yield from [path] if path.is_file() else sorted(path.glob("*.py"))
-        yield Path(__file__).parent / "methods.py"
-
-    return digest([path.read_bytes() for path in files()])
+def _digest_of_sources(names: Sequence[str]) -> str:
+    paths = [ROOT / name for name in names]
+    files = [f for p in paths for f in ([p] if p.is_file() else sorted(p.glob("*.py")))]
+    return digest([file.read_bytes() for file in files])
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -149,8 +149,8 @@ class _Sums:
     def add(self, z: Tensor, g: Tensor, readout: Tensor) -> bool:
         """Add rows of head outputs and gradients; whether all of them were finite."""
         weights, back = g.square().sum(dim=1), g @ readout
-        weighted = z * weights[:, None]
-        parts = (weighted.sum(dim=0), weighted.T @ z, back.T @ back)
+        scaled = z * weights[:, None].sqrt()  # of one matrix with itself, so that it is symmetric
+        parts = ((z * weights[:, None]).sum(dim=0), scaled.T @ scaled, back.T @ back)
         self.weight += float(weights.double().sum())
         for name, part in zip(("sum", "outer", "metric"), parts, strict=True):
             setattr(self, name, getattr(self, name) + part.cpu().double().numpy())
