@@ -64,6 +64,7 @@ def log_determinant(stats: HeadStats, _: int) -> Objective:
 
 
 OBJECTIVES: Mapping[str, Build] = {
+    "explained output": lambda s, k: ExplainedVariance.from_sensitivity(s),
     "explained variance": lambda s, k: ExplainedVariance.from_stats(s),
     "explained variance, relative": lambda s, k: ExplainedVariance.from_stats(s, relative=True),
     "reconstruction, no refit": reconstruction,

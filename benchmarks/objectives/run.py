@@ -42,6 +42,7 @@ from cahp_opt.torch import calibrate, fidelity_of, find_attention, head_mask, re
 from cahp_opt.torch.batching import inputs_of
 from cahp_opt.torch.encoding import encode
 from cahp_opt.torch.slicing import thin_copy
+from cahp_opt.torch.token_weights import TokenWeights
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "objectives"
@@ -99,7 +100,7 @@ class Judge:
         self._calibration, self._held_out = calibration, held_out
         self._fidelity = fidelity_of(model)
         self._dense = self._outputs(model)
-        self._walk = DenseWalk(model)
+        self._walk, self._weights = DenseWalk(model), TokenWeights(model)
 
     def __call__(self, kept: Bools | None) -> Row:
         """KL divergence and accuracy with these units; of the dense model for None."""
@@ -109,7 +110,7 @@ class Judge:
         elif self._recovery.refits:
             small = thin_copy(self._model, kept)
             with self._walk.remembered():
-                refit(small, self._model, self._calibration)
+                refit(small, self._model, self._calibration, weighting=self._weights)
             outputs = self._outputs(small)
         else:
             with head_mask(self._model, kept):
@@ -211,6 +212,7 @@ def measured(
         densities=densities,
         fisher=True,
         gradient_examples=settings.gradients,
+        sensitivity_examples=settings.calibration,
         divergence_examples=settings.gradients,
         signature_size=32,
         seed=settings.seed,
