@@ -14,14 +14,10 @@ SCRIPTS = Path(__file__).parent.parent / "benchmarks"
 @pytest.mark.parametrize(
     "script",
     [
-        [
-            "accuracy/report.py",
-            "architectures/support.py",
-            "architectures/report.py",
-            "knees/report.py",
-            "latency/report.py",
-            "objectives/report.py",
-        ],
+        "accuracy/report.py",
+        "architectures/support.py",
+        "architectures/report.py",
+        "knees/report.py",
         "latency/report.py",
         "objectives/report.py",
     ],

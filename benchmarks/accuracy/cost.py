@@ -23,13 +23,6 @@ class Cost:
     processor: float = 0.0
     examples: float = 0.0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.seconds + other.seconds,
-            self.processor + other.processor,
-            self.examples + other.examples,
-        )
-
     def told(self, texts: int) -> dict[str, float]:
         """For a record: the passes are over so many texts."""
         return {

@@ -161,7 +161,6 @@ class Bench:
         self._sources = _digest_of_sources(CHOOSING)
         self._refitting = _digest_of_sources(REFITTING)
         self._drawn = dict[int, list[dict[str, Tensor]]]()
-        self._weights = dict[int, tuple[TokenWeights, Cost]]()
         self._weights: tuple[int, TokenWeights, Row] | None = None
 
     # -- what is shared ----------------------------------------------------------------------------
@@ -219,16 +218,6 @@ class Bench:
                     weights.take(batch, number)
             self._weights = seed, weights, cost.told(self.texts)
         return self._weights[1:]
-
-    def token_weights(self, seed: int) -> tuple[TokenWeights, Cost]:
-        """What every refit on these texts needs, and what it cost: it is the same for all models."""
-        if seed not in self._weights:
-            weights = TokenWeights(self.model)
-            with counted(self.model) as cost:
-                for number, batch in enumerate(self.batches(seed)):
-                    weights.take(batch, number)
-            self._weights[seed] = weights, cost
-        return self._weights[seed]
 
     def _encode(self, examples: Sequence[Any], size: int, seed: int) -> list[dict[str, Tensor]]:
         return encode(
@@ -419,7 +408,7 @@ def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
     """The record of all that is done."""
     rows = [row for row in map(bench.result, todo) if row is not None]
     told = [(row["recovery"], row.pop("sources")) for row in rows]
-    versions = {sources for recovery, sources in told if RECOVERIES[recovery].refits}
+    versions = {sources for recovery, sources in told if RECOVERIES[recovery].refit}
     return {
         "benchmark": "accuracy",
         "data": bench.data.name,
