@@ -58,7 +58,8 @@ class _Counter:
         examples = self._share * output.shape[0]
         self._cost.examples += examples
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._backward(examples))
+            hooked: Any = output
+            hooked.register_hook(lambda gradient: self._backward(examples))
 
     def _backward(self, examples: float) -> None:
         self._cost.examples += 2 * examples

@@ -18,6 +18,7 @@ from benchmarks.accuracy.figures import (
     Mean,
     Row,
     budgets,
+    mean,
     mean_of,
     methods,
     recoveries,
@@ -161,9 +162,7 @@ def cost(record: Row) -> str:
     for method in methods(record, rows):
         mine = [row for row in rows if row["method"] == method]
         spent = {
-            (stage, unit): mean_of(
-                mine, lambda r, s=stage, u=unit: r["cost"].get(s, {}).get(u, 0.0)
-            )
+            (stage, unit): mean([float(r["cost"].get(stage, {}).get(unit, 0.0)) for r in mine])
             for stage in STAGES
             for unit in ("passes", "processor")
         }

@@ -114,13 +114,13 @@ def stops(record: Row) -> str:
                     named = _named(rule, TOLERANCE[quality])
                     rows.append([f"measured {quality}, {how}", named, *cells])
     columns = ["curve", "rule", *(f"draw {number}" for number in range(1, len(draws) + 1))]
-    found = [
+    stops: list[list[float]] = [
         [s["knee"] for draw in draws for s in draw["stops"] if s["degree"] == d] for d in DEGREES
     ]
     moved = (
-        f"Units kept. The degree moves the knee of the silhouette from {max(map(max, found)):g} to "
-        f"{min(map(min, found)):g}; at one degree, seeds and draws together move it by at most "
-        f"{max(max(of) - min(of) for of in found):g}."
+        f"Units kept. The degree moves the knee of the silhouette from {max(map(max, stops)):g} to "
+        f"{min(map(min, stops)):g}; at one degree, seeds and draws together move it by at most "
+        f"{max(max(of) - min(of) for of in stops):g}."
     )
     return f"### Where each stops\n\n{moved}\n\n" + table(columns, rows)
 

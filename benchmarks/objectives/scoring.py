@@ -76,7 +76,8 @@ def spearman(a: Floats, b: Floats) -> Floats:
     x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
     scale = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     product = (x * y).sum(axis=1)
-    return np.divide(product, scale, out=np.full(len(product), np.nan), where=scale > 0)
+    found: Floats = np.divide(product, scale, out=np.full(len(product), np.nan), where=scale > 0)
+    return found
 
 
 def ranks(rows: Floats) -> Floats:
