@@ -22,7 +22,7 @@ from cahp_opt.demo import demo_model, demo_texts
 from cahp_opt.objectives import ExplainedVariance, Modular, Quadratic
 from cahp_opt.solvers import DynamicProgram, Greedy, RandomSubset, TopK
 from cahp_opt.texts import split
-from cahp_opt.torch import calibrate, refit, slice_heads
+from cahp_opt.torch import TokenWeights, calibrate, refit, slice_heads
 from cahp_opt.torch.encoding import encode
 from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.timing import device_name
@@ -68,12 +68,12 @@ def main() -> None:
         ("Gauss-Newton at density 0.5, greedy", Quadratic.from_stats(stats), Greedy(), 0),
         *(("random", salience, RandomSubset(), seed) for seed in range(given.random)),
     ]
-    rows = []
+    weights, rows = TokenWeights(model), []
     for name, objective, solver, seed in methods:
         selection = select(Problem(objective, budget), solver, seed=seed)
         small = slice_heads(model, selection)
         before = evaluate(model, small, held_out).figures
-        refit(small, model, calibration)
+        refit(small, model, calibration, weighting=weights)
         after = evaluate(model, small, held_out).figures
         rows.append(
             {
