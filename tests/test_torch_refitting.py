@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cahp_opt.torch.attention import AttentionBlock, find_attention
 from cahp_opt.torch.blocks import out_bias, out_weight
+from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.fidelity import ClassLogits, fidelity_of
 from cahp_opt.torch.refitting import RIDGES, refit
 from cahp_opt.torch.regression import RidgeSums
@@ -495,3 +496,25 @@ def test_weights_taken_once_serve_several_refits(monkeypatch: pytest.MonkeyPatch
     longer = [tiny_models.batch(size=12, length=10)]
     with pytest.raises(ValueError, match=r"batch 0 had rows \[12, 9\] then, and has \[12, 10\]"):
         refit(slice_heads(dense, keep(dense, [2, 1, 2])), dense, longer, weighting=weights)
+
+
+def test_calibration_hands_over_the_weights_of_whole_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense = tiny_models.BERT.build()
+    alone, shared = (slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(2))
+    refit(alone, dense, BATCHES)
+    weights = TokenWeights(dense)
+    # The third batch is cut, so that its weights, and those of later ones, are taken in the refit.
+    calibrate(dense, BATCHES, sensitivity_examples=30, gradient_examples=0, token_weights=weights)
+    taken = list[int]()
+
+    def counted(*args: Any) -> Any:
+        taken.append(len(args))
+        return flows(*args)
+
+    monkeypatch.setattr("cahp_opt.torch.token_weights.flows", counted)
+    refit(shared, dense, BATCHES, weighting=weights)
+    assert len(taken) == 4
+    for a, b in zip(alone.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(a, b)

@@ -30,6 +30,7 @@ from cahp_opt.torch.moments import MomentSums
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.sensitivity import SensitivitySums
 from cahp_opt.torch.signatures import SignatureSums
+from cahp_opt.torch.token_weights import TokenWeights
 
 _WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
@@ -45,6 +46,7 @@ def calibrate(
     sensitivity_examples: int = 0,
     divergence_examples: int = 0,
     signature_size: int = 0,
+    token_weights: TokenWeights | None = None,
     fidelity: Fidelity | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -80,6 +82,8 @@ def calibrate(
         signature_size: cells along each side of the resized attention maps that are averaged by class,
             which needs class labels and takes ``16 * n * classes * signature_size ** 2`` bytes; 0 for
             none. The seed method takes 32.
+        token_weights: of the same model, fidelity and seed; learns the weights of the batches whose
+            sensitivity is taken, so that a refit on them need not take them again.
         fidelity: what to differentiate; None for what fits the model's head.
         seed: of the masks and probes.
         progress: called once per batch.
@@ -128,7 +132,10 @@ def calibrate(
                 part = examples(batch, 0, gradient_examples - seen)
                 gradients.add(part, dense[: batch_size(part)], together=together)
             if sensitivity_examples > seen:
-                sensitivity.add(examples(batch, 0, sensitivity_examples - seen))
+                part = examples(batch, 0, sensitivity_examples - seen)
+                found = sensitivity.add(part)
+                if token_weights is not None and batch_size(part) == batch_size(batch):
+                    token_weights.remember(found, done - 1)
             if divergence_examples > seen:
                 divergence.add(examples(batch, 0, divergence_examples - seen))
             if signature_size:

@@ -52,6 +52,7 @@ from cahp_opt.torch.signatures import class_labels
 from cahp_opt.torch.skeletons import skeleton
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.timing import device_name, measure_latency
+from cahp_opt.torch.token_weights import TokenWeights, Weighting
 from cahp_opt.torch.verification import verify_slice
 from cahp_opt.workloads import Workload, recorded_tables
 
@@ -170,8 +171,16 @@ def run_pipeline(
                 samples=samples,
             )
         floor = _reach(named.model, space, target, method, profile, applying, display, unit)
+        refits = applying.recovery.refits
+        weights = TokenWeights(named.model, seed=method.seed) if refits else None
         stats = measure_stats(
-            named.model, batches.calibration, method.objective, method.seed, display, unit=unit
+            named.model,
+            batches.calibration,
+            method.objective,
+            method.seed,
+            display,
+            unit=unit,
+            token_weights=weights,
         )
         with display.stage("select") as progress:
             if profile is None or not target.latencies:
@@ -188,7 +197,7 @@ def run_pipeline(
                 )
                 facts = method.provenance(stats, target, profile)
                 selection = replace(selection, provenance=facts)
-        report = _apply(named, selection, batches, applying, folder, display)
+        report = _apply(named, selection, batches, applying, folder, display, weights)
         stats.save(folder / STATS_FILE)
         if profile is not None:
             profile.save(folder / LATENCY_FILE)
@@ -288,8 +297,9 @@ def measure_stats(
     sensitivity_examples: int = 2048,
     divergence_examples: int = 64,
     unit: Unit | None = None,
+    token_weights: TokenWeights | None = None,
 ) -> HeadStats:
-    """Calibration statistics, no more than ``objective`` needs."""
+    """Calibration statistics, no more than ``objective`` needs; see :func:`calibrate` for the rest."""
     with display.stage("calibrate") as progress:
         return calibrate(
             model,
@@ -299,6 +309,7 @@ def measure_stats(
             sensitivity_examples=sensitivity_examples if objective.sensitivity else 0,
             divergence_examples=divergence_examples if objective.divergence else 0,
             signature_size=objective.signature_size,
+            token_weights=token_weights,
             unit=unit,
             seed=seed,
             progress=progress,
@@ -476,6 +487,7 @@ def _apply(
     applying: Applying,
     folder: Path,
     display: Display,
+    weights: TokenWeights | None = None,
 ) -> Report:
     """Slice, refit, check, time and save; the report still lacks its files."""
     dense = named.model
@@ -495,7 +507,8 @@ def _apply(
                 "too closely."
             )
         with display.stage("refit") as progress:
-            refit(small, dense, batches.calibration, progress=progress)
+            weighting = weights or Weighting.SENSITIVITY
+            refit(small, dense, batches.calibration, weighting=weighting, progress=progress)
         if recovery is Recovery.FINETUNE:
             with display.stage("finetune") as progress:
                 finetune(

@@ -111,8 +111,8 @@ class SensitivitySums:
         self._sums = [_Sums(block.width) for block in attention]
         self._examples = 0
 
-    def add(self, batch: Batch) -> None:
-        """Add one batch.
+    def add(self, batch: Batch) -> list[list[Flow]]:
+        """Add one batch, and tell what went through the blocks.
 
         Raises:
             ValueError: naming the block if a gradient or a head output is not finite.
@@ -128,6 +128,7 @@ class SensitivitySums:
                         "values; check the model's weights, or calibrate in float32."
                     )
         self._examples += batch_size(batch)
+        return found
 
     def result(self) -> tuple[Sensitivity, ...]:
         """The weighted moments of every block; the columns stand unit by unit."""

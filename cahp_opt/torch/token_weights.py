@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.sensitivity import flows
+from cahp_opt.torch.sensitivity import Flow, flows
 
 
 class Weighting(Enum):
@@ -25,8 +26,9 @@ class Weighting(Enum):
 class TokenWeights:
     """The weights of tokens by :attr:`Weighting.SENSITIVITY`, taken once and remembered.
 
-    They depend on the dense model and the batches alone, and cost as much as the rest of a refit: give one
-    of these to every :func:`~cahp_opt.torch.refit` of the same model on the same batches.
+    They depend on the dense model and the batches alone, and cost more than the rest of a refit: give one
+    of these to :func:`~cahp_opt.torch.calibrate` and to every :func:`~cahp_opt.torch.refit` of the same
+    model on the same batches.
 
     Args:
         dense: the model that tells how strongly its output depends on each token; blocks run once per pass.
@@ -47,12 +49,14 @@ class TokenWeights:
         """Take the weights of one batch, if they are not known; arguments as for :meth:`of`."""
         if number not in self._known:
             found = flows(self.dense, self._attention, batch, self._fidelity, self._seed)
-            self._known[number] = [
-                torch.stack([f.gradient.square().sum(dim=-1, keepdim=True) for f in runs]).sum(
-                    dim=0
-                )
-                for runs in found
-            ]
+            self.remember(found, number)
+
+    def remember(self, found: Sequence[Sequence[Flow]], number: int) -> None:
+        """Keep the weights of one batch that went through the dense model already."""
+        self._known[number] = [
+            torch.stack([f.gradient.square().sum(dim=-1, keepdim=True) for f in runs]).sum(dim=0)
+            for runs in found
+        ]
 
     def of(self, block: int, out: Tensor, batch: Batch, number: int) -> Tensor:
         """The weights at one block, shape ``[..., 1]`` for its output ``out [..., hidden]``.
@@ -66,14 +70,7 @@ class TokenWeights:
         Raises:
             ValueError: if this position held a batch of another shape before.
         """
-        if number not in self._known:
-            found = flows(self.dense, self._attention, batch, self._fidelity, self._seed)
-            self._known[number] = [
-                torch.stack([f.gradient.square().sum(dim=-1, keepdim=True) for f in runs]).sum(
-                    dim=0
-                )
-                for runs in found
-            ]
+        self.take(batch, number)
         weights = self._known[number][block].to(out.device)
         if weights.shape[:-1] != out.shape[:-1]:
             raise ValueError(
