@@ -85,6 +85,11 @@ class ObjectiveName(str, Enum):
         return self is ObjectiveName.EXPLAINED_OUTPUT
 
     @property
+    def forward_only(self) -> bool:
+        """Whether forward passes are all it needs, so that a model fits that has no room for gradients."""
+        return not (self.gradients or self.sensitivity)
+
+    @property
     def divergence(self) -> bool:
         """Whether it needs the divergence of attention maps."""
         return self is ObjectiveName.FACILITY_LOCATION

@@ -319,6 +319,14 @@ def test_every_objective(model: Path, text: Path, tmp_path: Path, objective: str
     assert selection.kept.sum() <= 6
 
 
+def test_explained_variance_asks_for_forward_passes_only(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.autograd.grad", None)
+    chosen = ["--objective", "explained-variance", "--heads", "6"]
+    assert prune(model, tmp_path / "out", "--text", text, *chosen) == 0
+
+
 def test_the_recovery_chooses_the_objective(model: Path, text: Path, tmp_path: Path) -> None:
     chosen = {"none": ("gauss-newton", "auto"), "refit": ("explained-output", "dynamic-program")}
     for recovery, names in chosen.items():

@@ -518,3 +518,13 @@ def test_calibration_hands_over_the_weights_of_whole_batches(
     assert len(taken) == 4
     for a, b in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_an_unknown_output_is_told_with_the_ways_out() -> None:
+    dense = tiny_models.BERT.build()
+    model = slice_heads(dense, np.arange(12) > 2)
+    dense.config.problem_type = "multi_label_classification"
+    with pytest.raises(ValueError, match=r"TokenWeights\(dense, fidelity=.*Weighting.EQUAL"):
+        refit(model, dense, BATCHES)
+    refit(model, dense, BATCHES, weighting=Weighting.EQUAL)
+    refit(model, dense, BATCHES, weighting=TokenWeights(dense, fidelity=ClassLogits()))

@@ -171,8 +171,9 @@ def run_pipeline(
                 samples=samples,
             )
         floor = _reach(named.model, space, target, method, profile, applying, display, unit)
-        refits = applying.recovery.refits
-        weights = TokenWeights(named.model, seed=method.seed) if refits else None
+        weights = None
+        if applying.recovery.refits and not method.objective.forward_only:
+            weights = TokenWeights(named.model, seed=method.seed)
         stats = measure_stats(
             named.model,
             batches.calibration,
@@ -197,7 +198,8 @@ def run_pipeline(
                 )
                 facts = method.provenance(stats, target, profile)
                 selection = replace(selection, provenance=facts)
-        report = _apply(named, selection, batches, applying, folder, display, weights)
+        weighting = weights or Weighting.EQUAL
+        report = _apply(named, selection, batches, applying, folder, display, weighting)
         stats.save(folder / STATS_FILE)
         if profile is not None:
             profile.save(folder / LATENCY_FILE)
@@ -487,7 +489,7 @@ def _apply(
     applying: Applying,
     folder: Path,
     display: Display,
-    weights: TokenWeights | None = None,
+    weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
 ) -> Report:
     """Slice, refit, check, time and save; the report still lacks its files."""
     dense = named.model
@@ -507,7 +509,6 @@ def _apply(
                 "too closely."
             )
         with display.stage("refit") as progress:
-            weighting = weights or Weighting.SENSITIVITY
             refit(small, dense, batches.calibration, weighting=weighting, progress=progress)
         if recovery is Recovery.FINETUNE:
             with display.stage("finetune") as progress:

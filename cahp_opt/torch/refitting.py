@@ -163,7 +163,15 @@ def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> Tok
                 "`weighting` was taken on another model than `dense`; take it on that."
             )
         return weighting
-    return TokenWeights(dense) if weighting is Weighting.SENSITIVITY else None
+    if weighting is Weighting.EQUAL:
+        return None
+    try:
+        return TokenWeights(dense)
+    except ValueError as error:
+        raise ValueError(
+            f"`weighting` needs to know what the output of `dense` is: {error} Give it as "
+            "`weighting=TokenWeights(dense, fidelity=...)`, or take `Weighting.EQUAL`."
+        ) from None
 
 
 def _held_out(values: Tensor, before: int, batch: Batch) -> Tensor:
