@@ -29,7 +29,7 @@ from cahp_opt.latency import Execution
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
 from cahp_opt.records import RecordError
-from cahp_opt.recovery import Recovery
+from cahp_opt.recovery import Recovery, Weighting
 from cahp_opt.report import (
     Report,
     comparison_tables,
@@ -154,8 +154,8 @@ Objective = Annotated[
     ObjectiveName | None,
     typer.Option(
         "--objective",
-        help="What is maximised; gauss-newton with --recovery none and explained-output else, if not "
-        "given.",
+        help="What is maximised; if not given, gauss-newton with --recovery none, else "
+        "explained-output, and explained-variance for models that embed texts (and statistics without sensitivity).",
     ),
 ]
 SolverChoice = Annotated[
@@ -227,6 +227,14 @@ RecoveryOption = Annotated[
         "finetune, the refit and then training towards the unpruned model (and on labels).",
     ),
 ]
+WeightingOption = Annotated[
+    Weighting,
+    typer.Option(
+        "--weighting",
+        help="How much each token counts in the refit: sensitivity, by the gradient of the output; or "
+        "equal, for models too large for gradients.",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Of --recovery finetune.")]
 LearningRate = Annotated[
     float, typer.Option("--learning-rate", min=1e-9, help="Of --recovery finetune, at its highest.")
@@ -278,6 +286,7 @@ def prune(
     recovery: RecoveryOption = Recovery.REFIT,
     epochs: Epochs = 1,
     learning_rate: LearningRate = 5e-5,
+    weighting: WeightingOption = Weighting.SENSITIVITY,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -332,7 +341,9 @@ def prune(
             named,
             texts,
             target,
-            Method.suiting(recovery, objective, solver, time_limit, seed),
+            Method.suiting(
+                recovery, objective, solver, time_limit, seed, embeds=_embeds(named.model)
+            ),
             Applying(
                 recovery,
                 workloads or (Workload(latency_batch_size, sequence_length, repeats),),
@@ -340,6 +351,7 @@ def prune(
                 rounds,
                 epochs,
                 learning_rate,
+                weighting,
             ),
             output_dir,
             profile=profile,
@@ -369,13 +381,14 @@ def calibrate(
         ),
     ] = 256,
     sensitivity_examples: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--sensitivity-examples",
             min=0,
-            help="Texts to weigh tokens by the output's sensitivity on, for explained-output.",
+            help="Texts to weigh tokens by the output's sensitivity on, for explained-output; if not "
+            "given, 2048, and 0 for models that embed texts.",
         ),
-    ] = 2048,
+    ] = None,
     divergence_examples: Annotated[
         int,
         typer.Option(
@@ -422,6 +435,8 @@ def calibrate(
         max_length=max_length,
         seed=seed,
     )
+    if sensitivity_examples is None:
+        sensitivity_examples = 0 if _embeds(named.model) else 2048
     with display.stage("calibrate") as progress:
         stats = measure(
             named.model,
@@ -575,7 +590,8 @@ def select(
     if profile is not None and profile.latency:
         target = _target(target, "0.8")
     _note(target.remarks(profile))  # before a refusal, which may stand on an estimate
-    method = Method.suiting(recovery, objective, solver, time_limit, seed)
+    embeds = not measured.sensitivity
+    method = Method.suiting(recovery, objective, solver, time_limit, seed, embeds=embeds)
     selection = method.choose(measured, target, profile)
     selection.save(output)
     Console().print(selection_tables(selection))
@@ -691,6 +707,7 @@ def apply(
     recovery: RecoveryOption = Recovery.REFIT,
     epochs: Epochs = 1,
     learning_rate: LearningRate = 5e-5,
+    weighting: WeightingOption = Weighting.SENSITIVITY,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -740,6 +757,7 @@ def apply(
             Reading(batch_size, max_length, seed),
             epochs=epochs,
             learning_rate=learning_rate,
+            weighting=weighting,
         ),
         output_dir,
         overwrite=overwrite,
@@ -784,7 +802,7 @@ def demo(
             named,
             texts,
             target,
-            Method(seed=seed),
+            Method.suiting(Recovery.REFIT, seed=seed, embeds=_embeds(named.model)),
             Applying(workloads=workloads, reading=Reading(seed=seed)),
             output_dir,
             samples=samples,
@@ -867,6 +885,13 @@ def _model(
         if threads is not None:
             torch.set_num_threads(threads)
         return load_model(name, device=device, precision=precision)
+
+
+def _embeds(model: nn.Module) -> bool:
+    """Whether a model's output is an embedding, the mean over its tokens."""
+    from cahp_opt.torch.fidelity import PooledEmbedding, fidelity_of
+
+    return isinstance(fidelity_of(model), PooledEmbedding)
 
 
 def _named(

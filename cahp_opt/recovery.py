@@ -19,3 +19,12 @@ class Recovery(str, Enum):
     def refits(self) -> bool:
         """Whether least squares come into it."""
         return self is not Recovery.NONE
+
+
+class Weighting(str, Enum):
+    """How much each token counts in a refit."""
+
+    SENSITIVITY = "sensitivity"
+    """By how strongly the model's output depends on what the block writes there, which takes gradients."""
+    EQUAL = "equal"
+    """All the same."""

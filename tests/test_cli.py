@@ -319,29 +319,54 @@ def test_every_objective(model: Path, text: Path, tmp_path: Path, objective: str
     assert selection.kept.sum() <= 6
 
 
-def test_explained_variance_asks_for_forward_passes_only(
+def test_equal_weights_ask_for_forward_passes_only(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.autograd.grad", None)
-    chosen = ["--objective", "explained-variance", "--heads", "6"]
+    chosen = ["--objective", "explained-variance", "--weighting", "equal", "--heads", "6"]
     assert prune(model, tmp_path / "out", "--text", text, *chosen) == 0
 
 
-def test_the_recovery_chooses_the_objective(model: Path, text: Path, tmp_path: Path) -> None:
-    chosen = {"none": ("gauss-newton", "auto"), "refit": ("explained-output", "dynamic-program")}
-    for recovery, names in chosen.items():
-        output, given = tmp_path / recovery, ["--recovery", recovery, "--heads", "6"]
-        assert prune(model, output, "--text", text, *given) == 0
-        report = Report.read(output / "report.json")
-        made_by = Selection.load(output / "cahp_selection.json").provenance
-        assert (made_by["objective"], made_by["solver"]) == names
-        assert report["recovery"] == recovery
-        assert (report["fidelity"]["after"] is None) == (recovery == "none")
-        stats, written = output / "stats.safetensors", tmp_path / f"{recovery}.json"
-        again = ["select", "--stats", str(stats), "--heads", "6", "--recovery", recovery]
-        assert main([*again, "--output", str(written)]) == 0
-        selected = Selection.load(written).provenance
-        assert (selected["objective"], selected["solver"]) == names
+@pytest.mark.parametrize(
+    ("head", "recovery", "names"),
+    [
+        (False, "none", ("gauss-newton", "auto")),
+        (False, "refit", ("explained-variance", "dynamic-program")),
+        (True, "refit", ("explained-output", "dynamic-program")),
+    ],
+    ids=["none", "embedding", "classifier"],
+)
+def test_the_recovery_and_the_output_choose_the_objective(
+    model: Path,
+    classifier: Path,
+    text: Path,
+    tmp_path: Path,
+    head: bool,
+    recovery: str,
+    names: tuple[str, str],
+) -> None:
+    output, given = tmp_path / "out", ["--recovery", recovery, "--heads", "6"]
+    assert prune(classifier if head else model, output, "--text", text, *given) == 0
+    report = Report.read(output / "report.json")
+    made_by = Selection.load(output / "cahp_selection.json").provenance
+    assert (made_by["objective"], made_by["solver"]) == names
+    assert report["recovery"] == recovery
+    assert (report["fidelity"]["after"] is None) == (recovery == "none")
+    stats, written = output / "stats.safetensors", tmp_path / "selection.json"
+    again = ["select", "--stats", str(stats), "--heads", "6", "--recovery", recovery]
+    assert main([*again, "--output", str(written)]) == 0
+    selected = Selection.load(written).provenance
+    assert (selected["objective"], selected["solver"]) == names
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["embedding", "classifier"])
+def test_calibration_measures_what_the_default_objective_needs(
+    model: Path, classifier: Path, text: Path, tmp_path: Path, head: bool
+) -> None:
+    stats = tmp_path / "stats.safetensors"
+    measured = ["calibrate", str(classifier if head else model), "--text", str(text)]
+    assert main([*measured, "--output", str(stats)]) == 0
+    assert bool(HeadStats.load(stats).sensitivity) == head
 
 
 def test_finetuning_comes_after_the_refit(

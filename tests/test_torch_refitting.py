@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import AttentionBlock, find_attention
 from cahp_opt.torch.blocks import out_bias, out_weight
 from cahp_opt.torch.calibration import calibrate
@@ -21,7 +22,7 @@ from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
 from cahp_opt.torch.sensitivity import flows
 from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.token_weights import TokenWeights, Weighting
+from cahp_opt.torch.token_weights import TokenWeights
 
 TINY = 1e-10
 BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(6)]

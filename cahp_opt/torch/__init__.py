@@ -3,6 +3,7 @@
 Importing this needs the ``torch`` extra; :mod:`cahp_opt` itself does not.
 """
 
+from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import (
     Attention,
     AttentionBlock,
@@ -28,7 +29,7 @@ from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import selection_of, slice_heads
 from cahp_opt.torch.staging import select_staged
 from cahp_opt.torch.timing import measure_latency, time_models
-from cahp_opt.torch.token_weights import TokenWeights, Weighting
+from cahp_opt.torch.token_weights import TokenWeights
 from cahp_opt.torch.verification import SliceError, verify_slice
 
 __all__ = [

@@ -21,7 +21,7 @@ from cahp_opt.latency import Execution, LatencyTable, Phase
 from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.progress import Progress
 from cahp_opt.promise import Measure, Promise
-from cahp_opt.recovery import Recovery
+from cahp_opt.recovery import Recovery, Weighting
 from cahp_opt.report import REPORT_FILE, FidelityReport, Report
 from cahp_opt.rounds import Round
 from cahp_opt.selection import Selection
@@ -52,7 +52,7 @@ from cahp_opt.torch.signatures import class_labels
 from cahp_opt.torch.skeletons import skeleton
 from cahp_opt.torch.slicing import slice_heads
 from cahp_opt.torch.timing import device_name, measure_latency
-from cahp_opt.torch.token_weights import TokenWeights, Weighting
+from cahp_opt.torch.token_weights import TokenWeights
 from cahp_opt.torch.verification import verify_slice
 from cahp_opt.workloads import Workload, recorded_tables
 
@@ -103,6 +103,7 @@ class Applying:
         rounds: sliced models that are timed until a latency goal is met, at most.
         epochs: of fine-tuning.
         learning_rate: of fine-tuning.
+        weighting: how much each token counts in the refit.
     """
 
     recovery: Recovery = Recovery.REFIT
@@ -111,6 +112,7 @@ class Applying:
     rounds: int = 3
     epochs: int = 1
     learning_rate: float = 5e-5
+    weighting: Weighting = Weighting.SENSITIVITY
 
 
 def run_pipeline(
@@ -172,7 +174,7 @@ def run_pipeline(
             )
         floor = _reach(named.model, space, target, method, profile, applying, display, unit)
         weights = None
-        if applying.recovery.refits and not method.objective.forward_only:
+        if applying.recovery.refits and applying.weighting is Weighting.SENSITIVITY:
             weights = TokenWeights(named.model, seed=method.seed)
         stats = measure_stats(
             named.model,
@@ -198,8 +200,7 @@ def run_pipeline(
                 )
                 facts = method.provenance(stats, target, profile)
                 selection = replace(selection, provenance=facts)
-        weighting = weights or Weighting.EQUAL
-        report = _apply(named, selection, batches, applying, folder, display, weighting)
+        report = _apply(named, selection, batches, applying, folder, display, weights)
         stats.save(folder / STATS_FILE)
         if profile is not None:
             profile.save(folder / LATENCY_FILE)
@@ -489,7 +490,7 @@ def _apply(
     applying: Applying,
     folder: Path,
     display: Display,
-    weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
+    weights: TokenWeights | None = None,
 ) -> Report:
     """Slice, refit, check, time and save; the report still lacks its files."""
     dense = named.model
@@ -509,6 +510,7 @@ def _apply(
                 "too closely."
             )
         with display.stage("refit") as progress:
+            weighting = weights or applying.weighting
             refit(small, dense, batches.calibration, weighting=weighting, progress=progress)
         if recovery is Recovery.FINETUNE:
             with display.stage("finetune") as progress:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
+from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import Batch, batch_size, length, prepare, prepared
 from cahp_opt.torch.blocks import out_bias, out_weight
@@ -19,7 +20,7 @@ from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
-from cahp_opt.torch.token_weights import TokenWeights, Weighting
+from cahp_opt.torch.token_weights import TokenWeights
 from cahp_opt.torch.walking import Point, Walk, check_runs_once
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)

@@ -1,9 +1,8 @@
-"""How much each token counts in a least-squares fit."""
+"""How much each token counts in a refit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +11,6 @@ from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import Batch
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.sensitivity import Flow, flows
-
-
-class Weighting(Enum):
-    """How much each token counts in a least-squares fit."""
-
-    SENSITIVITY = "sensitivity"
-    """By how strongly the model's output depends on what the block writes there."""
-    EQUAL = "equal"
-    """All the same."""
 
 
 class TokenWeights:
