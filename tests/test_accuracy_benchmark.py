@@ -316,6 +316,7 @@ def test_the_headline_has_the_columns_that_were_measured() -> None:
             "recovery": recovery,
             "seed": seed,
             "test": test,
+            "kl": 1 - test,
         }
 
     rows = [
@@ -333,9 +334,9 @@ def test_the_headline_has_the_columns_that_were_measured() -> None:
         "rows": rows,
     }
     assert report.headline({"films": record}).splitlines() == [
-        "| test accuracy, % | films: 24 of 72, refit | films: 18 of 72, refit and one epoch |",
+        "| test accuracy, %; KL, nats | films: 24 of 72, refit | films: 18 of 72, refit and one epoch |",
         "|---|---|---|",
         "| unpruned | 53.0 | 53.0 |",
-        "| default | 51.0 ± 1.0 (2) | 51.5 (1) |",
-        "| random | 40.0 (1) |  |",
+        "| default | 51.0 ± 1.0 (2); 0.490 | 51.5 (1); 0.485 |",
+        "| random | 40.0 (1); 0.600 |  |",
     ]
