@@ -138,7 +138,7 @@ def test_weights_are_those_of_plain_least_squares_along_the_pruned_path() -> Non
 def test_empty_block_only_gets_the_mean_as_its_bias() -> None:
     dense = tiny_models.BERT.build(bare=True).double()
     model = slice_heads(dense, keep(dense, [0, 4, 4]))
-    refit(model, dense, BATCHES)
+    refit(model, dense, BATCHES, weighting=Weighting.EQUAL)
     block, source = find_attention(model).blocks[0], find_attention(dense).blocks[0]
     out = torch.cat([through_block(dense, source, batch)[1] for batch in BATCHES])
     bias = out_bias(block)
@@ -529,3 +529,16 @@ def test_an_unknown_output_is_told_with_the_ways_out() -> None:
         refit(model, dense, BATCHES)
     refit(model, dense, BATCHES, weighting=Weighting.EQUAL)
     refit(model, dense, BATCHES, weighting=TokenWeights(dense, fidelity=ClassLogits()))
+
+
+def test_gradients_that_are_not_finite_are_told() -> None:
+    class Steep(ClassLogits):
+        """A distance with an infinite slope."""
+
+        def probes(self, output: Tensor, batch: Any, rngs: Any) -> list[Tensor]:
+            return [torch.full_like(output, torch.inf)]
+
+    dense = tiny_models.BERT.build()
+    model = slice_heads(dense, keep(dense, [2, 1, 2]))
+    with pytest.raises(ValueError, match="gradients of the output of `dense` hold NaN or infinite"):
+        refit(model, dense, BATCHES, weighting=TokenWeights(dense, fidelity=Steep()))

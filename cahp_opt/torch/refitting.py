@@ -118,7 +118,7 @@ def refit(
     fits = list[BlockFit]()
     with torch.no_grad(), evaluating(model, dense):
         check_runs_once(dense, reference, next(prepared(data, dense)))
-        weights = _token_weights(dense, weighting)
+        weights, unknown = _token_weights(dense, weighting), False
         ahead, behind = Walk(dense, reference, memory // 2), Walk(model, attention, memory // 2)
         for b, block in enumerate(attention):
             stage = f"refit block {b + 1}/{len(attention)}"
@@ -136,6 +136,9 @@ def refit(
                 if weights is not None:
                     by_token = weights.of(b, missing, dense_batch, done - 1)
                     w = padding.rows(b, by_token, batch)[:, 0]
+                    known = w.isfinite()
+                    unknown |= not bool(known.all())
+                    w = torch.where(known, w, 1)  # activations tell better where it went wrong
                 apart = padding.rows(b, _held_out(heads, examples, batch), batch)[:, 0]
                 if ridge is None and bool(apart.any()):
                     held_out.add(x[apart], y[apart], w[apart])
@@ -154,6 +157,12 @@ def refit(
             sums.merge(held_out)
             if sums.count:  # else the output depends on nothing that the block writes
                 _correct(block, *sums.solve(fits[-1].ridge, intercept=intercept))
+    if unknown:
+        raise ValueError(
+            "the gradients of the output of `dense` hold NaN or infinite values, although its activations "
+            "do not; load it in float32, or pass `weighting=Weighting.EQUAL`. `model` was refitted with "
+            "equal weights where there were none."
+        )
     return tuple(fits)
 
 
