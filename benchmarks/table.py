@@ -14,7 +14,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy.report import headline, records
+from benchmarks.accuracy.report import RESULTS as ACCURACY
+from benchmarks.accuracy.report import headline
+from benchmarks.pages import records
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,12 +24,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def fidelity_table() -> str:
     """Cosine distance and neighbour agreement after the refit, by method and units kept."""
-    records = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("fidelity_after_refit_*"))]
+    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("fidelity_after_refit_*"))]
     lines = [
         "| kept of 72 | selected by | 1 - cosine before refit | after refit | 10 nearest neighbours shared after |",
         "|---|---|---|---|---|",
     ]
-    for record in sorted(records, key=lambda r: -r["units"]):
+    for record in sorted(found, key=lambda r: -r["units"]):
         groups: dict[str, list[dict[str, Any]]] = {}
         for row in record["rows"]:
             groups.setdefault(row["method"], []).append(row)
@@ -44,7 +46,7 @@ def fidelity_table() -> str:
             lines.append(
                 f"| {record['units']} | {label} | {cells[0]:.4f} | {cells[1]:.4f} | {cells[2]:.3f} |"
             )
-    last = records[-1]
+    last = found[-1]
     lines.append(
         f"\n{last['held out']} held-out texts, {last['texts']} to calibrate and refit on; "
         f"{last['device']}, {last['threads']} threads, torch {last['versions']['torch']}, "
@@ -55,7 +57,7 @@ def fidelity_table() -> str:
 
 def accuracy_table() -> str:
     """Test accuracy by method, where heads are few."""
-    return headline(records()) + (
+    return headline(records(ACCURACY)) + (
         "\n\nMeans ± standard errors over seeds, whose number stands in brackets; all budgets, costs and "
         "pictures: [docs/accuracy.md](docs/accuracy.md)."
     )

@@ -19,6 +19,7 @@ from benchmarks.accuracy.data import read
 from benchmarks.accuracy.greedy import along, removal_path
 from benchmarks.accuracy.methods import METHODS, Task
 from benchmarks.accuracy.training import Recipe, accuracy, groups, train
+from benchmarks.pages import stale
 from cahp_opt.budget import BudgetError
 from cahp_opt.latency import LatencyTable
 from cahp_opt.recovery import Recovery
@@ -301,11 +302,11 @@ def test_the_page_says_what_the_record_says(
     cell = f"{100 * np.mean(values):.1f} ± {100 * error:.1f} (10)"
     line = next(x for x in made["accuracy.md"].split("### Refit")[1].splitlines() if "random" in x)
     assert line == f"| random | {cell} |"
-    assert report.stale(made, tmp_path) == list(made)
+    assert stale(made, tmp_path, report.PICTURES) == list(made)
     for name, content in made.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "accuracy-gone-heads.svg").write_text("", encoding="utf-8")
-    assert report.stale(made, tmp_path) == ["accuracy-gone-heads.svg"]
+    assert stale(made, tmp_path, report.PICTURES) == ["accuracy-gone-heads.svg"]
 
 
 def test_the_headline_has_the_columns_that_were_measured() -> None:

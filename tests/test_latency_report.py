@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.latency import pictures, report, run
+from benchmarks.pages import stale
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -135,11 +136,11 @@ def test_pictures_of_nothing(record: dict[str, Any]) -> None:
 
 def test_what_is_stale_is_named(record: dict[str, Any], tmp_path: Path) -> None:
     wanted = report.files({"gpu": record})
-    assert sorted(report.stale(wanted, tmp_path)) == sorted(wanted)
+    assert sorted(stale(wanted, tmp_path, report.PICTURES)) == sorted(wanted)
     for name, content in wanted.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    assert report.stale(wanted, tmp_path) == []
+    assert stale(wanted, tmp_path, report.PICTURES) == []
     (tmp_path / "latency-old-blocks.svg").write_text("<svg/>", encoding="utf-8")
     record["cases"][0]["sets"][0]["measured"] *= 1.1
-    found = report.stale(report.files({"gpu": record}), tmp_path)
+    found = stale(report.files({"gpu": record}), tmp_path, report.PICTURES)
     assert found == ["latency-old-blocks.svg", "latency-gpu-predictions.svg"]

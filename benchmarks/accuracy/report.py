@@ -6,7 +6,6 @@ python benchmarks/accuracy/report.py --check    fail if they are not what the re
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +24,12 @@ from benchmarks.accuracy.figures import (
     those,
 )
 from benchmarks.accuracy.pictures import heads, latencies, layers
+from benchmarks.pages import records, write_or_check
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
 DOCS = ROOT / "docs"
+PICTURES = "accuracy-*.svg"
 STAGES = ("calibrate", "solve", "slice", "weigh", "refit")
 USUAL = "24"
 """The budget of the tables that show one only, if there are results for it."""
@@ -56,14 +57,6 @@ same for all methods.
 - *Greedy*: removes the head whose removal changes the output least, measured, on 64 texts.
 - *Facility location*: every head is represented by a kept one that attends alike, weighted by salience.
 """
-
-
-def records(results: Path = RESULTS) -> dict[str, Row]:
-    """What was recorded, by the name of its file."""
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(results.glob("*.json"))
-    }
 
 
 def files(found: Mapping[str, Row]) -> dict[str, str]:
@@ -216,29 +209,10 @@ def headline(found: Mapping[str, Row]) -> str:
     return "\n".join(lines)
 
 
-def stale(wanted: Mapping[str, str], docs: Path) -> list[str]:
-    """The files in ``docs`` that are not as they should be, or should not be there."""
-    there = {path.name for path in docs.glob("accuracy-*.svg")}
-    return sorted(there - wanted.keys()) + [
-        name
-        for name, content in wanted.items()
-        if not (docs / name).is_file() or (docs / name).read_text(encoding="utf-8") != content
-    ]
-
-
 def main() -> int:
     """Write, or check."""
-    made = files(records())
-    if "--check" in sys.argv[1:]:
-        old = stale(made, DOCS)
-        print(f"stale in docs: {', '.join(old)}" if old else "docs/accuracy.md is up to date")
-        return int(bool(old))
-    for name in stale(made, DOCS):
-        if name in made:
-            (DOCS / name).write_text(made[name], encoding="utf-8")
-        else:
-            (DOCS / name).unlink()
-    return 0
+    made = files(records(RESULTS))
+    return write_or_check(made, DOCS, PICTURES, "accuracy.md", sys.argv[1:])
 
 
 if __name__ == "__main__":

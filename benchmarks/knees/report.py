@@ -6,7 +6,6 @@ python benchmarks/knees/report.py --check    fail if it is not what the results 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.knees.rules import DEGREES, TOLERANCE, knees, measured_rules, value_rules
+from benchmarks.pages import records, write_or_check
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "knees"
-PAGE = ROOT / "docs" / "automatic-size.md"
+DOCS = ROOT / "docs"
+PAGE = "automatic-size.md"
 RULES = ("points", *map(str, DEGREES))
 Row = dict[str, Any]
 
@@ -68,9 +69,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def page(records: Iterable[Row]) -> str:
+def page(found: Iterable[Row]) -> str:
     """The whole page."""
-    return "\n\n".join([HEAD.strip(), *map(model, records)]) + "\n"
+    return "\n\n".join([HEAD.strip(), *map(model, found)]) + "\n"
 
 
 def model(record: Row) -> str:
@@ -234,14 +235,11 @@ def closer(record: Row) -> str:
     )
 
 
-def main() -> None:
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
-    made = page(records)
-    if "--check" in sys.argv:
-        same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == made
-        sys.exit(None if same else f"{PAGE.name} differs; run python benchmarks/knees/report.py")
-    PAGE.write_text(made, encoding="utf-8")
+def main() -> int:
+    """Write, or check."""
+    made = page(records(RESULTS).values())
+    return write_or_check({PAGE: made}, DOCS, PAGE, PAGE, sys.argv[1:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

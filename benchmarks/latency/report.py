@@ -6,7 +6,6 @@ python benchmarks/latency/report.py --check    fail if they are not what the res
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.latency.models import SHAPES
 from benchmarks.latency.pictures import BAND, EXECUTIONS, Row, blocks, predictions
 from benchmarks.latency.run import EXECUTIONS as DEFAULTS
+from benchmarks.pages import records, write_or_check
 from cahp_opt.latency import NOISY
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "latency"
 DOCS = ROOT / "docs"
+PICTURES = "latency-*.svg"
 LAUNCHING = 0.95
 """A floor of that share of the unpruned time says that the number of units hardly matters."""
 HEAD = """# How well latency tables predict
@@ -65,14 +66,6 @@ COLUMNS = (
     "spread, %: median",
     "within the spread",
 )
-
-
-def records(results: Path = RESULTS) -> dict[str, Row]:
-    """What was recorded, by the name of its file."""
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(results.glob("*.json"))
-    }
 
 
 def files(found: Mapping[str, Row]) -> dict[str, str]:
@@ -196,33 +189,14 @@ def not_measured(record: Row) -> list[Row]:
     ]
 
 
-def stale(wanted: Mapping[str, str], docs: Path) -> list[str]:
-    """The files in ``docs`` that are not as they should be, or should not be there."""
-    there = {path.name for path in docs.glob("latency-*.svg")}
-    return sorted(there - wanted.keys()) + [
-        name
-        for name, content in wanted.items()
-        if not (docs / name).is_file() or (docs / name).read_text(encoding="utf-8") != content
-    ]
-
-
 def main() -> int:
     """Write, or check."""
-    found = records()
+    found = records(RESULTS)
     if not found:
         print("no results; run benchmarks/latency/run.py first", file=sys.stderr)
         return 1
     made = files(found)
-    if "--check" in sys.argv[1:]:
-        old = stale(made, DOCS)
-        print(f"stale in docs: {', '.join(old)}" if old else "docs/latency.md is up to date")
-        return int(bool(old))
-    for name in stale(made, DOCS):
-        if name in made:
-            (DOCS / name).write_text(made[name], encoding="utf-8")
-        else:
-            (DOCS / name).unlink()
-    return 0
+    return write_or_check(made, DOCS, PICTURES, "latency.md", sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python benchmarks/objectives/report.py --check    fail if it is not what the res
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.objectives.scoring import Correlation, chosen, correlations, sizes
+from benchmarks.pages import records, write_or_check
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "objectives"
-PAGE = ROOT / "docs" / "objectives.md"
+DOCS = ROOT / "docs"
+PAGE = "objectives.md"
 Row = Mapping[str, Any]
 TITLES = {"none": "without recovery", "refit": "after a refit"}
 HEAD = """# Which objective says what removing heads does
@@ -39,11 +40,6 @@ each recovery (nothing, or the closed-form `refit`):
 `benchmarks/objectives/catalogue.py` says how every objective is made; `density matched` means random masks that
 keep the share of units that will be kept.
 """
-
-
-def records(results: Path = RESULTS) -> list[Row]:
-    """What was recorded, by data and recovery."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
 
 
 def page(found: Sequence[Row]) -> str:
@@ -151,17 +147,11 @@ def error(record: Row) -> float:
 
 def main() -> int:
     """Write, or check."""
-    found = records()
+    found = list(records(RESULTS).values())
     if not found:
         print("no results; run benchmarks/objectives/run.py first", file=sys.stderr)
         return 1
-    wanted = page(found)
-    if "--check" in sys.argv[1:]:
-        fresh = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == wanted
-        print("docs/objectives.md is up to date" if fresh else "docs/objectives.md is stale")
-        return int(not fresh)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
+    return write_or_check({PAGE: page(found)}, DOCS, PAGE, PAGE, sys.argv[1:])
 
 
 if __name__ == "__main__":
