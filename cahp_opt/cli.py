@@ -235,6 +235,14 @@ WeightingOption = Annotated[
         "equal, for models too large for gradients.",
     ),
 ]
+FeedForwardOption = Annotated[
+    bool,
+    typer.Option(
+        "--feed-forward/--no-feed-forward",
+        help="Whether the refit fits the feed-forward parts too; it repairs more and takes several times as "
+        "long.",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Of --recovery finetune.")]
 LearningRate = Annotated[
     float, typer.Option("--learning-rate", min=1e-9, help="Of --recovery finetune, at its highest.")
@@ -287,6 +295,7 @@ def prune(
     epochs: Epochs = 1,
     learning_rate: LearningRate = 5e-5,
     weighting: WeightingOption = Weighting.SENSITIVITY,
+    feed_forward: FeedForwardOption = True,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -352,6 +361,7 @@ def prune(
                 epochs,
                 learning_rate,
                 weighting,
+                feed_forward,
             ),
             output_dir,
             profile=profile,
@@ -708,6 +718,7 @@ def apply(
     epochs: Epochs = 1,
     learning_rate: LearningRate = 5e-5,
     weighting: WeightingOption = Weighting.SENSITIVITY,
+    feed_forward: FeedForwardOption = True,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -758,6 +769,7 @@ def apply(
             epochs=epochs,
             learning_rate=learning_rate,
             weighting=weighting,
+            feed_forward=feed_forward,
         ),
         output_dir,
         overwrite=overwrite,

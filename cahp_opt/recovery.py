@@ -11,7 +11,7 @@ class Recovery(str, Enum):
     NONE = "none"
     """Not at all."""
     REFIT = "refit"
-    """New output projections in closed form (:func:`cahp_opt.torch.refit`)."""
+    """New weights in closed form for what writes to the residual stream (:func:`cahp_opt.torch.refit`)."""
     FINETUNE = "finetune"
     """The refit, then gradient steps towards the dense model (:func:`cahp_opt.torch.finetune`)."""
 

@@ -135,6 +135,111 @@ def test_weights_are_those_of_plain_least_squares_along_the_pruned_path() -> Non
         np.testing.assert_allclose(bias.detach().numpy(), expected[-1], atol=1e-8)
 
 
+def through_feed_forward(
+    model: nn.Module, out: str, reader: str, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Input of a feed-forward part's last linear layer, and the stream behind it that a norm reads."""
+    seen: dict[str, Tensor] = {}
+
+    def at_out(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["inner"] = args[0]
+
+    def at_norm(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen["stream"] = args[0]
+
+    hooks = [
+        model.get_submodule(out).register_forward_pre_hook(at_out),
+        model.get_submodule(reader).register_forward_pre_hook(at_norm),
+    ]
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    real = batch["attention_mask"].bool()
+    return seen["inner"][real], seen["stream"][real]
+
+
+@pytest.mark.parametrize("family", [tiny_models.BERT, tiny_models.GPT2], ids=lambda f: f.name)
+def test_feed_forward_parts_are_fitted_by_plain_least_squares(family: tiny_models.Family) -> None:
+    """With the norm behind the stream, and with the norm before it, where the next layer reads the stream."""
+    dense = family.build(bare=True).double()
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    fits = refit(model, dense, BATCHES, ridge=0.0, weighting=Weighting.EQUAL)
+    assert [fit.feed_forward for fit in fits] == [False, True] * 3
+    assert [fit.block for fit in fits[1::2]] == [block.name for block in find_attention(dense)]
+    bert = family is tiny_models.BERT
+    paths = (
+        ("encoder.layer.1.output.dense", "encoder.layer.1.output.LayerNorm")
+        if bert
+        else ("h.1.mlp.c_proj", "h.2.ln_1")
+    )
+    x, y = [], []
+    for batch in BATCHES:
+        (inner, stream), (_, goal) = (
+            through_feed_forward(m, *paths, batch) for m in (model, dense)
+        )
+        x.append(inner)
+        y.append(goal - stream)
+    rows = torch.cat([torch.cat(x), torch.ones(sum(map(len, x)), 1)], dim=1)
+    left = rows.T @ torch.cat(
+        y
+    )  # what a least squares fit cannot explain is orthogonal to its inputs
+    scale = rows.norm(dim=0)[:, None] * torch.cat(y).norm(dim=0)
+    assert float((left / scale).abs().max()) < 1e-7
+    assert float(torch.cat(y).norm()) > 1e-3  # and it could not explain everything
+
+
+def test_feed_forward_parts_repair_more() -> None:
+    for family in (tiny_models.BERT, tiny_models.LLAMA_GQA):
+        dense = family.build()
+        models = [slice_heads(dense, keep(dense, [2, 1, 3])) for _ in range(2)]
+        for model, feed_forward in zip(models, (False, True), strict=True):
+            refit(model, dense, BATCHES, ridge=1e-2, feed_forward=feed_forward)
+        assert distance(dense, models[1]) < 0.9 * distance(dense, models[0])
+
+
+def test_a_feed_forward_part_behind_which_there_is_a_norm_is_left_alone() -> None:
+    dense = tiny_models.LLAMA_GQA.build()
+    scaled = Scaled(dense.model.layers[1].mlp)
+    dense.model.layers[1].mlp = scaled
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    before = copy.deepcopy(model.model.layers[1].mlp.state_dict())
+    fits = refit(model, dense, BATCHES)
+    assert [fit.feed_forward for fit in fits] == [False, True, False, False, True]
+    for name, value in model.model.layers[1].mlp.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+class Scaled(nn.Module):
+    """A part whose result is normed before it is added to the stream."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.norm = part, nn.LayerNorm(32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.part(x))
+        return normed
+
+
+def test_a_fit_that_is_a_loss_on_held_out_examples_is_not_used() -> None:
+    dense = tiny_models.BERT.build(bare=True)
+    batch = tiny_models.batch(
+        size=5, length=3
+    )  # far fewer rows than inputs, so that every fit is chance
+    model = slice_heads(dense, keep(dense, [3, 4, 4]))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    fits = refit(model, dense, [batch], weighting=Weighting.EQUAL)
+    lost = [fit for fit in fits if (fit.unexplained or 0) > 1]
+    assert lost and len(lost) < len(fits)
+    for b, block in enumerate(find_attention(model)):
+        outs = (block.out, model.get_submodule(f"encoder.layer.{b}.output.dense"))
+        for fit, out in zip(fits[2 * b : 2 * b + 2], outs, strict=True):
+            path = next(name for name, module in model.named_modules() if module is out)
+            changed = not torch.equal(before[f"{path}.weight"], out.get_parameter("weight"))
+            assert changed == ((fit.unexplained or 0) <= 1)
+
+
 def test_empty_block_only_gets_the_mean_as_its_bias() -> None:
     dense = tiny_models.BERT.build(bare=True).double()
     model = slice_heads(dense, keep(dense, [0, 4, 4]))
@@ -186,14 +291,21 @@ def test_padding_and_batching_change_nothing() -> None:
 @pytest.mark.parametrize(
     "family", [tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2], ids=lambda f: f.name
 )
-def test_only_output_projections_change(
-    family: tiny_models.Family, fail: type[BaseException] | None
+@pytest.mark.parametrize("feed_forward", [False, True])
+def test_only_what_writes_to_the_stream_changes(
+    family: tiny_models.Family, fail: type[BaseException] | None, feed_forward: bool
 ) -> None:
     dense = family.build()
     model = slice_heads(dense, keep(dense, [2, 0, 2])).train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     state = torch.random.get_rng_state()
     forwards = [vars(m).get("forward") for m in (*model.modules(), *dense.modules())]
+
+    def hooks() -> list[int]:
+        both = (*model.modules(), *dense.modules())
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in both]
+
+    hooked = hooks()
 
     def progress(stage: str, done: int, total: int) -> None:
         assert total == len(BATCHES)
@@ -202,17 +314,22 @@ def test_only_output_projections_change(
 
     if fail:
         with pytest.raises(fail):
-            refit(model, dense, BATCHES, progress=progress)
+            refit(model, dense, BATCHES, feed_forward=feed_forward, progress=progress)
     else:
-        refit(model, dense, BATCHES, progress=progress)
+        refit(model, dense, BATCHES, feed_forward=feed_forward, progress=progress)
     blocks = find_attention(model).blocks
     changeable = {id(p) for block in blocks for p in block.out.parameters()}
+    if feed_forward:
+        writers = ("layer.{}.output.dense", "h.{}.mlp.c_proj")
+        for path, module in model.named_modules():
+            if path.endswith(tuple(w.format(b) for w in writers for b in range(3))):
+                changeable |= {id(p) for p in module.parameters()}
+        assert len(changeable) == 12
     for name, parameter in model.named_parameters():
         assert id(parameter) in changeable or torch.equal(parameter, before[name]), name
     assert all(m.training for m in model.modules()) and not any(m.training for m in dense.modules())
     assert [vars(m).get("forward") for m in (*model.modules(), *dense.modules())] == forwards
-    hooks = [m for m in dense.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not hooks
+    assert hooks() == hooked
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -318,7 +435,7 @@ def test_a_given_ridge_is_used_and_so_is_the_usual_one_without_enough_examples()
     for batches, ridge, used in ((BATCHES, 0.3, 0.3), (one, None, 1e-2)):
         model = slice_heads(dense, keep(dense, [2, 1, 2]))
         fits = refit(model, dense, batches, ridge=ridge)
-        assert [fit.ridge for fit in fits] == [used] * 3
+        assert [fit.ridge for fit in fits] == [used] * 6
         assert all(fit.unexplained is None for fit in fits)
 
 
@@ -369,7 +486,7 @@ def test_a_loader_is_walked_again_and_a_generator_is_kept() -> None:
     refit(models[0], dense, BATCHES)
     refit(models[1], dense, loader)
     refit(models[2], dense, (batch for batch in BATCHES))
-    assert loader.walks == 4  # a look at the first batch, and once per block
+    assert loader.walks == 7  # a look at the first batch, and once per fitted layer
     for other in models[1:]:
         for a, b in zip(models[0].parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)

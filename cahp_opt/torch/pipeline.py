@@ -104,6 +104,7 @@ class Applying:
         epochs: of fine-tuning.
         learning_rate: of fine-tuning.
         weighting: how much each token counts in the refit.
+        feed_forward: whether the refit fits the feed-forward parts too.
     """
 
     recovery: Recovery = Recovery.REFIT
@@ -113,6 +114,7 @@ class Applying:
     epochs: int = 1
     learning_rate: float = 5e-5
     weighting: Weighting = Weighting.SENSITIVITY
+    feed_forward: bool = True
 
 
 def run_pipeline(
@@ -510,8 +512,14 @@ def _apply(
                 "too closely."
             )
         with display.stage("refit") as progress:
-            weighting = weights or applying.weighting
-            refit(small, dense, batches.calibration, weighting=weighting, progress=progress)
+            refit(
+                small,
+                dense,
+                batches.calibration,
+                weighting=weights or applying.weighting,
+                feed_forward=applying.feed_forward,
+                progress=progress,
+            )
         if recovery is Recovery.FINETUNE:
             with display.stage("finetune") as progress:
                 finetune(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,16 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import Batch, batch_size, length, prepare, prepared
-from cahp_opt.torch.blocks import out_bias, out_weight
+from cahp_opt.torch.blocks import out_weight
+from cahp_opt.torch.feed_forward import FeedForward, find_feed_forward, is_plain_linear
 from cahp_opt.torch.fidelity import wide
-from cahp_opt.torch.linears import is_conv1d
+from cahp_opt.torch.linears import bias_of, is_conv1d, row_weight
 from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
 from cahp_opt.torch.token_weights import TokenWeights
-from cahp_opt.torch.walking import Point, Walk, check_runs_once
+from cahp_opt.torch.walking import Walk, check_runs_once
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 """What :func:`refit` chooses the penalty from."""
@@ -32,19 +34,22 @@ _SHARE = 5  # one example in so many is held out
 
 @dataclass(frozen=True)
 class BlockFit:
-    """How one block was fitted.
+    """How one linear layer was fitted.
 
     Args:
-        block: its name.
+        block: the name of its attention block.
         ridge: the penalty that was used.
         unexplained: what the fit leaves of the squared error on examples that it did not see, as a
-            share of the error without a fit, so that more than 1 is a loss; None where no example was
-            held out.
+            share of the error without a fit; where that is more than 1, a loss, the layer was left as it
+            was. None where no example was held out.
+        feed_forward: whether it is the output of the feed-forward part behind the block rather than the
+            block's output projection.
     """
 
     block: str
     ridge: float
     unexplained: float | None = None
+    feed_forward: bool = False
 
 
 def refit(
@@ -54,22 +59,24 @@ def refit(
     *,
     ridge: float | None = None,
     weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
+    feed_forward: bool = True,
     memory: int = 2**29,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
-    """Give the output projections of a sliced ``model`` new weights and biases, in place.
+    """Give what a sliced ``model`` writes to its residual stream new weights and biases, in place.
 
     Block after block along the pruned path, least squares on the kept units' outputs of what is missing
     in the residual stream after the attention: the dense block's output, and the drift that the
-    stream has already picked up, so that later blocks repair what earlier ones lost. No labels, no
-    gradients. Re-fitting the remaining weights of a layer on its pruned inputs is the step of ThiNet
+    stream has already picked up, so that later blocks repair what earlier ones lost. Then the same for the
+    last linear layer of the feed-forward part behind the block, where it is understood. No labels, no
+    gradient steps. Re-fitting the remaining weights of a layer on its pruned inputs is the step of ThiNet
     (Luo et al. 2017) and OSSCAR (Meng et al. 2024).
 
     The ridge penalty is on the *change* of the weights: where the texts do not say better, they stay.
     Without a removed unit nothing changes, whatever the penalty; and a large one does less harm than
-    one that pulls the weights towards 0. It is chosen per block: every fifth example is held out, the
-    penalty of :data:`RIDGES` whose fit on the others is best there wins, and the block is fitted with it
-    on all examples. All of that comes from the same running sums, without another pass over the data.
+    one that pulls the weights towards 0. It is chosen per layer: every fifth example is held out, the
+    penalty of :data:`RIDGES` whose fit on the others is best there wins, and the layer is fitted with it
+    on all examples, or left as it is if no penalty makes it better there. All of that comes from the same running sums, without another pass over the data.
 
     Tokens count by how strongly the dense model's output depends on what the block writes there, so that
     no weight is spent on what is never read: a classifier that reads one token needs nothing else from
@@ -79,24 +86,28 @@ def refit(
     without a bias is fitted without an intercept.
 
     Args:
-        model: the sliced model. Only its output projections change; its mode stays.
+        model: the sliced model. Only these layers change; its mode stays.
         dense: the model that it was sliced from.
         batches: keyword arguments for both models, with ``attention_mask`` where there is padding. They
-            are walked through once per block and must be the same every time, such as a list or a
+            are walked through once per layer that is fitted and must be the same every time, such as a list or a
             ``DataLoader`` that does not shuffle; a generator's are kept in memory for the time of the
             call.
         ridge: penalty on the change, relative to the mean variance of the kept units' outputs; None to
             choose it (1e-2 with fewer than five examples).
         weighting: how much each token counts; :class:`~cahp_opt.torch.TokenWeights` of ``dense`` for a
             fidelity of your own, or to take the weights once for several refits on the same batches.
+        feed_forward: whether the feed-forward parts are fitted too. It repairs more, and takes several times
+            as long: the sums of such a layer are square matrices of its inner width, two of them in double
+            precision, which are factorised. Experts, norms behind the feed-forward part, and layers with
+            adapters are left as they are.
         memory: bytes of residual streams that may be remembered, so that a block costs one layer rather
             than all layers before it. Half of it is for each model; what the default holds is 175 000
             tokens of models 384 wide, or 16 000 of models 4096 wide, padding included. Beside it
             the weights are kept, one number per token and block.
-        progress: called once per block and batch.
+        progress: called once per layer and batch.
 
     Returns:
-        How each block was fitted, in the order of the blocks.
+        How each layer was fitted, in the order of the path.
 
     Raises:
         UnsupportedModelError: if the attention of a model is not understood.
@@ -113,57 +124,146 @@ def refit(
         raise ValueError("`model` and `dense` are the same object; slice a copy and refit that.")
     attention, reference = find_attention(model), find_attention(dense)
     _check_match(attention, reference)
-    padding = Padding(model, attention)
-    data, total = Repeated(batches), length(batches)
-    fits = list[BlockFit]()
+    data = Repeated(batches)
     with torch.no_grad(), evaluating(model, dense):
-        check_runs_once(dense, reference, next(prepared(data, dense)))
-        weights, unknown = _token_weights(dense, weighting), False
-        ahead, behind = Walk(dense, reference, memory // 2), Walk(model, attention, memory // 2)
+        first = next(prepared(data, dense))
+        check_runs_once(dense, reference, first)
+        passes = _Passes(
+            data,
+            length(batches),
+            Walk(dense, reference, memory // 2),
+            Walk(model, attention, memory // 2),
+            Padding(model, attention),
+            _token_weights(dense, weighting),
+            progress,
+        )
+        fits = list[BlockFit]()
         for b, block in enumerate(attention):
             stage = f"refit block {b + 1}/{len(attention)}"
-            sums, held_out = _sums(block), _sums(block)
-            done = examples = 0
-            for done, raw in enumerate(data, start=1):
-                batch, dense_batch = (
-                    prepare(raw, m, f"batches[{done - 1}]") for m in (model, dense)
-                )
-                goal, here = ahead.to(b, dense_batch, done - 1), behind.to(b, batch, done - 1)
-                heads = wide(here.heads)[..., :0] if block.ghost else wide(here.heads)
-                missing = _stream(goal).to(heads.device) - _stream(here)
-                x, y = padding.rows(b, heads, batch), padding.rows(b, missing, batch)
-                w = y.new_ones(len(y))
-                if weights is not None:
-                    by_token = weights.of(b, missing, dense_batch, done - 1)
-                    w = padding.rows(b, by_token, batch)[:, 0]
-                    known = w.isfinite()
-                    unknown |= not bool(known.all())
-                    w = torch.where(known, w, 1)  # activations tell better where it went wrong
-                apart = padding.rows(b, _held_out(heads, examples, batch), batch)[:, 0]
-                if ridge is None and bool(apart.any()):
-                    held_out.add(x[apart], y[apart], w[apart])
-                    x, y, w = x[~apart], y[~apart], w[~apart]
-                sums.add(x, y, w)
-                examples += batch_size(batch)
-                progress(stage, done, total)
-            total = done
-            if not (sums.finite and held_out.finite):
-                raise ValueError(
-                    f"activations at block {block.name!r} hold NaN or infinite values; check the "
-                    "weights and the precision of both models."
-                )
-            intercept = out_bias(block) is not None
-            fits.append(_choose(block, sums, held_out, ridge, intercept))
-            sums.merge(held_out)
-            if sums.count:  # else the output depends on nothing that the block writes
-                _correct(block, *sums.solve(fits[-1].ridge, intercept=intercept))
-    if unknown:
+            fits.append(passes.fit(_of_attention(b, block), ridge, stage))
+            found = find_feed_forward(passes.ahead, b, first, 0) if feed_forward else None
+            if found is not None and is_plain_linear(model.get_submodule(found.out)):
+                place = _of_feed_forward(block, found, model)
+                fits.append(passes.fit(place, ridge, f"{stage}, feed-forward"))
+    if passes.unknown:
         raise ValueError(
             "the gradients of the output of `dense` hold NaN or infinite values, although its activations "
             "do not; load it in float32, or pass `weighting=Weighting.EQUAL`. `model` was refitted with "
             "equal weights where there were none."
         )
     return tuple(fits)
+
+
+class _Place(NamedTuple):
+    """A linear layer that is fitted.
+
+    Args:
+        block: the number of its block.
+        fit: how it is told.
+        name: for messages.
+        out: the layer.
+        inputs: how many of its input features are fitted, which are the first.
+        meet: its input and the stream behind it, in the model that a walk goes through.
+    """
+
+    block: int
+    fit: BlockFit
+    name: str
+    out: nn.Module
+    inputs: int
+    meet: Callable[[Walk, Batch, int], tuple[Tensor, Tensor]]
+
+    def sums(self) -> RidgeSums:
+        weight = row_weight(self.out)
+        return RidgeSums(self.inputs, len(weight), weight.device)
+
+
+def _of_attention(number: int, block: AttentionBlock) -> _Place:
+    def meet(walk: Walk, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """The stream is before the norm, in models that have it there."""
+        point = walk.to(number, batch, index)
+        return point.heads, wide(point.residual) + wide(point.out)
+
+    inputs = 0 if block.ghost else block.width
+    fit = BlockFit(block.name, _USUAL)
+    return _Place(number, fit, f"block {block.name!r}", block.out, inputs, meet)
+
+
+def _of_feed_forward(block: AttentionBlock, found: FeedForward, model: nn.Module) -> _Place:
+    out = model.get_submodule(found.out)
+    fit = BlockFit(block.name, _USUAL, feed_forward=True)
+    return _Place(found.block, fit, repr(found.out), out, row_weight(out).shape[1], found.meet)
+
+
+@dataclass(eq=False)
+class _Passes:
+    """The passes over the data, one for every layer that is fitted.
+
+    Args:
+        data: the batches.
+        total: how many; 0 before they were counted.
+        ahead: through the dense model.
+        behind: through the sliced model.
+        padding: which tokens count.
+        weights: how much; None for all the same.
+        progress: called once per layer and batch.
+        unknown: whether there were tokens without a finite weight.
+    """
+
+    data: Repeated
+    total: int
+    ahead: Walk
+    behind: Walk
+    padding: Padding
+    weights: TokenWeights | None
+    progress: Progress
+    unknown: bool = False
+
+    def fit(self, place: _Place, ridge: float | None, stage: str) -> BlockFit:
+        """Fit a layer, in place."""
+        sums, held_out = self._sums(place, stage, hold_out=ridge is None)
+        if not (sums.finite and held_out.finite):
+            raise ValueError(
+                f"activations at {place.name} hold NaN or infinite values; check the weights and the "
+                "precision of both models."
+            )
+        bias = bias_of(place.out)
+        fit = _choose(place.fit, sums, held_out, ridge, intercept=bias is not None)
+        sums.merge(held_out)
+        # Without a weight the output depends on nothing that is written here.
+        if sums.count and (fit.unexplained is None or fit.unexplained <= 1):
+            _correct(place, bias, *sums.solve(fit.ridge, intercept=bias is not None))
+        return fit
+
+    def _sums(self, place: _Place, stage: str, *, hold_out: bool) -> tuple[RidgeSums, RidgeSums]:
+        sums, held_out, b = place.sums(), place.sums(), place.block
+        examples = done = 0
+        for done, raw in enumerate(self.data, start=1):
+            batch, dense_batch = (
+                prepare(raw, walk.model, f"batches[{done - 1}]")
+                for walk in (self.behind, self.ahead)
+            )
+            _, goal = place.meet(self.ahead, dense_batch, done - 1)
+            met, stream = place.meet(self.behind, batch, done - 1)
+            inputs = wide(met)[..., : place.inputs]
+            missing = wide(goal).to(inputs.device) - wide(stream)
+            x, y = (self.padding.rows(b, values, batch) for values in (inputs, missing))
+            w = y.new_ones(len(y))
+            if self.weights is not None:
+                by_token = self.weights.of(b, missing, dense_batch, done - 1)
+                w = self.padding.rows(b, by_token, batch)[:, 0]
+                known = w.isfinite()
+                self.unknown |= not bool(known.all())
+                w = torch.where(known, w, 1)  # activations tell better where it went wrong
+            apart = self.padding.rows(b, _held_out(inputs, examples, batch), batch)[:, 0]
+            if hold_out and bool(apart.any()):
+                held_out.add(x[apart], y[apart], w[apart])
+                x, y, w = x[~apart], y[~apart], w[~apart]
+            sums.add(x, y, w)
+            examples += batch_size(batch)
+            self.progress(stage, done, self.total)
+        self.total = done
+        return sums, held_out
 
 
 def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> TokenWeights | None:
@@ -196,41 +296,25 @@ def _held_out(values: Tensor, before: int, batch: Batch) -> Tensor:
 
 
 def _choose(
-    block: AttentionBlock,
-    sums: RidgeSums,
-    held_out: RidgeSums,
-    ridge: float | None,
-    intercept: bool,
+    fit: BlockFit, sums: RidgeSums, held_out: RidgeSums, ridge: float | None, *, intercept: bool
 ) -> BlockFit:
     if ridge is not None or not (sums.count and held_out.count):
-        return BlockFit(block.name, _USUAL if ridge is None else ridge)
-    weights = torch.zeros_like(out_weight(block)[:, : sums.inputs], dtype=torch.float64)
-    unchanged = held_out.error(weights, None)
+        return replace(fit, ridge=_USUAL if ridge is None else ridge)
+    unchanged = held_out.error(sums.nothing(), None)
     solutions = sums.solutions(RIDGES, intercept=intercept)
     errors = [held_out.error(*solution) for solution in solutions]
     least = min(errors)
     unexplained = least / unchanged if unchanged else 0.0
-    return BlockFit(block.name, RIDGES[errors.index(least)], unexplained)
+    return replace(fit, ridge=RIDGES[errors.index(least)], unexplained=unexplained)
 
 
-def _stream(point: Point) -> Tensor:
-    """The residual stream after the attention (before the norm, in models that have it there)."""
-    return wide(point.residual) + wide(point.out)
-
-
-def _correct(block: AttentionBlock, weights: Tensor, intercept: Tensor | None) -> None:
-    """Add fitted weights ``[hidden, width]`` and the intercept to the output projection's."""
-    bias = out_bias(block)
+def _correct(place: _Place, bias: Tensor | None, weights: Tensor, intercept: Tensor | None) -> None:
+    """Add fitted weights ``[targets, inputs]`` and the intercept to those of the layer."""
     if bias is not None and intercept is not None:
         bias.copy_(bias + intercept)
-    if not block.ghost:
-        weight = block.out.get_parameter("weight")
-        weight.copy_(weight + (weights.T if is_conv1d(block.out) else weights))
-
-
-def _sums(block: AttentionBlock) -> RidgeSums:
-    weight = out_weight(block)
-    return RidgeSums(0 if block.ghost else block.width, len(weight), weight.device)
+    if place.inputs:
+        weight = place.out.get_parameter("weight")
+        weight.copy_(weight + (weights.T if is_conv1d(place.out) else weights))
 
 
 def _check_match(attention: Attention, reference: Attention) -> None:

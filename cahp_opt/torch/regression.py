@@ -56,6 +56,10 @@ class RidgeSums:
         """Whether everything added was finite."""
         return bool(torch.isfinite(self._xx.sum() + self._xy.sum() + self._y.sum() + self._yy))
 
+    def nothing(self) -> Tensor:
+        """Weights of 0, ``[targets, inputs]``."""
+        return torch.zeros_like(self._xy.T)
+
     def solve(self, ridge: float, *, intercept: bool) -> Solution:
         """The ridge regression.
 

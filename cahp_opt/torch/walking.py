@@ -53,7 +53,7 @@ class Walk:
     """
 
     def __init__(self, model: nn.Module, attention: Attention, memory: int) -> None:
-        self._model, self._attention = model, attention
+        self.model, self.attention = model, attention
         self._layers = [layer_of(model, block) for block in attention]
         if len({id(layer) for layer in self._layers}) != len(self._layers):
             raise ValueError(
@@ -72,15 +72,11 @@ class Walk:
             batch: the batch.
             number: the position of the batch in the data.
         """
-        start, state = self._remembered.get(number, (0, None))
         found: dict[str, Tensor] = {}
-        name = self._attention.blocks[block].name
+        name = self.attention.blocks[block].name
 
         def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found["residual"] = first_input(layer, args, kwargs)
-
-        def resume(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return with_first_input(layer, args, kwargs, state)
 
         def stop(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if "residual" in found and output.shape != found["residual"].shape:
@@ -93,20 +89,11 @@ class Walk:
             raise _Reached
 
         with ExitStack() as stack:
-            if state is not None:
-                stack.enter_context(self._skipping(start))
-                hook = self._layers[start].register_forward_pre_hook(resume, with_kwargs=True)
-                stack.callback(hook.remove)
-            for index in range(start, block):
-                if index not in self._rest:  # learn once what a layer returns beside its output
-                    learn = self._layers[index].register_forward_hook(self._learner(index))
-                    stack.callback(learn.remove)
             hook = self._layers[block].register_forward_pre_hook(enter, with_kwargs=True)
             stack.callback(hook.remove)
-            out = self._attention.blocks[block].out
+            out = self.attention.blocks[block].out
             stack.callback(out.register_forward_hook(stop).remove)
-            with suppress(_Reached):
-                self._model(**inputs_of(batch))
+            self._run(block, batch, number)
         if "out" not in found or "residual" not in found:
             raise ValueError(
                 f"`model` did not run block {name!r} on this input; refit needs batches that every block "
@@ -114,6 +101,50 @@ class Walk:
             )
         self._remember(number, block, found["residual"])
         return Point(found["residual"], found["heads"], found["out"])
+
+    def through(self, block: int, batch: Batch, number: int) -> Tensor:
+        """Run ``batch`` to the end of the layer of ``block``, and give the layer's output.
+
+        Args:
+            block: the block of the previous walk with this batch.
+            batch: the batch.
+            number: the position of the batch in the data.
+        """
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, args: Any, output: Any) -> None:
+            found.append(output if isinstance(output, Tensor) else output[0])
+            raise _Reached
+
+        with ExitStack() as stack:
+            stack.callback(self._layers[block].register_forward_hook(stop).remove)
+            self._run(block, batch, number)
+        return found[0]
+
+    def layer(self, block: int) -> nn.Module:
+        """The layer around a block."""
+        return self._layers[block]
+
+    def _run(self, block: int, batch: Batch, number: int) -> None:
+        """Run ``batch`` from what is remembered of it until a hook in the layer of ``block`` ends it."""
+        start, state = self._remembered.get(number, (0, None))
+
+        def resume(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_first_input(layer, args, kwargs, state)
+
+        with ExitStack() as stack:
+            if state is not None:
+                stack.enter_context(self._skipping(start))
+                hook = self._layers[start].register_forward_pre_hook(
+                    resume, with_kwargs=True, prepend=True
+                )
+                stack.callback(hook.remove)
+            for index in range(start, block):
+                if index not in self._rest:  # learn once what a layer returns beside its output
+                    learn = self._layers[index].register_forward_hook(self._learner(index))
+                    stack.callback(learn.remove)
+            with suppress(_Reached):
+                self.model(**inputs_of(batch))
 
     def _remember(self, number: int, block: int, residual: Tensor) -> None:
         size = residual.numel() * residual.element_size()

@@ -1,0 +1,133 @@
+"""The feed-forward part of a transformer layer: the linear layer by which it adds to the residual stream."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch.batching import Batch
+from cahp_opt.torch.fidelity import wide
+from cahp_opt.torch.linears import NotLinearError, base_linear, check_linear
+from cahp_opt.torch.walking import Walk
+
+_TOLERANCE = 0.05  # of a shift that is looked for again; half precision rounds by less
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Where a layer's feed-forward part writes to the residual stream.
+
+    Args:
+        block: number of the attention block of the layer.
+        out: path in the model of the linear layer that writes; plain, and in use once per pass.
+        norm: path of what makes the layer's output of the stream, in models that have the norm there.
+    """
+
+    block: int
+    out: str
+    norm: str | None
+
+    def meet(
+        self, walk: Walk, batch: Batch, number: int, shift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Its input ``[batch, tokens, inner width]`` and the stream behind it ``[batch, tokens, hidden]``.
+
+        Args:
+            walk: through the model, as far as the block.
+            batch: the batch.
+            number: the position of the batch in the data.
+            shift: is added to what it writes.
+        """
+        found: dict[str, Tensor] = {}
+
+        def at_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            found["inner"] = args[0]
+            return None if shift is None else output + shift.to(output)
+
+        def at_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
+            found["stream"] = args[0]
+
+        with ExitStack() as stack:
+            out = walk.model.get_submodule(self.out)
+            stack.callback(out.register_forward_hook(at_out).remove)
+            if self.norm is not None:
+                norm = walk.model.get_submodule(self.norm)
+                stack.callback(norm.register_forward_pre_hook(at_norm).remove)
+            layer = walk.through(self.block, batch, number)
+        return found["inner"], found.get("stream", layer)
+
+
+def find_feed_forward(walk: Walk, block: int, batch: Batch, number: int) -> FeedForward | None:
+    """Find it by running the layer: nothing is known about it beforehand.
+
+    It is the last plain linear layer outside of the attention that runs once and adds to the residual
+    stream what it writes, which is tried by adding to that. A layer may have none: with a norm behind the
+    feed-forward part, experts, quantised weights or adapters.
+
+    Args:
+        walk: through the model, as far as ``block``.
+        block: number of the attention block of the layer.
+        batch: the batch to run.
+        number: the position of the batch in the data.
+    """
+    runs, output = _runs(walk, block, batch, number)
+    apart = {id(module) for each in walk.attention for module in each.site.modules()}
+    names = {id(module): name for name, module in walk.model.named_modules()}
+    ends = [names[id(m)] for m, out in runs if _is_leaf(m) and _same(out, output)]
+    writers = [module for module, out in runs if out.shape == output.shape]
+    for module in reversed(writers):
+        if id(module) in apart or writers.count(module) > 1 or not is_plain_linear(module):
+            continue
+        for norm in (None, *ends):
+            found = FeedForward(block, names[id(module)], norm)
+            if norm != found.out and _adds(found, walk, batch, number):
+                return found
+    return None
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer without anything around it, whose weights may be set."""
+    with suppress(NotLinearError):
+        check_linear(module)
+        return base_linear(module) is module
+    return False
+
+
+def _runs(
+    walk: Walk, block: int, batch: Batch, number: int
+) -> tuple[list[tuple[nn.Module, Tensor]], Tensor]:
+    """Modules of the layer in the order in which they end, each with its output; and the layer's."""
+    runs: list[tuple[nn.Module, Tensor]] = []
+
+    def listen(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            runs.append((module, output))
+
+    layer = walk.layer(block)
+    with ExitStack() as stack:
+        for module in layer.modules():
+            if module is not layer:
+                stack.callback(module.register_forward_hook(listen).remove)
+        output = walk.through(block, batch, number)
+    return runs, output
+
+
+def _adds(found: FeedForward, walk: Walk, batch: Batch, number: int) -> bool:
+    """Whether a shift of what it writes is found again in the stream."""
+    before = wide(found.meet(walk, batch, number)[1])
+    noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
+    shift = noise.to(before) * before.std()
+    after = wide(found.meet(walk, batch, number, shift)[1])
+    return bool((after - before - shift).norm() <= _TOLERANCE * shift.norm())
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.data_ptr() == b.data_ptr()
