@@ -66,19 +66,23 @@ class RidgeSums:
         The penalty is ``ridge`` times the mean diagonal of the second moment of ``x``, which is centred
         where there is an intercept. Directions in which ``x`` does not vary get the weight 0.
         """
+        if ridge > 0 and self.inputs:  # several times faster than turning to the eigenvectors
+            xx, xy, x, y = self._moments(intercept)
+            penalised = xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), device=xx.device)
+            factor, failed = torch.linalg.cholesky_ex(penalised)
+            if not failed:
+                weights = torch.cholesky_solve(xy, factor).T
+                return weights, y - weights @ x if intercept else None
         return next(self.solutions((ridge,), intercept=intercept))
 
     def solutions(self, ridges: Sequence[float], *, intercept: bool) -> Iterator[Solution]:
         """:meth:`solve` for several penalties, with one factorisation."""
-        xx, xy = self._xx / self.count, self._xy / self.count
-        x, y = self._x / self.count, self._y / self.count
-        if intercept:
-            xx, xy = xx - torch.outer(x, x), xy - torch.outer(x, y)
+        xx, xy, x, y = self._moments(intercept)
         if not len(x):  # nothing to fit on: the intercept is the mean target
             yield from ((xy.T, y if intercept else None) for _ in ridges)
             return
         linalg: Any = torch.linalg
-        found: tuple[Tensor, Tensor] = linalg.eigh((xx + xx.T) / 2)
+        found: tuple[Tensor, Tensor] = linalg.eigh(xx)
         eigenvalues, vectors = found
         varies = eigenvalues > 1e-12 * eigenvalues[-1].clamp(min=0)
         turned, scale = vectors.T @ xy, xx.diagonal().mean()
@@ -86,6 +90,14 @@ class RidgeSums:
             inverse = torch.where(varies, 1 / (eigenvalues + ridge * scale), 0)
             weights = (vectors @ (inverse[:, None] * turned)).T
             yield weights, y - weights @ x if intercept else None
+
+    def _moments(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Second moments of ``x`` and with ``y``, centred where there is an intercept, and the means."""
+        xx, xy = self._xx / self.count, self._xy / self.count
+        x, y = self._x / self.count, self._y / self.count
+        if intercept:
+            xx, xy = xx - torch.outer(x, x), xy - torch.outer(x, y)
+        return (xx + xx.T) / 2, xy, x, y
 
     def error(self, weights: Tensor, intercept: Tensor | None) -> float:
         """Mean over the rows of ``|y - weights x - intercept|^2``, of a solution of any sums."""
