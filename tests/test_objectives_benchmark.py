@@ -142,7 +142,6 @@ def test_a_record_goes_on_where_it_was_left(tmp_path: Path) -> None:
 
 
 def test_the_judge_refits_as_the_library_does() -> None:
-    """Although it walks the dense model once for all keep-sets, and copies only what a refit changes."""
     model = tiny_models.BERT.build()
     batches = [{**collate(texts(n)), "labels": torch.arange(n) % 3} for n in (6, 9)]
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

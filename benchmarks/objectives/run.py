@@ -31,17 +31,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import facts
 from benchmarks.objectives.catalogue import OBJECTIVES
-from benchmarks.objectives.dense_walk import DenseWalk
 from cahp_opt import Budget, HeadStats, Problem, Selection, select
 from cahp_opt.heads import Bools, HeadSpace
 from cahp_opt.objectives import Quadratic
 from cahp_opt.recovery import Recovery
 from cahp_opt.solvers import Auto
 from cahp_opt.texts import read_table, split
-from cahp_opt.torch import calibrate, fidelity_of, find_attention, head_mask, refit, select_staged
+from cahp_opt.torch import (
+    calibrate,
+    fidelity_of,
+    find_attention,
+    head_mask,
+    refit,
+    select_staged,
+    slice_heads,
+)
 from cahp_opt.torch.batching import inputs_of
 from cahp_opt.torch.encoding import encode
-from cahp_opt.torch.slicing import thin_copy
 from cahp_opt.torch.token_weights import TokenWeights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +106,7 @@ class Judge:
         self._calibration, self._held_out = calibration, held_out
         self._fidelity = fidelity_of(model)
         self._dense = self._outputs(model)
-        self._walk, self._weights = DenseWalk(model), TokenWeights(model)
+        self._weights = TokenWeights(model)
 
     def __call__(self, kept: Bools | None) -> Row:
         """KL divergence and accuracy with these units; of the dense model for None."""
@@ -108,9 +114,8 @@ class Judge:
         if kept is None:
             outputs = self._dense
         elif self._recovery.refits:
-            small = thin_copy(self._model, kept)
-            with self._walk.remembered():
-                refit(small, self._model, self._calibration, weighting=self._weights)
+            small = slice_heads(self._model, kept)
+            refit(small, self._model, self._calibration, weighting=self._weights)
             outputs = self._outputs(small)
         else:
             with head_mask(self._model, kept):
