@@ -66,30 +66,24 @@ class RidgeSums:
         The penalty is ``ridge`` times the mean diagonal of the second moment of ``x``, which is centred
         where there is an intercept. Directions in which ``x`` does not vary get the weight 0.
         """
-        if ridge > 0 and self.inputs:  # several times faster than turning to the eigenvectors
-            xx, xy, x, y = self._moments(intercept)
-            penalised = xx + ridge * xx.diagonal().mean() * torch.eye(len(xx), device=xx.device)
-            factor, failed = torch.linalg.cholesky_ex(penalised)
-            if not failed:
-                weights = torch.cholesky_solve(xy, factor).T
-                return weights, y - weights @ x if intercept else None
         return next(self.solutions((ridge,), intercept=intercept))
 
     def solutions(self, ridges: Sequence[float], *, intercept: bool) -> Iterator[Solution]:
-        """:meth:`solve` for several penalties, with one factorisation."""
+        """:meth:`solve` for several penalties."""
         xx, xy, x, y = self._moments(intercept)
         if not len(x):  # nothing to fit on: the intercept is the mean target
             yield from ((xy.T, y if intercept else None) for _ in ridges)
             return
-        linalg: Any = torch.linalg
-        found: tuple[Tensor, Tensor] = linalg.eigh(xx)
-        eigenvalues, vectors = found
-        varies = eigenvalues > 1e-12 * eigenvalues[-1].clamp(min=0)
-        turned, scale = vectors.T @ xy, xx.diagonal().mean()
         for ridge in ridges:
-            inverse = torch.where(varies, 1 / (eigenvalues + ridge * scale), 0)
-            weights = (vectors @ (inverse[:, None] * turned)).T
+            weights = _solved(xx, xy, ridge * float(xx.diagonal().mean())).T
             yield weights, y - weights @ x if intercept else None
+
+    def error(self, weights: Tensor, intercept: Tensor | None) -> float:
+        """Mean over the rows of ``|y - weights x - intercept|^2``, of a solution of any sums."""
+        square = self._yy + (weights * (weights @ self._xx - 2 * self._xy.T)).sum()
+        if intercept is not None:
+            square += intercept @ (self.count * intercept + 2 * (weights @ self._x - self._y))
+        return float(square.clamp(min=0)) / self.count
 
     def _moments(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Second moments of ``x`` and with ``y``, centred where there is an intercept, and the means."""
@@ -99,9 +93,18 @@ class RidgeSums:
             xx, xy = xx - torch.outer(x, x), xy - torch.outer(x, y)
         return (xx + xx.T) / 2, xy, x, y
 
-    def error(self, weights: Tensor, intercept: Tensor | None) -> float:
-        """Mean over the rows of ``|y - weights x - intercept|^2``, of a solution of any sums."""
-        square = self._yy + (weights * (weights @ self._xx - 2 * self._xy.T)).sum()
-        if intercept is not None:
-            square += intercept @ (self.count * intercept + 2 * (weights @ self._x - self._y))
-        return float(square.clamp(min=0)) / self.count
+
+def _solved(xx: Tensor, xy: Tensor, penalty: float) -> Tensor:
+    """``(xx + penalty)^-1 xy``, with weights of 0 where ``xx`` and the penalty are 0."""
+    linalg: Any = torch.linalg
+    penalised = xx + penalty * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+    if penalty > 0:
+        factor, failed = linalg.cholesky_ex(penalised)
+        if not failed:
+            found: Tensor = torch.cholesky_solve(xy, factor)
+            return found
+    pair: tuple[Tensor, Tensor] = linalg.eigh(xx)
+    eigenvalues, vectors = pair
+    varies = eigenvalues > 1e-12 * eigenvalues[-1].clamp(min=0)
+    inverse = torch.where(varies, 1 / (eigenvalues + penalty), 0)
+    return vectors @ (inverse[:, None] * (vectors.T @ xy))
