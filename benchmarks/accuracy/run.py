@@ -539,9 +539,12 @@ def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
 
 
 def commit() -> str | None:
-    """The commit that runs; None outside of a checkout."""
+    """The commit that runs; None outside of a checkout, or without git."""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
     return done.stdout.strip() or None
 
 
