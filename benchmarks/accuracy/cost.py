@@ -55,8 +55,9 @@ def counted(*models: nn.Module) -> Generator[Cost]:
 
 def _finish() -> None:
     """Wait for a GPU, whose work goes on after the calls that ask for it."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        cuda.synchronize()
 
 
 class _Counter:
