@@ -28,6 +28,14 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
+def described(device: torch.device) -> str:
+    """The device in a few words; a CPU with the number of threads in use."""
+    if device.type != "cpu":
+        return device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device_name(device)}, {threads} thread" + "s" * (threads != 1)
+
+
 def facts(device: torch.device, packages: Sequence[str]) -> dict[str, Any]:
     """The device, its driver, the versions of ``packages`` (None where not installed) and the date."""
     versions: dict[str, str | None] = {}

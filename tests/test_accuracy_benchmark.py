@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from benchmarks.accuracy.cost import counted
 from benchmarks.accuracy.data import read
 from benchmarks.accuracy.greedy import along, removal_path
 from benchmarks.accuracy.methods import METHODS, Task
+from benchmarks.accuracy.store import Busy, Store
 from benchmarks.accuracy.training import Recipe, accuracy, groups, train
+from benchmarks.machine import described
 from benchmarks.pages import stale
 from cahp_opt.budget import BudgetError
-from cahp_opt.latency import LatencyTable
+from cahp_opt.latency import LatencyTable, Provenance
 from cahp_opt.recovery import Recovery
 from cahp_opt.target import Target
 from cahp_opt.torch import find_attention, head_mask
@@ -197,6 +201,38 @@ def test_a_latency(
         bench(data, checkpoint, tmp_path, budgets="0.4", **methods)
 
 
+def test_a_table_from_elsewhere(
+    record: tuple[Path, dict[str, Any]],
+    data: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is not measured here, and the rows can be used without the statistics that they come from."""
+    model: Any = transformers.AutoModelForSequenceClassification
+    space = find_attention(model.from_pretrained(checkpoint)).space
+    facts = Provenance(device="elsewhere", threads=3)
+    table = LatencyTable(space, 1.0, (np.linspace(0, 0.5, HEADS + 1),) * LAYERS, facts)
+    table.save(tmp_path / "table.json")
+    monkeypatch.setattr(run, "measure_latency", None)
+    methods = {"methods": "osscar,random", "recovery": "none", "most-seeds": "1"}
+    shutil.copytree(record[0] / "cache", tmp_path / "cache")
+    for kind in ("statistics", "chosen", "latency"):
+        shutil.rmtree(tmp_path / "cache" / kind)
+    where = {"table": str(tmp_path / "table.json"), "budgets": "4,0.8"}
+    found = bench(data, checkpoint, tmp_path, **methods, **where)
+    assert (found["table"]["device"], found["table"]["threads"]) == ("elsewhere", 3)
+    assert [sum(row["counts"]) for row in found["rows"]] == [4, 4, 4, 4]
+    here = described(torch.device("cpu"))
+    assert all(row["device"] == here and row["timed_on"] == [here] for row in found["rows"])
+    before = figures.those(record[1], method="osscar", budget="4", recovery="none")
+    after = figures.those(found, method="osscar", budget="4")
+    assert [row["kept"] for row in after] == [row["kept"] for row in before]
+    methods["methods"] = "michel"
+    late = bench(data, checkpoint, tmp_path, **methods, **where, minutes="0")
+    assert not late["rows"] and late["missing"] > 0
+
+
 def test_an_epoch(data: Path, checkpoint: Path, tmp_path: Path) -> None:
     found = bench(
         data,
@@ -222,6 +258,59 @@ def test_shards_are_a_partition() -> None:
     assert not keys[0] & keys[1] and all(keys)
     trained = [cell.recovery.endswith("1-epoch") for cell in todo]
     assert trained == sorted(trained) and todo[0].limit.text == "24"
+
+
+def test_the_main_comparisons_are_made_first() -> None:
+    limits = [run.Limit(text) for text in run.BUDGETS.split(",")]
+    todo = run.cells(list(METHODS), limits, list(run.RECOVERIES), 3)
+    urgent = run.urgent_first(todo)
+    assert sorted(urgent) == sorted(todo)
+    seeds = [min(METHODS[method].seeds or 3, 10) for method in run.URGENT["methods"]]
+    first = 2 * 3 * sum(seeds)
+    assert {(c.method, c.limit.text) for c in urgent[:first]} == {
+        (method, budget) for method in run.URGENT["methods"] for budget in run.URGENT["budgets"]
+    }
+    assert {c.recovery for c in urgent[:first]} == {"none", "refit"}
+    trained = urgent[first : first + 12]
+    assert {(c.method, c.limit.text, c.seed, c.recovery) for c in trained} == {
+        (method, "18", seed, recovery)
+        for method in ("default", "seed-method")
+        for seed in range(3)
+        for recovery in ("1-epoch", "refit+1-epoch")
+    }
+    assert urgent[first + 12 :] == [c for c in todo if c not in urgent[: first + 12]]
+
+
+def test_nobody_waits_for_what_another_process_makes(tmp_path: Path) -> None:
+    mine, other = Store(tmp_path, "mine"), Store(tmp_path, "other")
+
+    def make() -> dict[str, Any]:
+        with pytest.raises(Busy):
+            mine.row("kind", "key", dict, wait=False)
+        return {"value": 1}
+
+    assert other.row("kind", "key", make)["device"] == "other"
+    assert mine.row("kind", "key", dict, wait=False)["value"] == 1
+
+
+def test_a_cell_that_is_busy_or_fails_stops_no_other() -> None:
+    done = list[str]()
+
+    class Bench:
+        def work(self, cell: str) -> None:
+            if cell == "busy" and "last" not in done:
+                raise Busy
+            if cell == "bad":
+                raise ValueError("no")
+            done.append(cell)
+
+    of: Any = Bench()
+    todo: Any = ["busy", "bad", "next", "last"]
+    failed = list[Any]()
+    found: list[Any] = list(run.worked(of, todo, math.inf, failed))
+    assert found == done == ["next", "last", "busy"]
+    assert [cell for cell, _ in failed] == ["bad"]
+    assert list(run.worked(of, todo, 0.0, failed)) == []
 
 
 def test_greedy_removal_is_what_brute_force_finds(
@@ -307,6 +396,16 @@ def test_the_page_says_what_the_record_says(
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "accuracy-gone-heads.svg").write_text("", encoding="utf-8")
     assert stale(made, tmp_path, report.PICTURES) == ["accuracy-gone-heads.svg"]
+
+
+def test_seconds_of_two_devices_are_not_mixed() -> None:
+    gpu, cpu = {"timed_on": ["GPU"]}, {"timed_on": ["CPU, 1 thread"]}
+    both = {"timed_on": ["CPU, 1 thread", "GPU"]}
+    assert figures.timed_alike([gpu, gpu, both, cpu]) == ("CPU, 1 thread", [cpu])
+    assert figures.timed_alike([{"timed_on": ["old"]}, gpu, gpu, both]) == ("GPU", [gpu, gpu])
+    assert figures.timed_alike([{}]) == (figures.EARLIER, [{}])
+    assert figures.timed_alike([both])[1] == []
+    assert figures.devices([{"device": "GPU"}, {}, {}]) == f"{figures.EARLIER} (2), GPU (1)"
 
 
 def test_the_headline_has_the_columns_that_were_measured() -> None:

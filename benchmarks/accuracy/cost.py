@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch import find_attention
@@ -35,6 +36,7 @@ class Cost:
 @contextmanager
 def counted(*models: nn.Module) -> Generator[Cost]:
     """Count what the models do while the context lasts; without models only time passes."""
+    _finish()
     cost, start, busy = Cost(), time.perf_counter(), time.process_time()
     with ExitStack() as stack:
         for model in models:
@@ -46,8 +48,16 @@ def counted(*models: nn.Module) -> Generator[Cost]:
         try:
             yield cost
         finally:
+            _finish()
             cost.seconds = time.perf_counter() - start
             cost.processor = time.process_time() - busy
+
+
+def _finish() -> None:
+    """Wait for a GPU, whose work goes on after the calls that ask for it."""
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        cuda.synchronize()
 
 
 class _Counter:

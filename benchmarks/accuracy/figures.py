@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,6 +67,34 @@ def recoveries(record: Row) -> list[str]:
     return [name for name in RECOVERIES if name in there]
 
 
+def devices(rows: Sequence[Row]) -> str:
+    """What the rows were made on, each device with its number of rows, the most first."""
+    made = Counter(row.get("device", EARLIER) for row in rows).most_common()
+    return ", ".join(f"{device} ({count})" for device, count in made)
+
+
+def timed_alike(rows: Sequence[Row]) -> tuple[str, list[Row]]:
+    """The rows whose costs were all taken on one device, and which: seconds of two cannot be compared.
+
+    It is a CPU if there are any such rows of one, and else the device that has most of them.
+    """
+    found = dict[str, list[Row]]()
+    for row in rows:
+        on = row.get("timed_on", [EARLIER])
+        if len(on) == 1:
+            found.setdefault(on[0], []).append(row)
+    if not found:
+        return EARLIER, []
+    return max(found.items(), key=lambda item: (is_cpu(item[0]), len(item[1])))
+
+
+def is_cpu(device: str) -> bool:
+    """Whether that is the description of a CPU."""
+    return device.endswith((" thread", " threads"))
+
+
+EARLIER = "AMD EPYC, 1 thread"
+"""What the results were made on that do not tell it."""
 RECOVERIES = {
     "none": "No recovery",
     "refit": "Refit",

@@ -13,15 +13,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.accuracy.figures import (
+    EARLIER,
     RECOVERIES,
     Mean,
     Row,
     budgets,
+    devices,
+    is_cpu,
     mean,
     mean_of,
     methods,
     recoveries,
     those,
+    timed_alike,
 )
 from benchmarks.accuracy.pictures import heads, latencies, layers
 from benchmarks.pages import records, write_or_check
@@ -85,15 +89,15 @@ def shown(record: Row) -> tuple[str, str]:
 def data_set(stem: str, record: Row) -> str:
     """All tables of one data set."""
     told, settings, dense = record["provenance"], record["settings"], record["dense"]
-    sizes = record["sizes"]
+    sizes, latency = record["sizes"], record["table"]
     size, length = settings["timing"]
     facts = (
         f"{sizes['train']} / {sizes['dev']} / {sizes['test']} examples to train, choose and test; "
         f"{settings['texts']} calibration texts; at least {settings['minimum']} heads kept per block. "
         f"Unpruned: {100 * dense['dev']:.1f} % on dev, {100 * dense['test']:.1f} % on test. Latency: {size} x "
-        f"{length} tokens, at least {100 * record['table']['floor'] / record['table']['dense']:.0f} % of the "
-        "unpruned time whatever is removed. "
-        f"{told['device']}, {told['threads']} thread" + "s" * (told["threads"] != 1) + ", "
+        f"{length} tokens on {latency.get('device', EARLIER.partition(',')[0])}, at least "
+        f"{100 * latency['floor'] / latency['dense']:.0f} % of the unpruned time whatever is removed. "
+        f"Results by what they were made on: {devices(record['rows'])}. Last: {told['device']}, "
         f"torch {told['versions']['torch']}, transformers {told['versions']['transformers']}, "
         f"{told['date']}, commit {str(told['commit'])[:7]}."
     )
@@ -144,10 +148,11 @@ def table(
 def cost(record: Row) -> str:
     """What every step costs, in forward passes over the calibration texts and in seconds."""
     budget, recovery = shown(record)
-    rows = those(record, budget=budget, recovery=recovery)
+    device, rows = timed_alike(those(record, budget=budget, recovery=recovery))
+    clock, name = ("processor", "processor seconds") if is_cpu(device) else ("seconds", "seconds")
     lines = [
         f"At a budget of {budget}, {RECOVERIES[recovery].lower()}: forward passes over the calibration texts (a backward "
-        "pass counts as two), and processor seconds; means over seeds.",
+        f"pass counts as two), and {name} on {device}; means over seeds.",
         "",
         "| method | " + " | ".join(STAGES) + " | passes in all | seconds in all |",
         "|---" * (len(STAGES) + 3) + "|",
@@ -157,12 +162,12 @@ def cost(record: Row) -> str:
         spent = {
             (stage, unit): mean([float(r["cost"].get(stage, {}).get(unit, 0.0)) for r in mine])
             for stage in STAGES
-            for unit in ("passes", "processor")
+            for unit in ("passes", clock)
         }
         values = {key: found.value for key, found in spent.items() if found is not None}
-        cells = [f"{values[s, 'passes']:.1f} / {values[s, 'processor']:.1f} s" for s in STAGES]
+        cells = [f"{values[s, 'passes']:.1f} / {values[s, clock]:.1f} s" for s in STAGES]
         passes, seconds = (
-            sum(values[stage, unit] for stage in STAGES) for unit in ("passes", "processor")
+            sum(values[stage, unit] for stage in STAGES) for unit in ("passes", clock)
         )
         lines.append(
             f"| {record['names'][method]} | "

@@ -8,6 +8,11 @@ sliced model is judged as it is, after a refit on those texts, and after one epo
 or without the refit, on the whole dev and test sets. Without a checkpoint all-MiniLM-L6-v2 is fine-tuned
 first. All results lie in the cache as soon as they are there: a run goes on where another one stopped, and
 several processes may share the work (``--shard 0/2`` and ``--shard 1/2``, each in its own process).
+
+With ``--device cuda`` all of it runs on a GPU. What the model takes there is another matter: with ``--table`` the
+shares of the time are those of the device where that table was measured. No name of a result depends on
+the device, so a cache may be filled in one place and collected (``--collect``, with the same table) in
+another; every row tells where it was made.
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,11 +43,12 @@ from torch import Tensor
 
 from benchmarks.accuracy.cost import Cost, counted
 from benchmarks.accuracy.data import Data, digest, read
+from benchmarks.accuracy.figures import EARLIER
 from benchmarks.accuracy.judging import Judge
 from benchmarks.accuracy.methods import METHODS, Measured, Needs, Task
-from benchmarks.accuracy.store import Row, Store
+from benchmarks.accuracy.store import Busy, Row, Store
 from benchmarks.accuracy.training import CACHE, Recipe, fine_tuned
-from benchmarks.machine import facts, load
+from benchmarks.machine import described, device_of, facts, load
 from cahp_opt.goals import LatencyGoal
 from cahp_opt.heads import Bools
 from cahp_opt.latency import LatencyTable
@@ -81,6 +88,18 @@ RECOVERIES = {
     "refit+1-epoch": Repair(Recovery.FINETUNE, refit=True, epoch=True),
 }
 BUDGETS = "24,36,18,54,11,6,0.9,0.8,0.7"
+URGENT = {
+    "methods": (
+        "default",
+        "seed-method",
+        "explained-variance",
+        "gauss-newton",
+        "michel",
+        "random",
+    ),
+    "budgets": ("24", "18", "0.8"),
+}
+"""What is compared without training before all else, for when time is short."""
 METHODS_FILE = "benchmarks/accuracy/methods.py"
 CHOOSING = ("cahp_opt/choices.py", "cahp_opt/objectives", "cahp_opt/solvers", METHODS_FILE)
 """What decides which units are chosen: with other code they are chosen again."""
@@ -148,22 +167,39 @@ class Bench:
         checkpoint: the folder of the fine-tuned model.
         settings: what is the same for all.
         store: where results are kept.
+        device: where all of it runs.
+        table: a latency table measured before; None to measure one here.
     """
 
-    def __init__(self, data: Data, checkpoint: Path, settings: Settings, store: Store) -> None:
-        self.data, self.settings, self.store = data, settings, store
+    def __init__(
+        self,
+        data: Data,
+        checkpoint: Path,
+        settings: Settings,
+        store: Store,
+        device: torch.device,
+        table: LatencyTable | None = None,
+    ) -> None:
+        self.data, self.settings, self.store, self.device = data, settings, store, device
+        self._given_table = table
+        self._checkpoint = checkpoint
         loader: Any = transformers.AutoModelForSequenceClassification
         self.model = loader.from_pretrained(checkpoint).float().eval()
-        self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(checkpoint)
+        self._base = (_digest_of(self.model.state_dict()), data.digest, settings.longest)
+        self.model.to(device)
         self.space = find_attention(self.model).space
         self.texts = min(settings.texts, len(data.train))
-        self._base = (_digest_of(self.model.state_dict()), data.digest, settings.longest)
         self._sources = _digest_of_sources(CHOOSING)
         self._refitting = _digest_of_sources(REFITTING)
         self._drawn = dict[int, list[dict[str, Tensor]]]()
-        self._weights: tuple[int, TokenWeights, Row] | None = None
+        self._weights = dict[int, tuple[TokenWeights, Row]]()
 
     # -- what is shared ----------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return transformers.AutoTokenizer.from_pretrained(self._checkpoint)
 
     @cached_property
     def judge(self) -> Judge:
@@ -178,8 +214,10 @@ class Bench:
 
     @cached_property
     def table(self) -> LatencyTable:
-        """The latency table of the model on this machine."""
-        where = (device_name(torch.device("cpu")), torch.get_num_threads(), self.settings.timing)
+        """The latency table of the model: the one that was given, or that of this device."""
+        if self._given_table is not None:
+            return self._given_table
+        where = (device_name(self.device), torch.get_num_threads(), self.settings.timing)
         path = self.store.path("latency", (self._base, where))
 
         def measure(to: Path) -> None:
@@ -211,16 +249,16 @@ class Bench:
 
     def weights(self, seed: int) -> tuple[TokenWeights, Row]:
         """What tokens count in a refit, and its cost; taken once for all cells of a seed."""
-        if self._weights is None or self._weights[0] != seed:
+        if seed not in self._weights:
             weights, batches = TokenWeights(self.model), self.batches(seed)
             with counted(self.model) as cost:
                 for number, batch in enumerate(batches):
                     weights.take(batch, number)
-            self._weights = seed, weights, cost.told(self.texts)
-        return self._weights[1:]
+            self._weights[seed] = weights, cost.told(self.texts)
+        return self._weights[seed]
 
     def _encode(self, examples: Sequence[Any], size: int, seed: int) -> list[dict[str, Tensor]]:
-        return encode(
+        batches = encode(
             examples,
             self.tokenizer,
             self.model,
@@ -228,26 +266,34 @@ class Bench:
             max_length=self.settings.longest,
             seed=seed,
         )
+        return [{name: t.to(self.device) for name, t in batch.items()} for batch in batches]
 
     # -- one cell ----------------------------------------------------------------------------------
 
     def measured(self, needs: Needs, seed: int) -> tuple[Measured, Row]:
-        """What a method needs, and what it cost."""
+        """What a method needs, and the row with its cost."""
         key = self._base, self.texts, seed, repr(needs)
         heads = self.store.path("statistics", key, "safetensors")
 
-        def make() -> Row:
+        def measure() -> tuple[Measured, Cost]:
             self.batches(seed)  # tokenizing is no part of it
             with counted(self.model) as cost:
                 found = needs.measure(self.model, lambda most: self.batches(seed, most), seed)
+            return found, cost
+
+        def make() -> Row:
+            found, cost = measure()
             if found.stats is not None:
                 with whole_file(heads) as temporary:
                     found.stats.save(temporary)
             return {"cost": cost.told(self.texts), "path": found.path}
 
-        row = self.store.row("measured", key, make)
-        stats = HeadStats.load(heads) if heads.exists() else None
-        return Measured(stats, row["path"]), row["cost"]
+        row = self.store.row("measured", key, make, wait=False)
+        if needs.path:
+            return Measured(path=row["path"]), row
+        # The rows may come from elsewhere, without the statistics.
+        self.store.file(heads, lambda to: measure()[0].heads.save(to), wait=False)
+        return Measured(HeadStats.load(heads)), row
 
     def chosen(self, cell: Cell) -> Row:
         """The keep-set of a method, and what it cost to find."""
@@ -255,19 +301,21 @@ class Bench:
         needs = method.needs(task)
 
         def make() -> Row:
-            measured, calibrate = (
-                (Measured(), Cost().told(1)) if needs is None else self.measured(needs, cell.seed)
+            free = {"cost": Cost().told(1), "device": self.store.device}
+            measured, before = (
+                (Measured(), free) if needs is None else self.measured(needs, cell.seed)
             )
             with counted(self.model) as cost:
                 selection = method.choose(measured, task)
             return {
                 "kept": selection.heads(),
                 "status": selection.status.name,
-                "calibrate": calibrate,
+                "calibrate": before["cost"],
+                "calibrated_on": before.get("device", EARLIER),
                 "solve": cost.told(self.texts),
             }
 
-        return self.store.row("chosen", self._choice_key(cell, task, needs), make)
+        return self.store.row("chosen", self._choice_key(cell, task, needs), make, wait=False)
 
     def evaluated(self, kept: Bools, recovery: str, seed: int) -> Row:
         """How good the model is that keeps these units."""
@@ -275,6 +323,7 @@ class Bench:
             "evaluated",
             self._evaluation_key(kept, recovery, seed),
             lambda: self._evaluate(kept, RECOVERIES[recovery], seed),
+            wait=False,
         )
 
     def _evaluate(self, kept: Bools, repair: Repair, seed: int) -> Row:
@@ -290,7 +339,7 @@ class Bench:
             costs["refit"] = cost.told(self.texts)
         if repair.epoch:
             batches = self.training
-            with counted() as cost, torch.autocast("cpu", dtype=torch.bfloat16):
+            with counted() as cost, torch.autocast(self.device.type, dtype=torch.bfloat16):
                 finetune(
                     small,
                     batches,
@@ -322,7 +371,11 @@ class Bench:
     # -- results -----------------------------------------------------------------------------------
 
     def work(self, cell: Cell) -> None:
-        """Do one cell, if it is not done."""
+        """Do one cell, if it is not done.
+
+        Raises:
+            Busy: if another process is doing a part of it.
+        """
         kept = self.space.join(self.chosen(cell)["kept"])
         self.evaluated(kept, "none", cell.seed)
         self.evaluated(kept, cell.recovery, cell.seed)
@@ -343,11 +396,15 @@ class Bench:
             return None
         counts = self.space.counts(kept)
         figures = ("dev", "test", "kl")
+        device, chosen_on = (row.get("device", EARLIER) for row in (found, chosen))
+        timed_on = {device, chosen_on, chosen.get("calibrated_on", chosen_on)}
         return {
             "method": cell.method,
             "budget": cell.limit.text,
             "seed": cell.seed,
             "recovery": cell.recovery,
+            "device": device,
+            "timed_on": sorted(timed_on),
             "counts": counts.tolist(),
             "latency": round(self.table.predict(counts) / self.table.dense, 4),
             **{name: round(found[name], 5) for name in figures},
@@ -404,6 +461,51 @@ def share(todo: Sequence[Cell], shard: str) -> list[Cell]:
     return [cell for cell in todo if cell[:3] in mine]
 
 
+def urgent_first(todo: Sequence[Cell]) -> list[Cell]:
+    """The same cells in the order in which they are done, so that the main comparisons stand first."""
+
+    def stage(cell: Cell) -> int:
+        trained = RECOVERIES[cell.recovery].epoch
+        if trained:
+            first = cell.limit.text == "18" and cell.method in ("default", "seed-method")
+            return 1 if first and cell.seed < 3 else 2
+        urgent = cell.method in URGENT["methods"] and cell.limit.text in URGENT["budgets"]
+        return 0 if urgent else 2
+
+    return sorted(todo, key=stage)
+
+
+def worked(
+    bench: Bench, mine: Sequence[Cell], until: float, failed: list[tuple[Cell, Exception]]
+) -> Iterator[Cell]:
+    """Do the cells, each time the first of those that no other process is doing a part of.
+
+    Args:
+        bench: what they are done on.
+        mine: the cells.
+        until: time of the monotonic clock at which no more are begun.
+        failed: gets the cells that cannot be done, and why.
+
+    Yields:
+        Each cell when it is done.
+    """
+    left = list(mine)
+    while left and time.monotonic() < until:
+        for cell in left:
+            try:
+                bench.work(cell)
+            except Busy:
+                continue
+            except Exception as error:  # the others may go well, and borrowed time is short
+                failed.append((cell, error))
+            else:
+                yield cell
+            left.remove(cell)
+            break
+        else:
+            time.sleep(0.2)
+
+
 def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
     """The record of all that is done."""
     rows = [row for row in map(bench.result, todo) if row is not None]
@@ -418,12 +520,14 @@ def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
         "settings": {**asdict(bench.settings), "texts": bench.texts},
         "dense": {name: round(bench.dense()[name], 5) for name in ("dev", "test")},
         "table": {
+            "device": bench.table.provenance.device,
+            "threads": bench.table.provenance.threads,
             "dense": bench.table.dense,
             "floor": bench.table.floor,
             "remarks": list(bench.table.remarks),
         },
         "provenance": {
-            **facts(torch.device("cpu"), PACKAGES),
+            **facts(bench.device, PACKAGES),
             "commit": commit(),
             "load": load(),
         },
@@ -435,9 +539,12 @@ def report(bench: Bench, todo: Sequence[Cell], given: Row) -> Row:
 
 
 def commit() -> str | None:
-    """The commit that runs; None outside of a checkout."""
+    """The commit that runs; None outside of a checkout, or without git."""
     command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
     return done.stdout.strip() or None
 
 
@@ -473,7 +580,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--repeats", type=int, default=Settings.repeats, help="timed runs")
     options.add_argument("--output", type=Path, help="file; one for the data set if not given")
     options.add_argument("--cache", type=Path, default=CACHE)
+    options.add_argument("--device", default="cpu", help="such as cuda")
+    options.add_argument("--table", type=Path, help="a latency table measured before")
     options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--minutes", type=float, default=math.inf, help="then begin nothing more")
     options.add_argument("--shard", default="0/1", help="this part of the work, of so many")
     options.add_argument("--collect", action="store_true", help="only write what is there")
     given = options.parse_args(arguments)
@@ -486,8 +596,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = print) -> int:
     """Run, and write the record."""
-    given = _parse(arguments)
+    given, started = _parse(arguments), time.monotonic()
     torch.set_num_threads(given.threads)
+    torch.set_float32_matmul_precision("highest")  # no TensorFloat-32, whatever the machine prefers
+    device = device_of(given.device)
     data = read(given.data)
     checkpoint = given.checkpoint or fine_tuned(data, Recipe.suiting(data), given.cache)
     settings = Settings(
@@ -497,15 +609,16 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
         distillation=given.distillation,
         repeats=given.repeats,
     )
-    bench = Bench(data, checkpoint, settings, Store(given.cache))
+    table = LatencyTable.load(given.table) if given.table else None
+    bench = Bench(data, checkpoint, settings, Store(given.cache, described(device)), device, table)
     limits = [Limit(text) for text in given.budgets.split(",")]
     methods, recoveries = given.methods.split(","), given.recovery.split(",")
     todo = cells(methods, limits, recoveries, given.seeds, given.most_seeds)
     for cell in {cell.limit: cell for cell in todo}.values():
         _ = bench.task(cell).budget  # refuses what nothing meets, before hours go by
-    started, mine = time.monotonic(), share(todo, given.shard)
-    for number, cell in enumerate(() if given.collect else mine, start=1):
-        bench.work(cell)
+    mine = [] if given.collect else share(urgent_first(todo), given.shard)
+    until, failed = started + 60 * given.minutes, list[tuple[Cell, Exception]]()
+    for number, cell in enumerate(worked(bench, mine, until, failed), start=1):
         row = bench.result(cell)
         assert row is not None
         tell(
@@ -518,6 +631,10 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
         text = json.dumps(record, indent=1, allow_nan=False)
         temporary.write_text(_compact(text) + "\n", encoding="utf-8")
     tell(f"written: {output.name}, {record['missing']} of {len(todo)} results are missing")
+    for cell, error in failed:
+        tell(f"failed: {cell.method} {cell.limit.text} seed {cell.seed} {cell.recovery}: {error!r}")
+    if failed:
+        raise failed[0][1]
     return 0
 
 

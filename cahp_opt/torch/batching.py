@@ -67,7 +67,8 @@ def prepare(
                 f"`{argument}` has an attention mask of shape {shape}; it must be [batch, tokens], "
                 "1 for real tokens and 0 for padding."
             )
-        empty = [i for i, row in enumerate(mask) if not bool(row.any())]
+        none = (mask == 0).all(dim=1).cpu()  # a GPU is waited for once, not for every example
+        empty = [i for i, bare in enumerate(none) if bool(bare)]
         if empty:
             raise ValueError(
                 f"`{argument}` has no real tokens in its examples {empty}; drop the empty texts."
