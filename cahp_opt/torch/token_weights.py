@@ -33,17 +33,18 @@ class TokenWeights:
         self._attention = find_attention(dense)
         self._fidelity = fidelity_of(dense) if fidelity is None else fidelity
         self._seed = seed
-        self._known: dict[int, list[Tensor]] = {}
+        self.taken: dict[int, list[Tensor]] = {}
+        """What is known: by the position of the batch in the data, the weights at every block."""
 
     def take(self, batch: Batch, number: int) -> None:
         """Take the weights of one batch, if they are not known; arguments as for :meth:`of`."""
-        if number not in self._known:
+        if number not in self.taken:
             found = flows(self.dense, self._attention, batch, self._fidelity, self._seed)
             self.remember(found, number)
 
     def remember(self, found: Sequence[Sequence[Flow]], number: int) -> None:
         """Keep the weights of one batch that went through the dense model already."""
-        self._known[number] = [
+        self.taken[number] = [
             torch.stack([f.gradient.square().sum(dim=-1, keepdim=True) for f in runs]).sum(dim=0)
             for runs in found
         ]
@@ -61,7 +62,7 @@ class TokenWeights:
             ValueError: if this position held a batch of another shape before.
         """
         self.take(batch, number)
-        weights = self._known[number][block].to(out.device)
+        weights = self.taken[number][block].to(out.device)
         if weights.shape[:-1] != out.shape[:-1]:
             raise ValueError(
                 f"`weighting` was taken on other batches: batch {number} had rows "
