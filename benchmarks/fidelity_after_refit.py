@@ -73,7 +73,7 @@ def main() -> None:
         selection = select(Problem(objective, budget), solver, seed=seed)
         small = slice_heads(model, selection)
         before = evaluate(model, small, held_out).figures
-        refit(small, model, calibration, weighting=weights)
+        refit(small, model, calibration, weighting=weights, feed_forward=False)
         after = evaluate(model, small, held_out).figures
         rows.append(
             {

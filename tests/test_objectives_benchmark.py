@@ -76,6 +76,7 @@ def record() -> dict[str, Any]:
             "threads": 1,
             "versions": {"torch": "2.0", "transformers": "5.0"},
             "date": "2000-01-01",
+            "judged on": "an accelerator",
         },
         "blocks": [["a", 4, "head"]],
         "dense": {"kl": 0.0, "accuracy": 0.75},

@@ -88,7 +88,7 @@ def about(record: Row) -> str:
         f"{settings['calibration']} calibration texts (gate gradients and divergences of "
         f"{settings['gradients']}), {settings['held_out']} held-out texts, seed {settings['seed']}; {units} "
         f"units. {told['device']}, {told['threads']} thread{'s' * (told['threads'] != 1)}, {versions}, "
-        f"{told['date']}; {seconds:.0f} s per keep-set."
+        f"{told['date']}; judged on {told['judged on']}, {seconds:.0f} s per keep-set."
     )
 
 

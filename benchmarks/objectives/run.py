@@ -29,7 +29,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.machine import facts
+from benchmarks.machine import described, device_of, facts
 from benchmarks.objectives.catalogue import OBJECTIVES
 from cahp_opt import Budget, HeadStats, Problem, Selection, select
 from cahp_opt.heads import Bools, HeadSpace
@@ -279,10 +279,12 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="where keep-sets are judged")
     parser.add_argument("--cache", type=Path, default=ROOT / "out" / "objectives")
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    device = device_of(given.device)
     recovery = Recovery(given.recovery)
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(given.checkpoint)
     model = model.float().eval()
@@ -293,6 +295,9 @@ def main() -> None:
         return encode(
             found.calibration, tokenizer, model, batch_size=BATCH, max_length=128, seed=given.seed
         )
+
+    def there(found: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        return [{key: value.to(device) for key, value in batch.items()} for batch in found]
 
     calibration = batches("train.tsv", given.calibration)
     digest = hashlib.sha256()
@@ -313,8 +318,6 @@ def main() -> None:
     stats, seconds = measured(model, calibration, settings, given.cache)
     if seconds is not None:
         record["calibration seconds"] = seconds
-    judge = Judge(model, recovery, calibration, batches("dev.tsv", given.held_out))
-    record["dense"] = judge(None)
     for kept in counts_of(space):
         evaluate_objectives(record, stats, kept, given.sets, settings.seed)
         write(record, path)
@@ -324,6 +327,10 @@ def main() -> None:
         for kept in counts_of(space):
             choose_in_stages(record, model, few, kept, given.stages, settings.seed)
             write(record, path)
+    model.to(device)  # all the choices are made on the CPU, so that they are the same everywhere
+    judge = Judge(model, recovery, there(calibration), there(batches("dev.tsv", given.held_out)))
+    record["dense"] = judge(None)
+    record["provenance"]["judged on"] = described(device)
     wanted = [
         # In turns, so that what is there after an interruption holds as many of every size.
         *(name for names in zip(*record["random"].values(), strict=True) for name in names),
