@@ -424,13 +424,15 @@ def test_the_headline_has_the_columns_that_were_measured() -> None:
         row("default", "24", "refit", 1, 0.52),
         row("random", "24", "refit", 0, 0.4),
         row("random", "36", "refit", 0, 0.9),
+        row("greedy", "36", "refit", 0, 0.9),
         row("default", "18", "refit+1-epoch", 0, 0.515),
     ]
     record = {
         "data": "films",
         "units": [12] * 6,
+        "sizes": {"test": 2491},
         "dense": {"test": 0.53},
-        "names": {"default": "default", "random": "random"},
+        "names": {"default": "default", "random": "random", "greedy": "greedy"},
         "rows": rows,
     }
     assert report.headline({"films": record}).splitlines() == [
@@ -439,4 +441,6 @@ def test_the_headline_has_the_columns_that_were_measured() -> None:
         "| unpruned | 53.0 | 53.0 |",
         "| default | 51.0 ± 1.0 (2); 0.490 | 51.5 (1); 0.485 |",
         "| random | 40.0 (1); 0.600 |  |",
+        "",
+        "One standard error that the size of a test set leaves, in points: films 1.0.",
     ]

@@ -210,8 +210,19 @@ def headline(found: Mapping[str, Row]) -> str:
             cells.append(
                 "" if value is None or kl is None else f"{value.percent()}; {kl.value:.3f}"
             )
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    errors = (f"{record['data']} {sampling_error(record):.1f}" for record in found.values())
+    lines.append(
+        f"\nOne standard error that the size of a test set leaves, in points: {', '.join(errors)}."
+    )
     return "\n".join(lines)
+
+
+def sampling_error(record: Row) -> float:
+    """Percentage points of the unpruned model's accuracy."""
+    share, size = record["dense"]["test"], record["sizes"]["test"]
+    return float(100 * (share * (1 - share) / size) ** 0.5)
 
 
 def main() -> int:

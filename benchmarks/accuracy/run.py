@@ -151,10 +151,10 @@ class Settings:
         repeats: timed runs.
     """
 
-    texts: int = 1536
+    texts: int = 4096
     longest: int = 64
     minimum: int = 0
-    rate: float = 1e-4
+    rate: float = 3e-5
     distillation: float = 0.5
     timing: tuple[int, int] = (8, 64)
     repeats: int = 20
