@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch.batching import Batch
+from cahp_opt.torch.blocks import submodules
 from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.linears import NotLinearError, base_linear, check_linear
 from cahp_opt.torch.walking import Walk
@@ -76,7 +77,7 @@ def find_feed_forward(walk: Walk, block: int, batch: Batch, number: int) -> Feed
     """
     runs, output = _runs(walk, block, batch, number)
     apart = {id(module) for each in walk.attention for module in each.site.modules()}
-    names = {id(module): name for name, module in walk.model.named_modules()}
+    names = {id(module): name for name, module in submodules(walk.model)}
     ends = [names[id(m)] for m, out in runs if _is_leaf(m) and _same(out, output)]
     writers = [module for module, out in runs if out.shape == output.shape]
     for module in reversed(writers):
@@ -122,7 +123,8 @@ def _adds(found: FeedForward, walk: Walk, batch: Batch, number: int) -> bool:
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     shift = noise.to(before) * before.std()
     after = wide(found.meet(walk, batch, number, shift)[1])
-    return bool((after - before - shift).norm() <= _TOLERANCE * shift.norm())
+    missed = (after - before - shift).square().sum().sqrt()
+    return bool(missed <= _TOLERANCE * shift.square().sum().sqrt())
 
 
 def _is_leaf(module: nn.Module) -> bool:
