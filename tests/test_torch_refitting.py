@@ -21,7 +21,7 @@ from cahp_opt.torch.refitting import RIDGES, refit
 from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
 from cahp_opt.torch.sensitivity import flows
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.slicing import slice_heads, thin_copy
 from cahp_opt.torch.token_weights import TokenWeights
 
 TINY = 1e-10
@@ -208,6 +208,61 @@ def test_a_feed_forward_part_behind_which_there_is_a_norm_is_left_alone() -> Non
     assert [fit.feed_forward for fit in fits] == [False, True, False, False, True]
     for name, value in model.model.layers[1].mlp.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_feed_forward_parts_that_layers_share_are_left_alone() -> None:
+    dense = tiny_models.LLAMA_GQA.build()
+    for layer in dense.model.layers[1:]:
+        layer.mlp = dense.model.layers[0].mlp
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    assert not any(fit.feed_forward for fit in refit(model, dense, BATCHES))
+
+
+def test_feed_forward_parts_of_the_dense_model_are_left_alone() -> None:
+    dense = tiny_models.LLAMA_GQA.build()
+    before = {name: value.clone() for name, value in dense.state_dict().items()}
+    model = thin_copy(dense, keep(dense, [2, 1, 3]))
+    assert not any(fit.feed_forward for fit in refit(model, dense, BATCHES))
+    for name, value in dense.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("scaling", [1, 2])
+def test_adapters_on_feed_forward_parts_are_left_alone(scaling: int) -> None:
+    peft: Any = pytest.importorskip("peft")
+    dense = tiny_models.LLAMA_GQA.build()
+    config = peft.LoraConfig(r=4, lora_alpha=4 * scaling, target_modules=["down_proj"])
+    dense = peft.inject_adapter_in_model(config, dense)
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    fits = refit(model, dense, BATCHES, weighting=Weighting.EQUAL)
+    assert not any(fit.feed_forward for fit in fits)
+    for name, value in model.named_parameters():
+        assert "mlp" not in name or torch.equal(value, before[name]), name
+
+
+def test_a_feed_forward_part_may_be_called_by_keyword_but_not_be_left_out() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(32, 40), nn.Linear(40, 32)
+            self.skips = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.skips and len(x) == 4:
+                return torch.zeros_like(x)
+            found: Tensor = self.down(input=self.up(x).relu())
+            return found
+
+    dense = tiny_models.LLAMA_GQA.build()
+    dense.model.layers[1].mlp = Part()
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    assert sum(fit.feed_forward for fit in refit(model, dense, BATCHES)) == 3
+    few = tiny_models.batch(size=4, length=9)
+    dense.model.layers[1].mlp.skips = True
+    model = slice_heads(dense, keep(dense, [2, 1, 3]))
+    with pytest.raises(ValueError, match=r"did not run 'model.layers.1.mlp.down' on batches\[6\]"):
+        refit(model, dense, [*BATCHES, few])
 
 
 class Scaled(nn.Module):

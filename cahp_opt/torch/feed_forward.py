@@ -42,11 +42,16 @@ class FeedForward:
             batch: the batch.
             number: the position of the batch in the data.
             shift: is added to what it writes.
+
+        Raises:
+            ValueError: if the layer does not run on this batch.
         """
         found: dict[str, Tensor] = {}
 
-        def at_out(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            found["inner"] = args[0]
+        def at_out(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
+            found["inner"] = args[0] if args else kwargs["input"]
             return None if shift is None else output + shift.to(output)
 
         def at_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -54,11 +59,16 @@ class FeedForward:
 
         with ExitStack() as stack:
             out = walk.model.get_submodule(self.out)
-            stack.callback(out.register_forward_hook(at_out).remove)
+            stack.callback(out.register_forward_hook(at_out, with_kwargs=True).remove)
             if self.norm is not None:
                 norm = walk.model.get_submodule(self.norm)
                 stack.callback(norm.register_forward_pre_hook(at_norm).remove)
             layer = walk.through(self.block, batch, number)
+        if "inner" not in found:
+            raise ValueError(
+                f"`model` did not run {self.out!r} on batches[{number}], and did on batches[0]; refit with "
+                "`feed_forward=False`, or with batches that every layer sees."
+            )
         return found["inner"], found.get("stream", layer)
 
 
@@ -66,8 +76,9 @@ def find_feed_forward(walk: Walk, block: int, batch: Batch, number: int) -> Feed
     """Find it by running the layer: nothing is known about it beforehand.
 
     It is the last plain linear layer outside of the attention that runs once and adds to the residual
-    stream what it writes, which is tried by adding to that. A layer may have none: with a norm behind the
-    feed-forward part, experts, quantised weights or adapters.
+    stream what it writes, unchanged, which is tried by adding to that. A layer may have none: with a norm
+    or a factor behind the feed-forward part, routed experts, flattened rows (OPT), quantised weights, adapters,
+    or weights that other layers use too.
 
     Args:
         walk: through the model, as far as ``block``.
@@ -77,6 +88,9 @@ def find_feed_forward(walk: Walk, block: int, batch: Batch, number: int) -> Feed
     """
     runs, output = _runs(walk, block, batch, number)
     apart = {id(module) for each in walk.attention for module in each.site.modules()}
+    for module in walk.layer(block).modules():
+        if base_linear(module) is not module:  # nothing inside of a wrapper, such as an adapter
+            apart |= {id(inner) for inner in module.modules()}
     names = {id(module): name for name, module in submodules(walk.model)}
     ends = [names[id(m)] for m, out in runs if _is_leaf(m) and _same(out, output)]
     writers = [module for module, out in runs if out.shape == output.shape]
@@ -86,7 +100,7 @@ def find_feed_forward(walk: Walk, block: int, batch: Batch, number: int) -> Feed
         for norm in (None, *ends):
             found = FeedForward(block, names[id(module)], norm)
             if norm != found.out and _adds(found, walk, batch, number):
-                return found
+                return found if is_used_once(walk.model, found.out) else None
     return None
 
 
@@ -96,6 +110,13 @@ def is_plain_linear(module: nn.Module) -> bool:
         check_linear(module)
         return base_linear(module) is module
     return False
+
+
+def is_used_once(model: nn.Module, path: str) -> bool:
+    """Whether no other place of the model uses the parameters of the module at ``path``."""
+    own = {id(parameter) for parameter in model.get_submodule(path).parameters()}
+    every = model.named_parameters(remove_duplicate=False)
+    return sum(id(parameter) in own for _, parameter in every) == len(own)
 
 
 def _runs(
@@ -123,8 +144,8 @@ def _adds(found: FeedForward, walk: Walk, batch: Batch, number: int) -> bool:
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     shift = noise.to(before) * before.std()
     after = wide(found.meet(walk, batch, number, shift)[1])
-    missed = (after - before - shift).square().sum().sqrt()
-    return bool(missed <= _TOLERANCE * shift.square().sum().sqrt())
+    missed, added = ((x.square().sum().sqrt()) for x in (after - before - shift, shift))
+    return bool(added > 0) and bool(missed <= _TOLERANCE * added)
 
 
 def _is_leaf(module: nn.Module) -> bool:

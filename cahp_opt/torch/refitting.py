@@ -15,7 +15,12 @@ from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import Batch, batch_size, length, prepare, prepared
 from cahp_opt.torch.blocks import out_weight
-from cahp_opt.torch.feed_forward import FeedForward, find_feed_forward, is_plain_linear
+from cahp_opt.torch.feed_forward import (
+    FeedForward,
+    find_feed_forward,
+    is_plain_linear,
+    is_used_once,
+)
 from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.linears import bias_of, is_conv1d, row_weight
 from cahp_opt.torch.padding import Padding
@@ -38,7 +43,7 @@ class BlockFit:
 
     Args:
         block: the name of its attention block.
-        ridge: the penalty that was used.
+        ridge: the penalty of the fit.
         unexplained: what the fit leaves of the squared error on examples that it did not see, as a
             share of the error without a fit; where that is more than 1, a loss, the layer was left as it
             was. None where no example was held out.
@@ -97,9 +102,9 @@ def refit(
         weighting: how much each token counts; :class:`~cahp_opt.torch.TokenWeights` of ``dense`` for a
             fidelity of your own, or to take the weights once for several refits on the same batches.
         feed_forward: whether the feed-forward parts are fitted too. It repairs more, and takes several times
-            as long: the sums of such a layer are square matrices of its inner width, two of them in double
-            precision, which are factorised. Experts, norms behind the feed-forward part, and layers with
-            adapters are left as they are.
+            as long and more memory: up to six square matrices of its inner width in double precision. What does
+            not add to the stream unchanged and alone is left as it is: routed experts, parts with a norm
+            or a factor behind them, layers with adapters or with weights in use elsewhere.
         memory: bytes of residual streams that may be remembered, so that a block costs one layer rather
             than all layers before it. Half of it is for each model; what the default holds is 175 000
             tokens of models 384 wide, or 16 000 of models 4096 wide, padding included. Beside it
@@ -142,7 +147,7 @@ def refit(
             stage = f"refit block {b + 1}/{len(attention)}"
             fits.append(passes.fit(_of_attention(b, block), ridge, stage))
             found = find_feed_forward(passes.ahead, b, first, 0) if feed_forward else None
-            if found is not None and is_plain_linear(model.get_submodule(found.out)):
+            if found is not None and _may_be_fitted(model, found.out, dense):
                 place = _of_feed_forward(block, found, model)
                 fits.append(passes.fit(place, ridge, f"{stage}, feed-forward"))
     if passes.unknown:
@@ -293,6 +298,14 @@ def _held_out(values: Tensor, before: int, batch: Batch) -> Tensor:
     rows = math.prod(positions)
     example = before + torch.arange(rows, device=values.device) * size // max(rows, 1)
     return (example % _SHARE == _SHARE - 1).view(*positions, 1)
+
+
+def _may_be_fitted(model: nn.Module, path: str, dense: nn.Module) -> bool:
+    """Whether the layer at ``path`` is the sliced model's own, and one whose weights can be set."""
+    out = model.get_submodule(path)
+    theirs = {id(parameter) for parameter in dense.parameters()}
+    own = not any(id(parameter) in theirs for parameter in out.parameters())
+    return own and is_plain_linear(out) and is_used_once(model, path)
 
 
 def _choose(

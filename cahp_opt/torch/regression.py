@@ -97,7 +97,8 @@ class RidgeSums:
 def _solved(xx: Tensor, xy: Tensor, penalty: float) -> Tensor:
     """``(xx + penalty)^-1 xy``, with weights of 0 where ``xx`` and the penalty are 0."""
     linalg: Any = torch.linalg
-    penalised = xx + penalty * torch.eye(len(xx), dtype=xx.dtype, device=xx.device)
+    penalised = xx.clone()
+    penalised.diagonal().add_(penalty)
     if penalty > 0:
         factor, failed = linalg.cholesky_ex(penalised)
         if not failed:
