@@ -223,7 +223,7 @@ RecoveryOption = Annotated[
     Recovery,
     typer.Option(
         "--recovery",
-        help="How the sliced model gets back what it lost: none; refit, least squares in seconds; "
+        help="How the sliced model gets back what it lost: none; refit, least squares; "
         "finetune, the refit and then training towards the unpruned model (and on labels).",
     ),
 ]
