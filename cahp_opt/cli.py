@@ -40,6 +40,7 @@ from cahp_opt.report import (
 from cahp_opt.selection import Selection
 from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
+from cahp_opt.stopping import stopping_in_order
 from cahp_opt.target import Target
 from cahp_opt.texts import Split, read_lines, read_table, split
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
@@ -961,7 +962,7 @@ def _show(report: Report, folder: Path) -> None:
 
 
 class InterruptedMeasurement(Exception):
-    """Ctrl-C came while something could be kept; the sentence says what."""
+    """Ctrl-C or a signal came while something could be kept; the sentence says what."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -972,8 +973,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 2 for what the user can put right, told in one sentence on stderr; 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, which clear up as Ctrl-C does.
     """
+    with stopping_in_order() as stop:
+        code = _run(arguments)
+        return code if stop.code is None or code != 130 else stop.code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit code; 130 after any interruption."""
     code: object
     try:
         with warnings.catch_warnings():

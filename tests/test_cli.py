@@ -908,8 +908,11 @@ def test_interrupted_calibration(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_reaches_a_process(model: Path, text: Path, tmp_path: Path) -> None:
-    """A real SIGINT, in the middle of a calibration that would take for ever."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_signals_reach_a_process(
+    number: signal.Signals, model: Path, text: Path, tmp_path: Path
+) -> None:
+    """A real signal, in the middle of a calibration that would take for ever."""
     code = (
         # A shell that runs the tests in the background has children ignore the signal.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -925,9 +928,9 @@ def test_ctrl_c_reaches_a_process(model: Path, text: Path, tmp_path: Path) -> No
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "calibrating\n"
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         errors = process.stderr.read()
-        assert process.wait(30) == 130
+        assert process.wait(30) == 128 + number
     assert errors.splitlines()[-1] == "cahp: interrupted; nothing was written."
     assert "Traceback" not in errors
     assert not any(tmp_path.iterdir())

@@ -59,11 +59,10 @@ def _replace(temporary: Path, target: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
     old = aside / target.name
-    target.rename(old)
     try:
+        target.rename(old)
         temporary.rename(target)
-    except BaseException:
-        old.rename(target)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    finally:  # after Ctrl-C between the two as well
+        if not target.exists():
+            old.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
