@@ -1,7 +1,14 @@
-"""Settings of the random tests (the same instances every time, without a clock), and the recorder of
-what works for which architecture."""
+"""How the tests run: two workers with one thread each, the same random instances every time, without
+a clock; and the recorder of what works for which architecture."""
 
+from __future__ import annotations
+
+import os
 from pathlib import Path
+
+# Before NumPy or torch are imported, here and in every process that a test starts: the models are tiny,
+# and threads of two workers would only be in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +25,8 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=250)
 settings.load_profile("default")
 
+WORKERS = 2
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -26,6 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="write which check passed for which architecture to FILE",
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads its options
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in two processes, and named files in this one, unless ``-n`` says otherwise."""
+    option = config.option
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    worker = hasattr(config, "workerinput")
+    # Without pytest-xdist there is no such option, and everything runs here.
+    if worker or named or option.usepdb or getattr(option, "numprocesses", 0) is not None:
+        return
+    option.numprocesses = WORKERS
+    if option.dist == "no":
+        option.dist = "worksteal"  # neighbours stay together, with what their module has built
 
 
 def pytest_configure(config: pytest.Config) -> None:

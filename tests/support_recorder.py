@@ -2,7 +2,8 @@
 
 A test takes part by ``@pytest.mark.support("reload")``, the name of the check, and a parameter
 ``family`` or ``build`` that has a ``name`` or is one. Several tests of one check count together: one
-failure is a failure of the check.
+failure is a failure of the check. Where several processes run the tests, their reports carry what they
+found to the one that writes the file.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import pytest
 
 OUTCOMES = ("skipped", "passed", "failed")
 """From weak to strong: of several tests of a check, the strongest outcome counts."""
+
+_PROPERTY = "support"
+"""Under which name a report carries a finding: the build, the check, the outcome and why."""
 
 
 class SupportRecorder:
@@ -44,8 +48,14 @@ class SupportRecorder:
         counts = report.when == "call" or report.outcome != "passed"
         if mark is not None and build is not None and counts:
             name = getattr(build, "name", None) or str(build)
-            self._record(name, mark.args[0], report.outcome, _why(call))
+            found = [name, mark.args[0], report.outcome, _why(call)]
+            report.user_properties.append((_PROPERTY, found))
         return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, found in report.user_properties:
+            if name == _PROPERTY:
+                self._record(*found)  # type: ignore[misc]
 
     def _record(self, build: str, check: str, outcome: str, why: str) -> None:
         checks = self.outcomes.setdefault(build, {})
@@ -53,7 +63,9 @@ class SupportRecorder:
         if known is None or OUTCOMES.index(outcome) > OUTCOMES.index(known["outcome"]):
             checks[check] = {"outcome": outcome, **({"why": why} if why else {})}
 
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workerinput"):
+            return  # the process that started this one has the outcomes of all
         record = {"provenance": provenance(), "builds": self.outcomes}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(record, indent=1) + "\n")
