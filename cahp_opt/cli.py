@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ from cahp_opt.display import Display
 from cahp_opt.goals import KV_CACHE, MEMORY, PARAMETERS, Goal, LatencyGoal, ResourceGoal
 from cahp_opt.hardware import Hardware
 from cahp_opt.latency import Execution
+from cahp_opt.option_words import as_options
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
 from cahp_opt.records import RecordError
@@ -631,8 +632,13 @@ def compare(
     maximum: Maximum = None,
     multiple_of: MultipleOf = 1,
     objective: Annotated[
-        str, typer.Option("--objective", help="An objective's name, or your own `module:Class`.")
-    ] = ObjectiveName.EXPLAINED_OUTPUT.value,
+        str | None,
+        typer.Option(
+            "--objective",
+            help="An objective's name, or your own `module:Class`; if not given, explained-output, and "
+            "explained-variance for statistics without sensitivity (of models that embed texts).",
+        ),
+    ] = None,
     solver: Annotated[
         list[str] | None,
         typer.Option(
@@ -676,7 +682,8 @@ def compare(
     ranges = Target(minimum=minimum, maximum=maximum, multiple_of=multiple_of)
     targets = [replace(ranges, goals=(LatencyGoal.parse(x),)) for x in latency or ()]
     targets += [replace(ranges, heads=k) for k in heads or ()]
-    goal = objective_named(objective, measured)
+    suits = ObjectiveName.suiting(Recovery.REFIT, embeds=not measured.sensitivity)
+    goal = objective_named(objective or suits.value, measured)
     _note(dict.fromkeys(remark for target in targets for remark in target.remarks(profile)))
     problems: dict[str, Problem] = {}
     for target in targets:
@@ -961,6 +968,16 @@ def _show(report: Report, folder: Path) -> None:
     Console().print(tables(report, str(folder)))
 
 
+def _commands(arguments: Sequence[str]) -> tuple[str | None, dict[str, dict[str, str]]]:
+    """The command that was given, and of every command its options by argument."""
+    group: Any = typer.main.get_command(app)
+    options = {
+        name: {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
+        for name, command in group.commands.items()
+    }
+    return next((word for word in arguments if word in options), None), options
+
+
 class InterruptedMeasurement(Exception):
     """Ctrl-C or a signal came while something could be kept; the sentence says what."""
 
@@ -1000,7 +1017,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         sentence = explain(error)
         if sentence is None:
             raise
-        print(f"cahp: {sentence}", file=sys.stderr)
+        given = sys.argv[1:] if arguments is None else arguments
+        print(f"cahp: {as_options(sentence, *_commands(given))}", file=sys.stderr)
         return 2
     if code == 130:
         print("cahp: interrupted; nothing was written.", file=sys.stderr)

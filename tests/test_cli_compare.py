@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_records import SPACE, make_stats, make_table
 
-from cahp_opt import Comparison
+from cahp_opt import Comparison, HeadStats, Objective, Selection, plugins
 from cahp_opt.cli import main
 
 OWN = '''
@@ -81,6 +82,27 @@ def test_own_solver_and_objective(records: list[str], capsys: pytest.CaptureFixt
     values = {row.solver: row.value for row in Comparison.load("out/comparison.json").rows}
     assert values == {"own_module_for_compare:Last": 3 + 5, "top-k": 3 + 5}
     assert SPACE.n == 5 and "own_module" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sensed", [True, False])
+def test_the_default_objective_follows_the_statistics(
+    records: list[str], monkeypatch: pytest.MonkeyPatch, sensed: bool
+) -> None:
+    """Statistics of models that embed texts, such as the demonstration's, have no sensitivity."""
+    if not sensed:
+        replace(make_stats(), sensitivity=()).save("stats.safetensors")
+    objectives, real = list[str](), plugins.objective_named
+
+    def named(text: str, stats: HeadStats) -> Objective:
+        objectives.append(text)
+        return real(text, stats)
+
+    monkeypatch.setattr(plugins, "objective_named", named)
+    given = ["--solver", "top-k", "--solver", "dynamic-program", "--latency-table", "latency.json"]
+    assert main([*records, *given, "--latency", "0.9", "--latency", "0.8"]) == 0
+    assert objectives == ["explained-output" if sensed else "explained-variance"]
+    assert main(["select", *records[1:], "--heads", "3", "--output", "selection.json"]) == 0
+    assert Selection.load("selection.json").provenance["objective"] == objectives[0]
 
 
 @pytest.mark.parametrize(

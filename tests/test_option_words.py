@@ -1,0 +1,76 @@
+"""Errors of the library as the command line tells them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from test_records import make_stats
+
+from cahp_opt.cli import main
+from cahp_opt.option_words import as_options
+
+COMMANDS = {
+    "prune": {
+        "time_limit": "--time-limit",
+        "weighting": "--weighting",
+        "feed_forward": "--feed-forward",
+        "overwrite": "--overwrite",
+        "solver": "--solver",
+    },
+    "select": {"stats": "--stats", "solver": "--solver"},
+    "calibrate": {"sensitivity_examples": "--sensitivity-examples", "output": "--output"},
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "python", "told"),
+    [
+        ("prune", "`time_limit` must be seconds", "`--time-limit` must be seconds"),
+        ("prune", "pass `weighting=Weighting.EQUAL`.", "pass `--weighting equal`."),
+        ("prune", "or take `Weighting.EQUAL`.", "or take `--weighting equal`."),
+        ("prune", "with `feed_forward=False`, or", "with `--no-feed-forward`, or"),
+        ("prune", "pass `overwrite=True`", "pass `--overwrite`"),
+        ("prune", "use `LazyGreedy()`", "use `--solver lazy-greedy`"),
+        ("prune", "`dense` holds NaN", "the unpruned model holds NaN"),
+        (
+            "select",
+            "`stats` has none; calibrate with `sensitivity_examples`.",
+            "`--stats` has none; calibrate with `--sensitivity-examples` of `cahp calibrate`.",
+        ),
+        ("calibrate", "with `sensitivity_examples=9`", "with `--sensitivity-examples 9`"),
+        ("prune", "`model` and `--heads 3` and `stats`", "`model` and `--heads 3` and `stats`"),
+        (None, "`time_limit` stays", "`time_limit` stays"),
+    ],
+)
+def test_arguments_become_options(command: str | None, python: str, told: str) -> None:
+    assert as_options(python, command, COMMANDS) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--objective", "explained-output"], ["`--stats`", "`--sensitivity-examples`"]),
+        (["--objective", "facility-location"], ["`--divergence-examples`"]),
+        (["--objective", "complementarity"], ["`--signature-size 32` of `cahp calibrate`"]),
+        (["--objective", "gauss-newton"], ["`--gradient-examples` of `cahp calibrate`"]),
+        (["--time-limit", "-1"], ["`--time-limit`"]),
+        (["--minimum", "9"], ["`--minimum`"]),
+        (["--objective", "facility-location", "--solver", "dynamic-program"], ["`--stats`"]),
+    ],
+)
+def test_errors_of_records_name_options(
+    options: list[str],
+    parts: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path_factory.mktemp("records")
+    bare = replace(
+        make_stats(), divergence=None, signatures=None, sensitivity=(), gauss_newton={}, fisher={}
+    )
+    bare.save(folder / "s.safetensors")
+    given = ["select", "--stats", str(folder / "s.safetensors"), "--heads", "3"]
+    assert main([*given, "--output", str(folder / "o.json"), *options]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and all(part in told for part in parts), told
