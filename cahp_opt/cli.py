@@ -43,7 +43,7 @@ from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
 from cahp_opt.stopping import stopping_in_order
 from cahp_opt.target import Target
-from cahp_opt.texts import Split, read_lines, read_table, split
+from cahp_opt.texts import LineTexts, Split, TableTexts, split
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="TSV",
-        help="Texts as tab-separated values with a header: text, and maybe text_pair and label.",
+        help="Texts as tab-separated values with a header: text, and maybe text_pair and label; "
+        "quoted as csv and pandas do, or not at all.",
     ),
 ]
 Latency = Annotated[
@@ -437,7 +438,7 @@ def calibrate(
     named = _named(model, threads, device, precision, display)
 
     from cahp_opt.torch import calibrate as measure
-    from cahp_opt.torch.encoding import encode
+    from cahp_opt.torch.encoding import encode, notes_on_empty
 
     batches = encode(
         texts.calibration,
@@ -447,6 +448,7 @@ def calibrate(
         max_length=max_length,
         seed=seed,
     )
+    _note([*texts.notes, *notes_on_empty(Split(texts.calibration, ()), batches)])
     if sensitivity_examples is None:
         sensitivity_examples = 0 if _embeds(named.model) else 2048
     with display.stage("calibrate") as progress:
@@ -838,7 +840,7 @@ def demo(
 def _texts(text: Path | None, data: Path | None, max_texts: int, held_out: int, seed: int) -> Split:
     if (text is None) == (data is None):
         raise ValueError("give the texts either as `--text FILE` or as `--data TSV`.")
-    examples = read_lines(text) if text is not None else read_table(data or "")
+    examples = LineTexts(text) if text is not None else TableTexts(data or "")
     return split(examples, most=max_texts, held_out=held_out, seed=seed)
 
 

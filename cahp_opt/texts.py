@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+import unicodedata
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cahp_opt.records import PathLike
+from cahp_opt.text_lines import TextError as TextError
+from cahp_opt.text_lines import TextLines
+from cahp_opt.text_tables import TextTable
 
-
-class TextError(ValueError):
-    """A file of texts cannot be used; the sentence names the file and the line."""
+_POOL = 1 << 20  # distinct texts that a draw is made from, at least; what it takes memory for
+_CHUNK = 1 << 18
+_INVISIBLE = frozenset(["Cc", "Cf", "Zl", "Zp", "Zs"])  # control, format, separators
 
 
 @dataclass(frozen=True)
@@ -31,69 +41,119 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """Texts to measure and refit on, and texts kept back to judge the result by."""
+    """Texts to measure and refit on, and texts kept back to judge the result by.
+
+    Args:
+        calibration: the texts to measure and refit on.
+        held_out: the texts kept back.
+        notes: sentences about the file that the user should read.
+    """
 
     calibration: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
 
 
-def read_lines(path: PathLike) -> list[Example]:
-    """One text per line; blank lines are ignored.
+class LineTexts:
+    """One text per line of a file; lines that show nothing are left out.
+
+    Going through it reads the file anew, line by line.
+
+    Args:
+        path: the file.
 
     Raises:
-        TextError: if there is no text, or the file is not UTF-8.
         OSError: if it cannot be read.
     """
-    examples = [Example(line.strip()) for line in _lines(path) if line.strip()]
-    if not examples:
-        raise TextError(f"{path} holds no text; give a file with one text per line.")
-    return examples
+
+    def __init__(self, path: PathLike) -> None:
+        self._lines = TextLines(path)
+        self.notes: tuple[str, ...] = ()
+        """After going through it: how many lines held white space or invisible characters only."""
+
+    def __iter__(self) -> Iterator[Example]:
+        """The texts.
+
+        Raises:
+            TextError: if there is none, or bytes are not text.
+        """
+        found, hollow = 0, 0
+        for line in self._lines:
+            text = line.strip()
+            if _shows(text):
+                found += 1
+                yield Example(text)
+            elif line:
+                hollow += 1
+        path = self._lines.path
+        if not found:
+            raise TextError(f"{path} holds no text; give a file with one text per line.")
+        if hollow:
+            self.notes = (
+                f"lines of {path} with nothing but white space and invisible characters, left out: "
+                f"{hollow}.",
+            )
+
+
+class TableTexts:
+    """The texts of a table, see :class:`~cahp_opt.text_tables.TextTable`.
+
+    Going through it reads the file anew, row by row.
+
+    Args:
+        path: the file.
+
+    Raises:
+        TextError: if it is no such table.
+        OSError: if it cannot be read.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self._path = path
+        self._table = TextTable(path)
+        self.notes: tuple[str, ...] = self._table.notes
+        """Sentences about what was read in another way than one may think."""
+
+    def __iter__(self) -> Iterator[Example]:
+        """The texts.
+
+        Raises:
+            TextError: if there is none, or a row has none.
+        """
+        number = 0
+        for number, row in self._table:
+            if not _shows(row["text"]):
+                raise TextError(f"line {number} of {self._path} has no text.")
+            yield Example(row["text"], row.get("text_pair"), row.get("label"))
+        if not number:
+            raise TextError(f"{self._path} has a header and no text below it.")
 
 
 def read_table(path: PathLike) -> list[Example]:
-    """Tab-separated values with a header that names ``text`` and maybe ``text_pair`` and ``label``.
-
-    Quotes mean nothing; a text cannot hold a tab or a line break.
+    """All texts of a table at once.
 
     Raises:
-        TextError: for a missing or repeated column, a row of another width, a row without text, or no
-            row at all.
+        TextError: if it is no such table, see :class:`TableTexts`.
         OSError: if the file cannot be read.
     """
-    lines = _lines(path)
-    header = [name.strip() for name in lines[0].split("\t")] if lines else []
-    if "text" not in header or len(set(header)) != len(header):
-        raise TextError(
-            f"{path} must start with a header of distinct tab-separated names, one of them 'text', "
-            f"got {header}; 'text_pair' and 'label' are used where they exist."
-        )
-    examples: list[Example] = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if len(cells) != len(header):
-            raise TextError(
-                f"line {number} of {path} has {len(cells)} tab-separated cells, and its header "
-                f"{len(header)}."
-            )
-        row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
-        if not row["text"]:
-            raise TextError(f"line {number} of {path} has no text.")
-        examples.append(Example(row["text"], row.get("text_pair"), row.get("label")))
-    if not examples:
-        raise TextError(f"{path} has a header and no text below it.")
-    return examples
+    return list(TableTexts(path))
 
 
 def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -> Split:
-    """Shuffle the distinct examples, keep some back, and take at most ``most`` of the others.
+    """Shuffle the distinct texts, keep some back, and take at most ``most`` of the others.
+
+    Texts are the same if they and their pairs differ in white space at most. They are on one side
+    only, whatever their labels, and count once per label. Of more than a million distinct texts, a
+    million are drawn first, by a hash of the text.
 
     Args:
-        examples: the examples; repeated ones count once, so that none is on both sides.
+        examples: the examples. Files are gone through twice, and only what is taken is kept.
         most: examples to calibrate and refit on; at least 1.
         held_out: examples to keep back, but never more than a fifth of all (at least one).
         seed: of the shuffle.
+
+    Returns:
+        The two sides, and the notes of the file.
 
     Raises:
         ValueError: for a bad number, or if nothing would be left to calibrate on.
@@ -102,22 +162,58 @@ def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -
         raise ValueError(
             f"`most` must be at least 1 and `held_out` at least 0, got {most} and {held_out}."
         )
-    found = list(dict.fromkeys(examples))
-    random.Random(seed).shuffle(found)
-    back = min(held_out, max(len(found) // 5, 1))
-    if len(found) <= back:
+    if isinstance(examples, Iterator):
+        examples = list(examples)
+    order = _distinct(map(_key, examples), max(_POOL, most + 5 * held_out))
+    random.Random(seed).shuffle(order)
+    back = min(held_out, max(len(order) // 5, 1))
+    if len(order) <= back:
         raise TextError(
-            f"there are {len(found)} distinct texts; at least {back + 1} are needed, {back} of them to "
+            f"there are {len(order)} distinct texts; at least {back + 1} are needed, {back} of them to "
             "judge the result by (none with `--held-out 0`)."
         )
-    return Split(tuple(found[back : back + most]), tuple(found[:back]))
+    taken: dict[int, dict[Example, Example]] = {key: {} for key in order[: back + most]}
+    for example in examples:
+        same = taken.get(_key(example))
+        if same is not None:
+            same.setdefault(_plain(example), example)
+    sides = list(taken.values())
+    return Split(
+        tuple(islice(chain.from_iterable(side.values() for side in sides[back:]), most)),
+        tuple(islice(chain.from_iterable(side.values() for side in sides[:back]), back)),
+        examples.notes if isinstance(examples, (LineTexts, TableTexts)) else (),
+    )
 
 
-def _lines(path: PathLike) -> list[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})."
-        ) from None
-    return text.split("\n")
+def _shows(text: str) -> bool:
+    """Whether any character is neither white space nor invisible."""
+    return any(unicodedata.category(c) not in _INVISIBLE for c in text)
+
+
+def _plain(example: Example) -> Example:
+    """The example with single spaces for all white space."""
+    pair = None if example.pair is None else " ".join(example.pair.split())
+    return replace(example, text=" ".join(example.text.split()), pair=pair)
+
+
+def _key(example: Example) -> int:
+    """A hash of the texts, the same in every process."""
+    text = " ".join(example.text.split())
+    if example.pair is not None:
+        text += "\0" + " ".join(example.pair.split())
+    digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _distinct(keys: Iterable[int], most: int) -> Any:
+    """The distinct keys in the order in which they came first; of more than ``most`` the smallest."""
+    kept: NDArray[np.uint64] = np.empty(0, np.uint64)
+    first: NDArray[np.int64] = np.empty(0, np.int64)
+    keys, read = iter(keys), 0
+    while chunk := array("Q", islice(keys, _CHUNK)):
+        both = np.concatenate([kept, np.frombuffer(chunk, np.uint64)])
+        came = np.concatenate([first, np.arange(read, read + len(chunk))])
+        read += len(chunk)
+        kept, at = np.unique(both, return_index=True)  # at the first of equal ones
+        kept, first = kept[:most], came[at][:most]
+    return array("Q", kept[np.argsort(first)].tobytes())

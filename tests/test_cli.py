@@ -770,7 +770,12 @@ def test_bad_options(
     [
         ("--text", b"\n  \n\n", "holds no text"),
         ("--text", b"one text only\n", "at least 2 are needed"),
-        ("--text", b"\xff\xfe\n", "not UTF-8"),
+        ("--text", b"\xff\xfe\n", "UTF-16"),
+        ("--text", b"w1\ncaf\xe9\n", "line 2"),
+        ("--text", "w1\nw2\n".encode("utf-16-le"), "convert it to UTF-8"),
+        ("--text", b"\xe2\x80\x8b\n\xef\xbb\xbf\n", "holds no text"),
+        ("--data", b"text\tlabels\nw1\t1\nw2\t0\n", "rename it to 'label'"),
+        ("--data", b"text\tlabel\nw1\t1\nw2\tnan\n", "'nan'"),
         ("--data", b"", "header"),
         ("--data", b"sentence\tlabel\na\t1\n", "'text'"),
         ("--data", b"text\tlabel\n", "no text below"),
@@ -795,6 +800,20 @@ def test_bad_texts(
 
     refused(capsys, 2, part, run=run)
     assert [p.name for p in tmp_path.iterdir()] == ["texts"]
+
+
+def test_notes_on_texts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is left out of a file is told by the command that reads it, and by the report."""
+    file = tmp_path / "texts"
+    file.write_text("\n".join([*sentences(20), "\u200b", " "]), encoding="utf-8")
+    stats = tmp_path / "stats.safetensors"
+    assert main(["calibrate", str(model), "--text", str(file), "--output", str(stats)]) == 0
+    assert "left out: 2" in capsys.readouterr().err
+    table = tmp_path / "table"
+    table.write_text("\n".join(["id\ttext", *(f"{i}\t{s}" for i, s in enumerate(sentences(20)))]))
+    assert prune(model, tmp_path / "out", "--data", table, "--heads", "6") == 0
+    (note,) = [n for n in Report.read(tmp_path / "out" / "report.json")["notes"] if "'id'" in n]
+    assert "not read" in note
 
 
 def test_missing_texts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

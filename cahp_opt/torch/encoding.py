@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.texts import Example, TextError
-from cahp_opt.torch.batching import device_of
+from cahp_opt.texts import Example, Split, TextError
+from cahp_opt.torch.batching import batch_size, device_of
 from cahp_opt.torch.blocks import submodules
+from cahp_opt.torch.tokenizing import token_rows
 
 _WINDOW = (
     16  # batches that are sorted by length together: little padding, and still a shuffled order
@@ -30,7 +32,8 @@ def encode(
     """Batches for ``model(**batch)``, padded on the right to their own longest example.
 
     Examples of a window are sorted by length, to pad little, and its batches shuffled, so that the
-    first batches are no special ones. Classifiers get ``labels`` where the examples have them.
+    first batches are no special ones. Classifiers get ``labels`` where the examples have them. Texts of
+    which the tokenizer leaves no token are left out.
 
     Args:
         examples: the texts.
@@ -54,19 +57,11 @@ def encode(
         raise TextError(
             "some texts have a pair and some have none; give all of them pairs or none."
         )
-    encoded = tokenizer(
-        [e.text for e in examples],
-        None if None in pairs else pairs,
-        truncation=True,
-        max_length=length,
-        padding=False,
-    )
     labels = _labels(examples, model)
     rows: list[dict[str, Any]] = [
-        {key: encoded[key][i] for key in encoded}
-        | ({} if labels is None else {"labels": labels[i]})
-        for i in range(len(examples))
-        if len(encoded["input_ids"][i])
+        row | ({} if labels is None else {"labels": labels[i]})
+        for i, row in enumerate(token_rows(examples, tokenizer, length))
+        if row is not None
     ]
     if not rows:
         raise TextError("the tokenizer leaves no token of any text; check that it is the model's.")
@@ -81,6 +76,20 @@ def encode(
         shuffler.shuffle(own)
         batches.extend(_batch(part, pad) for part in own)
     return batches
+
+
+def notes_on_empty(texts: Split, batches: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence about the texts that :func:`encode` left out; none if there are none.
+
+    Args:
+        texts: what was encoded.
+        batches: all of its batches.
+    """
+    given = len(texts.calibration) + len(texts.held_out)
+    left_out = given - sum(map(batch_size, batches))
+    if not left_out:
+        return []
+    return [f"texts of which the tokenizer leaves no token, left out: {left_out} of {given}."]
 
 
 def timing_batch(
@@ -175,19 +184,35 @@ def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[f
     config: Any = getattr(model, "config", None)
     count = int(config.num_labels)
     if count == 1 or config.problem_type == "regression":
-        try:
-            return [float(text) for text in texts]
-        except ValueError:
+        numbers = [_number(text) for text in texts]
+        odd = sorted({t for t, x in zip(texts, numbers, strict=True) if not math.isfinite(x)})
+        if odd:
             raise TextError(
-                f"`label` must be a number for this regression model, got {sorted(set(texts))[:5]}."
-            ) from None
+                f"`label` must be a finite number for this regression model, got {odd[:5]}."
+            )
+        return numbers
     by_name: Mapping[str, int] = config.label2id or {}
     names = {str(name): int(i) for name, i in by_name.items()}
-    known = {str(i): i for i in range(count)} | names
-    unknown = sorted(set(texts) - set(known))
+    # Where names are numbers themselves, a number is a name and no position.
+    numbered = any(math.isfinite(_number(name)) for name in names)
+    known = names if numbered else {str(i): i for i in range(count)} | names
+    unknown = sorted({text for text in texts if _plain(text, known) not in known})
     if unknown:
         raise TextError(
-            f"`label` {unknown[0]!r} is not one of the model's: 0 to {count - 1}, or "
-            f"{', '.join(names) or 'no names'}."
+            f"`label` {unknown[0]!r} is not one of the model's: "
+            f"{'' if numbered else f'0 to {count - 1}, or '}{', '.join(names) or 'no names'}."
         )
-    return [known[text] for text in texts]
+    return [known[_plain(text, known)] for text in texts]
+
+
+def _plain(label: str, known: Mapping[str, int]) -> str:
+    """A label without the ``.0`` that a table of numbers may have put behind it."""
+    number = _number(label)
+    return str(int(number)) if label not in known and number.is_integer() else label
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

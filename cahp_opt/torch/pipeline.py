@@ -29,11 +29,11 @@ from cahp_opt.stats import HeadStats
 from cahp_opt.target import Target, remarks
 from cahp_opt.texts import Split
 from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import device_of, inputs_of
+from cahp_opt.torch.batching import batch_size, device_of, inputs_of
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
 from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.encoding import encode, timing_batch
+from cahp_opt.torch.encoding import encode, notes_on_empty, timing_batch
 from cahp_opt.torch.estimating import estimate_latency
 from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.executing import ExecutionError, refuse_unfit
@@ -462,11 +462,12 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
 
 @dataclass(frozen=True)
 class _Batches:
-    """Encoded texts."""
+    """Encoded texts, how many are calibrated on, and what the user should know about them."""
 
     calibration: Batches
     held_out: Batches
     texts: int
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(named: Named, texts: Split, reading: Reading) -> _Batches:
@@ -482,7 +483,9 @@ class _Batches:
 
         held_out: Batches = encoded(texts.held_out) if texts.held_out else []
         fidelity_of(named.model)  # a head that is not understood ends here, before the long work
-        return _Batches(encoded(texts.calibration), held_out, len(texts.calibration))
+        calibration = encoded(texts.calibration)
+        notes = [*texts.notes, *notes_on_empty(texts, [*calibration, *held_out])]
+        return _Batches(calibration, held_out, sum(map(batch_size, calibration)), tuple(notes))
 
 
 def _apply(
@@ -503,7 +506,7 @@ def _apply(
         small = slice_heads(dense, selection, batch=probe)
         difference = verify_slice(dense, small, selection, probe)
     before = _evaluate(dense, small, batches.held_out, display)
-    after, notes = None, list[str]()
+    after, notes = None, list(batches.notes)
     recovery = applying.recovery if batches.calibration else Recovery.NONE
     if recovery.refits:
         if batches.texts < ADVISED_TEXTS:
