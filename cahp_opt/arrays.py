@@ -22,3 +22,25 @@ def finite(array: npt.ArrayLike, argument: str) -> Floats:
         )
     result.flags.writeable = False
     return result
+
+
+def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight: float) -> Floats:
+    """What the distance of two means adds to the second moment of both parts about their common mean,
+    ``[d, d]`` (Chan, Golub and LeVeque 1979); the sums of weighted rows are ``[d]``.
+    """
+    if not (weight and other_weight):
+        return np.zeros((len(sum_), len(sum_)))
+    apart = other_sum / other_weight - sum_ / weight
+    step = apart * np.sqrt(weight * (other_weight / (weight + other_weight)))
+    between: Floats = np.outer(step, step)
+    return between
+
+
+def scatter_about_mean(outer: npt.ArrayLike, sum_: npt.ArrayLike, weight: float) -> Floats:
+    """The sum of outer products about the mean, from that about zero, as older records hold it.
+
+    Where the mean is large against the spread, few digits are left.
+    """
+    total = np.asarray(sum_, dtype=np.float64)
+    moved = np.asarray(outer, dtype=np.float64)
+    return moved - np.outer(total, total / weight) if weight else moved

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.arrays import finite
+from cahp_opt.arrays import finite, scatter_between
 from cahp_opt.heads import Bools, Floats
 
 
@@ -22,7 +22,7 @@ class Sensitivity:
 
     Args:
         sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.Moments`.
-        outer: sum of ``(g' g) z z'``, shape ``[d, d]``.
+        scatter: sum of ``(g' g) (z - m) (z - m)'`` about the weighted mean ``m``, shape ``[d, d]``.
         metric: sum of ``(W' g) (W' g)'``, shape ``[d, d]``.
         weight: sum of ``g' g``.
         examples: examples added up.
@@ -32,19 +32,19 @@ class Sensitivity:
     """
 
     sum: Floats
-    outer: Floats
+    scatter: Floats
     metric: Floats
     weight: float
     examples: int
 
     def __post_init__(self) -> None:
         d = np.shape(self.sum)[0] if np.ndim(self.sum) == 1 else -1
-        for name in ("sum", "outer", "metric"):
+        for name in ("sum", "scatter", "metric"):
             array = finite(getattr(self, name), name)
             if array.shape != ((d,) if name == "sum" else (d, d)):
                 raise ValueError(
                     f"`{name}` of a block's sensitivity has shape {list(array.shape)}; expected sum "
-                    "[d], outer [d, d] and metric [d, d]."
+                    "[d], scatter [d, d] and metric [d, d]."
                 )
             object.__setattr__(self, name, array)
         if not (np.isfinite(self.weight) and self.weight >= 0 and self.examples >= 0):
@@ -54,9 +54,10 @@ class Sensitivity:
             )
 
     def __add__(self, other: Sensitivity) -> Sensitivity:
+        between = scatter_between(self.sum, self.weight, other.sum, other.weight)
         return Sensitivity(
             self.sum + other.sum,
-            self.outer + other.outer,
+            self.scatter + other.scatter + between,
             self.metric + other.metric,
             self.weight + other.weight,
             self.examples + other.examples,
@@ -66,17 +67,15 @@ class Sensitivity:
         """That of some columns of ``z`` alone, bool ``[d]``."""
         both = np.ix_(columns, columns)
         return Sensitivity(
-            self.sum[columns], self.outer[both], self.metric[both], self.weight, self.examples
+            self.sum[columns], self.scatter[both], self.metric[both], self.weight, self.examples
         )
 
     @property
     def covariance(self) -> Floats:
         """Weighted covariance of ``z``, shape ``[d, d]``; zeros if the output never depends on the block."""
         if not self.weight:
-            return np.zeros_like(self.outer)
-        mean = self.sum / self.weight
-        covariance: Floats = self.outer / self.weight - np.outer(mean, mean)
-        return covariance
+            return np.zeros_like(self.scatter)
+        return self.scatter / self.weight
 
     @property
     def readout(self) -> Floats:

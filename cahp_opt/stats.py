@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
+from cahp_opt.arrays import finite, scatter_about_mean, scatter_between
 from cahp_opt.heads import Block, Bools, Floats, HeadSpace
 from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
 
-_KIND, _VERSION = "cahp-stats", 1
+_KIND, _VERSION = "cahp-stats", 2
+_ABOUT_ZERO = 1  # the version whose second moments are about zero
 _BY_BLOCK = ("moments", "sensitivity")  # statistics with one record per block
 _BY_DENSITY = ("gauss_newton", "fisher")  # statistics with one matrix per density of the masks
 
@@ -55,14 +56,15 @@ class Total:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Second moments of the head outputs of one block, over real tokens.
+    """Second moments of the head outputs of one block, over real tokens; ``a + b`` pools two runs.
 
     ``z`` is the input of the block's output projection, the heads' outputs side by side, ``d`` wide:
     unit ``u`` owns the columns ``[u * d / units, (u + 1) * d / units)``.
 
     Args:
         sum: sum of ``z``, shape ``[d]``.
-        outer: sum of ``z z'``, shape ``[d, d]``.
+        scatter: sum of ``(z - m) (z - m)'`` about their mean ``m``, shape ``[d, d]``. Not about zero: what is
+            left of that where the mean is large against the spread is rounding, and no covariance.
         readout: ``W' W`` of the output projection ``W [hidden, d]``, shape ``[d, d]``: the squared
             length of a change of ``z`` as the block's output sees it. Not a sum: a fact of the model.
         count: tokens added up.
@@ -72,32 +74,36 @@ class Moments:
     """
 
     sum: Floats
-    outer: Floats
+    scatter: Floats
     readout: Floats
     count: int
 
     def __post_init__(self) -> None:
         d = np.shape(self.sum)[0] if np.ndim(self.sum) == 1 else -1
-        for name in ("sum", "outer", "readout"):
+        for name in ("sum", "scatter", "readout"):
             array = finite(getattr(self, name), name)
             if array.shape != ((d,) if name == "sum" else (d, d)):
                 raise ValueError(
                     f"`{name}` of a block's moments has shape {list(array.shape)}; expected sum [d], "
-                    "outer [d, d] and readout [d, d]."
+                    "scatter [d, d] and readout [d, d]."
                 )
             object.__setattr__(self, name, array)
         if self.count < 0:
             raise ValueError(f"`count` must be at least 0, got {self.count}.")
 
     def __add__(self, other: Moments) -> Moments:
+        between = scatter_between(self.sum, self.count, other.sum, other.count)
         return Moments(
-            self.sum + other.sum, self.outer + other.outer, self.readout, self.count + other.count
+            self.sum + other.sum,
+            self.scatter + other.scatter + between,
+            self.readout,
+            self.count + other.count,
         )
 
     def of(self, columns: Bools) -> Moments:
         """Those of some columns alone, bool ``[d]``."""
         both = np.ix_(columns, columns)
-        return Moments(self.sum[columns], self.outer[both], self.readout[both], self.count)
+        return Moments(self.sum[columns], self.scatter[both], self.readout[both], self.count)
 
     @property
     def covariance(self) -> Floats:
@@ -108,9 +114,7 @@ class Moments:
         """
         if not self.count:
             raise ValueError("no head outputs were measured in a block; calibrate with texts.")
-        mean = self.sum / self.count
-        covariance: Floats = self.outer / self.count - np.outer(mean, mean)
-        return covariance
+        return self.scatter / self.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,11 +293,11 @@ class HeadStats:
                 key = f"{name}/{rho!r}"
                 arrays[key], counts[key] = total.sum, total.count
         for b, moments in enumerate(self.moments):
-            for part in ("sum", "outer", "readout"):
+            for part in ("sum", "scatter", "readout"):
                 arrays[f"moments/{b}/{part}"] = getattr(moments, part)
             counts[f"moments/{b}"] = moments.count
         for b, entry in enumerate(self.sensitivity):
-            for part in ("sum", "outer", "metric"):
+            for part in ("sum", "scatter", "metric"):
                 arrays[f"sensitivity/{b}/{part}"] = getattr(entry, part)
             arrays[f"sensitivity/{b}/weight"] = np.array([entry.weight])
             counts[f"sensitivity/{b}"] = entry.examples
@@ -341,18 +345,20 @@ class HeadStats:
                 f"{path} is not a readable safetensors file ({error}); calibrate again."
             ) from None
         version = metadata.get("version", "")
-        check_header(
-            path,
-            metadata.get("kind"),
-            int(version) if version.isdecimal() else version,
-            _KIND,
-            _VERSION,
-        )
+        found = int(version) if version.isdecimal() else version
+        about_zero = found == _ABOUT_ZERO
+        check_header(path, metadata.get("kind"), _VERSION if about_zero else found, _KIND, _VERSION)
         with reading(path):
             header = json.loads(metadata["header"])
             space, counts = HeadSpace.from_json(header["blocks"]), header["counts"]
             blocks = range(len(space.blocks))
             kinds = {name.split("/")[0] for name in arrays}
+
+            def scatter(name: str, weight: float) -> Floats:
+                if not about_zero:
+                    found: Floats = arrays[f"{name}/scatter"]
+                    return found
+                return scatter_about_mean(arrays[f"{name}/outer"], arrays[f"{name}/sum"], weight)
 
             def by_density(kind: str) -> dict[float, Total]:
                 return {
@@ -371,7 +377,7 @@ class HeadStats:
                 tuple(
                     Moments(
                         arrays[f"moments/{b}/sum"],
-                        arrays[f"moments/{b}/outer"],
+                        scatter(f"moments/{b}", counts[f"moments/{b}"]),
                         arrays[f"moments/{b}/readout"],
                         counts[f"moments/{b}"],
                     )
@@ -389,7 +395,7 @@ class HeadStats:
                 tuple(
                     Sensitivity(
                         arrays[f"sensitivity/{b}/sum"],
-                        arrays[f"sensitivity/{b}/outer"],
+                        scatter(f"sensitivity/{b}", arrays[f"sensitivity/{b}/weight"].item()),
                         arrays[f"sensitivity/{b}/metric"],
                         arrays[f"sensitivity/{b}/weight"].item(),
                         counts[f"sensitivity/{b}"],

@@ -258,7 +258,10 @@ def curved_stats() -> HeadStats:
     space = HeadSpace((Block("a", 2), Block("b", 1)))
     z = [rng.normal(size=(30, 4)), rng.normal(size=(30, 2)) + 5]
     w = [rng.normal(size=(3, 4)), rng.normal(size=(3, 2))]
-    moments = tuple(Moments(x.sum(axis=0), x.T @ x, m.T @ m, 30) for x, m in zip(z, w, strict=True))
+    about = [x - x.mean(axis=0) for x in z]
+    moments = tuple(
+        Moments(x.sum(axis=0), a.T @ a, m.T @ m, 30) for x, a, m in zip(z, about, w, strict=True)
+    )
     gauss_newton = {rho: Total(10 * rho * SMALL, 10) for rho in (0.25, 0.5, 1.0)}
     fisher = {1.0: Total(5 * SMALL, 10)}
     salience = Total(np.ones(3), 10)

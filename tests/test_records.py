@@ -47,8 +47,9 @@ def make_stats(seed: int = 0, model: str = "model") -> HeadStats:
     moments, sensitivity = [], []
     for block in SPACE.blocks:
         z = rng.normal(size=(20, 2 * block.units))
-        moments.append(Moments(z.sum(axis=0), z.T @ z, np.eye(2 * block.units), 20))
-        sensitivity.append(Sensitivity(z.sum(axis=0), z.T @ z, z.T @ z / 2, 30.5, 20))
+        apart = z - z.mean(axis=0)
+        moments.append(Moments(z.sum(axis=0), apart.T @ apart, np.eye(2 * block.units), 20))
+        sensitivity.append(Sensitivity(z.sum(axis=0), apart.T @ apart, z.T @ z / 2, 30.5, 20))
     return HeadStats(
         SPACE,
         model,
@@ -193,10 +194,10 @@ def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
         assert a.count == b.count and np.array_equal(a.sum, b.sum)
     for mine, theirs in zip(again.moments, stats.moments, strict=True):
         assert mine.count == theirs.count
-        assert np.array_equal(mine.outer, theirs.outer) and np.array_equal(mine.sum, theirs.sum)
+        assert np.array_equal(mine.scatter, theirs.scatter) and np.array_equal(mine.sum, theirs.sum)
     for own, other in zip(again.sensitivity, stats.sensitivity, strict=True):
         assert (own.weight, own.examples) == (other.weight, other.examples)
-        for part in ("sum", "outer", "metric"):
+        for part in ("sum", "scatter", "metric"):
             assert np.array_equal(getattr(own, part), getattr(other, part))
 
 
@@ -205,13 +206,12 @@ def test_stats_add_up() -> None:
     both = one + two
     assert both.examples == 40 and both.salience.count == 16
     np.testing.assert_allclose(both.salience.sum, one.salience.sum + two.salience.sum)
-    np.testing.assert_allclose(both.moments[1].outer, one.moments[1].outer + two.moments[1].outer)
     np.testing.assert_allclose(both.fisher[0.25].sum, one.fisher[0.25].sum + two.fisher[0.25].sum)
     assert both.fisher[0.25].count == 16
     assert np.array_equal(both.moments[1].readout, one.moments[1].readout)
     pooled, parts = both.sensitivity[1], (one.sensitivity[1], two.sensitivity[1])
     assert pooled.weight == 61 and pooled.examples == 40
-    for part in ("sum", "outer", "metric"):
+    for part in ("sum", "metric"):
         np.testing.assert_allclose(getattr(pooled, part), sum(getattr(x, part) for x in parts))
     with pytest.raises(ValueError, match="two different models.*weights differ"):
         _ = one + make_stats(1, "another")
@@ -231,8 +231,8 @@ def test_stats_of_some_units_are_those_units_in_all_of_them() -> None:
         assert mine is not None and whole is not None and mine.count == whole.count
         np.testing.assert_array_equal(mine.sum, whole.sum[np.ix_(own, own)])
     columns = [0, 1, 4, 5]  # two of each unit
-    outer = stats.moments[0].outer[np.ix_(columns, columns)]
-    np.testing.assert_array_equal(part.moments[0].outer, outer)
+    scatter = stats.moments[0].scatter[np.ix_(columns, columns)]
+    np.testing.assert_array_equal(part.moments[0].scatter, scatter)
     np.testing.assert_array_equal(part.moments[1].sum, stats.moments[1].sum[[2, 3]])
     assert part.moments[0].readout.shape == (4, 4) and part.moments[0].count == 20
     assert part.signatures is not None and stats.signatures is not None
@@ -298,7 +298,7 @@ def test_statistics_of_earlier_releases_are_read_and_do_not_mix(
     [
         ({"metric": np.eye(3)}, r"`metric` of a block's sensitivity has shape \[3, 3\]"),
         ({"sum": np.zeros((2, 2))}, "`sum` of a block's sensitivity"),
-        ({"outer": np.full((2, 2), np.nan)}, "`outer` holds 4 values that are NaN"),
+        ({"scatter": np.full((2, 2), np.nan)}, "`scatter` holds 4 values that are NaN"),
         ({"weight": -1.0}, "`weight` and `examples` must be finite and at least 0, got -1.0"),
         ({"examples": -1}, "`weight` and `examples`"),
     ],
@@ -306,7 +306,7 @@ def test_statistics_of_earlier_releases_are_read_and_do_not_mix(
 def test_bad_sensitivities_are_refused(change: dict[str, Any], words: str) -> None:
     good: dict[str, Any] = {
         "sum": np.zeros(2),
-        "outer": np.eye(2),
+        "scatter": np.eye(2),
         "metric": np.eye(2),
         "weight": 1.0,
         "examples": 1,

@@ -62,12 +62,12 @@ def assert_same(a: HeadStats, b: HeadStats, rtol: float = 1e-3) -> None:
     for x, y in zip(a.moments, b.moments, strict=True):
         assert x.count == y.count
         close(x.sum, y.sum)
-        close(x.outer, y.outer)
+        close(x.scatter, y.scatter)
         close(x.readout, y.readout)
     for mine, other in zip(a.sensitivity, b.sensitivity, strict=True):
         assert mine.examples == other.examples
         close(np.array(mine.weight), np.array(other.weight))
-        for part in ("sum", "outer", "metric"):
+        for part in ("sum", "scatter", "metric"):
             close(getattr(mine, part), getattr(other, part))
     assert (a.divergence is None) == (b.divergence is None)
     if a.divergence and b.divergence:
@@ -98,7 +98,7 @@ def test_single_precision_is_close_to_double() -> None:
     single = calibrate(tiny_models.BERT.build(), [collate(rows)])
     double = calibrate(tiny_models.BERT.build().double(), [collate(rows)])
     for x, y in zip(single.moments, double.moments, strict=True):
-        np.testing.assert_allclose(x.outer, y.outer, atol=2e-6 * np.abs(y.outer).max())
+        np.testing.assert_allclose(x.scatter, y.scatter, atol=2e-6 * np.abs(y.scatter).max())
     np.testing.assert_allclose(single.salience.sum, double.salience.sum, rtol=1e-3)
 
 
@@ -204,7 +204,8 @@ def test_moments_are_those_of_the_real_tokens() -> None:
     moments = stats.moments[1]
     assert moments.count == stats.tokens == len(z) == sum(map(len, rows))
     np.testing.assert_allclose(moments.sum, z.sum(dim=0), rtol=1e-9)
-    np.testing.assert_allclose(moments.outer, z.T @ z, rtol=1e-9, atol=1e-9)
+    apart = z - z.mean(dim=0)
+    np.testing.assert_allclose(moments.scatter, apart.T @ apart, rtol=1e-9, atol=1e-9)
     w = out_weight(block).detach()
     np.testing.assert_allclose(moments.readout, w.T @ w, rtol=1e-12)
 
@@ -242,7 +243,8 @@ def test_sensitivity_is_that_of_the_output_to_each_real_token() -> None:
         assert seen[b].examples == 7
         assert seen[b].weight == pytest.approx(float(w.sum()), rel=1e-9)
         np.testing.assert_allclose(seen[b].sum, (z * w[:, None]).sum(dim=0), rtol=1e-8)
-        np.testing.assert_allclose(seen[b].outer, (z * w[:, None]).T @ z, atol=1e-12)
+        apart = z - (z * w[:, None]).sum(dim=0) / w.sum()
+        np.testing.assert_allclose(seen[b].scatter, (apart * w[:, None]).T @ apart, atol=1e-12)
         np.testing.assert_allclose(seen[b].metric, metric, atol=1e-12)
 
 
@@ -304,7 +306,7 @@ def test_seed_changes_the_draws_and_nothing_else() -> None:
     a, b, c = (calibrate(model, batches, seed=s) for s in (0, 0, 1))
     np.testing.assert_array_equal(a.gauss_newton[0.5].sum, b.gauss_newton[0.5].sum)
     assert not np.allclose(a.gauss_newton[0.5].sum, c.gauss_newton[0.5].sum)
-    np.testing.assert_array_equal(a.moments[0].outer, c.moments[0].outer)
+    np.testing.assert_array_equal(a.moments[0].scatter, c.moments[0].scatter)
 
 
 def test_divergence_by_hand() -> None:
@@ -407,7 +409,7 @@ def test_dropout_plays_no_part() -> None:
     model = tiny_models.BERT.build(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     a = calibrate(model.train(), [collate(texts(2))])
     b = calibrate(model.eval(), [collate(texts(2))])
-    np.testing.assert_array_equal(a.moments[2].outer, b.moments[2].outer)
+    np.testing.assert_array_equal(a.moments[2].scatter, b.moments[2].scatter)
 
 
 def test_fingerprint_tells_weights_apart() -> None:

@@ -259,7 +259,7 @@ def test_query_slots_are_measured_unit_by_unit() -> None:
     order = np.arange(32).reshape(4, 2, 4).swapaxes(0, 1).ravel()  # groups x slots x head width
     for a, b in zip(slots.moments, groups.moments, strict=True):
         np.testing.assert_allclose(a.sum, b.sum[order])
-        np.testing.assert_allclose(a.outer, b.outer[np.ix_(order, order)])
+        np.testing.assert_allclose(a.scatter, b.scatter[np.ix_(order, order)])
         np.testing.assert_allclose(a.readout, b.readout[np.ix_(order, order)])
     budget = Budget.heads_per_block(slots.space, 1)
     chosen = select(Problem(ExplainedVariance.from_stats(slots), budget), DynamicProgram())

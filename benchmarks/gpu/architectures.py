@@ -251,7 +251,7 @@ def moments_apart(one: HeadStats, other: HeadStats) -> float:
     worst = 0.0
     for a, b in zip(one.moments, other.moments, strict=True):
         require(a.count == b.count, f"{a.count} rows were counted, and {b.count} on the CPU")
-        found = [relative(a.sum, b.sum), relative(a.outer, b.outer)]
+        found = [relative(a.sum, b.sum), relative(a.scatter, b.scatter)]
         worst = max(worst, *(math.inf if math.isnan(x) else x for x in found))
     return worst
 

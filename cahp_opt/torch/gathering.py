@@ -62,6 +62,15 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
     def count(value: int) -> int:
         return int(_sum(np.array(value, dtype=np.float64), device, group))
 
+    def moments(mine: Moments) -> Moments:
+        first, scatter, tokens = _scatter(mine.sum, mine.scatter, mine.count, device, group)
+        return Moments(first, scatter, mine.readout, int(tokens))
+
+    def sensitivity(mine: Sensitivity) -> Sensitivity:
+        first, scatter, weight = _scatter(mine.sum, mine.scatter, mine.weight, device, group)
+        metric = _sum(mine.metric, device, group)
+        return Sensitivity(first, scatter, metric, weight, count(mine.examples))
+
     return HeadStats(
         stats.space,
         stats.model,
@@ -69,26 +78,35 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         count(stats.tokens),
         summed(stats.salience),
         {rho: summed(total) for rho, total in stats.gauss_newton.items()},
-        tuple(
-            Moments(
-                _sum(m.sum, device, group), _sum(m.outer, device, group), m.readout, count(m.count)
-            )
-            for m in stats.moments
-        ),
+        tuple(moments(m) for m in stats.moments),
         None if stats.divergence is None else summed(stats.divergence),
         None if stats.signatures is None else _pooled(stats.signatures, device, group),
         {rho: summed(total) for rho, total in stats.fisher.items()},
-        tuple(
-            Sensitivity(
-                _sum(s.sum, device, group),
-                _sum(s.outer, device, group),
-                _sum(s.metric, device, group),
-                float(_sum(np.array(s.weight), device, group)),
-                count(s.examples),
-            )
-            for s in stats.sensitivity
-        ),
+        tuple(sensitivity(s) for s in stats.sensitivity),
     )
+
+
+def _scatter(
+    mine: Floats,
+    scatter: Floats,
+    weight: float,
+    device: torch.device,
+    group: distributed.ProcessGroup | None,
+) -> tuple[Floats, Floats, float]:
+    """The sum of weighted rows of all processes, their second moment about the common mean, and the weight.
+
+    Args:
+        mine: the sum of this process.
+        scatter: about this process's mean.
+        weight: of this process's rows.
+        device: what the backend sends from.
+        group: the processes.
+    """
+    total = _sum(mine, device, group)
+    everything = float(_sum(np.array(weight, dtype=np.float64), device, group))
+    apart = mine / weight - total / everything if weight else np.zeros_like(mine)
+    step = apart * np.sqrt(weight)
+    return total, _sum(scatter + np.outer(step, step), device, group), everything
 
 
 def _pooled(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,6 +10,7 @@ from cahp_opt.heads import Floats, Ints
 from cahp_opt.stats import Moments
 from cahp_opt.torch.attention import Attention, AttentionBlock
 from cahp_opt.torch.batching import Batch
+from cahp_opt.torch.centring import ScatterSums, centred
 from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.padding import Padding
 from cahp_opt.torch.readout import readout_weight
@@ -19,20 +18,12 @@ from cahp_opt.torch.readout import readout_weight
 _SHARE = 4  # of the free memory of a device, one part in so many may hold sums
 
 
-@dataclass
-class _Sums:
-    """The running sums of one block, in double precision."""
-
-    sum: Tensor
-    outer: Tensor
-    count: int = 0
-
-
 class MomentSums:
     """Adds up the inputs of the output projections over real tokens.
 
-    A batch is multiplied in the precision of the model, at least single, and added up in double: one
-    batch is short enough for single precision (about 1e-6 of the largest entry), the data are not.
+    A batch is centred and multiplied in the precision of the model, at least single, and added up in
+    double: one batch is short enough for single precision (about 1e-6 of the largest entry), the data are
+    not. What is added up is about the mean, so that a large mean costs no precision.
     The sums of a block stay on the device that computes it, ``8 * width ** 2`` bytes each, unless they
     would take much of the memory that is free there; then they live in main memory. What they take
     does not depend on the amount of data. A block that runs several times per pass adds up its runs.
@@ -45,7 +36,7 @@ class MomentSums:
     def __init__(self, model: nn.Module, attention: Attention) -> None:
         self._attention, self._padding = attention, Padding(model, attention)
         self._order = [column_order(block) for block in attention]
-        self._sums: list[_Sums | None] = [None] * len(attention)
+        self._sums: list[ScatterSums | None] = [None] * len(attention)
         self._all = sum(8 * block.width**2 for block in attention)
 
     def add(self, block: int, outputs: Tensor, batch: Batch) -> None:
@@ -55,20 +46,18 @@ class MomentSums:
             ValueError: naming the block if a real token's outputs are not finite.
         """
         z = wide(self._padding.rows(block, outputs.detach(), batch))
-        total, outer = z.sum(dim=0), z.T @ z
-        if not bool(torch.isfinite(outer.diagonal().sum() + total.sum())):
+        found = centred(z)
+        scatter = found.deviations.T @ found.deviations
+        if not bool(torch.isfinite(scatter.diagonal().sum() + found.base.sum())):
             raise ValueError(
                 f"the head outputs of block {self._attention.blocks[block].name!r} hold NaN or infinite "
                 "values; check the model's weights and precision."
             )
         sums = self._sums[block]
         if sums is None:
-            home, d = _home(z.device, self._all), z.shape[1]
-            sums = _Sums(_zeros(home, d), _zeros(home, d, d))
+            sums = ScatterSums(z.shape[1], _home(z.device, self._all))
             self._sums[block] = sums
-        sums.sum += total.to(sums.sum.device)
-        sums.outer += outer.to(sums.outer.device)
-        sums.count += len(z)
+        sums.add(len(z), found.mean(sums.mean.device), scatter)
 
     def result(self) -> tuple[Moments, ...]:
         """The moments of every block, with the readout ``W' W`` of its output projection.
@@ -83,19 +72,16 @@ class MomentSums:
                 empty = np.zeros((block.width, block.width))
                 made.append(Moments(empty[0], empty, readout, 0))
                 continue
-            outer: Floats = sums.outer.cpu().numpy()
-            first: Floats = sums.sum.cpu().numpy()
-            made.append(Moments(first[order], outer[np.ix_(order, order)], readout, sums.count))
+            scatter: Floats = sums.scatter.cpu().numpy()
+            first: Floats = (sums.mean * sums.weight).cpu().numpy()
+            count = round(sums.weight)
+            made.append(Moments(first[order], scatter[np.ix_(order, order)], readout, count))
         return tuple(made)
 
 
 def column_order(block: AttentionBlock) -> Ints:
     """The input columns of a block's output projection, unit by unit."""
     return np.argsort(block.columns, kind="stable")
-
-
-def _zeros(device: torch.device, *shape: int) -> Tensor:
-    return torch.zeros(*shape, dtype=torch.float64, device=device)
 
 
 def _home(device: torch.device, needed: int) -> torch.device:

@@ -324,10 +324,15 @@ def _choose(
 def _correct(place: _Place, bias: Tensor | None, weights: Tensor, intercept: Tensor | None) -> None:
     """Add fitted weights ``[targets, inputs]`` and the intercept to those of the layer."""
     if bias is not None and intercept is not None:
-        bias.copy_(bias + intercept)
+        bias.copy_(bias + _there(intercept, bias))
     if place.inputs:
         weight = place.out.get_parameter("weight")
-        weight.copy_(weight + (weights.T if is_conv1d(place.out) else weights))
+        weight.copy_(weight + _there(weights.T if is_conv1d(place.out) else weights, weight))
+
+
+def _there(change: Tensor, weight: Tensor) -> Tensor:
+    """A change where the weight is; where double precision is unknown, in single."""
+    return change if change.device == weight.device else change.float().to(weight.device)
 
 
 def _check_match(attention: Attention, reference: Attention) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cahp_opt.torch.centring import between, centred, double_home, in_double
+
 Solution = tuple[Tensor, Tensor | None]
 """Weights ``[targets, inputs]``, and the intercept ``[targets]`` where there is one."""
 
@@ -15,15 +17,18 @@ Solution = tuple[Tensor, Tensor | None]
 class RidgeSums:
     """Adds up what a linear fit of targets ``y`` on inputs ``x`` needs, and what judging one needs.
 
-    A batch is multiplied in its own precision and added up in double.
+    A batch is centred and multiplied in its own precision and added up in double, about the mean, so that
+    large means cost no precision.
 
     Args:
         inputs: width of ``x``.
         targets: width of ``y``.
-        device: where the sums live.
+        device: what computes the rows; the sums live there, or in main memory if it does not know double
+            precision.
     """
 
     def __init__(self, inputs: int, targets: int, device: torch.device) -> None:
+        device = double_home(device)
         self._x = torch.zeros(inputs, dtype=torch.float64, device=device)
         self._y = torch.zeros(targets, dtype=torch.float64, device=device)
         self._xx = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
@@ -31,30 +36,50 @@ class RidgeSums:
         self._yy = torch.zeros((), dtype=torch.float64, device=device)
         self.inputs = inputs
         self.count = 0.0
-        """Rows added, each counted with its weight."""
+        """Rows added, each counted with its weight.
+
+        Beside it there are the means ``_x`` and ``_y``, and the sums of ``(x - _x)(x - _x)'`` and so on."""
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """Add rows ``x [rows, inputs]`` and ``y [rows, targets]``, with ``weights [rows]`` or 1 each."""
         if weights is None:
             weights = x.new_ones(len(x))
-        weights = weights.to(x)
-        weighted, goals = x * weights[:, None], y * weights[:, None]
-        self._x += weighted.sum(dim=0).double()
-        self._y += goals.sum(dim=0).double()
-        self._xx += (weighted.T @ x).double()
-        self._xy += (weighted.T @ y).double()
-        self._yy += (goals * y).sum().double()
-        self.count += float(weights.double().sum())
+        weights, home = weights.to(x), self._x.device
+        inputs, goals = centred(x, weights), centred(y, weights.to(y))
+        root = weights.sqrt()[:, None]
+        xs, ys = inputs.deviations.mul_(root), goals.deviations.mul_(root.to(y))
+        self._pool(
+            float(in_double(weights).sum()),
+            (inputs.mean(home), goals.mean(home)),
+            ((xs.T @ xs).to(home), (xs.T @ ys).to(home), ys.square().sum().to(home)),
+        )
 
     def merge(self, other: RidgeSums) -> None:
         """Add the rows of ``other``."""
-        for name in ("_x", "_y", "_xx", "_xy", "_yy", "count"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self._pool(other.count, (other._x, other._y), (other._xx, other._xy, other._yy))
+
+    def _pool(
+        self, count: float, means: tuple[Tensor, Tensor], parts: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Add rows that weigh ``count``, by their means and their sums about these."""
+        x, y = means[0] - self._x, means[1] - self._y
+        root = between(self.count, count)
+        across, up = x * root, y * root
+        self._xx += parts[0]
+        self._xx += torch.outer(across, across)
+        self._xy += parts[1]
+        self._xy += torch.outer(across, up)
+        self._yy += parts[2] + up @ up
+        self.count += count
+        if count:
+            self._x += x * (count / self.count)
+            self._y += y * (count / self.count)
 
     @property
     def finite(self) -> bool:
         """Whether everything added was finite."""
-        return bool(torch.isfinite(self._xx.sum() + self._xy.sum() + self._y.sum() + self._yy))
+        parts = (self._x, self._y, self._xx, self._xy, self._yy)
+        return bool(torch.isfinite(torch.stack([part.sum() for part in parts]).sum()))
 
     def nothing(self) -> Tensor:
         """Weights of 0, ``[targets, inputs]``."""
@@ -80,17 +105,18 @@ class RidgeSums:
 
     def error(self, weights: Tensor, intercept: Tensor | None) -> float:
         """Mean over the rows of ``|y - weights x - intercept|^2``, of a solution of any sums."""
-        square = self._yy + (weights * (weights @ self._xx - 2 * self._xy.T)).sum()
+        about = self._yy + (weights * (weights @ self._xx - 2 * self._xy.T)).sum()
+        off = self._y - weights @ self._x
         if intercept is not None:
-            square += intercept @ (self.count * intercept + 2 * (weights @ self._x - self._y))
-        return float(square.clamp(min=0)) / self.count
+            off = off - intercept
+        return float(about.clamp(min=0)) / self.count + float(off @ off)
 
     def _moments(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Second moments of ``x`` and with ``y``, centred where there is an intercept, and the means."""
         xx, xy = self._xx / self.count, self._xy / self.count
-        x, y = self._x / self.count, self._y / self.count
-        if intercept:
-            xx, xy = xx - torch.outer(x, x), xy - torch.outer(x, y)
+        x, y = self._x, self._y
+        if not intercept:
+            xx, xy = xx + torch.outer(x, x), xy + torch.outer(x, y)
         return (xx + xx.T) / 2, xy, x, y
 
 

@@ -15,6 +15,7 @@ from cahp_opt.heads import Floats, Ints
 from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.torch.attention import Attention
 from cahp_opt.torch.batching import Batch, batch_size, inputs_of
+from cahp_opt.torch.centring import ScatterSums, centred, in_double
 from cahp_opt.torch.draws import digests, generators
 from cahp_opt.torch.fidelity import Fidelity, wide
 from cahp_opt.torch.moments import column_order
@@ -91,7 +92,7 @@ def flows(
 class SensitivitySums:
     """Adds up the moments of the head outputs, every token weighted by the output's sensitivity to it.
 
-    A batch is multiplied in the precision of the model, at least single, and added up in double.
+    A batch is centred and multiplied in the precision of the model, at least single, and added up in double.
 
     Args:
         model: the model, in evaluation mode.
@@ -142,23 +143,23 @@ class _Sums:
     """The running sums of one block, in double precision in main memory."""
 
     def __init__(self, width: int) -> None:
-        self.weight = 0.0
-        self.sum: Floats = np.zeros(width)
-        self.outer: Floats = np.zeros((width, width))
-        self.metric: Floats = np.zeros((width, width))
+        self._heads = ScatterSums(width, torch.device("cpu"))
+        self._metric: Floats = np.zeros((width, width))
 
     def add(self, z: Tensor, g: Tensor, readout: Tensor) -> bool:
         """Add rows of head outputs and gradients; whether all of them were finite."""
         weights, back = g.square().sum(dim=1), g @ readout
-        scaled = z * weights[:, None].sqrt()  # of one matrix with itself, so that it is symmetric
-        parts = ((z * weights[:, None]).sum(dim=0), scaled.T @ scaled, back.T @ back)
-        self.weight += float(weights.double().sum())
-        for name, part in zip(("sum", "outer", "metric"), parts, strict=True):
-            setattr(self, name, getattr(self, name) + part.cpu().double().numpy())
-        return bool(np.isfinite(self.weight + self.outer.trace() + self.metric.trace()))
+        found, sums = centred(z, weights), self._heads
+        # Of one matrix with itself, so that it is symmetric.
+        scaled = found.deviations * weights[:, None].sqrt()
+        sums.add(float(in_double(weights).sum()), found.mean(sums.mean.device), scaled.T @ scaled)
+        self._metric = self._metric + (back.T @ back).cpu().double().numpy()
+        return bool(np.isfinite(sums.weight + float(sums.scatter.trace()) + self._metric.trace()))
 
     def result(self, order: Ints, examples: int) -> Sensitivity:
-        square = np.ix_(order, order)
+        sums, square = self._heads, np.ix_(order, order)
+        first: Floats = (sums.mean * sums.weight).numpy()
+        scatter: Floats = sums.scatter.numpy()
         return Sensitivity(
-            self.sum[order], self.outer[square], self.metric[square], self.weight, examples
+            first[order], scatter[square], self._metric[square], sums.weight, examples
         )

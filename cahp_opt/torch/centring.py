@@ -1,0 +1,109 @@
+"""Second moments about the mean, added up without cancellation.
+
+``E[x x'] - m m'`` loses every digit where the mean is large against the spread, and is then no covariance
+any more. So rows are centred before they are multiplied, and parts with means of their own are pooled as
+Chan, Golub and LeVeque (1979) do: nothing is ever subtracted from a second moment, so that what is added up
+stays positive semidefinite.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Centred(NamedTuple):
+    """Rows about their mean, in their own precision.
+
+    Args:
+        deviations: the rows less their mean, ``[rows, width]``.
+        base: the mean, rounded, ``[width]``.
+        rest: what the rounding left, ``[width]``; the sum in double precision is the mean as precisely as
+            the deviations are known.
+    """
+
+    deviations: Tensor
+    base: Tensor
+    rest: Tensor
+
+    def mean(self, device: torch.device) -> Tensor:
+        """The mean in double precision, on a device that knows it."""
+        return self.base.to(device).double() + self.rest.to(device).double()
+
+
+def centred(rows: Tensor, weights: Tensor | None = None) -> Centred:
+    """Rows ``[rows, width]`` about their mean, weighted by ``weights [rows]`` if given.
+
+    Rows that weigh nothing in all are about zero.
+    """
+    if weights is None:
+        weights = rows.new_ones(len(rows))
+    total = weights.sum().clamp(min=torch.finfo(rows.dtype).tiny)
+    shares = weights / total
+    base = shares @ rows
+    deviations = rows - base
+    rest = shares @ deviations
+    return Centred(deviations.sub_(rest), base, rest)
+
+
+def has_double(device: torch.device) -> bool:
+    """Whether a device knows double precision; Apple's GPUs do not."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def double_home(device: torch.device) -> torch.device:
+    """Where sums in double precision of what ``device`` computes may live: there, or in main memory."""
+    return device if has_double(device) else torch.device("cpu")
+
+
+def in_double(values: Tensor) -> Tensor:
+    """``values`` in double precision, where that is known."""
+    return values.to(double_home(values.device)).double()
+
+
+def between(weight: float, other: float) -> float:
+    """The square root of the weight that the difference of two means has in the pooled second moment.
+
+    Args:
+        weight: of all rows of one part.
+        other: of all rows of the other part.
+    """
+    total = weight + other
+    return math.sqrt(weight * (other / total)) if total else 0.0
+
+
+class ScatterSums:
+    """Running sums of weighted rows about their common mean, in double precision.
+
+    Args:
+        width: of the rows.
+        device: where the sums live.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.weight = 0.0
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def add(self, weight: float, mean: Tensor, scatter: Tensor) -> None:
+        """Add a part.
+
+        Args:
+            weight: of all its rows.
+            mean: of its rows, in double precision where the sums live.
+            scatter: sum of the outer products of its rows' deviations from ``mean``.
+        """
+        apart = mean - self.mean
+        step = apart * between(self.weight, weight)
+        self.scatter += scatter.to(self.scatter.device)
+        self.scatter += torch.outer(step, step)
+        self.weight += weight
+        if weight:
+            self.mean += apart * (weight / self.weight)
