@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
-from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem, Solver
+from cahp_opt import (
+    Budget,
+    HeadSpace,
+    LatencyTable,
+    Objective,
+    Problem,
+    Selection,
+    Solver,
+    Status,
+    select,
+)
 from cahp_opt.heads import Floats
 from cahp_opt.objectives import (
     Complementarity,
@@ -72,6 +84,17 @@ SOLVERS: tuple[Solver, ...] = (
     Relaxation(),
     TopK(),
 )
+
+DEAR = (BranchAndBound, CAHP, MIQP, Relaxation, Spectral, Tabu)
+"""Solvers that think longer about one problem than the others: a law tries fewer on them."""
+
+
+def examples(solver: Solver) -> settings:
+    """How many random instances a law tries on a solver: all of them in the thorough profile."""
+    usual = settings().max_examples
+    thorough = usual >= settings.get_profile("thorough").max_examples
+    return settings(max_examples=usual if thorough or not isinstance(solver, DEAR) else usual // 3)
+
 
 Rng = np.random.Generator
 
@@ -283,10 +306,19 @@ SPACES: tuple[HeadSpace, ...] = (
 )
 
 
+@cache  # every solver gets the same random problems
 def make_problem(objective: str, budget: str, space: HeadSpace, seed: int) -> Problem:
     """The random instance of this objective and budget."""
     rng = np.random.default_rng(seed)
     return Problem(OBJECTIVES[objective](rng, space), BUDGETS[budget](rng, space))
+
+
+@cache
+def optimum(problem: Problem) -> Selection:
+    """The best of all keep-sets, found once for all solvers that are compared with it."""
+    best = select(problem, BruteForce())
+    assert best.status is Status.OPTIMAL
+    return best
 
 
 def problems() -> st.SearchStrategy[Problem]:
