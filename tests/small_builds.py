@@ -48,7 +48,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "Falcon": {"num_kv_heads": 2, "new_decoder_architecture": True},
     "GPT2": {},
+    "GPTBigCode": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40},
     "GptOss": {"num_key_value_heads": 4, "num_attention_heads": 8, "head_dim": 4, **_MOE},
+    "LongT5": {**_T5, "local_radius": 3, "global_block_size": 3, "decoder_start_token_id": 0},
     "ModernBert": {"cls_token_id": 0, "sep_token_id": 1, "pad_token_id": 2},
     "Olmo2": {},
     "Phi3": {"num_key_value_heads": 4, "num_attention_heads": 8, "pad_token_id": 0},
@@ -62,6 +64,8 @@ FIELDS: dict[str, dict[str, Any]] = {
         **_MOE,
     },
     "Swin": {"embed_dim": 12, "num_attention_heads": [3, 3], **_IMAGE},
+    "Swin2SR": {"num_attention_heads": [4, 4], **_IMAGE, "patch_size": 1},
+    "Swinv2": {"embed_dim": 24, "num_attention_heads": [4, 4], **_IMAGE},
     "T5": _T5,
 }
 """What a configuration needs beside the common sizes, by the stem of its class names."""

@@ -92,12 +92,13 @@ class SharedBias:
 
     Args:
         flag: attribute that says whether a block has the table.
-        table: the module with the table.
+        tables: the modules with the table, and with others that are in the same blocks; a model need not
+            have all of them.
         argument: the argument by which the result is handed on.
     """
 
     flag: str
-    table: str
+    tables: tuple[str, ...]
     argument: str
 
 
@@ -249,6 +250,11 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("DiT", _separate("to_q", "to_k", "to_v")),
     Layout("fused q, k, v: GPT-2", _fused("c_attn")),
     Layout(
+        "head by head: GPT-BigCode with keys for every head",
+        _fused("c_attn", Order.UNIT_BY_UNIT),
+        when=(("multi_query", False), ("is_cross_attention", False)),
+    ),
+    Layout(
         "cross-attention of GPT-2",
         (Projection("q_attn", (Part.QUERY,)), Projection("c_attn", (Part.KEY, Part.VALUE))),
     ),
@@ -357,7 +363,11 @@ ARGUMENTS = (
 )
 """Arguments with something for every head."""
 
-SHARED_BIAS = SharedBias("has_relative_attention_bias", "relative_attention_bias", "position_bias")
+SHARED_BIAS = SharedBias(
+    "has_relative_attention_bias",
+    ("relative_attention_bias", "global_relative_attention_bias"),
+    "position_bias",
+)
 """T5 and its relatives."""
 
 HEADLESS = (
@@ -374,8 +384,11 @@ HEADLESS = (
     "distance_embedding",
     "dense_bias",
     "self_attn_layer_norm",
+    "global_input_layer_norm",
+    "continuous_position_bias_mlp",
     "emb_rel",
     "convolution_projection",
     "indexer",
 )
-"""Beginnings of names of children that do not know of heads, whatever their width."""
+"""Beginnings of names of children that do not know of heads, whatever their width, but for what
+:data:`PARAMETERS` names."""

@@ -258,13 +258,29 @@ class _Reader:
                         f"{' or '.join(map(str, sorted(values)))}"
                     )
 
+    def _counts_before(self) -> set[int]:
+        """How many query and key/value heads there were before any cut, where there were several.
+
+        What was read as headless then has kept its shape; that it has as many entries as there are heads
+        left, such as two coordinates beside two heads, says nothing.
+        """
+        cut: Cut | None = getattr(self.owner, CUT, None)
+        group = self.heads // self.kv_heads
+        if cut is None:
+            counts = {self.heads, self.kv_heads}
+        elif cut.unit is Unit.QUERY_SLOT:
+            counts = {self.kv_heads, self.kv_heads * cut.units}
+        else:
+            counts = {cut.units, cut.units * group} if cut.unit is Unit.KV_GROUP else {cut.units}
+        return counts - {1}
+
     def _check_headless(self, path: str, parameter: Tensor) -> None:
         """Refuse a parameter that may depend on the heads in an unknown way."""
         if any(part.startswith(HEADLESS) for part in path.split(".")):
             return
         shape = tuple(parameter.shape)
         one = {self.key_dim, self.head_dim}
-        many = {n * size for n in (self.heads, self.kv_heads) for size in (1, *one)} - one
+        many = {n * size for n in self._counts_before() for size in (1, *one)} - one
         if shape and many & {*shape}:
             if len(shape) == 1 and "norm" in path:
                 raise Misfit(

@@ -214,7 +214,8 @@ def untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[Attenti
         ):
             source = next((m for name, m in tables.items() if _same_place(name, block.name)), None)
             if source is not None and not _has_table(owner):
-                journal.put(owner, shared.table, copy.deepcopy(getattr(source, shared.table)))
+                for table in _tables(source):
+                    journal.put(owner, table, copy.deepcopy(getattr(source, table)))
                 journal.put(owner, shared.flag, True)
                 block = read_block(block.name, block.site, block.layout, block.unit)
             if not _drops(owner):
@@ -229,8 +230,12 @@ def _drops(owner: nn.Module) -> bool:
     return any(isinstance(hook, DropArgument) for hook in hooks.values())
 
 
+def _tables(owner: nn.Module) -> list[str]:
+    return [name for name in SHARED_BIAS.tables if hasattr(owner, name)]
+
+
 def _has_table(owner: nn.Module) -> bool:
-    return bool(getattr(owner, SHARED_BIAS.flag, False)) and hasattr(owner, SHARED_BIAS.table)
+    return bool(getattr(owner, SHARED_BIAS.flag, False)) and bool(_tables(owner))
 
 
 def _same_place(one: str, other: str) -> bool:

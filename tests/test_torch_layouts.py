@@ -1,0 +1,99 @@
+"""Architectures that were once refused, read wrongly or left out, and sizes that happen to be equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+from small_builds import built
+from tiny_models import outputs
+from torch import Tensor, nn
+
+from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.masking import head_mask
+from cahp_opt.torch.ownership import contradictions
+from cahp_opt.torch.slicing import slice_heads
+
+_IMAGES = ("Swinv2", "Swin2SR")
+
+
+def first(space: HeadSpace, count: int) -> Bools:
+    """The last ``count`` units of every block, and one of the last block if that is none."""
+    kept = np.concatenate([np.arange(b.units)[::-1] < count for b in space.blocks])
+    kept[-1] = True
+    return kept
+
+
+def batch_of(name: str, length: int, padded: bool) -> dict[str, Tensor]:
+    """Images, or texts of this length."""
+    if name in _IMAGES:
+        made = tiny.image(size=2, length=length, padded=padded, seed=1)
+    elif name == "LongT5":
+        made = tiny.two_texts(size=3, length=length, padded=padded, seed=1)
+    else:
+        made = tiny.tokens(size=3, length=length, padded=padded, seed=1)
+    return tiny.to(made, torch.float64)
+
+
+CASES: dict[str, tuple[str, dict[str, Any], list[int]]] = {
+    "a fused projection head by head": ("GPTBigCode", {"multi_query": False}, [4, 4]),
+    "a fused projection with one key": ("GPTBigCode", {"multi_query": True}, [4, 4]),
+    "global tokens": ("LongT5", {"encoder_attention_type": "transient-global"}, [4] * 6),
+    "local tokens": ("LongT5", {"encoder_attention_type": "local"}, [4] * 6),
+    "two coordinates": ("Swinv2", {}, [4, 4, 4]),
+    "two coordinates beside two heads": ("Swinv2", {"num_attention_heads": [2, 2]}, [2, 2, 2]),
+    "a width of heads that equals the width of the coordinates' network": (
+        "Swinv2",
+        {"embed_dim": 512, "num_attention_heads": [2], "depths": [1], "mlp_ratio": 0.1},
+        [2],
+    ),
+    "two coordinates, in another family": ("Swin2SR", {"num_attention_heads": [2, 4]}, [2, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_blocks_are_found_and_cut_to_any_count(case: str) -> None:
+    name, fields, units = CASES[case]
+    model = built(name, **fields).double()
+    attention = find_attention(model)
+    assert [block.units for block in attention] == units
+    assert attention.skipped == ()
+    reach = batch_of(name, 7, False)
+    assert contradictions(model, attention, reach) == ()
+    for count in range(min(max(units), 3)):
+        kept = first(attention.space, count)
+        small = slice_heads(model, kept, batch=reach)
+        again = slice_heads(small, np.ones(find_attention(small).space.n, dtype=bool), batch=reach)
+        for length, padded in ((5, False), (29, True)):
+            batch = batch_of(name, length, padded)
+            with head_mask(model, kept):
+                expected = outputs(model, batch)
+            dense = outputs(model, batch)
+            for found in (outputs(small, batch), outputs(again, batch)):
+                assert found.keys() == expected.keys()
+                for key, value in expected.items():
+                    torch.testing.assert_close(found[key], value, rtol=0, atol=1e-9)
+            assert max(float((dense[k] - v).abs().max()) for k, v in expected.items()) > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 16])
+def test_a_parameter_as_large_as_what_is_left_of_the_heads_is_no_parameter_of_heads(
+    size: int,
+) -> None:
+    """Of four heads of width eight some are cut; 8 and 16 are one and two heads' width."""
+    model: Any = tiny.BERT.build(bare=True)
+    attention = find_attention(model)
+    for block in attention:
+        block.module.register_parameter("scale", nn.Parameter(torch.ones(size, 5)))
+    kept = first(attention.space, size if size < 4 else size // 8)
+    small = slice_heads(model, kept)
+    assert find_attention(small).space.n == kept.sum()
+    batch = tiny.batch()
+    with head_mask(model, kept):
+        expected = outputs(model, batch)
+    for name, value in outputs(slice_heads(small, [True] * int(kept.sum())), batch).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
