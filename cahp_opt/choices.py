@@ -143,6 +143,24 @@ class SolverName(str, Enum):
         solver: Solver = getattr(solvers, self.name)()
         return solver
 
+    @property
+    def timed(self) -> bool:
+        """Whether it looks at a time limit; a few need no more than one look at every unit."""
+        return self.value not in ("random-subset", "top-k")
+
+    @property
+    def seeded(self) -> bool:
+        """Whether it draws anything at random."""
+        return self.value not in (
+            "backward-greedy",
+            "brute-force",
+            "dynamic-program",
+            "greedy",
+            "lazy-greedy",
+            "local-search",
+            "top-k",
+        )
+
 
 DEFAULT_SOLVER = SolverName("dynamic-program")
 """For objectives that are sums over blocks."""

@@ -44,6 +44,7 @@ from cahp_opt.stats import HeadStats
 from cahp_opt.stopping import stopping_in_order
 from cahp_opt.target import Target
 from cahp_opt.texts import LineTexts, Split, TableTexts, split
+from cahp_opt.unused_options import Given
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ def _common(
 
 @app.command()
 def prune(
+    context: typer.Context,
     model: Model,
     text: Text = None,
     data: Data = None,
@@ -324,16 +326,15 @@ def prune(
     the goals name them; with --latency-table, what the table was measured with. After Ctrl-C the same
     command does not time again what was timed.
     """
-    texts = _texts(text, data, max_texts, held_out, seed)
+    given = _given(context)
     goals = _goals(latency, parameters, memory, kv_cache)
     target = _target(Target(goals, heads, minimum, maximum, multiple_of), "0.8")
-    if latency_table and (workload or execution is not Execution.EAGER):
-        raise ValueError(
-            "`--latency-table` tells what is timed and how; leave out `--workload` and `--execution`, "
-            "or the table."
-        )
     profile = Profile.load(latency_table) if latency_table else None
-    if profile is None:
+    timed = profile is not None and bool(profile.latency)
+    _note(given.check(table_times=timed))
+    _note(given.check(goals=target.goals, latency_goals=target.latencies))
+    texts = _texts(text, data, max_texts, held_out, seed)
+    if profile is None or not timed:
         default = Workload(latency_batch_size, sequence_length, repeats, execution=execution)
         asked = [Workload.parse(w, repeats=repeats, execution=execution) for w in workload or ()]
         workloads = workloads_for(target.latencies, asked, default)
@@ -345,6 +346,10 @@ def prune(
     _check_folder(output_dir, overwrite)
     display = Display()
     named = _named(model, threads, device, precision, display)
+    embeds = _embeds(named.model)
+    method = Method.suiting(recovery, objective, solver, time_limit, seed, embeds=embeds)
+    _note(given.check(solvers=(method.solver,)))
+    _note(_idle_units(units, named.model))
 
     from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
 
@@ -353,12 +358,10 @@ def prune(
             named,
             texts,
             target,
-            Method.suiting(
-                recovery, objective, solver, time_limit, seed, embeds=_embeds(named.model)
-            ),
+            method,
             Applying(
                 recovery,
-                workloads or (Workload(latency_batch_size, sequence_length, repeats),),
+                workloads,
                 Reading(batch_size, max_length, seed),
                 rounds,
                 epochs,
@@ -378,6 +381,7 @@ def prune(
 
 @app.command()
 def calibrate(
+    context: typer.Context,
     model: Model,
     output: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Statistics to write (safetensors).")
@@ -432,10 +436,18 @@ def calibrate(
 
     The same texts as in `cahp prune` are kept back, and not looked at.
     """
+    given = _given(context)
     texts = _texts(text, data, max_texts, held_out, seed)
+    _note(_too_many(given, len(texts.calibration)))
+    if signature_size and any(example.label is None for example in texts.calibration):
+        raise ValueError(
+            f"`--signature-size {signature_size}` tells units apart by class, and the texts have no "
+            "labels; give `--data` with a column label."
+        )
     _check_file(output)
     display = Display()
     named = _named(model, threads, device, precision, display)
+    _note(_idle_units(units, named.model))
 
     from cahp_opt.torch import calibrate as measure
     from cahp_opt.torch.encoding import encode, notes_on_empty
@@ -469,6 +481,7 @@ def calibrate(
 
 @app.command()
 def latency(
+    context: typer.Context,
     model: Model,
     output: Annotated[
         Path, typer.Option("--output", metavar="FILE", help="Profile to write (JSON).")
@@ -500,6 +513,7 @@ def latency(
     --batch-size texts of --sequence-length tokens is timed. An interrupted measurement goes on where it
     stopped when the same command is run again.
     """
+    _given(context)
     hardware = Hardware.load(estimate) if estimate else None
     if hardware is not None and execution is not Execution.EAGER:
         raise ValueError(
@@ -512,6 +526,7 @@ def latency(
     _check_file(output)
     display = Display()
     loaded = _model(model, threads, device if hardware is None else "cpu", precision, display)
+    _note(_idle_units(units, loaded))
 
     from cahp_opt.torch.pipeline import estimate_profile, measure_profile
 
@@ -571,6 +586,7 @@ def hardware(
 
 @app.command()
 def select(
+    context: typer.Context,
     stats: Annotated[
         Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
     ],
@@ -596,6 +612,7 @@ def select(
 
     With --latency-table and no limit, the budget is 0.8 of the unpruned time.
     """
+    given = _given(context)
     goals = _goals(latency, parameters, memory, kv_cache)
     target = Target(goals, heads, minimum, maximum, multiple_of)
     _check_file(output)
@@ -606,6 +623,8 @@ def select(
     _note(target.remarks(profile))  # before a refusal, which may stand on an estimate
     embeds = not measured.sensitivity
     method = Method.suiting(recovery, objective, solver, time_limit, seed, embeds=embeds)
+    _note(given.check(goals=target.goals))
+    _note(given.check(solvers=(method.solver,)))
     selection = method.choose(measured, target, profile)
     selection.save(output)
     Console().print(selection_tables(selection))
@@ -614,6 +633,7 @@ def select(
 
 @app.command()
 def compare(
+    context: typer.Context,
     stats: Annotated[
         Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
     ],
@@ -673,6 +693,7 @@ def compare(
     from cahp_opt.plotting import plot_gaps, plot_values
     from cahp_opt.plugins import objective_named, solver_named
 
+    given = _given(context)
     measured = HeadStats.load(stats)
     profile = Profile.load(latency_table) if latency_table else None
     n = measured.space.n
@@ -692,12 +713,15 @@ def compare(
         name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
         problems[name] = Problem(goal, target.budget(measured.space, profile))
     names = solver or [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
+    solvers = {name: solver_named(name) for name in names}
+    known = {name.value: name for name in SolverName}
+    _note(given.check(solvers=[known.get(name, name) for name in names]))
     _check_writable(output_dir / "comparison.json")
     display = Display()
     with display.stage("compare") as progress:
         found = comparison.compare(
             problems,
-            {name: solver_named(name) for name in names},
+            solvers,
             time_limits=(time_limit,),
             seeds=range(seeds),
             jobs=jobs,
@@ -718,6 +742,7 @@ def compare(
 
 @app.command()
 def apply(
+    context: typer.Context,
     model: Model,
     selection: Annotated[
         Path, typer.Option("--selection", metavar="FILE", help="Selection of `cahp select`.")
@@ -751,6 +776,7 @@ def apply(
     precision: Dtype = None,
 ) -> None:
     """Slice a model to a saved selection, recover it if there are texts, check and save it."""
+    _given(context)
     chosen = Selection.load(selection)
     texts = _texts(text, data, max_texts, held_out, seed) if text or data else None
     _check_folder(output_dir, overwrite)
@@ -835,6 +861,36 @@ def demo(
 
 
 # -- what commands share ---------------------------------------------------------------------------
+
+
+def _given(context: typer.Context) -> Given:
+    """What the command line said; options that are idle beside others are refused or noted here."""
+    given = Given.of(context)
+    _note(given.check())
+    return given
+
+
+def _too_many(given: Given, texts: int) -> Iterable[str]:
+    """Numbers of examples that were asked for and are not there, as sentences."""
+    for name in ("gradient_examples", "sensitivity_examples", "divergence_examples"):
+        if name in given.explicit and given.values[name] > texts:
+            yield (
+                f"`--{name.replace('_', '-')} {given.values[name]}` is more than the {texts} texts that "
+                "there are to calibrate on; all of them are taken."
+            )
+
+
+def _idle_units(units: Units, model: nn.Module) -> Iterable[str]:
+    """A sentence if the units that were asked for are those that the model has anyway."""
+    from cahp_opt.torch import find_attention
+
+    if units.unit is not None and not any(
+        block.unit is units.unit for block in find_attention(model, unit=units.unit)
+    ):
+        yield (
+            f"`--units {units.value}` does nothing here: no query heads of this model share key/value "
+            "heads."
+        )
 
 
 def _texts(text: Path | None, data: Path | None, max_texts: int, held_out: int, seed: int) -> Split:

@@ -127,7 +127,9 @@ QUICK = [*SMALL, "--latency-batch-size", "2", "--sequence-length", "8"]
 
 
 def prune(model: Path, output: Path, *options: str | Path) -> int:
-    return main(["prune", str(model), "--output-dir", str(output), *QUICK, *map(str, options)])
+    sized = {"--workload", "--latency-table"} & set(options)
+    quick = SMALL if sized else QUICK
+    return main(["prune", str(model), "--output-dir", str(output), *quick, *map(str, options)])
 
 
 def refused(
@@ -374,7 +376,9 @@ def test_finetuning_comes_after_the_refit(
 ) -> None:
     distances = {}
     for recovery in ("refit", "finetune"):
-        given = ["--recovery", recovery, "--heads", "6", "--epochs", "3", "--learning-rate", "1e-3"]
+        given = ["--recovery", recovery, "--heads", "6"]
+        if recovery == "finetune":
+            given += ["--epochs", "3", "--learning-rate", "1e-3"]
         capsys.readouterr()
         assert prune(model, tmp_path / recovery, "--text", text, *given) == 0
         assert f"after {recovery}" in capsys.readouterr().out
@@ -410,12 +414,14 @@ def test_the_seed_method_on_labelled_texts(
     selection = Selection.load(tmp_path / "out" / "cahp_selection.json")
     assert 0 < selection.kept.sum() <= 9 and selection.stats["empty_blocks"] == 0
     run = partial(prune, classifier, tmp_path / "no", "--text", text, *chosen)
-    refused(capsys, 2, "have no `labels`", run=run)
+    refused(capsys, 2, "`--objective complementarity` tells", "give `--data`", run=run)
     chosen[1] = "salience"
     run = partial(prune, classifier, tmp_path / "no", "--data", labelled, *chosen)
-    refused(capsys, 2, "`CAHP` needs to know how differently units behave", run=run)
+    refused(capsys, 2, "`--solver cahp` needs to know how differently units behave", run=run)
 
     stats = tmp_path / "stats.safetensors"
+    calibrate = ["calibrate", str(classifier), "--text", str(text), "--signature-size", "4"]
+    refused(capsys, 2, "`--signature-size 4`", "give `--data`", run=lambda: main(calibrate))
     calibrate = ["calibrate", str(classifier), "--data", str(labelled), "--signature-size", "4"]
     assert main([*calibrate, "--output", str(stats), "--max-texts", "8", "--threads", "1"]) == 0
     found = HeadStats.load(stats).signatures
@@ -688,16 +694,26 @@ def test_plans_without_the_device_say_so(
     refused(capsys, 2, "measure the hardware in that precision", run=lambda: main(half))
     other = [*estimate[:3], table, *estimate[4:]]
     refused(capsys, 2, "'cahp-hardware' was expected", run=lambda: main(other))
-    refused(capsys, 2, "`device` is meta", run=lambda: main(["hardware", "--device", "meta"]))
+    refused(capsys, 2, "`--device` is meta", run=lambda: main(["hardware", "--device", "meta"]))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--workload", "prefill:9x9"],
+        ["--execution", "compiled"],
+        ["--latency-batch-size", "2"],
+        ["--sequence-length", "8"],
+    ],
+)
 def test_a_ready_table_and_another_workload(
-    decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
 ) -> None:
-    ready: list[str | Path] = ["--text", text, "--latency-table", "l.json"]
-    for more in (["--workload", "prefill:9x9"], ["--execution", "compiled"]):
-        run = partial(prune, decoder, tmp_path / "out", *ready, *more)
-        refused(capsys, 2, "leave out `--workload` and `--execution`", run=run)
+    space = find_attention(AutoModel.from_pretrained(decoder)).space
+    table = tmp_path / "l.json"
+    LatencyTable(space, 1.0, tuple(np.arange(u + 1.0) for u in space.units)).save(table)
+    run = partial(prune, decoder, tmp_path / "out", "--text", text, "--latency-table", table, *more)
+    refused(capsys, 2, f"`{more[0]}` does nothing here: `--latency-table` tells", run=run)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
@@ -745,7 +761,7 @@ def test_unreachable_budget(
         (["--latency", "-1"], "`--latency` must be"),
         (["--latency", "nanms"], "`--latency` must be"),
         (["--solver", "brute-force", "--objective", "gauss-newton", "--minimum", "9"], "minimum"),
-        (["--solver", "dynamic-program", "--objective", "facility-location"], "LazyGreedy"),
+        (["--solver", "dynamic-program", "--objective", "facility-location"], "lazy-greedy"),
         (["--device", "abacus"], "`--device`"),
         (["--sequence-length", "1000"], "positions"),
     ],
@@ -1076,3 +1092,11 @@ def test_query_slots_of_a_decoder_by_stages_and_at_once(
         assert all(b.unit is Unit.QUERY_SLOT and b.kv_heads == 2 for b in blocks)
         assert sum(b.units for b in blocks) == 6
     assert "query slots" in capsys.readouterr().out
+
+
+def test_units_that_a_model_has_anyway_are_noted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = ["latency", str(model), "--units", "query-slots", "--workload", "prefill:1x4"]
+    assert main([*measure, "--repeats", "1", "--output", str(tmp_path / "l.json")]) == 0
+    assert "note: `--units query-slots` does nothing here" in capsys.readouterr().err

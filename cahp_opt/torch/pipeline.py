@@ -162,9 +162,10 @@ def run_pipeline(
         most = space.n if target.heads is None else target.heads
         replace(target, goals=(), heads=most).budget(space, None)
         _check_recovery(named.model, applying)
+        _check_labels(method.objective, texts)
         batches = _Batches.of(named, texts, applying.reading)
         if method.objective.signature_size:
-            class_labels(batches.calibration[0])  # refuses where there are none
+            class_labels(batches.calibration[0])  # refuses what are no classes
         if target.goals and profile is None:
             profile = measure_profile(
                 named.model,
@@ -207,6 +208,15 @@ def run_pipeline(
         if profile is not None:
             profile.save(folder / LATENCY_FILE)
         return _finish(report, folder, display)
+
+
+def _check_labels(objective: ObjectiveName, texts: Split) -> None:
+    """Refuse texts without the classes that an objective tells units apart by."""
+    if objective.signature_size and any(example.label is None for example in texts.calibration):
+        raise ValueError(
+            f"`--objective {objective.value}` tells units apart by class, and the texts have no labels; "
+            "give `--data` with a column label, or another objective."
+        )
 
 
 def _promise(method: Method, applying: Applying) -> Promise:

@@ -1,0 +1,220 @@
+"""Options that were given and change nothing: refused where something else was meant, noted elsewhere.
+
+Every command has a table of rules. A rule looks at what was given, and at facts that are known only
+later, such as the solver that suits the statistics; the same table is asked again then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from cahp_opt.choices import SolverName
+from cahp_opt.recovery import Recovery
+
+
+class UnusedOptionError(ValueError):
+    """An option was given that cannot do anything beside the others."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line said.
+
+    Args:
+        command: the command.
+        values: of all of its options, by the name of the argument.
+        explicit: the names of the arguments that were given rather than left to their defaults.
+    """
+
+    command: str
+    values: Mapping[str, Any]
+    explicit: frozenset[str]
+
+    @staticmethod
+    def of(context: typer.Context) -> Given:
+        """What the command that runs in this context was given."""
+        explicit = frozenset(
+            name
+            for name in context.params
+            if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        )
+        return Given(context.info_name or "", dict(context.params), explicit)
+
+    def check(self, **facts: object) -> list[str]:
+        """The notes of the rules about these facts, or about the options alone, as sentences.
+
+        Raises:
+            UnusedOptionError: if a rule refuses.
+        """
+        notes, known = list[str](), {**self.values, **facts}
+        for rule in _RULES.get(self.command, ()):
+            names = [name for name in rule.options if name in self.explicit]
+            if not names or set(rule.facts) != set(facts) & set(rule.facts):
+                continue
+            if bool(facts) != bool(rule.facts) or not rule.idle(known):
+                continue
+            options = " and ".join(f"`--{name.replace('_', '-')}`" for name in names)
+            sentence = f"{options} {'do' if len(names) > 1 else 'does'} nothing here: {rule.why}"
+            if rule.refused:
+                raise UnusedOptionError(f"{sentence}; leave out one or the other.")
+            notes.append(f"{sentence}.")
+        return notes
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When options do nothing.
+
+    Args:
+        options: names of their arguments.
+        idle: whether they do nothing, by the values of all options and the facts.
+        why: a clause for people.
+        refused: whether another result was surely expected; else it is only noted.
+        facts: what ``idle`` asks for beside the options.
+    """
+
+    options: tuple[str, ...]
+    idle: Callable[[Mapping[str, Any]], object]
+    why: str
+    refused: bool = False
+    facts: tuple[str, ...] = ()
+
+
+def _texts(given: Mapping[str, Any]) -> bool:
+    return given["text"] is not None or given["data"] is not None
+
+
+def _untimed(given: Mapping[str, Any]) -> bool:
+    return all(isinstance(solver, SolverName) and not solver.timed for solver in given["solvers"])
+
+
+def _unseeded(given: Mapping[str, Any]) -> bool:
+    return all(isinstance(solver, SolverName) and not solver.seeded for solver in given["solvers"])
+
+
+_TRAINING = _Rule(
+    ("epochs", "learning_rate"),
+    lambda given: given["recovery"] is not Recovery.FINETUNE,
+    "they are about training, and only `--recovery finetune` trains",
+    refused=True,
+)
+_REFITTING = _Rule(
+    ("weighting", "feed_forward"),
+    lambda given: not given["recovery"].refits,
+    "`--recovery none` refits nothing",
+    refused=True,
+)
+_SIZES = ("latency_batch_size", "sequence_length")
+_TIME_LIMIT = _Rule(("time_limit",), _untimed, "the solver does not look at it", facts=("solvers",))
+_SEED = _Rule(("seed",), _unseeded, "the solver draws nothing at random", facts=("solvers",))
+_TABLE = _Rule(
+    ("latency_table",),
+    lambda given: not given["goals"],
+    "no limit is about what it holds",
+    facts=("goals",),
+)
+
+_RULES: Mapping[str, tuple[_Rule, ...]] = {
+    "prune": (
+        _TRAINING,
+        _REFITTING,
+        _Rule(
+            ("workload", "execution", *_SIZES),
+            lambda given: given["table_times"],
+            "`--latency-table` tells what is timed and how",
+            refused=True,
+            facts=("table_times",),
+        ),
+        _Rule(
+            _SIZES,
+            lambda given: given["workload"],
+            "`--workload` has sizes of its own",
+            refused=True,
+        ),
+        _Rule(
+            ("rounds",),
+            lambda given: not given["latency_goals"],
+            "without a limit of the latency nothing is selected again",
+            facts=("latency_goals",),
+        ),
+        _Rule(
+            ("latency_table",),
+            lambda given: not given["goals"],
+            "no limit is about what it holds, and it only tells what is timed in the end",
+            facts=("goals",),
+        ),
+        _TIME_LIMIT,
+    ),
+    "latency": (
+        _Rule(
+            ("batch_size", "sequence_length"),
+            lambda given: given["workload"],
+            "`--workload` has sizes of its own",
+            refused=True,
+        ),
+        _Rule(
+            ("repeats", "device", "threads"),
+            lambda given: given["estimate"] is not None,
+            "with `--estimate` nothing is measured",
+        ),
+    ),
+    "select": (
+        _TABLE,
+        _Rule(
+            ("recovery",),
+            lambda given: given["objective"] is not None,
+            "it only chooses the objective, which `--objective` names",
+        ),
+        _TIME_LIMIT,
+        _SEED,
+    ),
+    "compare": (
+        _Rule(
+            ("latency_table",),
+            lambda given: given["heads"] and not given["latency"],
+            "no `--latency` asks for it",
+        ),
+        _TIME_LIMIT,
+        _Rule(
+            ("seeds",),
+            lambda given: given["seeds"] > 1 and _unseeded(given),
+            "none of the solvers draws anything at random",
+            facts=("solvers",),
+        ),
+    ),
+    "apply": (
+        _Rule(
+            ("recovery",),
+            lambda given: given["recovery"].refits and not _texts(given),
+            "without `--text` or `--data` there is nothing to recover with",
+            refused=True,
+        ),
+        _TRAINING,
+        _REFITTING,
+        _Rule(
+            ("weighting", "feed_forward"),
+            lambda given: not _texts(given),
+            "without `--text` or `--data` nothing is refitted",
+            refused=True,
+        ),
+        _Rule(
+            ("max_texts", "held_out", "max_length", "batch_size", "seed"),
+            lambda given: not _texts(given),
+            "there is neither `--text` nor `--data`",
+        ),
+        _Rule(
+            ("max_texts",),
+            lambda given: _texts(given) and not given["recovery"].refits,
+            "with `--recovery none` only the texts kept back are looked at",
+        ),
+        _Rule(
+            ("text", "data"),
+            lambda given: not given["recovery"].refits and given["held_out"] == 0,
+            "`--recovery none` learns nothing from texts, and `--held-out 0` judges by none",
+        ),
+    ),
+}
