@@ -221,8 +221,10 @@ def bare_image(*, size: int, length: int, padded: bool, seed: int) -> dict[str, 
 
 
 def text_and_image(*, size: int, length: int, padded: bool, seed: int) -> dict[str, Tensor]:
-    """Texts and images."""
+    """Texts and images; these text models look for the last token by the id that fills."""
     made = tokens(size=size, length=length, padded=padded, seed=seed)
+    if padded:
+        made["input_ids"] = made["input_ids"].masked_fill(made["attention_mask"] == 0, 1)
     return {**made, **image(size=size, length=length, padded=padded, seed=seed)}
 
 

@@ -38,7 +38,7 @@ class AttentionMaps:
             ValueError: if the model does not hand out its attention maps.
         """
         with torch.no_grad(), unmarked(self._model), eager_attention(self._model):
-            output: Any = self._model(**inputs_of(batch), output_attentions=True)
+            output: Any = self._model(**{**inputs_of(batch), "output_attentions": True})
         maps = self._unit_maps(getattr(output, "attentions", None), batch)
         real = real_tokens(batch).to(maps.device)
         if real.shape != (len(maps), maps.shape[2]):  # images: every patch is real

@@ -9,27 +9,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.torch.cache_tensors import takes_cache
+from cahp_opt.torch.unfit_inputs import MASKS, refuse_unfit_inputs
+
 Batch = Mapping[str, Any]
 """The keyword arguments of ``model(**batch)``, and ``labels`` where there are any."""
 
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 _DECODER_MASK = "decoder_attention_mask"
-_MASKS = ("attention_mask", _DECODER_MASK)
+_POSITIONS = ("position_ids", "decoder_position_ids")
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 _IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
-
-
-def prepared(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
-    """:func:`prepare` for every batch.
-
-    Raises:
-        ValueError: naming the position of the batch that cannot be used, or if there is no batch.
-    """
-    position = -1
-    for position, batch in enumerate(batches):
-        yield prepare(batch, model, f"batches[{position}]")
-    if position < 0:
-        raise ValueError("`batches` is empty; at least one batch with one text is needed.")
 
 
 def prepare(
@@ -38,12 +28,12 @@ def prepare(
     """One batch, checked and moved to ``device``, or else to the model's.
 
     An encoder-decoder model that is given labels and no decoder input gets the input that it makes
-    from labels itself, because labels never reach a model here.
+    from labels itself, because labels never reach a model here. No model fills a cache, unless it is
+    asked to behind this.
 
     Raises:
-        ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors,
-            with an attention mask that is not ``[batch, tokens]``, or with an example that has no real
-            token.
+        ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors, or
+            as :func:`~cahp_opt.torch.unfit_inputs.refuse_unfit_inputs` tells.
     """
     device = device_of(model) if device is None else device
     if not isinstance(batch, Mapping):
@@ -51,28 +41,21 @@ def prepare(
             f"`{argument}` must be a mapping of keyword arguments for the model, such as a tokenizer's "
             f"output, got {type(batch).__name__}."
         )
-    moved: dict[str, Any] = {}
-    for key, value in cast("Mapping[str, Any]", batch).items():
-        moved[key] = value.to(device) if isinstance(value, Tensor) else value
+    given = dict(cast("Mapping[str, Any]", batch))
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
     if not any(isinstance(value, Tensor) and value.ndim for value in moved.values()):
         raise ValueError(
             f"`{argument}` has no tensor among {sorted(moved)}; tokenize with `return_tensors='pt'`."
         )
     if not batch_size(moved):
         raise ValueError(f"`{argument}` holds no examples; drop empty batches.")
-    for mask in (moved[name] for name in _MASKS if moved.get(name) is not None):
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(
-                f"`{argument}` has an attention mask of shape {shape}; it must be [batch, tokens], "
-                "1 for real tokens and 0 for padding."
-            )
-        none = (mask == 0).all(dim=1).cpu()  # a GPU is waited for once, not for every example
-        empty = [i for i, bare in enumerate(none) if bool(bare)]
-        if empty:
-            raise ValueError(
-                f"`{argument}` has no real tokens in its examples {empty}; drop the empty texts."
-            )
+    refuse_unfit_inputs(
+        given, model, argument
+    )  # before the move, because a GPU would be waited for
+    if takes_cache(model):
+        moved["use_cache"] = (
+            False  # texts are read whole, and a cache changes how some models do that
+        )
     return _with_decoder_input(moved, model)
 
 
@@ -140,13 +123,15 @@ def decoder_tokens(batch: Batch) -> Tensor:
 def contents_of(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Every input of the model with one entry per example, in the order of their names.
 
+    Masks and positions are left out: they tell where the padding is, and nothing about the example.
+
     Yields:
         The name, the values ``[batch, ...]``, and where their second axis is that of tokens, which of
         these are real, bool ``[batch, tokens]``.
     """
     size = batch_size(batch)
     for key, value in sorted(inputs_of(batch).items()):
-        if key in _MASKS or not isinstance(value, Tensor) or not value.ndim:
+        if key in (*MASKS, *_POSITIONS) or not isinstance(value, Tensor) or not value.ndim:
             continue
         if value.shape[0] != size:
             continue
@@ -160,12 +145,13 @@ def examples(batch: Batch, start: int, stop: int) -> Batch:
     size = batch_size(batch)
     if start <= 0 and stop >= size:
         return batch
-    return {
-        key: value[start:stop]
-        if isinstance(value, Tensor) and value.ndim and value.shape[0] == size
-        else value
-        for key, value in batch.items()
-    }
+    cut = dict(batch)
+    for key, value in batch.items():
+        if key in _POSITIONS and isinstance(value, Tensor) and value.ndim == 3:
+            cut[key] = value[:, start:stop]  # positions of several kinds, [kinds, batch, tokens]
+        elif isinstance(value, Tensor) and value.ndim and value.shape[0] == size:
+            cut[key] = value[start:stop]
+    return cut
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -264,14 +264,14 @@ def _two_steps(model: nn.Module, batch: Batch) -> Iterator[tuple[object, Cache]]
     tokens = {k: v for k, v in batch.items() if _like(v, ids) and k.startswith(prefix)}
     first = {**batch, **{k: v[:, :half] for k, v in tokens.items()}}
     rest = {**batch, **{k: v[:, half:] for k, v in tokens.items() if k != mask}}
-    output: Any = model(**first, use_cache=True)
+    output: Any = model(**{**first, "use_cache": True})
     if not isinstance(output, Mapping):
         return
     values = cast("Mapping[str, object]", output)
     cache = next((value for value in values.values() if isinstance(value, Cache)), None)
     if half and cache is not None:
         yield output, cache
-        yield model(**rest, use_cache=True, **{argument: cache}), cache
+        yield model(**{**rest, "use_cache": True, argument: cache}), cache
 
 
 def _like(value: object, ids: Tensor) -> bool:

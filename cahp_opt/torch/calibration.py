@@ -18,7 +18,6 @@ from cahp_opt.torch.batching import (
     inputs_of,
     labels_of,
     length,
-    prepared,
     real_tokens,
 )
 from cahp_opt.torch.divergence import DivergenceSums
@@ -27,6 +26,7 @@ from cahp_opt.torch.fingerprint import fingerprint
 from cahp_opt.torch.gradients import GradientSums
 from cahp_opt.torch.masking import capture_head_outputs
 from cahp_opt.torch.moments import MomentSums
+from cahp_opt.torch.preparing import prepared
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.sensitivity import SensitivitySums
 from cahp_opt.torch.signatures import SignatureSums
@@ -66,7 +66,9 @@ def calibrate(
     Args:
         model: a model whose attention :func:`~cahp_opt.torch.attention.find_attention` understands.
         batches: keyword arguments for the model, with ``attention_mask`` where there is padding, and
-            ``decoder_attention_mask`` where there is in a decoder's own input; read once. ``labels`` never
+            ``decoder_attention_mask`` where there is in a decoder's own input; read once. A row must give in
+            company what it gives alone: padding that moves positions, or that a head reads, is refused, and
+            so are several texts packed into one row. No cache is filled. ``labels`` never
             reach the model; they only turn salience from the gradient of a random probe of the output into
             that of the task loss (and, in an encoder-decoder without a decoder input, make that input).
         unit: what is measured as one piece, as for :func:`~cahp_opt.torch.find_attention`.

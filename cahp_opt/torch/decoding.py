@@ -36,7 +36,7 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
         raise ValueError(f"`batch` must hold `{name}` to decode after, and has {sorted(inputs)}.")
     try:
         with torch.inference_mode():
-            output: Any = model(**inputs, use_cache=True)
+            output: Any = model(**{**inputs, "use_cache": True})
     except TypeError as error:
         if "use_cache" not in str(error):
             raise

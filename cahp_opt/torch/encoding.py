@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cahp_opt.texts import Example, Split, TextError
 from cahp_opt.torch.batching import batch_size, device_of
-from cahp_opt.torch.blocks import submodules
 from cahp_opt.torch.tokenizing import token_rows
+from cahp_opt.torch.unfit_inputs import longest
 
 _WINDOW = (
     16  # batches that are sorted by length together: little padding, and still a shuffled order
@@ -137,20 +137,6 @@ def timing_batch(
     if getattr(config, "is_encoder_decoder", False):
         batch["decoder_input_ids"] = ids
     return {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
-
-
-def longest(model: nn.Module) -> int | None:
-    """How many tokens a text may have; None where the model sets no limit."""
-    config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    for name, module in submodules(model):
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa and its kin count positions from behind the padding index.
-            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
-            return positions - skipped
-    return positions
 
 
 def _limit(tokenizer: Any) -> int | None:

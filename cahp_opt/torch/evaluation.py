@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of, length, prepared
+from cahp_opt.torch.batching import Batch, batch_size, inputs_of, length
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.preparing import prepared
 from cahp_opt.torch.preserving import evaluating
 
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.batching import Batch, device_of, inputs_of, labels_of, prepare, prepared
+from cahp_opt.torch.batching import Batch, device_of, inputs_of, labels_of, prepare
 from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.preparing import prepared
 from cahp_opt.torch.preserving import evaluating, unmarked
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cahp_opt.progress import Progress, silent
 from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
-from cahp_opt.torch.batching import Batch, batch_size, length, prepare, prepared
+from cahp_opt.torch.batching import Batch, batch_size, length, prepare
 from cahp_opt.torch.blocks import out_weight
 from cahp_opt.torch.feed_forward import (
     FeedForward,
@@ -24,6 +24,7 @@ from cahp_opt.torch.feed_forward import (
 from cahp_opt.torch.fidelity import wide
 from cahp_opt.torch.linears import bias_of, is_conv1d, row_weight
 from cahp_opt.torch.padding import Padding
+from cahp_opt.torch.preparing import PaddingCheck, prepared
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.regression import RidgeSums
 from cahp_opt.torch.repeating import Repeated
@@ -141,6 +142,7 @@ def refit(
             Padding(model, attention),
             _token_weights(dense, weighting),
             progress,
+            PaddingCheck(dense),
         )
         fits = list[BlockFit]()
         for b, block in enumerate(attention):
@@ -212,6 +214,7 @@ class _Passes:
         padding: which tokens count.
         weights: how much; None for all the same.
         progress: called once per layer and batch.
+        rows: refuses batches in which padding changes what is read.
         unknown: whether there were tokens without a finite weight.
     """
 
@@ -222,6 +225,7 @@ class _Passes:
     padding: Padding
     weights: TokenWeights | None
     progress: Progress
+    rows: PaddingCheck
     unknown: bool = False
 
     def fit(self, place: _Place, ridge: float | None, stage: str) -> BlockFit:
@@ -248,6 +252,7 @@ class _Passes:
                 prepare(raw, walk.model, f"batches[{done - 1}]")
                 for walk in (self.behind, self.ahead)
             )
+            self.rows.check(dense_batch, f"batches[{done - 1}]")
             _, goal = place.meet(self.ahead, dense_batch, done - 1)
             met, stream = place.meet(self.behind, batch, done - 1)
             inputs = wide(met)[..., : place.inputs]
