@@ -162,7 +162,7 @@ def test_prune_writes_everything_and_shows_it(
     report = Report.read(output / "report.json")
     assert {
         "README.md",
-        "model.cahp.safetensors",
+        "cahp_weights.safetensors",
         "cahp_selection.json",
         "stats.safetensors",
     } <= set(report["files"])

@@ -88,7 +88,7 @@ def _lines(
     yield "model = from_pretrained(directory)\n```\n"
     yield (
         "The stock `from_pretrained` of transformers finds no weights here and says so. That is on "
-        "purpose: the configuration describes the unpruned model, so under another file name and with "
+        "purpose: the configuration describes the unpruned model, so under the usual file name and with "
         "`ignore_mismatched_sizes=True` the stock loader would replace the pruned weights by random "
         "ones.\n"
     )

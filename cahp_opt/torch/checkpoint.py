@@ -7,12 +7,16 @@ weights) to the stock loader.
 
 The stock ``from_pretrained`` alone cannot know what was cut. Under the usual name it would refuse the
 weights because of their shapes, but with ``ignore_mismatched_sizes=True``, which many training scripts
-set, it would replace them by random ones. So they are saved as the *variant* ``cahp``, a file name
-that the stock loader does not look for: it ends in an error whatever its options.
+set, it would replace them by random ones. So they are saved under a name that it does not look for
+whatever its options (see :mod:`cahp_opt.torch.weight_files`): it ends in an error.
+
+What the stock ``save_pretrained`` writes of a sliced model, and with it the checkpoints of
+``transformers.Trainer``, has the usual names; the selection is in its configuration, and loads from there.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import warnings
@@ -20,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
@@ -28,31 +33,29 @@ from cahp_opt.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.card import CARD_FILE, model_card, write_card
-from cahp_opt.torch.explicit import ExplicitAttention, explicit_attention
+from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.folders import whole_folder
-from cahp_opt.torch.learning import (
-    attach_layouts,
-    learnt_layouts,
-    load_layouts,
-    save_layouts,
-)
+from cahp_opt.torch.learning import attach_layouts, load_layouts, save_layouts
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.output_check import compare_check, write_check
 from cahp_opt.torch.slicing import SELECTION, selection_of
 from cahp_opt.torch.surgery import Journal, cut, freeze_ghosts
+from cahp_opt.torch.travelling import (
+    EXPLICIT,
+    Plan,
+    has_sliced_part,
+    plan_of,
+    send_along,
+    sent_along,
+)
+from cahp_opt.torch.weight_files import Writer, hide_from_stock, weights_in
 
 SELECTION_FILE = "cahp_selection.json"
 """Name of the selection's file in a saved folder."""
 
 LAYOUTS_FILE = "cahp_layouts.json"
 """Name of the file with the layouts that were learnt, in a folder of a model that has such."""
-
-VARIANT = "cahp"
-"""The weights are ``model.cahp.safetensors``, or shards with an index of such a name."""
-
-EXPLICIT = "explicit_attention"
-"""Key of the selection's provenance that tells to make nn.MultiheadAttention explicit first."""
 
 
 class Saveable(Protocol):
@@ -86,7 +89,8 @@ def save_pretrained(
 
     Raises:
         FileExistsError: if the folder has content and ``overwrite`` is false.
-        ValueError: if the model is not a transformers model, was not sliced, or holds adapters.
+        ValueError: if the model is not a transformers model, was not sliced, holds adapters, or is not what
+            its configuration describes, so that it could not be loaded again.
         OSError: if it cannot be written; nothing half written stays.
     """
     selection = selection_of(model)
@@ -107,18 +111,20 @@ def save_pretrained(
         )
     stock: Any = model
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    known = selection.provenance
-    if any(isinstance(module, ExplicitAttention) for module in model.modules()):
-        known = {**known, EXPLICIT: "yes"}
-    told = dataclasses.replace(selection, provenance=origin_of(model, known))
+    plan = plan_of(model, selection)
+    _check_described(model, plan)
+    told = dataclasses.replace(
+        plan.selection, provenance=origin_of(model, plan.selection.provenance)
+    )
     card = model_card(
         told, architecture=type(model).__name__, base_model=told.provenance.get(BASE_MODEL)
     )
     with whole_folder(directory, overwrite=overwrite) as folder:
-        stock.save_pretrained(str(folder), variant=VARIANT, **options)
+        stock.save_pretrained(str(folder), **options)
+        hide_from_stock(folder)
         told.save(folder / SELECTION_FILE)
-        if learnt := learnt_layouts(model):
-            save_layouts(folder / LAYOUTS_FILE, learnt)
+        if plan.layouts:
+            save_layouts(folder / LAYOUTS_FILE, plan.layouts)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
         write_check(model, folder)
@@ -129,6 +135,9 @@ def from_pretrained(
     directory: PathLike, *, model_class: type[nn.Module] | None = None, **kwargs: Any
 ) -> Any:
     """Load a model written by :func:`save_pretrained`; it equals the saved one exactly.
+
+    A folder that the stock ``save_pretrained`` wrote of a sliced model loads too, such as a checkpoint of
+    ``transformers.Trainer``: the selection is in its configuration.
 
     Args:
         directory: the folder.
@@ -143,8 +152,8 @@ def from_pretrained(
         its output numbers were compared with those of the model that was saved.
 
     Raises:
-        RecordError: if the folder has no selection or configuration, or they do not fit each other,
-            the class or the weights, or the loaded model answers otherwise than the saved one.
+        RecordError: if the folder has no selection or configuration, or several sets of weights, or they do
+            not fit each other or the class, or the loaded model answers otherwise than the saved one.
         FileNotFoundError: if there is no such folder.
         ValueError: if ``model_class`` is no transformers class, or ``ignore_mismatched_sizes``,
             ``output_loading_info`` or ``variant`` is given.
@@ -155,16 +164,24 @@ def from_pretrained(
                 f"`{name}` cannot be used here: weights that do not fit must end in an error."
             )
     folder = Path(directory)
-    selection = _read_selection(folder)
+    name, writer = _weights(folder)
+    plan = _plan(folder, writer)
     named = _architecture(folder)
     stock = _exported_class(named, folder) if model_class is None else _given_class(model_class)
     if "torch_dtype" not in kwargs:
         kwargs.setdefault("dtype", "auto")
+    if writer is Writer.CAHP:
+        kwargs = _naming(name, stock, folder, kwargs)
+    elif writer is Writer.CAHP_EARLIER:
+        kwargs["variant"] = "cahp"
+    elif writer is Writer.STOCK_PICKLED and kwargs.get("use_safetensors") is not False:
+        raise RecordError(
+            f"{folder} holds pickled weights, {name}, which can run code when they are read; if you trust "
+            "them, pass `use_safetensors=False`."
+        )
     kwargs.setdefault("use_safetensors", True)  # never a pickle
-    if any(folder.glob(f"*.{VARIANT}*")):  # older folders have the usual names
-        kwargs["variant"] = VARIANT
     try:
-        loaded = _sliced_class(stock, selection, folder).from_pretrained(
+        loaded = _sliced_class(stock, plan).from_pretrained(
             str(folder), output_loading_info=True, **kwargs
         )
     except SafetensorError as error:
@@ -173,17 +190,24 @@ def from_pretrained(
         if "mismatch" not in str(error):
             raise
         raise RecordError(
-            f"{folder / SELECTION_FILE} does not fit the weights beside it: their shapes are those of "
-            "another selection; save the model again."
+            f"{plan.source} does not fit the weights beside it: their shapes are those of another "
+            "selection; save the model again, or take it out if the model is not sliced."
         ) from error
     model, info = cast("tuple[nn.Module, Mapping[str, Any]]", loaded)
     # Nothing of the subclass is needed any more; a stock instance can be pickled and saved as ever.
     model.__class__ = stock
+    vars(model.config).pop(_NAME_OF_WEIGHTS, None)
     _check_complete(model, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
     freeze_ghosts(find_attention(model))  # the loader makes every weight trainable
-    if "quantization_config" not in kwargs:
+    # Beside weights that were trained since, the check is that of others.
+    if "quantization_config" not in kwargs and plan.source == str(folder / SELECTION_FILE):
         compare_check(model, folder)
     return model
+
+
+def is_sliced(folder: Path) -> bool:
+    """Whether a folder is one of a sliced model, written by this library or by the stock."""
+    return (folder / SELECTION_FILE).is_file() or sent_along(folder) is not None
 
 
 def _check_complete(model: nn.Module, missing: list[str], folder: Path, *, other: bool) -> None:
@@ -200,18 +224,91 @@ def _check_complete(model: nn.Module, missing: list[str], folder: Path, *, other
     )
 
 
-def _read_selection(folder: Path) -> Selection:
+def _weights(folder: Path) -> tuple[str, Writer]:
+    """The file of a folder's weights, and who wrote it; what is no folder of a whole model is refused."""
     if not folder.is_dir():
+        why = "is a file; load it with `torch.load`" if folder.exists() else "is not a folder"
         raise FileNotFoundError(
-            f"{folder} is not a folder; `from_pretrained` reads a folder written by `save_pretrained`."
+            f"{folder} {why}; `from_pretrained` reads a folder written by `save_pretrained`."
         )
-    path = folder / SELECTION_FILE
-    if not path.is_file():
+    found = weights_in(folder)
+    if (folder / "adapter_config.json").is_file() and found is None:
         raise RecordError(
-            f"{folder} has no {SELECTION_FILE}, so it is not a folder of a sliced model; load it with "
-            "the stock `from_pretrained`."
+            f"{folder} holds an adapter and not the model that it was trained on; load that one with "
+            "`from_pretrained`, and then `peft.PeftModel.from_pretrained(model, folder)`."
         )
-    return Selection.load(path)
+    if found is not None and not (folder / "config.json").is_file():
+        raise RecordError(
+            f"{folder} holds weights without a config.json, as accelerate saves them; load the model that "
+            "was trained, and then the weights into it, with `accelerate.load_checkpoint_in_model`."
+        )
+    return found or ("", Writer.CAHP)
+
+
+def _plan(folder: Path, writer: Writer) -> Plan:
+    """How the folder's model is sliced: by the record of whoever wrote the weights."""
+    path = folder / SELECTION_FILE
+    sent = sent_along(folder) if writer in (Writer.STOCK, Writer.STOCK_PICKLED) else None
+    if sent is not None:
+        return sent
+    if not path.is_file():
+        raise RecordError(f"{folder} has no {SELECTION_FILE}, {_why_none(folder)}")
+    layouts = folder / LAYOUTS_FILE
+    return Plan(Selection.load(path), load_layouts(layouts) if layouts.is_file() else (), str(path))
+
+
+def _why_none(folder: Path) -> str:
+    if has_sliced_part(folder):
+        return (
+            "and its configuration tells of a model of which only a part was sliced; save such a model with "
+            "`cahp_opt.torch.save_pretrained`."
+        )
+    return (
+        "so it is not a folder of a sliced model; load it with the stock `from_pretrained`. (If it is a "
+        "checkpoint of a sliced model that an earlier release loaded, copy that model's file beside it.)"
+    )
+
+
+_NAME_OF_WEIGHTS = "transformers_weights"
+"""The attribute of a configuration that names the file of the weights; it is never saved."""
+
+_NOT_FOR_CONFIG = ("attn_implementation", "dtype", "quantization_config", "torch_dtype")
+
+
+def _naming(name: str, stock: Any, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for the stock loader that name the file of the weights, which it would not look for."""
+    rest = dict(options)
+    config: Any = rest.pop("config", None)
+    if not isinstance(config, transformers.PretrainedConfig):
+        held = {key: rest.pop(key) for key in _NOT_FOR_CONFIG if key in rest}
+        source = folder if config is None else config
+        config, rest = stock.config_class.from_pretrained(source, return_unused_kwargs=True, **rest)
+        rest |= held
+    config = copy.deepcopy(config)
+    setattr(config, _NAME_OF_WEIGHTS, name)
+    return {**rest, "config": config}
+
+
+def _check_described(model: nn.Module, plan: Plan) -> None:
+    """Refuse a model that its configuration does not build: loading would find other weights."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "quantization_config", None) is not None:
+        return  # the loader packs the weights in its own way
+    with torch.device("meta"):
+        built = _sliced_class(type(model), plan)(copy.deepcopy(config))
+    mine, theirs = (
+        {name: list(weight.shape) for name, weight in m.state_dict().items()}
+        for m in (model, built)
+    )
+    for name in sorted(mine.keys() | theirs.keys(), key=[*theirs, *mine].index):
+        has, makes = (shapes.get(name) for shapes in (mine, theirs))
+        if has != makes:
+            told, other = (f"of shape {shape}" if shape else "absent" for shape in (has, makes))
+            raise ValueError(
+                f"`model` is not what its configuration describes: {name} is {told} in the model and {other} "
+                "by the configuration, so what is saved could never be loaded; set the configuration to "
+                "what was changed by hand (such as `num_labels` or `vocab_size`), or undo the change."
+            )
 
 
 def _architecture(folder: Path) -> str:
@@ -249,7 +346,7 @@ def _is_model_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, transformers.PreTrainedModel)
 
 
-def _sliced_class(stock: Any, selection: Selection, folder: Path) -> Any:
+def _sliced_class(stock: Any, plan: Plan) -> Any:
     """A subclass of ``stock`` whose instances are sliced as soon as they are built.
 
     The stock loader builds it on the meta device and then fills it, so slicing costs nothing.
@@ -257,29 +354,30 @@ def _sliced_class(stock: Any, selection: Selection, folder: Path) -> Any:
 
     def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, *args, **kwargs)
-        _apply(self, selection, folder)
+        _apply(self, plan)
 
     names = {"__init__": build, "__module__": stock.__module__, "__doc__": stock.__doc__}
     return type(stock.__name__, (stock,), names)
 
 
-def _apply(model: nn.Module, selection: Selection, folder: Path) -> None:
+def _apply(model: nn.Module, plan: Plan) -> None:
     """Slice a newly built model as the saved one was."""
+    selection = plan.selection
     if EXPLICIT in selection.provenance:
         explicit_attention(model)
-    if (folder / LAYOUTS_FILE).is_file():
-        attach_layouts(model, load_layouts(folder / LAYOUTS_FILE))
+    attach_layouts(model, plan.layouts)
     attention = attention_for(model, selection)
     mine, theirs = attention.space, selection.space
     # Paths differ between classes and releases; order, sizes and kinds do not.
     if mine.kinds != theirs.kinds:
         raise RecordError(
-            f"{folder / SELECTION_FILE} is of another model: it has {_shape(theirs.blocks)}, and the "
-            f"configuration beside it {_shape(mine.blocks)}."
+            f"{plan.source} is of another model: it has {_shape(theirs.blocks)}, and the configuration "
+            f"{_shape(mine.blocks)}."
         )
     renamed = dataclasses.replace(selection, space=attention.space)
     cut(model, attention, renamed.kept, Journal())
     setattr(model, SELECTION, renamed)
+    send_along(model, renamed)
 
 
 def _shape(blocks: tuple[Any, ...]) -> str:

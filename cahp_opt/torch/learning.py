@@ -91,8 +91,7 @@ def attach_layouts(model: nn.Module, layouts: Sequence[Layout]) -> None:
 
 def save_layouts(path: PathLike, layouts: Sequence[Layout]) -> None:
     """Write layouts as JSON."""
-    text = json.dumps([asdict(layout) for layout in layouts], default=_plain)
-    write_json(path, _KIND, _VERSION, {"layouts": json.loads(text)})
+    write_json(path, _KIND, _VERSION, {"layouts": layouts_to_json(layouts)})
 
 
 def load_layouts(path: PathLike) -> tuple[Layout, ...]:
@@ -104,7 +103,24 @@ def load_layouts(path: PathLike) -> tuple[Layout, ...]:
     """
     record = read_json(path, _KIND, _VERSION)
     with reading(path):
-        return tuple(_from_json(data) for data in record["layouts"])
+        return layouts_from_json(record["layouts"])
+
+
+def layouts_to_json(layouts: Sequence[Layout]) -> list[Any]:
+    """Plain data for a JSON file."""
+    plain: list[Any] = json.loads(
+        json.dumps([asdict(layout) for layout in layouts], default=_plain)
+    )
+    return plain
+
+
+def layouts_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Layout, ...]:
+    """The inverse of :func:`layouts_to_json`.
+
+    Raises:
+        ValueError, KeyError, TypeError: if these are no layouts.
+    """
+    return tuple(_from_json(layout) for layout in data)
 
 
 def _layout(model: nn.Module, anchor: Anchor, description: Description) -> Layout:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cahp_opt.choices import Precision
-from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained
+from cahp_opt.torch.checkpoint import from_pretrained, is_sliced
 
 _CLASSES = (
     ("ForSequenceClassification", transformers.AutoModelForSequenceClassification),
@@ -59,7 +59,7 @@ def load_model(
         dtype = getattr(torch, precision.value)
     folder = Path(name)
     local = folder.is_dir()
-    if (folder / SELECTION_FILE).is_file():
+    if is_sliced(folder):
         model = from_pretrained(folder, dtype=dtype)
     else:
         with _explained(name, "the configuration"):

@@ -17,6 +17,7 @@ from cahp_opt.torch.blocks import CUT
 from cahp_opt.torch.confirming import contradiction, is_coarse
 from cahp_opt.torch.masking import attention_for, is_gated, kept_units
 from cahp_opt.torch.surgery import Journal, cut
+from cahp_opt.torch.travelling import send_along
 from cahp_opt.torch.verification import SliceError, compare, make_probes, references
 
 SELECTION = "cahp_selection"
@@ -84,8 +85,11 @@ def slice_heads(
             raise SliceError(f"the sliced model contradicts itself: {error}") from error
         # On what is left when adapters are merged and their wrapper is gone.
         unwrap: Any = getattr(small, "get_base_model", None)
-        journal.put(small if unwrap is None else unwrap(), SELECTION, _left(after, known))
+        inner: nn.Module = small if unwrap is None else unwrap()
+        left = _left(after, known)
+        journal.put(inner, SELECTION, left)
         compare(before, small, after, probes)
+        send_along(inner, left)
     except BaseException as error:
         # Ctrl-C too must leave a model that was to be sliced in place whole.
         journal.restore()

@@ -1,0 +1,48 @@
+"""The identity of a model as records hold it: its class, the shapes of its weights, and the weights.
+
+It is a text of up to three parts, such as ``BertModel/0f1e2d3c4b5a6978/`` and 32 more digits. A latency
+profile goes by the first two: times are those of the shapes. Statistics and selections go by all three.
+Records of the first releases hold 16 digits about the output projections alone, or nothing.
+"""
+
+from __future__ import annotations
+
+_PARTS = ("class", "shapes of the weights", "weights")
+
+
+def structure_of(identity: str) -> str:
+    """The class and the shapes alone; empty where a record does not tell them."""
+    return "/".join(identity.split("/")[:2]) if "/" in identity else ""
+
+
+def covers_outputs_alone(identity: str) -> bool:
+    """Whether it is of the first releases, and tells of the output projections alone."""
+    return bool(identity) and "/" not in identity
+
+
+def difference(one: str, other: str) -> str | None:
+    """In what two models differ, in words; None if in nothing that both records tell."""
+    if not one or not other or one == other:
+        return None
+    if covers_outputs_alone(one) or covers_outputs_alone(other):
+        return f"weights {one} against {other}"
+    for part, mine, theirs in zip(_PARTS, one.split("/"), other.split("/"), strict=False):
+        if mine != theirs:
+            return f"{part} {mine} against {theirs}"
+    return None
+
+
+def coverage_note(what: str, identity: str) -> str | None:
+    """A sentence about what the identity in a record of an earlier release leaves open; None if nothing.
+
+    Args:
+        what: the record, such as "the selection".
+        identity: what it holds.
+    """
+    if identity.count("/") == len(_PARTS) - 1:
+        return None
+    told = "the output projections of its model alone" if identity else "no model"
+    return (
+        f"{what} was written by an earlier release and names {told}, so whether everything else is the "
+        "same was not checked; make it again to be sure."
+    )
