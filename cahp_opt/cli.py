@@ -23,7 +23,15 @@ from cahp_opt.choices import (
     Units,
 )
 from cahp_opt.display import Display
-from cahp_opt.goals import KV_CACHE, MEMORY, PARAMETERS, Goal, LatencyGoal, ResourceGoal
+from cahp_opt.goals import (
+    KV_CACHE,
+    MEMORY,
+    PARAMETERS,
+    Goal,
+    LatencyGoal,
+    ResourceGoal,
+    asked_latency,
+)
 from cahp_opt.hardware import Hardware
 from cahp_opt.latency import Execution
 from cahp_opt.option_words import as_options
@@ -626,6 +634,7 @@ def select(
     _note(given.check(goals=target.goals))
     _note(given.check(solvers=(method.solver,)))
     selection = method.choose(measured, target, profile)
+    _note(target.loose(measured.space, profile))
     selection.save(output)
     Console().print(selection_tables(selection))
     print(f"written: {output}")
@@ -703,7 +712,7 @@ def compare(
         least = minimum * len(measured.space.blocks)
         heads = None if timed else [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
     ranges = Target(minimum=minimum, maximum=maximum, multiple_of=multiple_of)
-    targets = [replace(ranges, goals=(LatencyGoal.parse(x),)) for x in latency or ()]
+    targets = [replace(ranges, goals=(asked_latency(x),)) for x in latency or ()]
     targets += [replace(ranges, heads=k) for k in heads or ()]
     suits = ObjectiveName.suiting(Recovery.REFIT, embeds=not measured.sensitivity)
     goal = objective_named(objective or suits.value, measured)
@@ -712,6 +721,7 @@ def compare(
     for target in targets:
         name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
         problems[name] = Problem(goal, target.budget(measured.space, profile))
+    _note(dict.fromkeys(s for target in targets for s in target.loose(measured.space, profile)))
     names = solver or [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
     solvers = {name: solver_named(name) for name in names}
     known = {name.value: name for name in SolverName}
@@ -906,7 +916,7 @@ def _goals(
     memory: str | None = None,
     kv_cache: str | None = None,
 ) -> tuple[Goal, ...]:
-    goals: list[Goal] = [LatencyGoal.parse(text) for text in latency or ()]
+    goals: list[Goal] = [asked_latency(text) for text in latency or ()]
     for name, text in ((PARAMETERS, parameters), (MEMORY, memory), (KV_CACHE, kv_cache)):
         if text is not None:
             goals.append(ResourceGoal.parse(name, text))

@@ -300,6 +300,24 @@ class ResourceGoal:
 Goal = LatencyGoal | ResourceGoal
 
 
+def asked_latency(text: str) -> LatencyGoal:
+    """The latency goal that somebody asks for: as :meth:`LatencyGoal.parse`, but a limit.
+
+    Raises:
+        ValueError: for anything else, and for a ratio above 1, which a forgotten unit looks like.
+    """
+    goal = LatencyGoal.parse(text)
+    if goal.ratio is not None and goal.ratio > 1:
+        left = f"{goal.workload}=" if goal.terms else ""
+        number = _plain(goal.ratio)
+        raise ValueError(
+            f"`{goal.option}` is a ratio above 1, which would allow more than the unpruned time; for a "
+            f"time give the unit too, as in {left}{number}ms or {left}{number}s, and a ratio of at most 1 "
+            "else."
+        )
+    return goal
+
+
 def goals_to_text(goals: Iterable[Goal]) -> str:
     """All goals as one text, for a saved record: a JSON list of ``[option, text]``."""
     named = [("latency" if isinstance(g, LatencyGoal) else g.name, str(g)) for g in goals]

@@ -96,6 +96,36 @@ class Target:
             for remark in table.remarks
         ]
 
+    def loose(self, space: HeadSpace, profile: Profile | None) -> list[str]:
+        """The limits that the unpruned model keeps to anyway, as sentences.
+
+        Args:
+            space: the units.
+            profile: with the tables that the goals are about; None if there are none.
+
+        Raises:
+            ValueError: if the profile lacks a table.
+        """
+        sentences, largest = list[str](), max(block.units for block in space.blocks)
+        if self.heads is not None and self.heads >= space.n:
+            sentences.append(f"`--heads {self.heads}` limits nothing: there are {space.n} units.")
+        if self.maximum is not None and self.maximum >= largest:
+            sentences.append(
+                f"`--maximum {self.maximum}` limits nothing: no block has more than {largest} units."
+            )
+        if self.multiple_of > largest:
+            sentences.append(
+                f"`--multiple-of {self.multiple_of}` leaves a block whole or empty: none has so many units."
+            )
+        tables = [] if profile is None else [goal.table(profile) for goal in self.goals]
+        for goal, table in zip(self.goals, tables, strict=profile is not None):
+            dense = table.cost([block.units for block in space.blocks])
+            if dense <= table.limit or goal.ratio == 1:
+                sentences.append(
+                    f"`{goal.option}` limits nothing: the unpruned model has {dense:.6g} {table.unit}."
+                )
+        return sentences
+
     def provenance(self, profile: Profile | None) -> dict[str, str]:
         """What the target was made from, for the record of a selection.
 

@@ -467,7 +467,7 @@ def test_goals_of_every_kind_by_stages(
     assert set(profile.resources) == {"parameters", "memory", "kv_cache"}
 
     select = ["select", "--stats", stats, "--latency-table", table, "--output", chosen]
-    goals = ["--latency", "decode=1.5", "--latency", "long+9*decode=60s", "--kv-cache", "0.75"]
+    goals = ["--latency", "decode=9s", "--latency", "long+9*decode=60s", "--kv-cache", "0.75"]
     goals += ["--parameters", "1", "--memory", "1GB", "--maximum", "3", "--minimum", "0"]
     assert main([*select, *goals]) == 0
     selection = Selection.load(chosen)
@@ -481,7 +481,7 @@ def test_goals_of_every_kind_by_stages(
 
     apply = ["apply", str(decoder), "--selection", chosen, "--output-dir", str(tmp_path / "small")]
     assert main([*apply, "--repeats", "1"]) == 0
-    ready = ["--latency-table", table, "--latency", "decode=1.5", "--multiple-of", "2"]
+    ready = ["--latency-table", table, "--latency", "decode=9s", "--multiple-of", "2"]
     assert prune(decoder, tmp_path / "out", "--text", text, *ready) == 0
     saved = Profile.load(tmp_path / "out" / "latency.json")
     assert saved.latency["decode"].dense == profile.latency["decode"].dense
@@ -490,7 +490,7 @@ def test_goals_of_every_kind_by_stages(
 def test_prune_measures_what_the_goals_name(
     decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    goals = ["--latency", "9", "--latency", "prefill+3*decode=9", "--kv-cache", "1"]
+    goals = ["--latency", "9s", "--latency", "prefill+3*decode=9s", "--kv-cache", "1"]
     assert prune(decoder, tmp_path / "out", "--text", text, *goals) == 0
     profile = Profile.load(tmp_path / "out" / "latency.json")
     where = {name: table.provenance for name, table in profile.latency.items()}
@@ -604,7 +604,7 @@ def test_a_refused_budget_keeps_its_timings(
     assert [p.name for p in tmp_path.iterdir()] == ["out.prefill.jsonl"]
     run()
     assert "note: the runs so far are in" in capsys.readouterr().err
-    assert prune(model, tmp_path / "out", *ask, "9") == 0
+    assert prune(model, tmp_path / "out", *ask, "9s") == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -618,7 +618,7 @@ def test_an_interrupted_prune_keeps_its_timings(
     late: bool,
 ) -> None:
     """In the middle of the timing, and in what comes after it."""
-    run = partial(prune, model, tmp_path / "out", "--text", text, "--latency", "9")
+    run = partial(prune, model, tmp_path / "out", "--text", text, "--latency", "9s")
     add = SampleFile.add
 
     def interrupted(self: SampleFile, name: str, seconds: float) -> None:
@@ -682,7 +682,7 @@ def test_plans_without_the_device_say_so(
         capsys.readouterr()
         assert main([*command, *records, amount]) == code
         assert said in capsys.readouterr().err
-    ready: list[str | Path] = ["--text", text, "--latency-table", table, "--latency", "9"]
+    ready: list[str | Path] = ["--text", text, "--latency-table", table, "--latency", "9s"]
     assert prune(decoder, tmp_path / "out", *ready) == 0
     notes = Report.read(tmp_path / "out" / "report.json")["notes"]
     assert any(said in note for note in notes)
@@ -1002,7 +1002,7 @@ def test_records_that_do_not_fit(
         ({"salience": np.full(good.space.n, np.nan)}, "NaN"),
         ({"moments/0/sum": np.full(32, np.inf)}, "infinite"),
         ({"salience": np.zeros(3)}, "shape"),
-        ({"moments/1/outer": np.zeros((4, 4))}, "shape"),
+        ({"moments/1/scatter": np.zeros((4, 4))}, "shape"),
     ]
     for change, part in changes:
         save_file({**arrays, **change}, broken, metadata=header["__metadata__"])
@@ -1100,3 +1100,31 @@ def test_units_that_a_model_has_anyway_are_noted(
     measure = ["latency", str(model), "--units", "query-slots", "--workload", "prefill:1x4"]
     assert main([*measure, "--repeats", "1", "--output", str(tmp_path / "l.json")]) == 0
     assert "note: `--units query-slots` does nothing here" in capsys.readouterr().err
+
+
+def test_limits_that_do_not_bind_are_noted_and_forgotten_units_refused(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["prune", "nowhere", "--text", str(text)],
+        ["select", "--stats", "no"],
+        ["demo"],
+    ):
+        run = partial(main, [*command, "--latency", "12"])
+        refused(capsys, 2, "`--latency 12` is a ratio above 1", "12ms", run=run)
+    for option in ("--kv-cache", "--memory"):
+        run = partial(prune, tmp_path / "nowhere", tmp_path / "out", "--text", text, option, "2")
+        refused(capsys, 2, f"`{option}` must be a ratio", run=run)
+    wide = ["--heads", "99", "--parameters", "2B", "--recovery", "none"]
+    assert prune(model, tmp_path / "out", "--text", text, *wide) == 0
+    notes = Report.read(tmp_path / "out" / "report.json")["notes"]
+    for option in ("--heads 99", "--parameters 2000000000"):
+        assert any(note.startswith(f"`{option}` limits nothing") for note in notes)
+    stats = str(tmp_path / "out" / "stats.safetensors")
+    select = ["select", "--stats", stats, "--output", str(tmp_path / "sel.json")]
+    assert main([*select, "--maximum", "99", "--recovery", "none"]) == 0
+    assert "note: `--maximum 99` limits nothing" in capsys.readouterr().err
+    compare = ["compare", "--stats", stats, "--heads", "99", "--heads", "6", "--solver", "top-k"]
+    compare += ["--output-dir", str(tmp_path / "c"), "--objective", "salience"]
+    assert main(compare) == 0
+    assert capsys.readouterr().err.count("limits nothing") == 1

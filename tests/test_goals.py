@@ -23,7 +23,13 @@ from cahp_opt import (
     ResourceTable,
 )
 from cahp_opt.choices import Method
-from cahp_opt.goals import LatencyGoal, ResourceGoal, goals_from_text, goals_to_text
+from cahp_opt.goals import (
+    LatencyGoal,
+    ResourceGoal,
+    asked_latency,
+    goals_from_text,
+    goals_to_text,
+)
 from cahp_opt.target import Target, remarks
 from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
@@ -364,3 +370,36 @@ def test_a_method_records_the_goals() -> None:
     selection = Method().choose(make_stats(), Target((ResourceGoal("memory", 0.6),)), profile)
     assert selection.costs == {"memory": (3.0, 3.0)}
     assert goals_from_text(selection.provenance["goals"]) == (ResourceGoal("memory", 0.6),)
+
+
+@pytest.mark.parametrize(
+    ("text", "way"),
+    [("12", "12ms"), ("1.5", "1.5s"), ("decode=1.0001", "decode=1.0001ms"), ("9*decode=2", "=2s")],
+)
+def test_a_forgotten_unit_is_refused(text: str, way: str) -> None:
+    with pytest.raises(ValueError, match=rf"^`--latency .*` is a ratio above 1, .*{way}.*\.$"):
+        asked_latency(text)
+    assert goals_from_text(goals_to_text([LatencyGoal.parse(text)]))  # what was written is read
+    assert asked_latency(f"{text}ms").seconds and asked_latency("1").ratio == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Target(heads=8), "`--heads 8` limits nothing: there are 8 units."),
+        (Target(heads=99), "`--heads 99` limits nothing: there are 8 units."),
+        (Target(maximum=4), "`--maximum 4` limits nothing: no block has more than 4 units."),
+        (Target(heads=3, multiple_of=5), "`--multiple-of 5` leaves a block whole or empty"),
+        (Target((asked_latency("prefill=1"),)), "`--latency prefill=1` limits nothing"),
+        (Target((asked_latency("decode=5s"),)), "limits nothing: the unpruned model has 4.25 s."),
+        (Target((asked_latency("decode+prefill=60s"),)), "limits nothing"),
+        (Target((ResourceGoal.parse("parameters", "2B"),)), "has 9e+06 weights."),
+        (Target((ResourceGoal.parse("kv_cache", "1"),)), "`--kv-cache 1` limits nothing"),
+        (Target(heads=7), ""),
+        (Target(maximum=3, multiple_of=4), ""),
+        (Target((asked_latency("decode=4s"), ResourceGoal.parse("parameters", "8.9M"))), ""),
+    ],
+)
+def test_limits_that_the_unpruned_model_keeps_to(target: Target, words: str) -> None:
+    found = target.loose(SPACE, PROFILE)
+    assert len(found) == (1 if words else 0) and words in "".join(found), found

@@ -175,6 +175,7 @@ def run_pipeline(
                 timed=bool(target.latencies),
                 samples=samples,
             )
+        batches = replace(batches, notes=(*batches.notes, *target.loose(space, profile)))
         floor = _reach(named.model, space, target, method, profile, applying, display, unit)
         weights = None
         if applying.recovery.refits and applying.weighting is Weighting.SENSITIVITY:
