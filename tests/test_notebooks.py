@@ -1,20 +1,25 @@
-"""The notebooks run, and the objective and the solver invented in one of them obey the laws."""
+"""The notebooks run, as they are and on less, and the objective and the solver invented in one of them obey the laws."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+import torch
 from helpers import SPACES, problems
 from hypothesis import given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
+from stand_ins import count_weights_as_time, stand_in_for_the_demo
 from test_laws import check_declared_facts, check_selection, check_tracker, check_value
 
 from cahp_opt import HeadSpace, Problem
@@ -25,22 +30,85 @@ READ: Any = nbformat.read  # it has no types
 INVENTED = FOLDER / "invent_an_objective_and_a_solver.ipynb"
 
 
+LESS: dict[str, dict[str, str]] = {
+    "compare_selection_algorithms": {
+        "uniform(blocks=6, units=12)": "uniform(blocks=2, units=12)",
+        "range(6)": "range(2)",
+    },
+    "gqa_decoder": {
+        "LENGTH = 96": "LENGTH = 16",
+        "hidden_size=128": "hidden_size=32",
+        "intermediate_size=256": "intermediate_size=32",
+        "steps, stream = 420": "steps, stream = 4",
+        "[:256]": "[:16]",
+        "max_new_tokens=100": "max_new_tokens=8",
+    },
+    "invent_an_objective_and_a_solver": {
+        "steps: int = 20_000": "steps: int = 2_000",
+        "steps=2_000": "steps=200",
+    },
+    "meet_a_latency_budget": {
+        "texts[:128]": "texts[:32]",
+        "texts[128:192]": "texts[32:64]",
+        "(4, 64)": "(2, 8)",
+    },
+}
+"""By notebook, what there is less of where its cells run as tests of their names and arguments."""
+
+notebooks = pytest.mark.parametrize(
+    "notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.stem
+)
+
+
 def sources(notebook: Path) -> dict[str, str]:
     """The code of every cell, by the cell's id."""
     cells = READ(notebook, as_version=4).cells
     return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
 
 
-@pytest.mark.parametrize("notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda p: p.stem)
+@contextmanager
+def executed(name: str, cells: Mapping[str, str]) -> Iterator[ModuleType]:
+    """What the cells define, as a module."""
+    module = ModuleType(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)  # dataclasses look their module up
+        for cell, code in cells.items():
+            exec(compile(code, f"{name}:{cell}", "exec"), module.__dict__)
+        yield module
+
+
+@pytest.mark.documents
+@notebooks
 def test_a_notebook_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     book = READ(notebook, as_version=4)
-    assert not any(cell.get("outputs") for cell in book.cells), "clear the outputs before saving"
     client = NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises what a cell raises
     written = [o for c in book.cells for o in c.get("outputs", []) if o.output_type == "stream"]
     assert not any(o.name == "stderr" and "Warning" in o.text for o in written)
+
+
+@notebooks
+def test_a_notebook_is_saved_without_outputs(notebook: Path) -> None:
+    cells = READ(notebook, as_version=4).cells
+    assert not any(cell.get("outputs") for cell in cells), "clear the outputs before saving"
+
+
+@notebooks
+def test_the_cells_run_on_less(
+    notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All cells in this process, with tiny models, so that a wrong name or argument is found here."""
+    cells = sources(notebook)
+    for much, little in LESS[notebook.stem].items():
+        assert any(much in code for code in cells.values()), f"{much} is not in the notebook"
+        cells = {name: code.replace(much, little) for name, code in cells.items()}
+    stand_in_for_the_demo(monkeypatch, tmp_path)
+    count_weights_as_time(monkeypatch)
+    matplotlib.use("agg")
+    with torch.random.fork_rng(devices=[]), executed(notebook.stem, cells):
+        plt.close("all")
 
 
 def test_the_invention_is_short() -> None:
@@ -51,14 +119,11 @@ def test_the_invention_is_short() -> None:
 
 @pytest.fixture(scope="module")
 def invented() -> Iterator[ModuleType]:
-    """What the cells of the notebook define, as a module."""
+    """What the cells of the notebook define."""
     cells = sources(INVENTED)
-    module = ModuleType("invented")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    for name in ("imports", "objective", "tracker", "solver", "referee_solvers"):
-        exec(compile(cells[name], f"{INVENTED.name}:{name}", "exec"), module.__dict__)
-    yield module
-    del sys.modules[module.__name__]
+    names = ("imports", "objective", "tracker", "solver", "referee_solvers")
+    with executed("invented", {name: cells[name] for name in names}) as module:
+        yield module
 
 
 def test_the_invented_solver_is_a_value(invented: ModuleType) -> None:
