@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-SCRIPTS = Path(__file__).parent.parent / "benchmarks"
+from scripts import run_script
 
 
 @pytest.mark.parametrize(
@@ -23,6 +18,4 @@ SCRIPTS = Path(__file__).parent.parent / "benchmarks"
     ],
 )
 def test_a_page_is_up_to_date(script: str) -> None:
-    command = [sys.executable, str(SCRIPTS / script), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_script(script, "--check") in (0, None)
