@@ -354,7 +354,7 @@ def prune(
     _check_folder(output_dir, overwrite)
     display = Display()
     named = _named(model, threads, device, precision, display)
-    embeds = _embeds(named.model)
+    embeds = _embeds(named)
     method = Method.suiting(recovery, objective, solver, time_limit, seed, embeds=embeds)
     _note(given.check(solvers=(method.solver,)))
     _note(_idle_units(units, named.model))
@@ -456,6 +456,10 @@ def calibrate(
     display = Display()
     named = _named(model, threads, device, precision, display)
     _note(_idle_units(units, named.model))
+    if sensitivity_examples is None:
+        sensitivity_examples = 0 if _embeds(named) else 2048
+    elif gradient_examples or sensitivity_examples:
+        _embeds(named)
 
     from cahp_opt.torch import calibrate as measure
     from cahp_opt.torch.encoding import encode, notes_on_empty
@@ -469,8 +473,6 @@ def calibrate(
         seed=seed,
     )
     _note([*texts.notes, *notes_on_empty(Split(texts.calibration, ()), batches)])
-    if sensitivity_examples is None:
-        sensitivity_examples = 0 if _embeds(named.model) else 2048
     with display.stage("calibrate") as progress:
         stats = measure(
             named.model,
@@ -792,6 +794,8 @@ def apply(
     _check_folder(output_dir, overwrite)
     display = Display()
     named = _named(model, threads, device, precision, display, texts_needed=texts is not None)
+    if texts is not None:
+        _embeds(named)
 
     from cahp_opt.torch.pipeline import Applying, Reading, apply_selection
 
@@ -860,7 +864,7 @@ def demo(
             named,
             texts,
             target,
-            Method.suiting(Recovery.REFIT, seed=seed, embeds=_embeds(named.model)),
+            Method.suiting(Recovery.REFIT, seed=seed, embeds=_embeds(named)),
             Applying(workloads=workloads, reading=Reading(seed=seed)),
             output_dir,
             samples=samples,
@@ -967,19 +971,23 @@ def _model(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch
 
-        from cahp_opt.torch.loading import load_model, quiet
+        from cahp_opt.torch.loading import foreign_code, load_model, quiet
 
         quiet()
         if threads is not None:
             torch.set_num_threads(threads)
-        return load_model(name, device=device, precision=precision)
+        model = load_model(name, device=device, precision=precision)
+    _note(foreign_code(name, model))
+    return model
 
 
-def _embeds(model: nn.Module) -> bool:
-    """Whether a model's output is an embedding, the mean over its tokens."""
-    from cahp_opt.torch.fidelity import PooledEmbedding, fidelity_of
+def _embeds(named: Named) -> bool:
+    """Whether a model's output is an embedding, the mean over its tokens; refuses an output that cannot be
+    compared."""
+    from cahp_opt.torch.fidelity import PooledEmbedding
+    from cahp_opt.torch.loading import output_of
 
-    return isinstance(fidelity_of(model), PooledEmbedding)
+    return isinstance(output_of(named.name, named.model), PooledEmbedding)
 
 
 def _named(
@@ -993,7 +1001,7 @@ def _named(
 ) -> Named:
     model = _model(name, threads, device, precision, display)
 
-    from cahp_opt.torch.loading import ModelError, load_tokenizer
+    from cahp_opt.torch.loading import ModelError, foreign_tokens, load_tokenizer
     from cahp_opt.torch.pipeline import Named
 
     try:
@@ -1002,6 +1010,7 @@ def _named(
         if texts_needed:
             raise
         tokenizer = None
+    _note(foreign_tokens(name, tokenizer))
     return Named(name, model, tokenizer)
 
 

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.fidelity import (
@@ -17,6 +18,7 @@ from cahp_opt.torch.fidelity import (
     Fidelity,
     PooledEmbedding,
     Regression,
+    SpanLogits,
     TokenLogits,
     fidelity_of,
 )
@@ -40,6 +42,7 @@ def padded(size: int, length: int) -> dict[str, Tensor]:
         (Regression(), (3,)),
         (TokenLogits(causal=True), (4, 3)),
         (PooledEmbedding(), (5,)),
+        (SpanLogits(), (2, 4)),
     ],
     ids=repr,
 )
@@ -118,6 +121,40 @@ def test_token_distance_ignores_padding() -> None:
     full, short = fidelity.probe(dense, batch, rngs(2)), fidelity.probe(dense[:, :3], cut, rngs(2))
     torch.testing.assert_close(full[:, :3], short)
     assert full[:, 3].abs().max() == 0
+
+
+def test_spans_ignore_padding_and_add_up_both_ends() -> None:
+    torch.manual_seed(4)
+    start, end, other = torch.randn(3, 2, 4)
+    batch, fidelity = padded(2, 4), SpanLogits()
+
+    def output(start: Tensor, end: Tensor) -> Tensor:
+        answer = SimpleNamespace(start_logits=start, end_logits=end)
+        return fidelity.output(answer, batch)
+
+    changed = start.clone()
+    changed[:, 3] = 50.0  # padding, where no answer can be
+    assert not fidelity.distance(output(start, end), output(changed, end), batch).any()
+    both = fidelity.distance(output(start, end), output(other, other), batch)
+    by_hand = [
+        functional.kl_div(
+            other[:, :3].log_softmax(-1), part[:, :3].softmax(-1), reduction="none"
+        ).sum(-1)
+        for part in (start, end)
+    ]
+    torch.testing.assert_close(both, by_hand[0] + by_hand[1])
+    other.requires_grad_()
+    softened = fidelity.softened(output(start, end), output(other, other), batch, 2.0).sum()
+    (gradient,) = torch.autograd.grad(softened, other)
+    assert gradient.isfinite().all() and gradient.any() and not gradient[:, 3].any()
+    tally = fidelity.tally()
+    likeliest = torch.zeros(2, 4)
+    likeliest[:, 1] = 9.0
+    mine, theirs = output(start, likeliest), output(start, torch.zeros(2, 4))
+    tally.add(mine, mine, torch.zeros(2), batch)
+    assert tally.figures() == {"kl": 0.0, "agreement": 1.0}
+    tally.add(mine, theirs, torch.ones(2), batch)
+    assert tally.figures() == {"kl": 0.5, "agreement": 0.5}
 
 
 def test_pooled_embedding_ignores_padding() -> None:

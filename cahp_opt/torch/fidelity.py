@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cahp_opt.torch.batching import Batch, decoder_tokens, labels_of, real_tokens
-from cahp_opt.torch.tallies import ClassTally, EmbeddingTally, RegressionTally, Tally, TokenTally
+from cahp_opt.torch.tallies import (
+    ClassTally,
+    EmbeddingTally,
+    RegressionTally,
+    SpanTally,
+    Tally,
+    TokenTally,
+)
 
 Generators = Sequence[np.random.Generator]
 
@@ -216,6 +223,43 @@ class TokenLogits(Fidelity):
 
 
 @dataclass(frozen=True)
+class SpanLogits(Fidelity):
+    """Extractive question answering: the two KL divergences (nats) of where the answer starts and ends.
+
+    The output are the logits over the tokens that the model reads, ``[batch, 2, tokens]``; padding has none.
+    """
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        ends = [
+            wide(_field(model_output, f"{end}_logits", 2, "[batch, tokens]"))
+            for end in ("start", "end")
+        ]
+        logits = torch.stack(ends, dim=1)
+        real = decoder_tokens(batch).to(logits.device)
+        if real.shape != logits[:, 0].shape:
+            raise ValueError(
+                f"the model returned logits of shape {list(ends[0].shape)} for inputs of shape "
+                f"{list(real.shape)}; pass a `fidelity` that knows which outputs to compare."
+            )
+        return logits.masked_fill(~real[:, None], torch.finfo(logits.dtype).min)
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return kl_divergence(dense, other).sum(dim=1)
+
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
+        return temperature**2 * distance
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        del batch
+        return softmax_probe(output, torch.as_tensor(np.stack([rng.random(2) for rng in rngs])))
+
+    def tally(self) -> Tally:
+        return SpanTally()
+
+
+@dataclass(frozen=True)
 class PooledEmbedding(Fidelity):
     """Models without a head: one minus the cosine of what represents an example.
 
@@ -282,8 +326,8 @@ def fidelity_of(model: nn.Module) -> Fidelity:
         return PooledEmbedding()
     raise ValueError(
         f"`model` is a {names[0]}, whose output no fidelity is known for; pass "
-        "`fidelity=ClassLogits()`, `Regression()`, `TokenLogits(causal=...)`, `PooledEmbedding()` or "
-        "your own `Fidelity`."
+        "`fidelity=ClassLogits()`, `Regression()`, `TokenLogits(causal=...)`, `SpanLogits()`, "
+        "`PooledEmbedding()` or your own `Fidelity`."
     )
 
 
@@ -315,8 +359,20 @@ def _conditional(config: Any) -> Fidelity:
     return TokenLogits(causal=not getattr(config, "is_encoder_decoder", False))
 
 
+def _classes(config: Any) -> Fidelity:
+    del config
+    return ClassLogits()
+
+
+def _span(config: Any) -> Fidelity:
+    del config
+    return SpanLogits()
+
+
 _HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
     ("ForSequenceClassification", _sequence_head),
+    ("ForNextSentencePrediction", _classes),
+    ("ForQuestionAnswering", _span),
     ("ForImageClassification", _sequence_head),
     ("ForImageClassificationWithTeacher", _sequence_head),
     ("ForVideoClassification", _sequence_head),

@@ -1,33 +1,45 @@
-"""Loading models and tokenizers by name, for the command line."""
+"""Loading models and tokenizers by name, for the command line.
+
+The class that ``config.architectures`` names is what is loaded, and all that its checkpoint holds. What
+nothing takes, or what would be random, ends in an error.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
 from cahp_opt.choices import Precision
 from cahp_opt.torch.checkpoint import from_pretrained, is_sliced
-
-_CLASSES = (
-    ("ForSequenceClassification", transformers.AutoModelForSequenceClassification),
-    ("ForTokenClassification", transformers.AutoModelForTokenClassification),
-    ("ForCausalLM", transformers.AutoModelForCausalLM),
-    ("LMHeadModel", transformers.AutoModelForCausalLM),
-    ("ForMaskedLM", transformers.AutoModelForMaskedLM),
+from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.load_errors import (
+    ADAPTER_FILE,
+    ModelError,
+    adapter_reason,
+    explained,
+    sentence_of,
 )
 
+__all__ = [
+    "ModelError",
+    "device_named",
+    "foreign_code",
+    "foreign_tokens",
+    "load_model",
+    "load_tokenizer",
+    "output_of",
+    "quiet",
+]
 
-class ModelError(ValueError):
-    """A model or its tokenizer cannot be loaded; the sentence says why."""
+_MODULES_FILE = "modules.json"  # of sentence-transformers, which loads the class without a head
+_OTHER_TOWERS = ("vision_config", "audio_config")
+_SEVERAL_TEXTS = ("ForMultipleChoice", "DoubleHeadsModel")  # inputs [batch, choices, tokens]
 
 
 def quiet() -> None:
@@ -43,7 +55,9 @@ def quiet() -> None:
 def load_model(
     name: str, *, device: str | None = None, precision: Precision | None = None
 ) -> nn.Module:
-    """A model with the head that its checkpoint has, in evaluation mode.
+    """A model of texts with the head that its checkpoint has, in evaluation mode.
+
+    Code that comes with a model is never run.
 
     Args:
         name: a folder, also one of a sliced model, or a hub id.
@@ -51,39 +65,23 @@ def load_model(
         precision: of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
 
     Raises:
-        ModelError: if it cannot be loaded whole.
+        ModelError: if it cannot be loaded whole, or reads no texts.
     """
     where = device_named(device)
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
     if precision is not None:
         dtype = getattr(torch, precision.value)
     folder = Path(name)
-    local = folder.is_dir()
     if is_sliced(folder):
-        model = from_pretrained(folder, dtype=dtype)
+        with explained(name, "the sliced model"):
+            model = from_pretrained(folder, dtype=dtype)
     else:
-        with _explained(name, "the configuration"):
-            configs: Any = transformers.AutoConfig
-            config = configs.from_pretrained(name, local_files_only=local)
-        with _explained(name, "the weights"):
-            model, found = _class(config).from_pretrained(
-                name,
-                config=config,
-                dtype=dtype,
-                local_files_only=local,
-                output_loading_info=True,
-            )
-        # Encoders are often saved without the pooler that their class has; nothing here uses it.
-        missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
-        if missing:
-            raise ModelError(
-                f"{name} lacks the weights {', '.join(missing[:3])}{', ...' if missing[3:] else ''}, so "
-                "parts of the model would be random; name a complete checkpoint."
-            )
+        model = _load_whole(name, dtype)
+    _refuse_other_inputs(model, name)
     try:
         return cast("nn.Module", model).to(where).eval()
-    except (AssertionError, RuntimeError) as error:  # the first from a build without the device
-        raise ModelError(f"{name} cannot be put on {where}: {_first_line(error)}") from None
+    except (AssertionError, RuntimeError) as error:  # too little memory, above all
+        raise ModelError(f"{name} cannot be put on {where}: {sentence_of(error)}") from None
 
 
 def load_tokenizer(name: str) -> Any:
@@ -92,72 +90,246 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         ModelError: if there is none that can be loaded.
     """
-    with _explained(name, "the tokenizer"):
+    with explained(name, "the tokenizer"):
         tokenizers: Any = transformers.AutoTokenizer
-        return tokenizers.from_pretrained(name, local_files_only=Path(name).is_dir())
+        tokenizer = tokenizers.from_pretrained(
+            name, local_files_only=Path(name).is_dir(), trust_remote_code=False
+        )
+        # Without files, some classes are made with their special tokens alone, and know no word.
+        if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise ValueError("it has no vocabulary; name a folder with the tokenizer's files")
+        return tokenizer
 
 
-def _class(config: Any) -> Any:
-    for architecture in config.architectures or ():
-        for ending, auto in _CLASSES:
-            if architecture.endswith(ending):
-                return auto
-    return transformers.AutoModel
+def output_of(name: str, model: nn.Module) -> Fidelity:
+    """What a model's output is and how it is compared.
+
+    Raises:
+        ModelError: for a head that no comparison is known for.
+    """
+    try:
+        return fidelity_of(model)
+    except ValueError:
+        problem: object = getattr(getattr(model, "config", None), "problem_type", None)
+        by = f" ({problem})" if problem else ""
+        raise ModelError(
+            f"{name} is a {type(model).__name__}{by}, whose outputs the command line cannot compare before and "
+            "after; prune it in Python, with `cahp_opt.torch` and a `fidelity` of your own, or save it as a "
+            "class with one head that it knows."
+        ) from None
+
+
+def foreign_code(name: str, model: nn.Module) -> list[str]:
+    """A note if code came with a model; it did not run."""
+    told: object = getattr(getattr(model, "config", None), "auto_map", None)
+    return [_stands_in(f"the model {name}", model)] if told else []
+
+
+def foreign_tokens(name: str, tokenizer: Any) -> list[str]:
+    """A note if code came with a tokenizer; it did not run."""
+    told: object = getattr(tokenizer, "init_kwargs", {}).get("auto_map")
+    return [_stands_in(f"the tokenizer of {name}", tokenizer)] if told else []
+
+
+def _stands_in(what: str, native: object) -> str:
+    return (
+        f"{what} comes with code of its own, which was not run; transformers' {type(native).__name__} "
+        "stands in for it."
+    )
 
 
 def device_named(name: str | None) -> torch.device:
     """The device of this name; CUDA where there is one, else the CPU, if it is None.
 
     Raises:
-        ModelError: if it is no device.
+        ModelError: if it is no device, or none that this machine and its PyTorch can compute with.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise ModelError(
             f"`--device` must be a device such as cpu or cuda, got {name!r}."
         ) from None
+    try:  # every absent device refuses in its own way, and `meta` has no numbers to give back
+        torch.ones(1, device=device).sum().item()
+    except (AssertionError, ImportError, RuntimeError) as error:
+        here = "cuda or cpu" if torch.cuda.is_available() else "cpu"
+        raise ModelError(
+            f"`--device` {name} cannot be computed with here ({sentence_of(error)[:80]}); name {here}, or "
+            "leave the option out."
+        ) from None
+    return device
 
 
-@contextmanager
-def _explained(name: str, part: str) -> Generator[None, None, None]:
-    """Turn what transformers says, at length and in many ways, into one sentence."""
-    try:
-        yield
-    except ImportError as error:
-        raise ModelError(f"{part} of {name} cannot be loaded: {_first_line(error)}") from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        folder = Path(name)
-        if not folder.is_dir():
-            if folder.exists():
-                why = "it is a file, and a folder or a hub id is expected"
-            else:
-                why = (
-                    "there is no such folder, and no such model on the hub within reach; check the "
-                    "name and the connection"
-                )
-        elif not (folder / "config.json").is_file():
-            why = "it has no config.json; name the folder of a transformers model"
-        elif isinstance(error, ValueError) and "model type" in str(error):
-            why = (
-                f"its model type {_model_type(folder)!r} is unknown to the installed transformers "
-                f"{transformers.__version__}; name a model of a type that it knows"
+def _load_whole(name: str, dtype: torch.dtype | str) -> nn.Module:
+    local = Path(name).is_dir()
+    if (Path(name) / ADAPTER_FILE).is_file():
+        raise ModelError(f"{name} cannot be loaded: {adapter_reason(Path(name) / ADAPTER_FILE)}.")
+    with explained(name, "the configuration"):
+        configs: Any = transformers.AutoConfig
+        config = configs.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    _refuse_quantised(name, config)
+
+    def load(cls: Any) -> tuple[nn.Module, dict[str, list[str]]]:
+        with explained(name, "the weights"):
+            model, found = cls.from_pretrained(
+                name,
+                config=config,
+                dtype=dtype,
+                local_files_only=local,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below: the stock error says it in a log only
             )
-        else:
-            why = _first_line(error)
-        raise ModelError(f"{part} of {name} cannot be loaded: {why.rstrip('.')}.") from None
+        keys = {
+            kind: sorted(key if isinstance(key, str) else key[0] for key in found[f"{kind}_keys"])
+            for kind in ("missing", "unexpected", "mismatched")
+        }
+        return model, keys
+
+    model, keys = load(_class(name, config))
+    if keys["missing"] or keys["unexpected"]:
+        bare, bare_keys = load(transformers.AutoModel)
+        if type(bare) is not type(model) and _fits(bare, bare_keys):
+            # Embedders often keep the name of the class that they were trained from, without its head.
+            if not _embeds_sentences(name):
+                raise ModelError(
+                    f"{name} is a {type(model).__name__} by the `architectures` of its config.json, and holds "
+                    f"the weights of a {type(bare).__name__} without that head, which would be random; name "
+                    f'the checkpoint with the head, or write "architectures": ["{type(bare).__name__}"] to '
+                    "prune it without one."
+                )
+            model, keys = bare, bare_keys
+    _refuse_adapted(name, model)
+    _check_keys(name, model, keys, named=bool(config.architectures))
+    return model
 
 
-def _model_type(folder: Path) -> object:
+def _class(name: str, config: Any) -> Any:
+    """The class that the configuration names; the one without a head if it names none."""
+    told: Any = config.architectures
+    if not told:
+        return transformers.AutoModel
+    named = told if isinstance(told, str) else str(told[0])
+    cls: Any = getattr(transformers, named, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        own = (
+            " and the code that comes with the model is never run"
+            if getattr(config, "auto_map", None)
+            else ""
+        )
+        raise ModelError(
+            f"{name} is a {named} by the `architectures` of its config.json, a class that the installed "
+            f"transformers {transformers.__version__} does not have{own}; name a model of a class that it "
+            "has, or load it in Python and use the functions of `cahp_opt.torch`."
+        )
+    made_for: Any = cls.config_class
+    if made_for is not None and not isinstance(config, made_for):
+        raise ModelError(
+            f"{name} is a {named} by the `architectures` of its config.json, and a {config.model_type!r} by "
+            f"its `model_type`, which do not go together; correct its config.json."
+        )
+    return cls
+
+
+def _check_keys(name: str, model: nn.Module, keys: dict[str, list[str]], *, named: bool) -> None:
+    cls = type(model).__name__
+    if keys["mismatched"]:
+        raise ModelError(
+            f"{name} holds weights of other shapes than its config.json says, {_some(keys['mismatched'])}; "
+            "restore the configuration that belongs to them."
+        )
+    if keys["unexpected"] and named:
+        raise ModelError(
+            f"{name} holds weights that a {cls}, as its config.json describes it, does not take, "
+            f"{_some(keys['unexpected'])}, and they would be lost; correct `architectures` or the sizes in "
+            f"its config.json, or drop them knowingly: load it in Python as {cls}, save that with "
+            "`save_pretrained` and name the new folder."
+        )
+    if keys["unexpected"]:
+        raise ModelError(
+            f"{name} has a config.json without `architectures`, and a {cls} does not take its weights "
+            f"{_some(keys['unexpected'])}, which would be lost; add the class that was saved, such as "
+            '"architectures": ["BertForSequenceClassification"].'
+        )
+    missing = _missing(model, keys["missing"])
+    if missing:
+        raise ModelError(
+            f"{name} lacks the weights {_some(missing)} of a {cls}, so parts of the model would be random; "
+            "name a complete checkpoint."
+        )
+
+
+def _fits(model: nn.Module, keys: dict[str, list[str]]) -> bool:
+    return not (keys["unexpected"] or keys["mismatched"] or _missing(model, keys["missing"]))
+
+
+def _missing(model: nn.Module, keys: Iterable[str]) -> list[str]:
+    """The weights without which the model would answer at random.
+
+    Encoders are often saved without the pooler that their class has. Nothing here uses it, unless a head
+    does.
+    """
+    headless = getattr(model, "base_model", None) is model
+    return [key for key in keys if not (headless and key.startswith("pooler."))]
+
+
+def _some(keys: list[str]) -> str:
+    return f"{', '.join(keys[:3])}{', ...' if keys[3:] else ''}"
+
+
+def _embeds_sentences(name: str) -> bool:
+    """Whether sentence-transformers saved it."""
+    helpers: Any = transformers.utils  # which does not list what it exports
     try:
-        found: object = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return cast("dict[str, object]", found).get("model_type") if isinstance(found, dict) else None
+        found: object = helpers.cached_file(
+            name,
+            _MODULES_FILE,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+    except OSError:
+        return False
+    return found is not None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _refuse_quantised(name: str, config: Any) -> None:
+    told: Any = getattr(config, "quantization_config", None)
+    if told is None:
+        return
+    as_dict: Any = getattr(told, "to_dict", lambda: told)
+    method: object = as_dict().get("quant_method")
+    by = f" ({getattr(method, 'value', method)})" if method else ""
+    raise ModelError(
+        f"{name} is quantised{by}, and heads can only be cut out of weights as they were trained; prune the "
+        "model that was quantised, and quantise the pruned one."
+    )
+
+
+def _refuse_adapted(name: str, model: nn.Module) -> None:
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{name} holds an adapter, which the command line would not save; merge it first and name the "
+            "merged model."
+        )
+
+
+def _refuse_other_inputs(model: nn.Module, name: str) -> None:
+    """Refuse what reads something else than one text per example."""
+    cls = type(model).__name__
+    config, main = getattr(model, "config", None), getattr(model, "main_input_name", "input_ids")
+    if main != "input_ids":
+        reads = f"`{main}`"
+    elif any(getattr(config, part, None) is not None for part in _OTHER_TOWERS):
+        reads = "more than texts"
+    elif cls.endswith(_SEVERAL_TEXTS):
+        reads = "several texts per example"
+    else:
+        return
+    raise ModelError(
+        f"{name} is a {cls}, which reads {reads}, and the command line takes texts only; prune it in "
+        "Python, with `cahp_opt.torch` and batches of your own."
+    )

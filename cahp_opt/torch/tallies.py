@@ -126,6 +126,22 @@ class TokenTally(Tally):
         return found
 
 
+class SpanTally(Tally):
+    """``kl`` (nats) of both ends of an answer together, and ``agreement``: the share of examples where the
+    likeliest start and the likeliest end are both those of the dense model."""
+
+    def __init__(self) -> None:
+        self._kl, self._agreement = Mean(), Mean()
+
+    def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
+        del batch
+        self._kl.add(distance)
+        self._agreement.add((dense.argmax(dim=-1) == other.argmax(dim=-1)).all(dim=-1))
+
+    def figures(self) -> dict[str, float]:
+        return {"kl": self._kl.value, "agreement": self._agreement.value}
+
+
 class EmbeddingTally(Tally):
     """``cosine_distance``, and ``neighbour_agreement_at_10``: the mean share of a text's ten nearest
     other texts (by cosine) that both models agree on; fewer than ten if there are fewer texts."""

@@ -1,0 +1,246 @@
+"""Why a model cannot be loaded by its name, as one sentence: what the hub says, and what is damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import huggingface_hub
+import transformers
+from huggingface_hub import errors
+
+ADAPTER_FILE = "adapter_config.json"
+_LONG = 200  # characters; a line that is longer is cut to its first sentence
+_OWN_CODE = (
+    "it comes with code of its own, which the command line never runs; load it in Python with "
+    "`trust_remote_code=True`, if you trust it, and use the functions of `cahp_opt.torch`"
+)
+_NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+
+
+class ModelError(ValueError):
+    """A model or its tokenizer cannot be loaded; the sentence says why."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """The beginning of what an error says, with its class where that tells more than the text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    while len(lines) > 1 and lines[0].endswith(":"):
+        lines[:2] = [f"{lines[0]} {lines[1]}"]
+    told = lines[0] if lines else ""
+    if len(told) > _LONG:
+        told = told.partition(". ")[0]
+    if told and isinstance(error, (ValueError, OSError, RuntimeError, AssertionError)):
+        return told
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
+@contextmanager
+def explained(name: str, part: str) -> Generator[None, None, None]:
+    """Turn what transformers says, at length and in many ways, into one sentence.
+
+    Damaged files end in errors of nearly every class, and nothing in here is code of this library.
+
+    Args:
+        name: a folder or a hub id.
+        part: what of it is being loaded.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith("cahp_opt."):
+            raise  # a sentence already
+        why = _why(name, error)
+        raise ModelError(f"{part} of {name} cannot be loaded: {why.rstrip('.')}.") from error
+
+
+def _why(name: str, error: Exception) -> str:
+    folder = Path(name)
+    if isinstance(error, ImportError):
+        return sentence_of(error)
+    if "custom code" in str(error) or "trust_remote_code" in str(error):
+        return _OWN_CODE
+    if folder.is_dir():
+        return _why_folder(folder, error)
+    if folder.exists():
+        return "it is a file, and a folder or a hub id is expected"
+    return _why_hub(name, error)
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+def _why_folder(folder: Path, error: Exception) -> str:
+    if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_FILE).is_file():
+            return adapter_reason(folder / ADAPTER_FILE)
+        return "it has no config.json; name the folder of a transformers model"
+    damage = next(_damages(folder), None)
+    if damage is not None:
+        return damage
+    if isinstance(error, ValueError) and "model type" in str(error):
+        return _unknown_type(_read(folder / "config.json").get("model_type"))
+    if "backend tokenizer" in str(error):
+        settings = folder / "tokenizer_config.json"
+        if settings.is_file() and _read(settings).get("auto_map"):
+            return _OWN_CODE
+        return "it has no tokenizer's files (such as tokenizer.json); save the tokenizer beside the model"
+    if "no file named" in str(error):
+        return "its weights lack the file that names the parts (model.safetensors.index.json)"
+    return sentence_of(error)
+
+
+def _unknown_type(model_type: object) -> str:
+    """The reason for a model type that transformers does not have."""
+    return (
+        f"its model type {model_type!r} is unknown to the installed transformers "
+        f"{transformers.__version__}; name a model of a type that it knows"
+    )
+
+
+def adapter_reason(path: Path) -> str:
+    """The reason for a folder of an adapter, from its configuration."""
+    try:
+        base = _read(path).get("base_model_name_or_path")
+    except ValueError:
+        base = None
+    of = f" of {base}" if base else ""
+    return (
+        f"it is an adapter{of}, not a whole model; merge it first (peft's `merge_and_unload()`, then "
+        "`save_pretrained`) and name the merged model"
+    )
+
+
+def _damages(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of a folder, as far as that can be told without loading them."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            _read(path)
+        except ValueError:
+            yield f"{path.name} is damaged (no whole JSON object); restore this file"
+    for index in sorted(folder.glob("*.index.json")):
+        shards: object = _read(index).get("weight_map")
+        named = cast("dict[str, str]", shards).values() if isinstance(shards, dict) else ()
+        missing = sorted(shard for shard in set(named) if not (folder / shard).is_file())
+        if missing:
+            yield (f"the shard {missing[0]} that {index.name} names is missing; restore this file")
+    for path in sorted(folder.glob("*.safetensors")):
+        if not _is_whole(path):
+            yield f"{path.name} is damaged (cut off, or no safetensors file); restore this file"
+    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        yield "it has no weights (model.safetensors); name the folder of a whole model"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file's header can be read and all its bytes are there."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of a file.
+
+    Raises:
+        ValueError: if there is none in it.
+    """
+    try:
+        found: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return cast("dict[str, Any]", found)
+
+
+# -- the hub ---------------------------------------------------------------------------------------
+
+
+def _why_hub(name: str, error: Exception) -> str:
+    """From the errors below what transformers raised, the most telling one."""
+    chain = list(_chain(error))
+
+    def found(*kinds: type[BaseException]) -> BaseException | None:
+        return next((e for e in chain if isinstance(e, kinds)), None)
+
+    nowhere = "there is no such folder, and "
+    if found(errors.GatedRepoError):
+        return (
+            "it is gated on the hub; ask for access on its page, then log in with `hf auth login`"
+        )
+    if found(errors.RepositoryNotFoundError):
+        return (
+            f"{nowhere}the hub shows no such model; check the name, and for a private one log in with "
+            "`hf auth login`"
+        )
+    refused = found(errors.HfHubHTTPError)
+    if refused is not None and not isinstance(refused, errors.EntryNotFoundError):
+        return _why_status(refused)
+    if found(errors.HFValidationError):
+        return f"{nowhere}a hub id has the form `owner/name`; check the name"
+    unreachable = found(ConnectionError, TimeoutError) or next(
+        (e for e in chain if type(e).__module__.split(".")[0] in _NETWORK), None
+    )
+    offline = found(errors.OfflineModeIsEnabled) is not None or is_offline()
+    if offline and found(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        return (
+            f"{nowhere}it has not been downloaded, and HF_HUB_OFFLINE forbids to do so; check the name, or "
+            "unset HF_HUB_OFFLINE"
+        )
+    if unreachable or found(errors.LocalEntryNotFoundError):
+        return (
+            f"{nowhere}it has not been downloaded, and the hub cannot be reached; check the name and the "
+            "connection"
+        )
+    text = str(error)
+    if "config.json" in text:  # the repository is there, and this file is not in it
+        adapter = _hub_adapter(name)
+        return adapter or "it has no config.json; name a transformers model"
+    if isinstance(error, ValueError) and "model type" in text:
+        return text.partition(". ")[0].strip() or sentence_of(error)
+    return sentence_of(error)
+
+
+def _why_status(error: BaseException) -> str:
+    status: object = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 429:
+        return "the hub limits the rate of requests (429); wait a while, or log in with `hf auth login`"
+    if status in (401, 403):
+        return (
+            f"the hub refuses access ({status}); log in with `hf auth login` and an account that may "
+            "read it"
+        )
+    if isinstance(status, int) and status >= 500:
+        return f"the hub fails ({status}); try again later"
+    return f"the hub refuses ({status}): {sentence_of(error)}"
+
+
+def is_offline() -> bool:
+    """Whether huggingface_hub was told not to use the network."""
+    return bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+
+
+def _hub_adapter(name: str) -> str | None:
+    """The reason if a repository holds an adapter; None if not, or if that cannot be told."""
+    helpers: Any = transformers.utils  # which does not list what it exports
+    try:
+        path: str | None = helpers.find_adapter_config_file(name)
+    except OSError:
+        return None
+    return adapter_reason(Path(path)) if path else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen = list[BaseException]()
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        yield current
+        current = current.__cause__ or current.__context__
