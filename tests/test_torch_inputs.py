@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
+import transformers
+from test_cli import make_tokenizer, sentences
 from test_torch_calibration import assert_same
 from torch import Tensor
 
+from cahp_opt.cli import main
 from cahp_opt.latency import Phase
+from cahp_opt.texts import Example
 from cahp_opt.torch import calibrate, refit, slice_heads
 from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.batching import examples
+from cahp_opt.torch.encoding import encode, timing_batch
 from cahp_opt.torch.evaluation import evaluate
+from cahp_opt.torch.fidelity import ClassLogits
+from cahp_opt.torch.preparing import PaddingCheck
 from cahp_opt.torch.timing import time_models
-from cahp_opt.torch.unfit_inputs import MissingMaskWarning
+from cahp_opt.torch.unfit_inputs import MissingMaskWarning, longest
 
 Batch = dict[str, Tensor]
 TEXTS = [[5, 9, 12, 7], [6, 8], [11, 4, 13, 2, 9, 3], [10]]
@@ -184,3 +194,207 @@ def test_a_mask_that_was_forgotten_is_missed() -> None:
     ):
         calibrate(model, [{"input_ids": ids}])
     calibrate(model, [{"input_ids": ids[2:3]}])
+
+
+# --- classifiers that find the last token by the id that fills --------------------------------------
+
+
+def classifier(name: str, **fields: Any) -> Any:
+    """A decoder with a head that reads its last token."""
+    cls = f"{name}ForSequenceClassification"
+    config = {"num_labels": 3, "pad_token_id": 0, **fields}
+    family = next(f for f in tiny.BUILDS if f.stem == name)
+    return dataclasses.replace(family, headed=cls).build(**config).double()
+
+
+LAST = ("GPT2", "Llama", "Qwen2", "OPT", "Bloom", "Falcon")
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_classifier_that_would_read_the_filler_is_refused(name: str) -> None:
+    model = classifier(name)
+    model = model.float() if name == "Bloom" else model
+    calibrate(model, [padded(TEXTS, pad=0), padded(TEXTS, pad=0, left=name != "GPT2")])
+    with pytest.raises(ValueError, match=r"batches\[1\].*fill with 0, the `pad_token_id`"):
+        calibrate(model, [padded(TEXTS, pad=0), padded(TEXTS, pad=1)])
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-gqa", "modernbert"])
+def test_what_fills_is_free_where_nothing_looks_for_it(name: str) -> None:
+    model = named(name, pad_token_id=0)
+    found = calibrate(model, [padded(TEXTS, pad=3)])
+    assert_same(found, calibrate(model, alone(TEXTS)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["Bart", "T5"])
+def test_a_head_that_looks_for_the_end_of_a_text_must_find_it_behind_no_padding(stem: str) -> None:
+    end = tiny.VOCABULARY - 1
+    family = next(f for f in tiny.BUILDS if f.stem == stem)
+    cls = dataclasses.replace(family, headed=f"{stem}ForSequenceClassification")
+    model = cls.build(pad_token_id=0, eos_token_id=end).double()
+    texts = [[*text, end] for text in TEXTS]
+    calibrate(model, [padded(texts)])
+    with pytest.raises(ValueError, match=r"runs alone, and .*number of <eos> tokens.*fill with 0"):
+        calibrate(model, [padded(texts, pad=end)])
+
+
+def test_vectors_with_padding_are_refused_where_the_ids_are_looked_at() -> None:
+    model = classifier("Llama")
+    batch = padded(TEXTS)
+    vectors = model.get_input_embeddings()(batch.pop("input_ids")).detach()
+    with pytest.raises(ValueError, match="pass `input_ids`, or rows of one length"):
+        calibrate(model, [{**batch, "inputs_embeds": vectors}])
+    calibrate(named("llama-gqa"), [{**batch, "inputs_embeds": vectors}])
+
+
+def test_a_model_that_reads_the_last_place_is_padded_on_the_left() -> None:
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 40, "pad_token_id": 5}
+    config = transformers.XLNetConfig(vocab_size=48, **sizes)
+    check = PaddingCheck(transformers.XLNetForSequenceClassification(config))
+    check.check(padded(TEXTS, left=True, pad=5), "batch")
+    with pytest.raises(ValueError, match="reads the last place: pad on the left"):
+        check.check(padded(TEXTS, pad=5), "batch")
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_a_classifier_without_an_id_that_fills_asks_for_it(name: str) -> None:
+    model = classifier(name, pad_token_id=None).float()
+    calibrate(model, alone(TEXTS))
+    with pytest.raises(ValueError, match="set `model.config.pad_token_id` to the id"):
+        calibrate(model, [{"input_ids": torch.tensor([[5, 6], [7, 8]])}])
+    with pytest.raises(ValueError, match="set `model.config.pad_token_id` to the id"):
+        calibrate(model, [padded(TEXTS)])
+    with pytest.raises(ValueError, match="set `model.config.pad_token_id` to the id"):
+        timing_batch(model, batch_size=2, sequence_length=4)
+    assert timing_batch(model, batch_size=1, sequence_length=4)
+    if name != "Falcon":  # without an id for it, one row of a batch cannot be padded at all
+        with pytest.raises(ValueError, match="the last token of a text by the id that fills"):
+            calibrate(model, [examples(padded(TEXTS), 1, 2)])
+
+
+def test_commands_ask_for_the_id_that_fills(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, texts = tmp_path / "model", tmp_path / "texts"
+    classifier("GPT2", pad_token_id=None).float().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    texts.write_text("\n".join(sentences(12)), encoding="utf-8")
+    model, given = [str(folder)], ["--text", str(texts)]
+    for command in (
+        ["calibrate", *model, *given, "--output", str(tmp_path / "stats")],
+        ["prune", *model, *given, "--latency", "0.8", "--output-dir", str(tmp_path / "small")],
+        ["latency", *model, "--output", str(tmp_path / "profile")],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert "cahp: " in told and "set `model.config.pad_token_id`" in told
+        assert "Traceback" not in told
+
+
+class Words:
+    """A tokenizer whose words are numbers."""
+
+    model_max_length, truncation_side, is_fast, eos_token_id = 30, "right", False, None
+
+    def __init__(self, pad: int | None) -> None:
+        self.pad_token_id = pad
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+    def __call__(self, texts: list[str], pairs: None, **options: Any) -> dict[str, Any]:
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+
+SENTENCES = [Example(" ".join(map(str, text))) for text in TEXTS]
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_texts_are_filled_with_the_id_of_the_model(name: str) -> None:
+    model = classifier(name, pad_token_id=1)
+    (batch,) = encode(SENTENCES, Words(pad=0), model, batch_size=4, max_length=20)
+    assert set(batch["input_ids"][batch["attention_mask"] == 0].tolist()) == {1}
+    assert_same(calibrate(model, [batch]), calibrate(model, alone(TEXTS)), rtol=1e-6)
+    with pytest.raises(ValueError, match="set `model.config.pad_token_id`"):
+        nameless = classifier(name, pad_token_id=None)
+        encode(SENTENCES, Words(pad=0), nameless, batch_size=4, max_length=20)
+
+
+def test_an_id_that_no_table_holds_does_not_fill() -> None:
+    """Llama's first configurations name -1."""
+    model = named("llama-gqa", pad_token_id=None)
+    model.config.pad_token_id = -1
+    (batch,) = encode(SENTENCES, Words(pad=0), model, batch_size=4, max_length=20)
+    assert int(batch["input_ids"].min()) == 0
+
+
+@pytest.mark.parametrize("stem", ["Bart", "T5", "MT5"])
+def test_texts_to_time_with_suit_classifiers(stem: str) -> None:
+    family = next(f for f in tiny.BUILDS if f.stem == stem.removeprefix("M"))
+    cls = dataclasses.replace(family, stem=stem, headed=f"{stem}ForSequenceClassification")
+    batch = timing_batch(cls.build(eos_token_id=5, pad_token_id=0), batch_size=4, sequence_length=9)
+    assert (batch["input_ids"] == 5).sum(dim=1).tolist() == [1] * 4
+    assert not (batch["input_ids"] == 0).any()
+
+
+# --- numbers behind a table, and shapes that are not understood --------------------------------------
+
+
+@pytest.mark.parametrize("number", [tiny.VOCABULARY, -100])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "roberta"])
+def test_an_id_behind_the_vocabulary_is_named(name: str, number: int) -> None:
+    family = next(f for f in tiny.BUILDS if f.name == name)
+    model, batch = family.build(), family.batch()
+    batch["input_ids"][1, 2] = number
+    sentence = f"`batches\\[0\\]` has the id {number} in `input_ids` of its examples \\[1\\].* {tiny.VOCABULARY}"
+    with pytest.raises(ValueError, match=sentence):
+        calibrate(model, [batch])
+    with pytest.raises(ValueError, match=sentence.replace("batches\\[0\\]", "batch")):
+        slice_heads(model, np.arange(find_attention(model).space.n) % 2 == 0, batch=batch)
+
+
+def test_other_tables_are_looked_at_too() -> None:
+    batch = tiny.batch()
+    kinds = {**batch, "token_type_ids": torch.ones_like(batch["input_ids"]) * 2}
+    with pytest.raises(ValueError, match="the id 2 in `token_type_ids`.*leave it out"):
+        calibrate(named("bert"), [kinds])
+    both = {**batch, **{f"decoder_{k}": v.clone() for k, v in batch.items()}}
+    both["decoder_input_ids"][0, 0] = -1
+    with pytest.raises(ValueError, match="the id -1 in `decoder_input_ids`"):
+        calibrate(named("bart"), [both])
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "roberta", "bart"])
+def test_more_tokens_than_positions_are_named(name: str) -> None:
+    model = named(name)
+    most = longest(model)
+    assert most is not None
+    batch = tiny.batch(length=most + 1, padded=False)
+    if name == "bart":
+        batch |= {f"decoder_{k}": v for k, v in tiny.batch().items()}
+    with pytest.raises(ValueError, match=f"{most + 1} tokens in a row.*{most} positions"):
+        calibrate(model, [batch])
+
+
+def test_rotary_positions_have_no_end() -> None:
+    model = named("llama-gqa")
+    most = longest(model)
+    assert most is not None
+    calibrate(model, [tiny.batch(length=most + 1, padded=False)])
+
+
+def test_several_choices_per_example_are_refused_by_a_sentence() -> None:
+    family = dataclasses.replace(tiny.BERT, headed="BertForMultipleChoice")
+    model = family.build()
+    batch = {k: v.expand(2, 3, 7) for k, v in tiny.batch().items()}
+    kept = np.arange(12) % 2 == 0
+    small = slice_heads(model, kept)
+    for mask in (True, False):
+        given = batch if mask else {"input_ids": batch["input_ids"]}
+        with pytest.raises(ValueError, match="several choices per example"):
+            calibrate(model, [given], fidelity=ClassLogits())
+        with pytest.raises(ValueError, match="several choices per example"):
+            refit(small, model, [given])
+        with pytest.raises(ValueError, match="several choices per example"):
+            slice_heads(model, kept, batch=given)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.texts import Example, Split, TextError
-from cahp_opt.torch.batching import batch_size, device_of
+from cahp_opt.torch.batching import batch_size, device_of, examples, inputs_of, prepare
+from cahp_opt.torch.preparing import PaddingCheck
+from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.tokenizing import token_rows
-from cahp_opt.torch.unfit_inputs import longest
+from cahp_opt.torch.unfit_inputs import longest, padding_id, refuse_unfit_inputs, vocabulary_size
 
 _WINDOW = (
     16  # batches that are sorted by length together: little padding, and still a shuffled order
@@ -31,6 +33,9 @@ def encode(
 ) -> list[dict[str, Tensor]]:
     """Batches for ``model(**batch)``, padded on the right to their own longest example.
 
+    They are filled with the id that the model's configuration names, because classifiers that are decoders
+    find the last token of a text by it, and with the tokenizer's if it names none.
+
     Examples of a window are sorted by length, to pad little, and its batches shuffled, so that the
     first batches are no special ones. Classifiers get ``labels`` where the examples have them. Texts of
     which the tokenizer leaves no token are left out.
@@ -45,7 +50,7 @@ def encode(
 
     Raises:
         TextError: if no token is left of any text, or a label is not one of the model's.
-        ValueError: for a size below 1.
+        ValueError: for a size below 1, a tokenizer of another model, or a model that reads the filler.
     """
     if batch_size < 1 or max_length < 1:
         raise ValueError(
@@ -65,7 +70,7 @@ def encode(
     ]
     if not rows:
         raise TextError("the tokenizer leaves no token of any text; check that it is the model's.")
-    pad = next((x for x in (tokenizer.pad_token_id, tokenizer.eos_token_id) if x is not None), 0)
+    pad = _filler(tokenizer, model)
     shuffler = random.Random(seed)
     batches: list[dict[str, Tensor]] = []
     for start in range(0, len(rows), _WINDOW * batch_size):
@@ -75,6 +80,10 @@ def encode(
         own = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
         shuffler.shuffle(own)
         batches.extend(_batch(part, pad) for part in own)
+    check = PaddingCheck(model)
+    for batch in batches:
+        refuse_unfit_inputs(batch, model, "texts")
+        check.check(batch, "texts")
     return batches
 
 
@@ -106,7 +115,8 @@ def timing_batch(
         new_tokens: positions that must be left behind them, for tokens that are decoded.
 
     Raises:
-        ValueError: if the model has fewer positions, does not tell its vocabulary, or reads no text.
+        ValueError: if the model has fewer positions, does not tell its vocabulary, reads no text, or
+            cannot be run on the ids.
     """
     positions = longest(model)
     limit = None if positions is None else positions - new_tokens
@@ -131,12 +141,48 @@ def timing_batch(
             f"`model` is a {type(model).__name__} that reads {main} or does not tell its vocabulary; "
             "only models of text can be timed from the command line."
         )
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (batch_size, sequence_length), generator=generator)
+    ids = _random_ids(config, vocabulary, (batch_size, sequence_length))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(config, "is_encoder_decoder", False):
         batch["decoder_input_ids"] = ids
-    return {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+    batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        _try(model, batch)
+    return batch
+
+
+def _random_ids(config: Any, vocabulary: int, shape: tuple[int, int]) -> Tensor:
+    """Ids of ordinary tokens; where there is an encoder, the last one ends the text, as heads may want."""
+    names = ("bos", "eos", "pad", "cls", "sep", "mask", "decoder_start")
+    special = [getattr(config, f"{name}_token_id", None) for name in names]
+    ordinary = torch.tensor([i for i in range(vocabulary) if i not in special] or [0])
+    generator = torch.Generator().manual_seed(0)
+    ids = ordinary[torch.randint(0, len(ordinary), shape, generator=generator)]
+    end: object = getattr(config, "eos_token_id", None)
+    if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) and end < vocabulary:
+        ids[:, -1] = end
+    return ids
+
+
+def _try(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Run two of the texts, so that what the model cannot take is not found out in the middle of timing."""
+    PaddingCheck(model).check(batch, "batch")
+    two = prepare(examples(batch, 0, 2), model, "batch")
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(**inputs_of(two))
+    except Exception as error:  # model code raises anything over inputs that it did not expect
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"texts to time this {type(model).__name__} with could not be made up from its configuration: it "
+            f"ends in {reason!r}; give `measure_latency` a batch of your own, from Python."
+        ) from error
+
+
+def _filler(tokenizer: Any, model: nn.Module) -> int:
+    entries = vocabulary_size(model)
+    known = (padding_id(model), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((x for x in known if x is not None and 0 <= x < (entries or math.inf)), 0)
 
 
 def _limit(tokenizer: Any) -> int | None:

@@ -88,7 +88,7 @@ class PaddingCheck:
         """Check one batch.
 
         Args:
-            batch: as :func:`~cahp_opt.torch.batching.prepare` returns it.
+            batch: a usable one, on any device.
             argument: its name, for messages.
 
         Raises:
@@ -98,6 +98,7 @@ class PaddingCheck:
             if doubt in self._cleared or not bool(rows.any()):
                 continue
             row = _most_padded(batch, rows)
+            batch = prepare(batch, self._model, argument)
             difference = self._difference(batch, row)
             if difference is not None:
                 raise ValueError(

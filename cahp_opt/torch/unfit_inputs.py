@@ -71,6 +71,11 @@ def longest(model: nn.Module) -> int | None:
     return positions
 
 
+def vocabulary_size(model: nn.Module) -> int | None:
+    """How many ids the model can look up; None where it does not tell."""
+    return next((t.num_embeddings for name, t in _tables(model) if name == "input_ids"), None)
+
+
 def _text_config(model: nn.Module) -> Any:
     config: Any = getattr(model, "config", None)
     with suppress(AttributeError, ValueError):  # several texts, or no configuration of transformers
