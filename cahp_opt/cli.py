@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 import cahp_opt
+from cahp_opt.belongings import Belongings
 from cahp_opt.choices import (
     Method,
     ObjectiveName,
@@ -22,6 +23,7 @@ from cahp_opt.choices import (
     SolverName,
     Units,
 )
+from cahp_opt.comparison import is_journal
 from cahp_opt.display import Display
 from cahp_opt.goals import (
     KV_CACHE,
@@ -37,7 +39,7 @@ from cahp_opt.latency import Execution
 from cahp_opt.option_words import as_options
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
-from cahp_opt.records import RecordError
+from cahp_opt.records import RecordError, is_record
 from cahp_opt.recovery import Recovery, Weighting
 from cahp_opt.report import (
     Report,
@@ -263,7 +265,11 @@ OutputDir = Annotated[
     Path, typer.Option("--output-dir", metavar="DIR", help="Folder to write; new or empty.")
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the output folder if it has content.")
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the model that an earlier run wrote to the output folder; all else in it stays.",
+    ),
 ]
 
 
@@ -351,7 +357,7 @@ def prune(
         workloads = tuple(
             Workload.of(name, table.provenance, repeats) for name, table in ready.items()
         )
-    _check_folder(output_dir, overwrite)
+    _check_folder(output_dir, overwrite, model)
     display = Display()
     named = _named(model, threads, device, precision, display)
     embeds = _embeds(named)
@@ -452,7 +458,7 @@ def calibrate(
             f"`--signature-size {signature_size}` tells units apart by class, and the texts have no "
             "labels; give `--data` with a column label."
         )
-    _check_file(output)
+    _check_file(output, "cahp-stats")
     display = Display()
     named = _named(model, threads, device, precision, display)
     _note(_idle_units(units, named.model))
@@ -533,7 +539,7 @@ def latency(
     default = Workload(batch_size, sequence_length, repeats, execution=execution)
     asked = [Workload.parse(w, repeats=repeats, execution=execution) for w in workload or ()]
     workloads = workloads_for((), asked, default)
-    _check_file(output)
+    _check_file(output, "cahp-profile", "cahp-latency")
     display = Display()
     loaded = _model(model, threads, device if hardware is None else "cpu", precision, display)
     _note(_idle_units(units, loaded))
@@ -570,7 +576,7 @@ def hardware(
     ] = None,
 ) -> None:
     """Measure what this device can do at best, for `cahp latency --estimate` on another machine."""
-    _check_file(output)
+    _check_file(output, "cahp-hardware")
     display = Display()
     with display.stage("load"):
         import torch
@@ -625,7 +631,7 @@ def select(
     given = _given(context)
     goals = _goals(latency, parameters, memory, kv_cache)
     target = Target(goals, heads, minimum, maximum, multiple_of)
-    _check_file(output)
+    _check_file(output, "cahp-selection")
     measured = HeadStats.load(stats)
     profile = Profile.load(latency_table) if latency_table else None
     if profile is not None and profile.latency:
@@ -728,7 +734,7 @@ def compare(
     solvers = {name: solver_named(name) for name in names}
     known = {name.value: name for name in SolverName}
     _note(given.check(solvers=[known.get(name, name) for name in names]))
-    _check_writable(output_dir / "comparison.json")
+    _check_comparison(output_dir)
     display = Display()
     with display.stage("compare") as progress:
         found = comparison.compare(
@@ -791,7 +797,7 @@ def apply(
     _given(context)
     chosen = Selection.load(selection)
     texts = _texts(text, data, max_texts, held_out, seed) if text or data else None
-    _check_folder(output_dir, overwrite)
+    _check_folder(output_dir, overwrite, model)
     display = Display()
     named = _named(model, threads, device, precision, display, texts_needed=texts is not None)
     if texts is not None:
@@ -847,11 +853,10 @@ def demo(
     Without --latency, the budget is 0.8 of the unpruned end-to-end time.
     """
     from cahp_opt.demo import demo_model, demo_texts
-    from cahp_opt.report import REPORT_FILE
 
     target = _target(Target(_goals(latency)), "0.8")
     workloads = workloads_for(target.latencies, (), Workload())
-    overwrite = (output_dir / REPORT_FILE).is_file()
+    overwrite = Belongings.of(output_dir).recognised
     _check_folder(output_dir, overwrite)
     display = Display()
     named = _named(str(demo_model()), threads, "cpu", None, display)
@@ -1014,23 +1019,74 @@ def _named(
     return Named(name, model, tokenizer)
 
 
-def _check_folder(path: Path, overwrite: bool) -> None:
-    """Refuse an output folder that could not be written in the end."""
+def _check_folder(path: Path, overwrite: bool, model: str | None = None) -> None:
+    """Refuse an output folder that could not be written in the end, and tell what goes and what stays."""
     if path.is_file():
         raise ValueError(f"`--output-dir` {path} is a file; name a folder.")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
+    if model is not None and path.is_dir() and Path(model).resolve() == path.resolve():
         raise ValueError(
-            f"`--output-dir` {path} is not empty; name another folder, or give `--overwrite` where the "
-            "command has it."
+            f"`--output-dir` {path} is the folder of the model that is to be pruned; name another one."
+        )
+    there = Belongings.of(path)
+    if there.ours or there.foreign:
+        what = f"`--output-dir` {path}"
+        if not overwrite:
+            raise ValueError(
+                f"{what} is not empty; name another folder, or give `--overwrite` where the command has it."
+            )
+        if not there.recognised:
+            raise ValueError(
+                f"{what} holds {_some(there.foreign)}, and no model that this command wrote, so nothing in "
+                "it is replaced; name another folder."
+            )
+        if there.foreign_weights:
+            raise ValueError(
+                f"{what} holds weights that this command did not write, {_some(there.foreign_weights)}, "
+                "and would be unusable with others beside them; move them away, or name another folder."
+            )
+        _note([f"{path}: {_some(there.ours)} will be replaced in the end."])
+        if there.foreign:
+            _note([f"{path}: {_some(there.foreign)} stays, which this command did not write."])
+    _check_writable(path)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:9]) + (f" and {len(names) - 9} more" if len(names) > 9 else "")
+
+
+def _check_file(path: Path, *kinds: str) -> None:
+    """Refuse an output file that could not be written in the end, or that is no earlier record."""
+    if path.is_dir():
+        raise ValueError(f"`--output` {path} is a folder; name a file.")
+    if path.is_file() and path.stat().st_size and not is_record(path, *kinds):
+        raise ValueError(
+            f"`--output` {path} is no {kinds[0]} that this command wrote before, so it is not replaced; name "
+            "another file."
+        )
+    if path.is_file() and path.name in Belongings.of(path.parent).ours:
+        raise ValueError(
+            f"`--output` {path} belongs to the model that was saved in {path.parent}; name another file."
         )
     _check_writable(path)
 
 
-def _check_file(path: Path) -> None:
-    """Refuse an output file that could not be written in the end."""
-    if path.is_dir():
-        raise ValueError(f"`--output` {path} is a folder; name a file.")
-    _check_writable(path)
+def _check_comparison(folder: Path) -> None:
+    """Refuse a folder in which files of somebody else have the names of a comparison's."""
+    if folder.is_file():
+        raise ValueError(f"`--output-dir` {folder} is a file; name a folder.")
+    runs, table = (folder / name for name in ("runs.jsonl", "comparison.json"))
+    mine = {
+        runs: runs.is_file() and is_journal(runs),
+        table: table.is_file() and is_record(table, "cahp-comparison"),
+        **{folder / name: runs.is_file() for name in ("gaps.png", "values.png")},
+    }
+    theirs = [path for path, ours in mine.items() if path.exists() and not ours]
+    if theirs:
+        raise ValueError(
+            f"`--output-dir` {folder} holds {_some([path.name for path in theirs])}, which no comparison "
+            "wrote, so nothing in it is replaced; name another folder."
+        )
+    _check_writable(runs)
 
 
 def _check_writable(path: Path) -> None:

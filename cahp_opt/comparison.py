@@ -19,6 +19,7 @@ from cahp_opt.records import PathLike, RecordError, read_json, reading, write_js
 from cahp_opt.selection import Solver, rounding_slack, select
 
 _KIND, _VERSION = "cahp-comparison", 1
+_LINE = '{"key": '  # how a finished run begins in a file of them
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,19 @@ def compare(
     return Comparison(tuple(done[run.key] for run in runs))
 
 
+def is_journal(path: PathLike) -> bool:
+    """Whether a file holds finished runs, as :func:`compare` writes them to ``resume``.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    try:
+        _Journal(Path(path)).read(mend=False)
+        return True
+    except (RecordError, UnicodeDecodeError):
+        return False
+
+
 @dataclass(frozen=True, eq=False)
 class _Run:
     problem_name: str
@@ -305,25 +319,30 @@ class _Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def read(self) -> dict[str, Row]:
-        """The finished runs by key."""
+    def read(self, *, mend: bool = True) -> dict[str, Row]:
+        """The finished runs by key; a line that was cut off is removed, unless ``mend`` is false."""
         if not self._path.exists():
             return {}
         text = self._path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self._path.write_text(whole, encoding="utf-8")
         found: dict[str, Row] = {}
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 entry = json.loads(line)
                 found[entry["key"]] = Row.from_json(entry["row"])
             except (ValueError, KeyError, TypeError):
-                raise RecordError(
-                    f"line {number} of {self._path} is not a finished run; name another file for "
-                    "`resume`."
-                ) from None
+                raise self._refusal(number) from None
+        cut = text[len(whole) :]
+        if cut[: len(_LINE)] != _LINE[: len(cut)]:
+            raise self._refusal(len(whole.splitlines()) + 1)
+        if cut and mend:
+            self._path.write_text(whole, encoding="utf-8")
         return found
+
+    def _refusal(self, number: int) -> RecordError:
+        return RecordError(
+            f"line {number} of {self._path} is not a finished run; name another file for `resume`."
+        )
 
     def add(self, key: str, row: Row) -> None:
         """Add one finished run."""

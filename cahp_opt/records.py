@@ -68,6 +68,24 @@ def kind_of(path: PathLike) -> object:
     return cast("dict[str, Any]", data).get("kind") if isinstance(data, dict) else None
 
 
+def is_record(path: PathLike, *kinds: str) -> bool:
+    """Whether a file is a record of one of these kinds, as JSON or safetensors.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+        size = int.from_bytes(start, "little")
+        try:
+            if start[:1] != b"{" and size < 2**27:
+                header = json.loads(file.read(size))
+                return header.get("__metadata__", {}).get("kind") in kinds
+            return kind_of(path) in kinds
+        except (ValueError, AttributeError, RecursionError):
+            return False
+
+
 def _parsed(path: PathLike) -> object:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)

@@ -166,7 +166,7 @@ def test_prune_writes_everything_and_shows_it(
         "cahp_selection.json",
         "stats.safetensors",
     } <= set(report["files"])
-    assert set(report["files"]) == set(os.listdir(output)) - {"report.json"}
+    assert set(report["files"]) == set(os.listdir(output)) - {"report.json", "cahp_files.json"}
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"]  # nothing temporary stays
 
     selection = Selection.load(output / "cahp_selection.json")
@@ -889,9 +889,68 @@ def test_output_that_cannot_be_written(
     refused(capsys, 2, "cannot be written", run=lambda: prune(model, inside, "--text", text))
     select = ["select", "--stats", "s", "--heads", "2", "--output", str(full)]
     refused(capsys, 2, "is a folder", run=lambda: main(select))
-    assert [p.name for p in full.iterdir()] == ["mine"]
-    assert prune(model, full, "--text", text, "--heads", "6", "--overwrite") == 0
-    assert not (full / "mine").exists()
+    over: list[str | Path] = ["--text", text, "--heads", "6", "--overwrite"]
+    refused(
+        capsys, 2, "holds mine", "nothing in it is replaced", run=lambda: prune(model, full, *over)
+    )
+    refused(capsys, 2, "model that is to be pruned", run=lambda: prune(model, model, *over))
+    demo = ["demo", "--output-dir", str(full)]
+    refused(capsys, 2, "is not empty", run=lambda: main(demo))
+    (full / "report.json").write_text("{}")
+    refused(capsys, 2, "is not empty", run=lambda: main(demo))
+    (full / "report.json").unlink()
+    assert [p.name for p in full.iterdir()] == ["mine"] and (model / "config.json").is_file()
+
+
+def test_overwriting_replaces_what_was_written_and_nothing_else(
+    model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    over: list[str | Path] = ["--text", text, "--recovery", "none", "--overwrite"]
+    assert prune(model, out, *over, "--heads", "6") == 0
+    assert capsys.readouterr().err.count("note:") == 0
+    for name in ("README.md", "notes.txt"):
+        (out / name).write_text("mine")
+    (out / "runs").mkdir()
+    assert prune(model, out, *over, "--heads", "7") == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
+    assert "cahp_selection.json" in told[0] and "will be replaced" in told[0]
+    assert "README.md, notes.txt, runs/ stays" in told[1] and "config.json" not in told[1]
+    assert (out / "README.md").read_text() == (out / "notes.txt").read_text() == "mine"
+    assert "## Loading" in (out / "cahp_card.md").read_text()
+    assert Selection.load(out / "cahp_selection.json").kept.sum() == 7
+    assert from_pretrained(out)
+    assert "cahp_card.md" in Report.read(out / "report.json")["files"]
+    (out / "model.safetensors").write_bytes(b"trained")
+    run = partial(prune, model, out, *over, "--heads", "6")
+    refused(capsys, 2, "model.safetensors", "move them away", run=run)
+    stats = [
+        "select",
+        "--stats",
+        str(out / "stats.safetensors"),
+        "--heads",
+        "5",
+        "--recovery",
+        "none",
+    ]
+    for name, part in (
+        ("cahp_selection.json", "belongs to the model"),
+        ("README.md", "is no cahp-selection"),
+        ("latency.json", "is no cahp-selection"),
+    ):
+        (tmp_path / "latency.json").write_text("{}")
+        place = out / name if name != "latency.json" else tmp_path / name
+        before = place.read_text()
+        refused(capsys, 2, part, run=partial(main, [*stats, "--output", str(place)]))
+        assert place.read_text() == before
+    chosen = tmp_path / "selection.json"
+    chosen.touch()
+    for _ in range(2):
+        assert main([*stats, "--output", str(chosen)]) == 0
+    calibrate = ["calibrate", str(model), "--text", str(text), "--output"]
+    refused(capsys, 2, "is no cahp-stats", run=partial(main, [*calibrate, str(chosen)]))
+    again = ["latency", str(model), "--output", str(out / "stats.safetensors")]
+    refused(capsys, 2, "is no cahp-profile", run=partial(main, again))
 
 
 @pytest.mark.parametrize("where", ["model", "selection", "report"])

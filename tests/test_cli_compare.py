@@ -125,3 +125,38 @@ def test_refusals(
     printed = capsys.readouterr().err
     assert words in printed and printed.count("\n") == 1
     assert not Path("comparison").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("comparison.json", "{}"),
+        ("runs.jsonl", "a line that somebody wrote"),
+        ("runs.jsonl", "{}\n"),
+        ("gaps.png", "a picture"),
+        ("values.png", "a picture"),
+    ],
+)
+def test_files_of_somebody_else_are_not_replaced(
+    records: list[str], name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("comparison").mkdir()
+    Path("comparison", name).write_text(content, encoding="utf-8")
+    assert main([*records, "--heads", "3", "--solver", "top-k"]) == 2
+    printed = capsys.readouterr().err
+    assert f"holds {name}, which no comparison wrote" in printed and printed.count("\n") == 1
+    assert Path("comparison", name).read_text(encoding="utf-8") == content
+
+
+def test_a_comparison_goes_on_beside_other_files(records: list[str]) -> None:
+    Path("comparison").mkdir()
+    Path("comparison", "notes.txt").write_text("mine", encoding="utf-8")
+    for heads in ("3", "4"):
+        assert main([*records, "--heads", heads, "--solver", "top-k"]) == 0
+    runs = Path("comparison", "runs.jsonl")
+    assert runs.read_text(encoding="utf-8").count("\n") == 2
+    with runs.open("a", encoding="utf-8") as file:
+        file.write('{"key": "cut o')
+    assert main([*records, "--heads", "4", "--solver", "top-k"]) == 0
+    assert runs.read_text(encoding="utf-8").count("\n") == 2
+    assert Path("comparison", "notes.txt").read_text(encoding="utf-8") == "mine"

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cahp_opt.belongings import CARD_FILE, CARD_SEAL, card_digest, is_own_card
 from cahp_opt.selection import Selection
 
-CARD_FILE = "README.md"
-"""Where a card is written, and where the hub looks for it."""
-
 SPARE_CARD_FILE = "cahp_card.md"
-"""Where it is written if somebody else's README.md is there."""
+"""Where a card is written if somebody else's README.md is there."""
 
-_SEAL = "<!-- cahp-opt card "
 _LABELS = {
     "value": "value of the objective",
     "bound": "certified upper bound",
@@ -40,7 +36,7 @@ def model_card(
         provenance: facts to list; the selection's own if None.
     """
     body = "\n".join(_lines(selection, architecture, base_model, provenance))
-    return f"{body}\n{_SEAL}{_digest(body)} -->\n"
+    return f"{body}\n{CARD_SEAL}{card_digest(body)} -->\n"
 
 
 def write_card(folder: Path, card: str, old: Path | None = None) -> Path:
@@ -49,19 +45,23 @@ def write_card(folder: Path, card: str, old: Path | None = None) -> Path:
     Args:
         folder: where to write it.
         card: the text, from :func:`model_card`.
-        old: a README.md that ``folder`` is going to replace; if it is not an unchanged card of this
-            library, it is carried over.
+        old: a README.md that stays where ``folder`` is going to be, if somebody wrote or edited it.
 
     Returns:
         The file written: README.md, or ``cahp_card.md`` beside one that is kept.
     """
     target = folder / CARD_FILE
-    if old is not None and old.is_file() and not _is_ours(old) and not target.exists():
-        target.write_bytes(old.read_bytes())
-    if target.exists() and not _is_ours(target):
+    there = [path for path in (target, old) if path is not None and path.is_file()]
+    if not all(is_own_card(path) for path in there):
         target = folder / SPARE_CARD_FILE
     target.write_text(card, encoding="utf-8")
     return target
+
+
+def give_way(folder: Path, old: Path) -> None:
+    """Rename the card in a folder that is going to be where somebody's own README.md stays."""
+    if old.is_file() and not is_own_card(old) and (folder / CARD_FILE).is_file():
+        (folder / CARD_FILE).rename(folder / SPARE_CARD_FILE)
 
 
 def _lines(
@@ -125,13 +125,3 @@ def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
 def _cell(text: str) -> str:
     """Text that cannot leave its cell."""
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a card of this library that nobody changed."""
-    body, seal, rest = path.read_text(encoding="utf-8", errors="replace").rpartition("\n" + _SEAL)
-    return bool(seal) and rest == f"{_digest(body)} -->\n"

@@ -29,10 +29,11 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
+from cahp_opt.belongings import CARD_FILE
 from cahp_opt.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.card import CARD_FILE, model_card, write_card
+from cahp_opt.torch.card import model_card, write_card
 from cahp_opt.torch.explicit import explicit_attention
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.learning import attach_layouts, load_layouts, save_layouts
@@ -82,13 +83,14 @@ def save_pretrained(
         model: a model from :func:`~cahp_opt.torch.slice_heads` or :func:`from_pretrained`.
         directory: the folder; it must be new or empty.
         tokenizer: saved beside the model, if given.
-        overwrite: replace a folder with content. A README.md that somebody wrote or edited stays, and
-            the new card is then ``cahp_card.md``.
+        overwrite: replace a model that this library wrote there. Whatever else is in the folder stays;
+            beside a README.md that somebody wrote or edited the new card is ``cahp_card.md``.
         max_shard_size: most bytes in one file of weights, or text such as ``"5GB"``; None for the
             default of transformers.
 
     Raises:
-        FileExistsError: if the folder has content and ``overwrite`` is false.
+        FileExistsError: if the folder has content and ``overwrite`` is false, or holds no model of this
+            library, or weights of somebody else beside it.
         ValueError: if the model is not a transformers model, was not sliced, holds adapters, or is not what
             its configuration describes, so that it could not be loaded again.
         OSError: if it cannot be written; nothing half written stays.

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.belongings import CARD_FILE, LIST_FILE
 from cahp_opt.budget import BudgetError
 from cahp_opt.choices import Method, ObjectiveName
 from cahp_opt.display import Display
@@ -31,6 +32,7 @@ from cahp_opt.texts import Split
 from cahp_opt.torch.attention import find_attention
 from cahp_opt.torch.batching import batch_size, device_of, inputs_of
 from cahp_opt.torch.calibration import calibrate
+from cahp_opt.torch.card import give_way
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
 from cahp_opt.torch.decoding import decoding_step
 from cahp_opt.torch.encoding import encode, notes_on_empty, timing_batch
@@ -147,7 +149,7 @@ def run_pipeline(
         profile: a ready one; measured here if the target needs one and it is None.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         samples: as for :func:`measure_profile`.
-        overwrite: whether a folder with content may be replaced.
+        overwrite: whether a model that was written there may be replaced.
         display: shows the stages.
 
     Raises:
@@ -205,6 +207,7 @@ def run_pipeline(
                 facts = method.provenance(stats, target, profile)
                 selection = replace(selection, provenance=facts)
         report = _apply(named, selection, batches, applying, folder, display, weights)
+        give_way(folder, output / CARD_FILE)
         stats.save(folder / STATS_FILE)
         if profile is not None:
             profile.save(folder / LATENCY_FILE)
@@ -287,7 +290,7 @@ def apply_selection(
         texts: to refit on and judge by; None for neither.
         applying: what to do with the selection.
         output: the folder.
-        overwrite: whether a folder with content may be replaced.
+        overwrite: whether a model that was written there may be replaced.
         display: shows the stages.
 
     Raises:
@@ -299,6 +302,7 @@ def apply_selection(
     with whole_folder(output, overwrite=overwrite) as folder:
         batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
         report = _apply(named, selection, batches, applying, folder, display)
+        give_way(folder, output / CARD_FILE)
         return _finish(report, folder, display)
 
 
@@ -626,7 +630,8 @@ def _weights(model: nn.Module) -> int:
 def _finish(report: Report, folder: Path, display: Display) -> Report:
     """Add times and files to the report, and write it."""
     with os.scandir(folder) as entries:
-        files = {e.name: e.stat().st_size for e in sorted(entries, key=lambda e: e.name)}
+        found = sorted((e for e in entries if e.name != LIST_FILE), key=lambda e: e.name)
+        files = {e.name: e.stat().st_size for e in found}
     report = replace(report, seconds=dict(display.seconds), files=files)
     report.save(folder / REPORT_FILE)
     size = (folder / REPORT_FILE).stat().st_size
