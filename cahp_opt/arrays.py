@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,9 +33,8 @@ def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight
     if not (weight and other_weight):
         return np.zeros((len(sum_), len(sum_)))
     apart = other_sum / other_weight - sum_ / weight
-    step = apart * np.sqrt(weight * (other_weight / (weight + other_weight)))
-    between: Floats = np.outer(step, step)
-    return between
+    step: Floats = apart * math.sqrt(weight * (other_weight / (weight + other_weight)))
+    return step[:, None] * step
 
 
 def scatter_about_mean(outer: npt.ArrayLike, sum_: npt.ArrayLike, weight: float) -> Floats:

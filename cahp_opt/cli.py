@@ -37,6 +37,7 @@ from cahp_opt.goals import (
 from cahp_opt.hardware import Hardware
 from cahp_opt.latency import Execution
 from cahp_opt.option_words import as_options
+from cahp_opt.pooling import Pooling
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
 from cahp_opt.records import RecordError, is_record
@@ -169,7 +170,8 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         help="What is maximised; if not given, gauss-newton with --recovery none, else "
-        "explained-output, and explained-variance for models that embed texts (and statistics without sensitivity).",
+        "explained-output, and explained-variance for models that embed texts by pooling all tokens (and statistics without "
+        "sensitivity).",
     ),
 ]
 SolverChoice = Annotated[
@@ -257,6 +259,14 @@ FeedForwardOption = Annotated[
         "long.",
     ),
 ]
+PoolingOption = Annotated[
+    Pooling | None,
+    typer.Option(
+        "--pooling",
+        help="How the model embeds texts, if it does; as the files of sentence-transformers beside it say, "
+        "or else the mean over all tokens, if not given.",
+    ),
+]
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="Of --recovery finetune.")]
 LearningRate = Annotated[
     float, typer.Option("--learning-rate", min=1e-9, help="Of --recovery finetune, at its highest.")
@@ -315,6 +325,7 @@ def prune(
     learning_rate: LearningRate = 5e-5,
     weighting: WeightingOption = Weighting.SENSITIVITY,
     feed_forward: FeedForwardOption = True,
+    pooling: PoolingOption = None,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -359,7 +370,7 @@ def prune(
         )
     _check_folder(output_dir, overwrite, model)
     display = Display()
-    named = _named(model, threads, device, precision, display)
+    named = _named(model, threads, device, precision, display, pooling=pooling)
     embeds = _embeds(named)
     method = Method.suiting(recovery, objective, solver, time_limit, seed, embeds=embeds)
     _note(given.check(solvers=(method.solver,)))
@@ -417,7 +428,7 @@ def calibrate(
             "--sensitivity-examples",
             min=0,
             help="Texts to weigh tokens by the output's sensitivity on, for explained-output; if not "
-            "given, 2048, and 0 for models that embed texts.",
+            "given, 2048, and 0 for models that embed texts by pooling all tokens.",
         ),
     ] = None,
     divergence_examples: Annotated[
@@ -428,6 +439,7 @@ def calibrate(
             help="Texts to compare attention maps on, for facility-location.",
         ),
     ] = 0,
+    pooling: PoolingOption = None,
     signature_size: Annotated[
         int,
         typer.Option(
@@ -460,7 +472,7 @@ def calibrate(
         )
     _check_file(output, "cahp-stats")
     display = Display()
-    named = _named(model, threads, device, precision, display)
+    named = _named(model, threads, device, precision, display, pooling=pooling)
     _note(_idle_units(units, named.model))
     if sensitivity_examples is None:
         sensitivity_examples = 0 if _embeds(named) else 2048
@@ -469,7 +481,10 @@ def calibrate(
 
     from cahp_opt.torch import calibrate as measure
     from cahp_opt.torch.encoding import encode, notes_on_empty
+    from cahp_opt.torch.fidelity import embedding_notes, fidelity_of
 
+    fidelity = fidelity_of(named.model, named.pooling)
+    _note(embedding_notes(named.model, fidelity))
     batches = encode(
         texts.calibration,
         named.tokenizer,
@@ -487,6 +502,7 @@ def calibrate(
             sensitivity_examples=sensitivity_examples,
             divergence_examples=divergence_examples,
             signature_size=signature_size,
+            fidelity=fidelity,
             unit=units.unit,
             seed=seed,
             progress=progress,
@@ -772,6 +788,7 @@ def apply(
     learning_rate: LearningRate = 5e-5,
     weighting: WeightingOption = Weighting.SENSITIVITY,
     feed_forward: FeedForwardOption = True,
+    pooling: PoolingOption = None,
     output_dir: OutputDir = Path("pruned"),
     overwrite: Overwrite = False,
     max_texts: MaxTexts = 2000,
@@ -799,7 +816,15 @@ def apply(
     texts = _texts(text, data, max_texts, held_out, seed) if text or data else None
     _check_folder(output_dir, overwrite, model)
     display = Display()
-    named = _named(model, threads, device, precision, display, texts_needed=texts is not None)
+    named = _named(
+        model,
+        threads,
+        device,
+        precision,
+        display,
+        texts_needed=texts is not None,
+        pooling=pooling,
+    )
     if texts is not None:
         _embeds(named)
 
@@ -987,12 +1012,13 @@ def _model(
 
 
 def _embeds(named: Named) -> bool:
-    """Whether a model's output is an embedding, the mean over its tokens; refuses an output that cannot be
+    """Whether a model's output is an embedding that all of its tokens make; refuses an output that cannot be
     compared."""
     from cahp_opt.torch.fidelity import PooledEmbedding
     from cahp_opt.torch.loading import output_of
 
-    return isinstance(output_of(named.name, named.model), PooledEmbedding)
+    output = output_of(named.name, named.model, named.pooling)
+    return isinstance(output, PooledEmbedding) and not output.pooling.reads_one_token
 
 
 def _named(
@@ -1003,6 +1029,7 @@ def _named(
     display: Display,
     *,
     texts_needed: bool = True,
+    pooling: Pooling | None = None,
 ) -> Named:
     model = _model(name, threads, device, precision, display)
 
@@ -1016,7 +1043,7 @@ def _named(
             raise
         tokenizer = None
     _note(foreign_tokens(name, tokenizer))
-    return Named(name, model, tokenizer)
+    return Named(name, model, tokenizer, pooling)
 
 
 def _check_folder(path: Path, overwrite: bool, model: str | None = None) -> None:

@@ -85,11 +85,13 @@ class FidelityReport:
         examples: texts compared.
         before: figures by name, right after slicing.
         after: the same after the recovery; None without one.
+        pooling: how hidden states became the embeddings that were compared; None for other outputs.
     """
 
     examples: int
     before: Mapping[str, float]
     after: Mapping[str, float] | None = None
+    pooling: str | None = None
 
 
 @dataclass(frozen=True)
@@ -391,7 +393,8 @@ def verdict(check: Check) -> str:
 
 
 def _fidelity(fidelity: FidelityReport, recovery: Recovery) -> Table:
-    table = _table(f"Fidelity to the dense model ({fidelity.examples} texts kept back)")
+    pooled = f", {fidelity.pooling} pooling" if fidelity.pooling else ""
+    table = _table(f"Fidelity to the dense model ({fidelity.examples} texts kept back{pooled})")
     table.add_column("")
     table.add_column("sliced", justify="right")
     if fidelity.after is not None:

@@ -202,7 +202,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
             refused=True,
         ),
         _Rule(
-            ("max_texts", "held_out", "max_length", "batch_size", "seed"),
+            ("max_texts", "held_out", "max_length", "batch_size", "pooling", "seed"),
             lambda given: not _texts(given),
             "there is neither `--text` nor `--data`",
         ),

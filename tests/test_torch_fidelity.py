@@ -217,10 +217,10 @@ def test_report_of_an_encoder() -> None:
     batches = [tiny_models.batch(size=8, seed=s) for s in range(3)]
     same = evaluate(dense, tiny_models.BERT.build(bare=True), batches)
     assert same.figures["cosine_distance"] == pytest.approx(0, abs=1e-6)
-    assert same.figures["neighbour_agreement_at_10"] == 1
+    assert same.figures["neighbour_agreement_at_5"] == 1  # of 23 others
     changed = evaluate(dense, tiny_models.BERT.build(bare=True, seed=3), batches)
     assert changed.figures["cosine_distance"] > 0.01
-    assert 0 < changed.figures["neighbour_agreement_at_10"] < 1
+    assert 0 < changed.figures["neighbour_agreement_at_5"] < 1
 
 
 def test_report_of_a_causal_model() -> None:
@@ -245,7 +245,9 @@ def test_neighbour_agreement_by_hand() -> None:
     line = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
     assert neighbour_agreement(line, line, 1) == 1
     assert neighbour_agreement(line, line[[0, 2, 1, 3]], 1) == 0
-    assert neighbour_agreement(line, line[[0, 2, 1, 3]], 10) == 1  # everyone is a neighbour then
+    for k in (0, 3, 10):  # everyone is a neighbour then
+        with pytest.raises(ValueError, match=f"less than the 3 other rows, .* got {k}"):
+            neighbour_agreement(line, line[[0, 2, 1, 3]], k)
 
 
 def test_evaluation_needs_texts() -> None:

@@ -3,6 +3,7 @@
 Importing this needs the ``torch`` extra; :mod:`cahp_opt` itself does not.
 """
 
+from cahp_opt.pooling import Pooling
 from cahp_opt.recovery import Weighting
 from cahp_opt.torch.attention import (
     Attention,
@@ -39,6 +40,7 @@ __all__ = [
     "BlockFit",
     "Fidelity",
     "ForeignTableWarning",
+    "Pooling",
     "SampleFile",
     "SliceError",
     "TokenWeights",

@@ -32,7 +32,8 @@ def prepare(
     asked to behind this.
 
     Raises:
-        ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors, or
+        ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors, with
+            labels that are no tensor, NaN or infinite, or
             as :func:`~cahp_opt.torch.unfit_inputs.refuse_unfit_inputs` tells.
     """
     device = device_of(model) if device is None else device
@@ -56,7 +57,22 @@ def prepare(
         moved["use_cache"] = (
             False  # texts are read whole, and a cache changes how some models do that
         )
+    _check_labels(moved, argument)
     return _with_decoder_input(moved, model)
+
+
+def _check_labels(batch: Batch, argument: str) -> None:
+    labels = batch.get("labels")
+    if labels is None:
+        return
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"`{argument}` has `labels` of the type {type(labels).__name__}; give them as a tensor."
+        )
+    if labels.is_floating_point() and not bool(labels.isfinite().all()):
+        raise ValueError(
+            f"`{argument}` has `labels` that are NaN or infinite; leave the examples out that have no label."
+        )
 
 
 def _with_decoder_input(batch: Batch, model: nn.Module) -> Batch:

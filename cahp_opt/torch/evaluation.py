@@ -9,11 +9,15 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from cahp_opt.pooling import Pooling
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.batching import Batch, batch_size, inputs_of, length
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.fidelity import Fidelity, PooledEmbedding, fidelity_of
 from cahp_opt.torch.preparing import prepared
 from cahp_opt.torch.preserving import evaluating
+
+FEW = 30
+"""Figures of fewer texts than that are noted to be of few."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,22 @@ class Report:
     """Figures by name, in the order a table shows them.
 
     Classifiers: ``kl``, ``agreement`` and with labels ``dense_accuracy``, ``accuracy``. Encoders without a
-    head: ``cosine_distance``, ``neighbour_agreement_at_10``. Causal language models: ``kl_per_token``,
-    ``agreement``, ``dense_perplexity``, ``perplexity``. Divergences are in nats, shares from 0 to 1.
+    head: ``cosine_distance``, ``neighbour_agreement_at_10`` (of fewer neighbours where there are few texts, and
+    not of all others, see :class:`~cahp_opt.torch.tallies.EmbeddingTally`). Causal language models:
+    ``kl_per_token``, ``agreement``, ``dense_perplexity``, ``perplexity``. Divergences are in nats, shares
+    from 0 to 1.
 
     Args:
         examples: examples compared.
         figures: the figures.
+        pooling: how hidden states became the embeddings that were compared; None for other outputs.
+        notes: what some of the figures cannot say of these texts.
     """
 
     examples: int
     figures: Mapping[str, float]
+    pooling: Pooling | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "figures", MappingProxyType(dict(self.figures)))
@@ -60,12 +70,21 @@ def evaluate(
     """
     fidelity = fidelity_of(dense) if fidelity is None else fidelity
     tally, examples, total = fidelity.tally(), 0, length(batches)
+    pooling: Pooling | None = None
     with torch.no_grad(), evaluating(dense, model):
         for done, batch in enumerate(prepared(batches, model), start=1):
             inputs = inputs_of(batch)
-            reference = fidelity.output(dense(**inputs), batch)
+            output = dense(**inputs)
+            if isinstance(fidelity, PooledEmbedding):
+                pooling = fidelity.pooling_of(output)
+            reference = fidelity.output(output, batch)
             other = fidelity.output(model(**inputs), batch).to(reference.device)
             tally.add(reference, other, fidelity.distance(reference, other, batch), batch)
             examples += batch_size(batch)
             progress("evaluate", done, total)
-    return Report(examples, tally.figures())
+    few = (
+        f"the figures compare {examples} text{'s' if examples > 1 else ''} only, too few to tell models "
+        "apart that differ a little."
+    )
+    notes = tally.notes() if examples >= FEW else (few, *tally.notes())
+    return Report(examples, tally.figures(), pooling, notes)

@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cahp_opt.torch.batching import Batch, decoder_tokens, labels_of, real_tokens
+from cahp_opt.pooling import Pooling
+from cahp_opt.torch.batching import Batch, decoder_tokens, real_tokens
+from cahp_opt.torch.embedders import embedder_of, pooled
+from cahp_opt.torch.labels import IGNORED, class_numbers, numbers
 from cahp_opt.torch.tallies import (
     ClassTally,
     EmbeddingTally,
@@ -32,8 +35,12 @@ from cahp_opt.torch.tallies import (
 Generators = Sequence[np.random.Generator]
 
 _EMBEDDINGS = ("text_embeds", "image_embeds")
+_EMBEDDERS = ("get_text_features", "get_image_features")  # methods of models that hand these out
 _FEW = 8  # of so many classes or values, every one gets a probe of its own
-_IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
+
+
+class PoolingError(ValueError):
+    """A pooling that does not fit the model, or that cannot be done here; the sentence says which."""
 
 
 class Fidelity(ABC):
@@ -120,10 +127,12 @@ class ClassLogits(Fidelity):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Cross entropy of the labels."""
-        labels = labels_of(batch, output.device)
+        labels = class_numbers(batch, output.shape[:1], output.shape[1], output.device)
         if labels is None:
             return None
-        return functional.cross_entropy(wide(output), labels.reshape(-1), reduction="none")
+        return functional.cross_entropy(
+            wide(output), labels, reduction="none", ignore_index=IGNORED
+        )
 
     def tally(self) -> Tally:
         return ClassTally()
@@ -155,10 +164,10 @@ class Regression(Fidelity):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Half the squared error."""
-        labels = labels_of(batch, output.device)
+        labels = numbers(batch, output.shape, output.device)
         if labels is None:
             return None
-        return (wide(output) - labels.reshape(output.shape)).square().sum(dim=-1) / 2
+        return (wide(output) - labels).square().sum(dim=-1) / 2
 
     def tally(self) -> Tally:
         return RegressionTally()
@@ -208,15 +217,15 @@ class TokenLogits(Fidelity):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Cross entropy of the labels, as the mean over the example's labelled tokens."""
-        labels = labels_of(batch, output.device)
+        labels = class_numbers(batch, output.shape[:2], output.shape[2], output.device)
         if labels is None:
             return None
         if self.causal:
             output, labels = output[:, :-1], labels[:, 1:]
         loss = functional.cross_entropy(
-            wide(output).transpose(1, 2), labels, reduction="none", ignore_index=_IGNORED
+            wide(output).transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
         )
-        return loss.sum(dim=1) / (labels != _IGNORED).sum(dim=1).clamp(min=1)
+        return loss.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
 
     def tally(self) -> Tally:
         return TokenTally(self.causal)
@@ -263,14 +272,22 @@ class SpanLogits(Fidelity):
 class PooledEmbedding(Fidelity):
     """Models without a head: one minus the cosine of what represents an example.
 
-    That is the mean last hidden state over real tokens (the decoder's in encoder-decoder models) or over
-    all patches of an image; in models that hand out an embedding of the text, the image or both
-    (CLIP), that embedding, with the mean of the two distances for pairs.
+    That is what the pooling makes of the last hidden states of real tokens (the decoder's in
+    encoder-decoder models) or of all patches of an image; in models that hand out an embedding of the text,
+    the image or both (CLIP), that embedding, with the mean of the two distances for pairs.
+
+    Args:
+        pooling: how the hidden states become one vector.
     """
 
+    pooling: Pooling = Pooling.MEAN
+
+    def pooling_of(self, model_output: Any) -> Pooling | None:
+        """How what ``model(**batch)`` returned is pooled; None where it is an embedding already."""
+        return None if _embeddings(model_output) else self.pooling
+
     def output(self, model_output: Any, batch: Batch) -> Tensor:
-        embeddings = [getattr(model_output, name, None) for name in _EMBEDDINGS]
-        given = [e for e in embeddings if isinstance(e, Tensor) and e.ndim == 2]
+        given = _embeddings(model_output)
         if given:
             return self._pair(given)
         hidden = wide(_field(model_output, "last_hidden_state", 3, "[batch, tokens, width]"))
@@ -280,8 +297,8 @@ class PooledEmbedding(Fidelity):
         if (
             real.shape != hidden.shape[:2]
         ):  # images: patches stand where tokens do, all of them real
-            return hidden.mean(dim=1)
-        return torch.where(real[..., None], hidden, 0).sum(dim=1) / real.sum(dim=1, keepdim=True)
+            real = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        return pooled(hidden, real, self.pooling)
 
     def _pair(self, embeddings: Sequence[Tensor]) -> Tensor:
         """Unit vectors side by side: the cosine of two such rows is the mean of the parts' cosines."""
@@ -311,24 +328,67 @@ class PooledEmbedding(Fidelity):
         return EmbeddingTally()
 
 
-def fidelity_of(model: nn.Module) -> Fidelity:
+def _embeddings(model_output: Any) -> list[Tensor]:
+    """The embeddings that a model hands out itself."""
+    found = [getattr(model_output, name, None) for name in _EMBEDDINGS]
+    return [e for e in found if isinstance(e, Tensor) and e.ndim == 2]
+
+
+def fidelity_of(model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
     """The fidelity that fits the model's head, judged by its class and configuration.
 
+    Args:
+        model: the model.
+        pooling: of a model that embeds texts; None for what the files of sentence-transformers in the folder
+            or the repository that it was loaded from say, and for the mean over all tokens without such.
+
     Raises:
+        PoolingError: if ``pooling`` is given for a model that pools nothing, or the files name a pooling that
+            cannot be done here.
         ValueError: if the head is not understood; pass a ``fidelity`` of your own then.
     """
     names = [cls.__name__ for cls in type(model).__mro__]
     config = getattr(model, "config", None)
     for ending, make in _HEADS:
         if any(name.endswith(ending) for name in names):
+            _refuse_pooling(names[0], pooling)
             return make(config)
     if getattr(model, "base_model", None) is model:  # a transformers model without a head
-        return PooledEmbedding()
+        if any(hasattr(model, name) for name in _EMBEDDERS):
+            _refuse_pooling(names[0], pooling)
+            return PooledEmbedding()
+        if pooling is not None:
+            return PooledEmbedding(pooling)
+        known = embedder_of(model)
+        if known.problem:
+            raise PoolingError(
+                f"{known.problem}; give the `pooling` to judge embeddings by "
+                f"({', '.join(each.value for each in Pooling)})."
+            )
+        return PooledEmbedding(known.pooling or Pooling.MEAN)
     raise ValueError(
         f"`model` is a {names[0]}, whose output no fidelity is known for; pass "
         "`fidelity=ClassLogits()`, `Regression()`, `TokenLogits(causal=...)`, `SpanLogits()`, "
         "`PooledEmbedding()` or your own `Fidelity`."
     )
+
+
+def embedding_notes(model: nn.Module, fidelity: Fidelity | None) -> tuple[str, ...]:
+    """What the files beside a model that embeds tell, and nothing here does, in sentences."""
+    if not isinstance(fidelity, PooledEmbedding):
+        return ()
+    known = embedder_of(model)
+    if known.problem:
+        return (f"{known.problem}; {fidelity.pooling.value} pooling was taken instead.",)
+    return known.notes
+
+
+def _refuse_pooling(name: str, pooling: Pooling | None) -> None:
+    if pooling is not None:
+        raise PoolingError(
+            f"`pooling` is {pooling.value}, and `model` is a {name}, whose output is not pooled; leave it "
+            "out."
+        )
 
 
 def _sequence_head(config: Any) -> Fidelity:
@@ -340,7 +400,7 @@ def _sequence_head(config: Any) -> Fidelity:
         )
     if kind == "regression" or (kind is None and getattr(config, "num_labels", 2) == 1):
         return Regression()
-    return ClassLogits()
+    return _told_apart(config, ClassLogits())
 
 
 def _causal(config: Any) -> Fidelity:
@@ -351,6 +411,19 @@ def _causal(config: Any) -> Fidelity:
 def _tokens(config: Any) -> Fidelity:
     del config
     return TokenLogits(causal=False)
+
+
+def _token_classes(config: Any) -> Fidelity:
+    return _told_apart(config, TokenLogits(causal=False))
+
+
+def _told_apart(config: Any, fidelity: Fidelity) -> Fidelity:
+    if getattr(config, "num_labels", 2) == 1:
+        raise ValueError(
+            "`model` is a classifier of one class, whose probability is 1 whatever it computes, so that "
+            "nothing can be measured on its output; pass a `fidelity` of your own, such as `Regression()`."
+        )
+    return fidelity
 
 
 def _conditional(config: Any) -> Fidelity:
@@ -383,7 +456,7 @@ _HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
     ("MTModel", _conditional),
     ("EncoderDecoderModel", _tokens),
     ("ForMaskedLM", _tokens),
-    ("ForTokenClassification", _tokens),
+    ("ForTokenClassification", _token_classes),
 )
 
 

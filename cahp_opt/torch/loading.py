@@ -16,8 +16,9 @@ import transformers
 from torch import nn
 
 from cahp_opt.choices import Precision
+from cahp_opt.pooling import Pooling
 from cahp_opt.torch.checkpoint import from_pretrained, is_sliced
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.fidelity import Fidelity, PoolingError, fidelity_of
 from cahp_opt.torch.load_errors import (
     ADAPTER_FILE,
     ModelError,
@@ -101,14 +102,17 @@ def load_tokenizer(name: str) -> Any:
         return tokenizer
 
 
-def output_of(name: str, model: nn.Module) -> Fidelity:
-    """What a model's output is and how it is compared.
+def output_of(name: str, model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
+    """What a model's output is and how it is compared; ``pooling`` as for :func:`fidelity_of`.
 
     Raises:
         ModelError: for a head that no comparison is known for.
+        PoolingError: for a pooling that does not fit the model, or cannot be done.
     """
     try:
-        return fidelity_of(model)
+        return fidelity_of(model, pooling)
+    except PoolingError:
+        raise
     except ValueError:
         problem: object = getattr(getattr(model, "config", None), "problem_type", None)
         by = f" ({problem})" if problem else ""

@@ -1,4 +1,4 @@
-"""Where a saved model came from: its hub id, and the releases that wrote it."""
+"""Where a saved model came from: its hub id, its pooling, and the releases that wrote it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 import cahp_opt
+from cahp_opt.torch.embedders import POOLING, embedder_of
 
 BASE_MODEL = "base_model"
 """Key of the hub id of the original model."""
 
 
 def origin_of(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
-    """``known`` with the original model, as far as it is certain, and the releases added.
+    """``known`` with the original model and how it embeds texts, as far as that is certain, and the releases.
 
     Args:
         model: a transformers model.
         known: facts that travel with the model; the hub id among them is older and stays.
     """
     found = None if BASE_MODEL in known else _hub_id(model)
+    bare = getattr(model, "base_model", None) is model
+    pooling = embedder_of(model).pooling if bare and POOLING not in known else None
     return {
         **known,
         **({} if found is None else {BASE_MODEL: found}),
+        **({} if pooling is None else {POOLING: pooling.value}),
         "cahp-opt": cahp_opt.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -19,6 +19,7 @@ from cahp_opt.display import Display
 from cahp_opt.hardware import Hardware
 from cahp_opt.heads import HeadSpace, Unit
 from cahp_opt.latency import Execution, LatencyTable, Phase
+from cahp_opt.pooling import Pooling
 from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.progress import Progress
 from cahp_opt.promise import Measure, Promise
@@ -35,11 +36,13 @@ from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.card import give_way
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
 from cahp_opt.torch.decoding import decoding_step
+from cahp_opt.torch.embedders import POOLING, recorded_pooling
 from cahp_opt.torch.encoding import encode, notes_on_empty, timing_batch
 from cahp_opt.torch.estimating import estimate_latency
+from cahp_opt.torch.evaluation import Report as Judgement
 from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.executing import ExecutionError, refuse_unfit
-from cahp_opt.torch.fidelity import fidelity_of
+from cahp_opt.torch.fidelity import Fidelity, PooledEmbedding, embedding_notes, fidelity_of
 from cahp_opt.torch.final_times import final_times, recorded_goals
 from cahp_opt.torch.finetuning import check_trainable, finetune
 from cahp_opt.torch.fingerprint import fingerprint
@@ -72,11 +75,19 @@ class ReloadError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A model, its tokenizer, and the name it was loaded by."""
+    """A model, its tokenizer, and the name it was loaded by.
+
+    Args:
+        name: a folder or a hub id.
+        model: the model.
+        tokenizer: its tokenizer.
+        pooling: how it embeds texts; None for what the files beside it say.
+    """
 
     name: str
     model: nn.Module
     tokenizer: Any
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,7 @@ def run_pipeline(
         replace(target, goals=(), heads=most).budget(space, None)
         _check_recovery(named.model, applying)
         _check_labels(method.objective, texts)
+        fidelity = fidelity_of(named.model, named.pooling)  # refuses before the long work
         batches = _Batches.of(named, texts, applying.reading)
         if method.objective.signature_size:
             class_labels(batches.calibration[0])  # refuses what are no classes
@@ -181,7 +193,7 @@ def run_pipeline(
         floor = _reach(named.model, space, target, method, profile, applying, display, unit)
         weights = None
         if applying.recovery.refits and applying.weighting is Weighting.SENSITIVITY:
-            weights = TokenWeights(named.model, seed=method.seed)
+            weights = TokenWeights(named.model, fidelity=fidelity, seed=method.seed)
         stats = measure_stats(
             named.model,
             batches.calibration,
@@ -190,6 +202,7 @@ def run_pipeline(
             display,
             unit=unit,
             token_weights=weights,
+            fidelity=fidelity,
         )
         with display.stage("select") as progress:
             if profile is None or not target.latencies:
@@ -206,7 +219,7 @@ def run_pipeline(
                 )
                 facts = method.provenance(stats, target, profile)
                 selection = replace(selection, provenance=facts)
-        report = _apply(named, selection, batches, applying, folder, display, weights)
+        report = _apply(named, selection, batches, applying, fidelity, folder, display, weights)
         give_way(folder, output / CARD_FILE)
         stats.save(folder / STATS_FILE)
         if profile is not None:
@@ -300,8 +313,10 @@ def apply_selection(
     check_selection(named.model, selection)
     _check_recovery(named.model, applying)
     with whole_folder(output, overwrite=overwrite) as folder:
+        pooling = named.pooling or recorded_pooling(selection.provenance)
+        fidelity = fidelity_of(named.model, pooling) if texts or named.pooling else None
         batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
-        report = _apply(named, selection, batches, applying, folder, display)
+        report = _apply(named, selection, batches, applying, fidelity, folder, display)
         give_way(folder, output / CARD_FILE)
         return _finish(report, folder, display)
 
@@ -318,6 +333,7 @@ def measure_stats(
     divergence_examples: int = 64,
     unit: Unit | None = None,
     token_weights: TokenWeights | None = None,
+    fidelity: Fidelity | None = None,
 ) -> HeadStats:
     """Calibration statistics, no more than ``objective`` needs; see :func:`calibrate` for the rest."""
     with display.stage("calibrate") as progress:
@@ -330,6 +346,7 @@ def measure_stats(
             divergence_examples=divergence_examples if objective.divergence else 0,
             signature_size=objective.signature_size,
             token_weights=token_weights,
+            fidelity=fidelity,
             unit=unit,
             seed=seed,
             progress=progress,
@@ -497,7 +514,6 @@ class _Batches:
             )
 
         held_out: Batches = encoded(texts.held_out) if texts.held_out else []
-        fidelity_of(named.model)  # a head that is not understood ends here, before the long work
         calibration = encoded(texts.calibration)
         notes = [*texts.notes, *notes_on_empty(texts, [*calibration, *held_out])]
         return _Batches(calibration, held_out, sum(map(batch_size, calibration)), tuple(notes))
@@ -508,19 +524,26 @@ def _apply(
     selection: Selection,
     batches: _Batches,
     applying: Applying,
+    fidelity: Fidelity | None,
     folder: Path,
     display: Display,
     weights: TokenWeights | None = None,
 ) -> Report:
-    """Slice, refit, check, time and save; the report still lacks its files."""
+    """Slice, refit, check, time and save; the report still lacks its files.
+
+    The fidelity is that of the dense model; None where there are no texts to judge by.
+    """
     dense = named.model
+    if isinstance(fidelity, PooledEmbedding):
+        told = {**selection.provenance, POOLING: fidelity.pooling.value}
+        selection = replace(selection, provenance=told)
     timed = {workload.name: batch_of(dense, workload) for workload in applying.workloads}
     first = next(iter(timed.values()))
     probe = next(iter([*batches.held_out, *batches.calibration]), first)
     with display.stage("slice"):
         small = slice_heads(dense, selection, batch=probe)
         difference = verify_slice(dense, small, selection, probe)
-    before = _evaluate(dense, small, batches.held_out, display)
+    before = _evaluate(dense, small, batches.held_out, fidelity, display)
     after, notes = None, list(batches.notes)
     recovery = applying.recovery if batches.calibration else Recovery.NONE
     if recovery.refits:
@@ -529,12 +552,15 @@ def _apply(
                 f"the refit saw {batches.texts} texts; with fewer than {ADVISED_TEXTS} it fits them "
                 "too closely."
             )
+        weighting = weights or applying.weighting
+        if weighting is Weighting.SENSITIVITY:
+            weighting = TokenWeights(dense, fidelity=fidelity)
         with display.stage("refit") as progress:
             refit(
                 small,
                 dense,
                 batches.calibration,
-                weighting=weights or applying.weighting,
+                weighting=weighting,
                 feed_forward=applying.feed_forward,
                 progress=progress,
             )
@@ -544,22 +570,28 @@ def _apply(
                     small,
                     batches.calibration,
                     dense=dense,
+                    fidelity=fidelity,
                     epochs=applying.epochs,
                     learning_rate=applying.learning_rate,
                     seed=applying.reading.seed,
                     progress=progress,
                 )
-        after = _evaluate(dense, small, batches.held_out, display)
+        after = _evaluate(dense, small, batches.held_out, fidelity, display)
     with display.stage("time") as progress:
         times = final_times(dense, small, selection, applying.workloads, timed, progress=progress)
     with display.stage("save"):
         save_pretrained(small, folder, tokenizer=named.tokenizer)
         check_reload(small, folder, [probe, first])
-    fidelity = None
+    closeness = None
     if before is not None:
-        examples, figures = before
-        fidelity = FidelityReport(examples, figures, after[1] if after is not None else None)
-    notes.extend([*remarks(selection.provenance), *times.notes])
+        closeness = FidelityReport(
+            before.examples,
+            before.figures,
+            None if after is None else after.figures,
+            None if before.pooling is None else before.pooling.value,
+        )
+        notes.extend(before.notes)
+    notes.extend([*embedding_notes(dense, fidelity), *remarks(selection.provenance), *times.notes])
     left = left_alone(dense)
     if left is not None:
         notes.append(left)
@@ -568,7 +600,7 @@ def _apply(
         selection,
         times.workloads,
         times.goals,
-        fidelity,
+        closeness,
         (_weights(dense), _weights(small)),
         difference,
         True,
@@ -585,13 +617,16 @@ def _check_recovery(model: nn.Module, applying: Applying) -> None:
 
 
 def _evaluate(
-    dense: nn.Module, small: nn.Module, batches: Batches, display: Display
-) -> tuple[int, Mapping[str, float]] | None:
+    dense: nn.Module,
+    small: nn.Module,
+    batches: Batches,
+    fidelity: Fidelity | None,
+    display: Display,
+) -> Judgement | None:
     if not batches:
         return None
     with display.stage("evaluate") as progress:
-        report = evaluate(dense, small, batches, progress=progress)
-    return report.examples, report.figures
+        return evaluate(dense, small, batches, fidelity, progress=progress)
 
 
 def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, Any]]) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cahp_opt.torch.batching import Batch, decoder_tokens, labels_of
+from cahp_opt.torch.batching import Batch, decoder_tokens
+from cahp_opt.torch.centring import in_double
+from cahp_opt.torch.labels import IGNORED, class_numbers, numbers
 
 
 class Tally(ABC):
@@ -23,6 +25,10 @@ class Tally(ABC):
     def figures(self) -> dict[str, float]:
         """The figures over everything added, by name."""
 
+    def notes(self) -> tuple[str, ...]:
+        """What some of the figures cannot say, in sentences."""
+        return ()
+
 
 class Mean:
     """A mean of what is added; NaN while nothing was."""
@@ -32,7 +38,7 @@ class Mean:
 
     def add(self, values: Tensor) -> None:
         """Add every value of a tensor."""
-        self.sum += float(values.double().sum())
+        self.sum += float(in_double(values).sum())
         self.count += values.numel()
 
     @property
@@ -47,15 +53,19 @@ class ClassTally(Tally):
     def __init__(self) -> None:
         self._kl, self._agreement = Mean(), Mean()
         self._dense_accuracy, self._accuracy = Mean(), Mean()
+        self._classes, self._labels = _Seen(), _Seen()
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
         expected, predicted = dense.argmax(dim=-1), other.argmax(dim=-1)
         self._kl.add(distance)
         self._agreement.add(expected == predicted)
-        labels = labels_of(batch, dense.device)
+        self._classes.add(expected)
+        labels = class_numbers(batch, dense.shape[:1], dense.shape[1], dense.device)
         if labels is not None:
-            self._dense_accuracy.add(expected == labels.reshape(-1))
-            self._accuracy.add(predicted == labels.reshape(-1))
+            known = labels != IGNORED
+            self._labels.add(labels[known])
+            self._dense_accuracy.add((expected == labels)[known])
+            self._accuracy.add((predicted == labels)[known])
 
     def figures(self) -> dict[str, float]:
         found = {"kl": self._kl.value, "agreement": self._agreement.value}
@@ -63,6 +73,9 @@ class ClassTally(Tally):
             found["dense_accuracy"] = self._dense_accuracy.value
             found["accuracy"] = self._accuracy.value
         return found
+
+    def notes(self) -> tuple[str, ...]:
+        return _of_one_class(self._classes, self._labels)
 
 
 class RegressionTally(Tally):
@@ -73,9 +86,8 @@ class RegressionTally(Tally):
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
         self._difference.add((dense - other).square())
-        labels = labels_of(batch, dense.device)
+        labels = numbers(batch, dense.shape, dense.device)
         if labels is not None:
-            labels = labels.reshape(dense.shape)
             self._dense_error.add((dense - labels).square())
             self._error.add((other - labels).square())
 
@@ -95,14 +107,15 @@ class TokenTally(Tally):
         self._causal = causal
         self._kl, self._tokens, self._agreement = 0.0, 0, Mean()
         self._dense, self._other = Mean(), Mean()
+        self._classes, self._labels = _Seen(), _Seen()
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
         real = decoder_tokens(batch).to(dense.device)
-        self._kl += float((distance.double() * real.sum(dim=1)).sum())
+        self._kl += float((in_double(distance) * in_double(real.sum(dim=1))).sum())
         self._tokens += int(real.sum())
         expected, predicted = dense.argmax(dim=-1), other.argmax(dim=-1)
         self._agreement.add((expected == predicted)[real])
-        labels = labels_of(batch, dense.device)
+        self._classes.add(expected[real])
         if self._causal and isinstance(batch.get("input_ids"), Tensor):
             follows = real[:, :-1] & real[:, 1:]
             targets = batch["input_ids"].to(dense.device)[:, 1:][follows]
@@ -112,8 +125,13 @@ class TokenTally(Tally):
                         logits[:, :-1][follows].float(), targets, reduction="none"
                     )
                 )
-        elif not self._causal and labels is not None:
-            known = labels >= 0
+            return
+        labels = None
+        if not self._causal:
+            labels = class_numbers(batch, dense.shape[:2], dense.shape[2], dense.device)
+        if labels is not None:
+            known = labels != IGNORED
+            self._labels.add(labels[known])
             self._dense.add((expected == labels)[known])
             self._other.add((predicted == labels)[known])
 
@@ -124,6 +142,9 @@ class TokenTally(Tally):
             for prefix, mean in (("dense_", self._dense), ("", self._other)):
                 found[prefix + name] = _perplexity(mean.value) if self._causal else mean.value
         return found
+
+    def notes(self) -> tuple[str, ...]:
+        return _of_one_class(self._classes, self._labels)
 
 
 class SpanTally(Tally):
@@ -144,9 +165,14 @@ class SpanTally(Tally):
 
 class EmbeddingTally(Tally):
     """``cosine_distance``, and ``neighbour_agreement_at_10``: the mean share of a text's ten nearest
-    other texts (by cosine) that both models agree on; fewer than ten if there are fewer texts."""
+    other texts (by cosine) that both models agree on.
 
-    NEIGHBOURS = 10
+    Of few other texts everyone is near: where ten are more than a quarter of them, it is a quarter of them,
+    and the figure is named after the number; below five texts there is none. So two models that have nothing
+    to do with each other agree on a quarter at most.
+    """
+
+    NEIGHBOURS, SHARE = 10, 4
 
     def __init__(self) -> None:
         self._distance = Mean()
@@ -161,15 +187,23 @@ class EmbeddingTally(Tally):
     def figures(self) -> dict[str, float]:
         found = {"cosine_distance": self._distance.value}
         dense, other = torch.cat(self._dense), torch.cat(self._other)
-        if len(dense) > 1:
-            found["neighbour_agreement_at_10"] = neighbour_agreement(dense, other, self.NEIGHBOURS)
+        k = min(self.NEIGHBOURS, (len(dense) - 1) // self.SHARE)
+        if k:
+            found[f"neighbour_agreement_at_{k}"] = neighbour_agreement(dense, other, k)
         return found
 
 
 def neighbour_agreement(dense: Tensor, other: Tensor, k: int) -> float:
-    """Mean overlap, 0 to 1, of the ``k`` nearest other rows by inner product in both matrices."""
+    """Mean overlap, 0 to 1, of the ``k`` nearest other rows by inner product in both matrices.
+
+    Raises:
+        ValueError: if that is all of them, and so says nothing.
+    """
     n = len(dense)
-    k = min(k, n - 1)
+    if not 0 < k < n - 1:
+        raise ValueError(
+            f"`k` must be at least 1 and less than the {n - 1} other rows, which are always the same, got {k}."
+        )
     rows = max(1, 2**24 // n)  # a slab of similarities of at most 64 MiB
     shared = 0
     for start in range(0, n, rows):
@@ -181,6 +215,39 @@ def neighbour_agreement(dense: Tensor, other: Tensor, k: int) -> float:
             nearest.append(similarity.topk(k, dim=1).indices)
         shared += int((nearest[0][:, :, None] == nearest[1][:, None, :]).sum())
     return shared / (n * k)
+
+
+class _Seen:
+    """Whether values are all the same, without keeping them."""
+
+    def __init__(self) -> None:
+        self._span: tuple[int, int] | None = None
+
+    def add(self, values: Tensor) -> None:
+        if not values.numel():
+            return
+        low, high = int(values.min()), int(values.max())
+        if self._span is not None:
+            low, high = min(low, self._span[0]), max(high, self._span[1])
+        self._span = low, high
+
+    @property
+    def alike(self) -> bool:
+        return self._span is not None and self._span[0] == self._span[1]
+
+
+def _of_one_class(predicted: _Seen, labels: _Seen) -> tuple[str, ...]:
+    notes = list[str]()
+    if predicted.alike:
+        notes.append(
+            "the unpruned model gives the same answer everywhere in the texts kept back, so that agreement "
+            "with it says little."
+        )
+    if labels.alike:
+        notes.append(
+            "the texts kept back have a single label, so that a model that always gives it has the accuracy 1."
+        )
+    return tuple(notes)
 
 
 def _perplexity(loss: float) -> float:

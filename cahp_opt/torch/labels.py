@@ -1,0 +1,68 @@
+"""Labels of batches made by hand, checked where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cahp_opt.torch.batching import Batch, labels_of
+
+IGNORED = -100
+"""The label that means "no label here" throughout PyTorch and transformers."""
+
+
+def class_numbers(
+    batch: Batch, shape: Sequence[int], classes: int, device: torch.device
+) -> Tensor | None:
+    """The labels of a batch as class numbers of this shape, on ``device``; None without labels.
+
+    Args:
+        batch: the batch.
+        shape: of the labels: ``[batch]``, or ``[batch, tokens]``.
+        classes: how many there are.
+        device: where the labels go.
+
+    Raises:
+        ValueError: for labels of another shape, or that are no class numbers.
+    """
+    labels = labels_of(batch, device)
+    if labels is None:
+        return None
+    _check_size(labels, shape)
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"`labels` are of the type {labels.dtype}, and this model tells classes apart; give class numbers "
+            f"from 0 to {classes - 1}."
+        )
+    labels = labels.reshape(tuple(shape)).long()
+    wrong = (labels != IGNORED) & ((labels < 0) | (labels >= classes))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"`labels` hold {int(labels[wrong][0])}, and the classes of this model are 0 to {classes - 1}; "
+            f"give one of them, or {IGNORED} where there is no label."
+        )
+    return labels
+
+
+def numbers(batch: Batch, shape: Sequence[int], device: torch.device) -> Tensor | None:
+    """The labels of a batch as numbers of this shape, on ``device``; None without labels.
+
+    Raises:
+        ValueError: for labels of another shape.
+    """
+    labels = labels_of(batch, device)
+    if labels is None:
+        return None
+    _check_size(labels, shape)
+    return labels.reshape(tuple(shape))
+
+
+def _check_size(labels: Tensor, shape: Sequence[int]) -> None:
+    given, wanted = ([n for n in sizes if n != 1] for sizes in (labels.shape, shape))
+    if given != wanted:  # axes of one entry stand for nothing
+        raise ValueError(
+            f"`labels` have the shape {list(labels.shape)}, and this model's output is judged by labels of the "
+            f"shape {list(shape)}."
+        )
