@@ -53,6 +53,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.sentences import explain
 from cahp_opt.stats import HeadStats
 from cahp_opt.stopping import stopping_in_order
+from cahp_opt.streams import never_failing_streams
 from cahp_opt.target import Target
 from cahp_opt.texts import LineTexts, Split, TableTexts, split
 from cahp_opt.unused_options import Given
@@ -1152,7 +1153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for what the user can put right, told in one sentence on stderr; 130
         after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP, which clear up as Ctrl-C does.
     """
-    with stopping_in_order() as stop:
+    with never_failing_streams(), stopping_in_order() as stop:
         code = _run(arguments)
         return code if stop.code is None or code != 130 else stop.code
 

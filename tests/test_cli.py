@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -1196,3 +1197,18 @@ def test_limits_that_do_not_bind_are_noted_and_forgotten_units_refused(
     compare += ["--output-dir", str(tmp_path / "c"), "--objective", "salience"]
     assert main(compare) == 0
     assert capsys.readouterr().err.count("limits nothing") == 1
+
+
+@pytest.mark.parametrize("name", ["模型", "modèle"])
+def test_names_that_the_terminal_cannot_show(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder, out = tmp_path / name, tmp_path / f"{name} pruned"
+    shutil.copytree(model, folder)
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
+    given: list[str | Path] = ["--text", text, "--heads", "6"]
+    assert prune(folder, out, *given) == 0
+    assert b"speed-up" in shown.getvalue()
+    assert prune(folder, out, *given, "--recovery", "none", "--overwrite") == 0
+    assert Selection.load(out / "cahp_selection.json").kept.sum() == 6
