@@ -23,6 +23,7 @@ _SMALL: dict[str, Any] = {
 _IMAGE: dict[str, Any] = {"image_size": 16, "patch_size": 4, "window_size": 2, "depths": [2, 1]}
 _MOE: dict[str, Any] = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
 _T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+_SPECIAL = {"sep_token_id": 1, "pad_token_id": 0}
 _BART = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers",)}
 _BART |= {f"{side}_attention_heads": 4 for side in ("encoder", "decoder")}
 _BART |= {f"{side}_ffn_dim": 40 for side in ("encoder", "decoder")}
@@ -31,6 +32,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "Albert": {"embedding_size": 16},
     "Bart": {"d_model": 32, **_BART},
     "Beit": {"image_size": 16, "patch_size": 4, "use_relative_position_bias": True},
+    "BigBird": {"block_size": 4, "num_random_blocks": 2, "max_position_embeddings": 64, **_SPECIAL},
+    "BigBirdPegasus": {
+        "d_model": 32,
+        "block_size": 4,
+        "num_random_blocks": 2,
+        "max_position_embeddings": 64,
+        **_BART,
+    },
     "Bloom": {"n_head": 4, "n_layer": 2},
     "DebertaV2": {
         "relative_attention": True,

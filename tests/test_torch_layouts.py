@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ from tiny_models import outputs
 from torch import Tensor, nn
 
 from cahp_opt.heads import Bools, HeadSpace
-from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.attention import UnsupportedModelError, find_attention
+from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.masking import head_mask
 from cahp_opt.torch.ownership import contradictions
 from cahp_opt.torch.slicing import slice_heads
@@ -32,7 +35,7 @@ def batch_of(name: str, length: int, padded: bool) -> dict[str, Tensor]:
     """Images, or texts of this length."""
     if name in _IMAGES:
         made = tiny.image(size=2, length=length, padded=padded, seed=1)
-    elif name == "LongT5":
+    elif name in ("LongT5", "BigBirdPegasus"):
         made = tiny.two_texts(size=3, length=length, padded=padded, seed=1)
     else:
         made = tiny.tokens(size=3, length=length, padded=padded, seed=1)
@@ -97,3 +100,64 @@ def test_a_parameter_as_large_as_what_is_left_of_the_heads_is_no_parameter_of_he
         expected = outputs(model, batch)
     for name, value in outputs(slice_heads(small, [True] * int(kept.sum())), batch).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+BIG = ("BigBird", "BigBirdPegasus")
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_a_model_that_builds_its_attention_anew_for_short_inputs_is_refused(name: str) -> None:
+    model: Any = built(name)
+    assert model.config.attention_type == "block_sparse"
+    for use in (find_attention, slice_whole):
+        with pytest.raises(
+            UnsupportedModelError, match=r"set_attention_type replaces its 'self'.*original_full"
+        ):
+            use(model)
+    # Nothing was run that would have made it such a model for good.
+    assert model.encoder.attention_type == "block_sparse"
+    # Its state is of the run, and a copy made of its configuration would be the other model.
+    model.encoder.set_attention_type("original_full")
+    with pytest.raises(UnsupportedModelError, match="into its configuration"):
+        find_attention(model)
+
+
+def slice_whole(model: nn.Module) -> nn.Module:
+    return slice_heads(model, [True] * 8)
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_the_same_model_with_full_attention_is_right_for_short_and_long_inputs(
+    name: str, tmp_path: Path
+) -> None:
+    model = built(name, attention_type="original_full")
+    kept = first(find_attention(model).space, 2)
+    save_pretrained(slice_heads(model, kept), tmp_path / "small")
+    small = from_pretrained(tmp_path / "small")
+    for length in (5, 60):
+        batch = tiny.to(batch_of(name, length, True), torch.float32)
+        with head_mask(model, kept):
+            expected = outputs(model, batch)
+        for key, value in outputs(small, batch).items():
+            torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-5)
+
+
+class Rebuilding(nn.Module):
+    """A model around another one that makes new attention modules as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner: Any = tiny.BERT.build(bare=True)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        for layer in self.inner.encoder.layer:
+            layer.attention.self = copy.copy(layer.attention.self)
+        found: Tensor = self.inner(**inputs)[0]
+        return found
+
+
+def test_a_model_that_replaces_modules_from_outside_is_refused_when_it_does() -> None:
+    model = Rebuilding()
+    kept = first(find_attention(model).space, 2)
+    with pytest.raises(UnsupportedModelError, match="replaces its modules while it runs"):
+        slice_heads(model, kept, batch=tiny.batch())

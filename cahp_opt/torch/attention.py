@@ -10,7 +10,8 @@ from torch import nn
 
 from cahp_opt.heads import Unit
 from cahp_opt.torch.blocks import LAYOUT, Attention, AttentionBlock, submodules
-from cahp_opt.torch.layouts import LAYOUTS
+from cahp_opt.torch.code_reading import replaces
+from cahp_opt.torch.layouts import LASTING, LAYOUTS
 from cahp_opt.torch.reading import Misfit, best_layout, read_block
 
 __all__ = ["Attention", "AttentionBlock", "UnsupportedModelError", "find_attention"]
@@ -67,6 +68,8 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
         if reason:
             strange.append((name, module, reason))
     _check_unshared(blocks)
+    for block in blocks:
+        _check_lasting(model, block)
     return Attention(tuple(blocks), tuple(_skipped(model, blocks, strange)))
 
 
@@ -134,6 +137,38 @@ def _check_unshared(blocks: list[AttentionBlock]) -> None:
             first = owners.setdefault(id(weight), block.name)
             if first != block.name:
                 _refuse(block.name, block.site, f"it shares weights with {first}")
+
+
+def _check_lasting(model: nn.Module, block: AttentionBlock) -> None:
+    """Refuse attention that its model builds anew as it runs, such as for short inputs (BigBird).
+
+    What is built then has as many heads as the configuration says, and knows nothing of any cut.
+    """
+    site, owner = block.site, block.module
+    around, _, name = block.name.rpartition(".")
+    children = {*(p.path.partition(".")[0] for p in block.layout.projections)}
+    places = [(model.get_submodule(around), {name})] if site is not model else []
+    places += [(site, {n for n, child in site.named_children() if owner in {*child.modules()}})]
+    places += [(owner, children)]
+    for module, names in places:
+        for child in sorted(names):
+            method = replaces(type(module), child)
+            if method is not None and not _lasts(module):
+                ways = " or ".join(f"{name}={value!r}" for name, value in LASTING)
+                _refuse(
+                    block.name,
+                    site,
+                    f"{type(module).__name__}.{method} replaces its {child!r} while the model runs, with "
+                    f"all heads again; load the model with {ways}, or write that into its configuration",
+                )
+
+
+def _lasts(module: nn.Module) -> bool:
+    config: object = getattr(module, "config", None)
+    return any(
+        getattr(module, name, None) == value and getattr(config, name, value) == value
+        for name, value in LASTING
+    )
 
 
 def _check_uncompiled(model: nn.Module) -> None:

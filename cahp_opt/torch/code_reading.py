@@ -1,7 +1,8 @@
-"""What the code of a class reads."""
+"""What the code of a class reads and replaces."""
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType
@@ -22,12 +23,27 @@ def reads(cls: type, name: str, of: str = "self") -> bool:
     """
     return any(
         name in code.co_names and (of == "self" or of in code.co_names)
-        for base in cls.__mro__
-        if base not in (nn.Module, object)
-        for method, value in vars(base).items()
-        if method != "__init__"
+        for _, value in _methods(cls)
         for code in _codes(value)
     )
+
+
+def replaces(cls: type, name: str) -> str | None:
+    """The method of ``cls`` other than ``__init__`` that sets the attribute ``name``, if there is one."""
+    for method, value in _methods(cls):
+        for code in _codes(value):
+            if name in code.co_names and any(
+                step.opname == "STORE_ATTR" and step.argval == name
+                for step in dis.get_instructions(code)
+            ):
+                return method
+    return None
+
+
+def _methods(cls: type) -> Iterator[tuple[str, object]]:
+    for base in cls.__mro__:
+        if base not in (nn.Module, object):
+            yield from ((name, x) for name, x in vars(base).items() if name != "__init__")
 
 
 def _codes(value: object) -> Iterator[CodeType]:

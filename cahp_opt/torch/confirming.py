@@ -17,13 +17,20 @@ def is_coarse(attention: Attention) -> bool:
     return any(weight.dtype in _COARSE for block in attention for weight in block.weights)
 
 
+class Unconfirmed(Exception):
+    """The model's code cannot be differentiated, which says nothing either way."""
+
+
 def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str | None:
     """The first thing in which differentiation contradicts the table, in a sentence; None if nothing.
 
     One block of every kind is traced: blocks that are alike are right or wrong together.
+
+    Raises:
+        Unconfirmed: if it cannot be told.
     """
     try:
         found = contradictions(probe.part_of(model), one_of_each(attention), probe.batch)
-    except RuntimeError:  # code that cannot be differentiated says nothing either way
-        return None
+    except RuntimeError as error:
+        raise Unconfirmed(str(error).partition("\n")[0]) from error
     return next(iter(found), None)

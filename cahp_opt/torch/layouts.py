@@ -392,3 +392,7 @@ HEADLESS = (
 )
 """Beginnings of names of children that do not know of heads, whatever their width, but for what
 :data:`PARAMETERS` names."""
+
+LASTING = (("attention_type", "original_full"),)
+"""Attributes of attention that has a method to replace its modules while the model runs, and of its
+configuration, with the value under which the model itself never calls that method."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy.typing as npt
@@ -14,11 +16,11 @@ from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks import CUT
-from cahp_opt.torch.confirming import contradiction, is_coarse
+from cahp_opt.torch.confirming import Unconfirmed, contradiction, is_coarse
 from cahp_opt.torch.masking import attention_for, is_gated, kept_units
 from cahp_opt.torch.surgery import Journal, cut
 from cahp_opt.torch.travelling import send_along
-from cahp_opt.torch.verification import SliceError, compare, make_probes, references
+from cahp_opt.torch.verification import Probe, SliceError, compare, make_probes, references
 
 SELECTION = "cahp_selection"
 """Attribute of a sliced model: the :class:`Selection` over the units of the *original* model."""
@@ -71,9 +73,9 @@ def slice_heads(
         raise ValueError("`model` is gated; leave the context of `head_mask` before slicing.")
     known = selection_of(model) or selection
     probes = make_probes(model, batch)
-    if is_coarse(attention) and (wrong := contradiction(model, attention, probes[0])):
-        raise SliceError(f"the attention is laid out in another way than expected: {wrong}")
     before = references(model, attention, probes, kept)
+    if is_coarse(attention):
+        _confirm(model, attention, probes[0])
     small = model if in_place else copy.deepcopy(model)
     sliced = attention if in_place else attention_for(small, selection, unit)
     journal = Journal()
@@ -93,10 +95,11 @@ def slice_heads(
     except BaseException as error:
         # Ctrl-C too must leave a model that was to be sliced in place whole.
         journal.restore()
-        why = contradiction(model, attention, probes[0]) if isinstance(error, SliceError) else None
-        if why is None:
-            raise
-        raise SliceError(f"{error} The reason may be that {why}") from error
+        if isinstance(error, SliceError):
+            with suppress(Unconfirmed):
+                if why := contradiction(model, attention, probes[0]):
+                    raise SliceError(f"{error} The reason may be that {why}") from error
+        raise
     _drop_caches(small)
     return small
 
@@ -165,6 +168,21 @@ def _left(attention: Attention, known: object) -> Selection:
         return dataclasses.replace(known, space=space)
     # Value and bound belonged to another problem; what remains is where it is from.
     return Selection(space, kept, provenance=known.provenance)
+
+
+def _confirm(model: nn.Module, attention: Attention, probe: Probe) -> None:
+    """Ask differentiation where rounding could hide a wrong head; warn where it cannot tell."""
+    try:
+        wrong = contradiction(model, attention, probe)
+    except Unconfirmed as error:
+        warnings.warn(
+            f"`model` is in half precision and cannot be differentiated ({error}), so the slice is checked "
+            "by its outputs alone, within rounding; slice it in float32 to be sure.",
+            stacklevel=3,
+        )
+        return
+    if wrong:
+        raise SliceError(f"the attention is laid out in another way than expected: {wrong}")
 
 
 def _check_present(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cahp_opt.heads import Bools, Unit
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import Attention, find_attention
+from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
 from cahp_opt.torch.batching import Batch, inputs_of, prepare
 from cahp_opt.torch.masking import attention_for, gated, kept_units
 from cahp_opt.torch.preserving import evaluating
@@ -131,8 +131,16 @@ def references(
     Raises:
         ValueError: if a block that loses units does not run on any probe, or the model computes NaN, so
             that nothing could be said about it.
+        UnsupportedModelError: if the model replaced modules of its attention while it ran.
     """
     traces = [trace(model, attention, probe, kept) for probe in probes]
+    there = {id(module) for module in model.modules()}
+    for block in attention:
+        if not there >= {id(block.site), id(block.module), id(block.out)}:
+            raise UnsupportedModelError(
+                f"{block.name} ({type(block.site).__name__}) is not understood: the model replaces its "
+                "modules while it runs, and new ones would know nothing of a cut."
+            )
     for name, value in (item for found in traces for item in found.items()):
         if bool(value.isnan().any()):
             raise ValueError(
