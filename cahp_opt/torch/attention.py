@@ -146,10 +146,8 @@ def _check_lasting(model: nn.Module, block: AttentionBlock) -> None:
     """
     site, owner = block.site, block.module
     around, _, name = block.name.rpartition(".")
-    children = {*(p.path.partition(".")[0] for p in block.layout.projections)}
     places = [(model.get_submodule(around), {name})] if site is not model else []
     places += [(site, {n for n, child in site.named_children() if owner in {*child.modules()}})]
-    places += [(owner, children)]
     for module, names in places:
         for child in sorted(names):
             method = replaces(type(module), child)

@@ -1,0 +1,53 @@
+"""How far rounding may move what a model computes: found out by moving its blocks' outputs a little.
+
+A difference is large or small beside the numbers that it came from, not beside a result in which they
+cancel: a logit near zero, heads that say the opposite of each other, a small output on a large residual
+stream. So the output of every attention block is moved at random by a fraction of what it is added up
+from, and how far everything behind it moves is what rounding alone may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch.blocks import Attention, AttentionBlock, out_bias, out_weight
+
+
+@contextmanager
+def shaken(attention: Attention, fraction: float, seed: int) -> Generator[None]:
+    """Move the output of every block by random numbers while the context lasts.
+
+    Args:
+        attention: the blocks.
+        fraction: standard deviation of the numbers, relative to the root of the sum of the squares of the
+            products that an output is added up from.
+        seed: of the numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack:
+        for block in attention:
+            hook = _shaking(block, fraction, generator)
+            stack.callback(block.out.register_forward_hook(hook).remove)
+        yield
+
+
+def _shaking(
+    block: AttentionBlock, fraction: float, generator: torch.Generator
+) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def shake(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        wide = torch.promote_types(output.dtype, torch.float32)
+        heads: Tensor = args[0]
+        squares = heads.to(wide).square() @ out_weight(block).detach().to(wide).square().T
+        bias = out_bias(block)
+        if bias is not None:
+            squares = squares + bias.detach().to(wide).square()
+        # Drawn on the CPU, where the same seed gives the same numbers whatever the device.
+        random = torch.randn(output.shape, generator=generator).to(output.device, wide)
+        return (output.to(wide) + fraction * squares.sqrt() * random).to(output.dtype)
+
+    return shake
