@@ -66,7 +66,8 @@ def test_a_model_that_takes_something_else_says_so_in_its_folder(tmp_path: Path)
     sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
     config = transformers.VideoMAEConfig(**sizes, patch_size=4, num_frames=4)
     batch = {"pixel_values": torch.randn(1, 4, 3, tiny.PIXELS, tiny.PIXELS)}
-    folder = saved(transformers.VideoMAEModel(config).eval(), tmp_path, batch)
+    model: Any = transformers.VideoMAEModel(config)
+    folder = saved(model.eval(), tmp_path, batch)
     record = json.loads((folder / CHECK_FILE).read_text())
     assert record["numbers"] == [] and "unpack" in record["why"]
     from_pretrained(folder)
@@ -84,12 +85,17 @@ class _Opaque(torch.autograd.Function):
         raise RuntimeError("the derivative is not implemented")
 
 
+def _make_opaque(module: nn.Module, args: object, output: Tensor) -> Any:
+    function: Any = _Opaque
+    return function.apply(output)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_a_check_by_differentiation_that_cannot_be_made_is_told(dtype: torch.dtype) -> None:
     """In half precision the other check is coarse, so that it matters."""
     model: Any = tiny.BERT.build(bare=True).to(dtype)
     query = model.encoder.layer[0].attention.self.query
-    query.register_forward_hook(lambda module, args, output: _Opaque.apply(output))
+    query.register_forward_hook(_make_opaque)
     kept = uneven(find_attention(model).space)
     if dtype is torch.float32:
         slice_heads(model, kept)

@@ -33,6 +33,8 @@ class Score(nn.Module):
     def __init__(self, family: Family, dtype: torch.dtype) -> None:
         super().__init__()
         self.inner: Any = family.build(bare=True).to(dtype)
+        self.usual: Tensor
+        self.scale: Tensor
         self.register_buffer("usual", torch.zeros((), dtype=dtype))
         self.register_buffer("scale", torch.ones((), dtype=dtype))
 

@@ -13,8 +13,8 @@ from shrinking import FIRST_TEXT, LAST_TEXT, sub_configurations
 from torch import Tensor, nn
 
 EXAMPLES = 2
-TOKENS = 16
-TARGETS = 6
+TOKENS, SHORT, LONG = 16, 3, 72
+"""Lengths of texts: the usual one, and others, because some models go another way for short or long ones."""
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Wish:
         padded: whether the attention mask leaves tokens out.
         variant: which of several possible shapes is tried.
         placeholders: how many tokens stand for every picture, sound or film, by its token id.
+        tokens: of every text, beside those.
     """
 
     model: nn.Module
@@ -34,6 +35,7 @@ class Wish:
     padded: bool
     variant: int = 0
     placeholders: dict[int, int] = field(default_factory=dict)
+    tokens: int = TOKENS
 
     def __post_init__(self) -> None:
         self.random = torch.Generator().manual_seed(self.seed)
@@ -67,7 +69,12 @@ class Wish:
 
     @property
     def length(self) -> int:
-        return TOKENS + sum(self.placeholders.values())
+        return self.tokens + sum(self.placeholders.values())
+
+    @property
+    def targets(self) -> int:
+        """How many tokens a decoder gets."""
+        return max(2, self.tokens * 3 // 8)
 
     @property
     def width(self) -> int:
@@ -75,7 +82,7 @@ class Wish:
 
 
 def _input_ids(w: Wish) -> Tensor:
-    ids = w.ids(TOKENS)
+    ids = w.ids(w.tokens)
     for token, count in w.placeholders.items():
         ids = torch.cat([ids[:, :2], torch.full((EXAMPLES, count), token), ids[:, 2:]], dim=1)
     return ids
@@ -84,7 +91,7 @@ def _input_ids(w: Wish) -> Tensor:
 def _mask(w: Wish) -> Tensor:
     mask = torch.ones(EXAMPLES, w.length, dtype=torch.long)
     if w.padded:
-        mask[1, -(2 + w.seed % 3) :] = 0
+        mask[1, -min(2 + w.seed % 3, w.length - 1) :] = 0
     return mask
 
 
@@ -190,13 +197,13 @@ def _patches(w: Wish) -> int:
 MAKERS: dict[str, Callable[[Wish], Any]] = {
     "input_ids": _input_ids,
     "attention_mask": _mask,
-    "decoder_input_ids": lambda w: w.ids(TARGETS),
+    "decoder_input_ids": lambda w: w.ids(w.targets),
     "pixel_values": _pixels,
     "pixel_values_videos": _pixels,
     "images": _pixels,
     "image": _pixels,
     "flattened_patches": lambda w: w.normal(
-        EXAMPLES, TOKENS, w.number("patch_embed_hidden_size", default=768) + 2
+        EXAMPLES, w.tokens, w.number("patch_embed_hidden_size", default=768) + 2
     ),
     "image_pixels": _pixels,
     "input_features": _features,
@@ -229,14 +236,14 @@ MAKERS: dict[str, Callable[[Wish], Any]] = {
     "input_features_mask": lambda w: torch.ones(EXAMPLES, _features(w).shape[-1]).long(),
     "feature_attention_mask": lambda w: torch.ones(EXAMPLES, _features(w).shape[-1]).long(),
     "high_res_pixel_values": lambda w: w.normal(EXAMPLES, 3, *_size(w)),
-    "states": lambda w: w.normal(EXAMPLES, TOKENS, w.number("state_dim", default=17)),
-    "actions": lambda w: w.normal(EXAMPLES, TOKENS, w.number("act_dim", default=4)),
-    "rewards": lambda w: w.normal(EXAMPLES, TOKENS, 1),
-    "returns_to_go": lambda w: w.normal(EXAMPLES, TOKENS, 1),
-    "timesteps": lambda w: torch.arange(TOKENS).expand(EXAMPLES, -1),
+    "states": lambda w: w.normal(EXAMPLES, w.tokens, w.number("state_dim", default=17)),
+    "actions": lambda w: w.normal(EXAMPLES, w.tokens, w.number("act_dim", default=4)),
+    "rewards": lambda w: w.normal(EXAMPLES, w.tokens, 1),
+    "returns_to_go": lambda w: w.normal(EXAMPLES, w.tokens, 1),
+    "timesteps": lambda w: torch.arange(w.tokens).expand(EXAMPLES, -1),
     "timestep": lambda w: torch.rand(EXAMPLES, generator=w.random),
     "image_sizes": lambda w: torch.tensor([_size(w)] * EXAMPLES),
-    "qformer_input_ids": lambda w: w.ids(TARGETS),
+    "qformer_input_ids": lambda w: w.ids(w.targets),
     "pixel_position_ids": lambda w: torch.stack(
         torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij"), dim=-1
     ).view(1, 16, 2).expand(EXAMPLES, -1, -1),

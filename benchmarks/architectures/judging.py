@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import Wish, arguments, make, mentioned, placeholders
-from shrinking import TRIALS, Sizes, shrunk
+from batches import LONG, SHORT, TOKENS, Wish, arguments, make, mentioned, placeholders
+from shrinking import OPTIONS, TRIALS, Sizes, shrunk
 from torch import Tensor, nn
 
 from cahp_opt.torch import (
@@ -68,16 +68,25 @@ class Running:
     attention_like: int
     reached: int
 
-    def batch(self, seed: int, *, padded: bool) -> dict[str, Any]:
-        wish = Wish(self.model, seed, padded, self.variant, self.placeholders)
+    def batch(self, seed: int, *, padded: bool, tokens: int = TOKENS) -> dict[str, Any]:
+        wish = Wish(self.model, seed, padded, self.variant, self.placeholders, tokens)
         return make(wish, self.names)
 
 
 def model_types() -> list[str]:
-    """Every model type of the installed transformers."""
+    """Every model type of the installed transformers, and those of them with other options."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    return sorted(CONFIG_MAPPING_NAMES)
+    names = sorted(CONFIG_MAPPING_NAMES)
+    return [n for name in names for n in (name, *_variants(name))]
+
+
+def _variants(model_type: str) -> dict[str, dict[str, Any]]:
+    """The options of a model type by the names of its variants."""
+    return {
+        f"{model_type} with {' and '.join(f'{k}={v}'.replace(',', '') for k, v in options.items())}": options
+        for options in OPTIONS.get(model_type, ())
+    }
 
 
 def judge(model_type: str, *, build_only: bool = False) -> dict[str, Any]:
@@ -125,8 +134,10 @@ def build(model_type: str, trials: Sequence[Sizes] = TRIALS) -> Running:
     """
     from transformers import CONFIG_MAPPING
 
+    plain = model_type.partition(" with ")[0]
+    options = _variants(plain).get(model_type)
     try:
-        default = CONFIG_MAPPING[model_type]()
+        default = CONFIG_MAPPING[plain]()
     except Exception as error:
         default = None
         failure = f"its default configuration fails: {_short(error)}"
@@ -136,7 +147,7 @@ def build(model_type: str, trials: Sequence[Sizes] = TRIALS) -> Running:
     failures: list[str] = []
     for sizes in trials:
         try:
-            model = _model(shrunk(default, sizes))
+            model = _model(shrunk(default, sizes, options))
         except Exception as error:
             failures.append(_short(error))
             if isinstance(error, (NoModelError, ImportError)):
@@ -321,56 +332,92 @@ def _sliced(running: Running) -> tuple[Status, str, dict[str, Any]]:
     silent = _not_reached(running, attention)
     if len(silent) == len(attention):
         return Status.NOT_BUILT, "the inputs reach none of its attention", {}
-    kept = _keep_set(space, silent)
     skipped = getattr(attention, "skipped", {})
+    keep_sets = _keep_sets(space, silent)
     more: dict[str, Any] = {
         "blocks": len(attention),
         "units": space.n,
-        "units_removed": int((~kept).sum()),
+        "units_removed": int((~keep_sets["random"]).sum()),
         "blocks_not_reached": [attention.blocks[i].name for i in sorted(silent)],
         "skipped": {str(k): str(v) for k, v in dict(skipped).items()},
     }
-    if kept.all():
+    if keep_sets["random"].all():
         return Status.NOT_BUILT, "its blocks have one unit each in the tiny configuration", more
+    judged: dict[str, dict[str, Any]] = {}
+    for name, kept in keep_sets.items():
+        lengths = _lengths(running) if name == "random" else (TOKENS,)
+        status, reason, found = _compared(running, kept, lengths)
+        judged[name] = found
+        if status is not Status.PASSED:
+            return status, reason if name == "random" else f"{reason} (kept: {name})", more | found
+    more |= judged["random"]
+    more["difference"] = max(found["difference"] for found in judged.values())
+    return Status.PASSED, "", {**more, "keep_sets": list(judged)}
+
+
+def _compared(
+    running: Running, kept: np.ndarray[Any, np.dtype[np.bool_]], lengths: tuple[int, ...]
+) -> tuple[Status, str, dict[str, Any]]:
+    """Slice, and compare with the masked model on other inputs, padded and not, of every length.
+
+    Long texts come first: a model may change for good when it meets a short one.
+    """
+    model = running.model
     try:
         small = slice_heads(model, kept, batch=running.batch(0, padded=False))
     except UnsupportedModelError as error:
-        return Status.REFUSED, str(error), more
+        return Status.REFUSED, str(error), {}
     except SliceError as error:
-        return Status.SLICE_ERROR, str(error), more
+        return Status.SLICE_ERROR, str(error), {}
     except ValueError as error:
         if "does not reach" in str(error):
-            return Status.NOT_BUILT, f"inputs for all its towers are needed: {error}", more
-        return Status.SLICE_ERROR, f"{type(error).__name__}: {_short(error)}", more
+            return Status.NOT_BUILT, f"inputs for all its towers are needed: {error}", {}
+        return Status.SLICE_ERROR, f"{type(error).__name__}: {_short(error)}", {}
     except Exception as error:  # the library must not fail in another way; the row says so
-        return Status.SLICE_ERROR, f"{type(error).__name__}: {_short(error)}", more
+        return Status.SLICE_ERROR, f"{type(error).__name__}: {_short(error)}", {}
     worst = effect = 0.0
-    for seed, padded in ((101, False), (202, True)):
-        batch = running.batch(seed, padded=padded)
-        dense = outputs(model, batch)
-        with head_mask(model, kept):
-            masked = outputs(model, batch)
-        try:
-            found = outputs(small, batch)
-        except Exception as error:
-            return Status.SILENTLY_WRONG, f"cannot run on another batch: {_short(error)}", more
-        if masked.keys() != found.keys():
-            return Status.SILENTLY_WRONG, "other outputs than the masked model", more
-        for name, reference in masked.items():
-            if reference.shape != found[name].shape:
-                return Status.SILENTLY_WRONG, f"output {name} has another shape", more
-            scale = _largest(reference)
-            if scale:
-                worst = max(worst, _largest(found[name] - reference) / scale)
-                effect = max(effect, _largest(dense[name] - reference) / scale)
+    cannot: dict[str, str] = {}
+    for tokens in lengths:
+        for seed, padded in ((101, False), (202, True)):
+            batch = running.batch(seed, padded=padded, tokens=tokens)
+            try:
+                dense = outputs(model, batch)
+            except Exception as error:
+                if tokens == TOKENS:
+                    raise
+                cannot[str(tokens)] = _short(error)  # the unpruned model takes no such length
+                break
+            with head_mask(model, kept):
+                masked = outputs(model, batch)
+            try:
+                found = outputs(small, batch)
+            except Exception as error:
+                text = f"cannot run on another batch of {tokens} tokens: {_short(error)}"
+                return Status.SILENTLY_WRONG, text, {}
+            if masked.keys() != found.keys():
+                return Status.SILENTLY_WRONG, "other outputs than the masked model", {}
+            for name, reference in masked.items():
+                if reference.shape != found[name].shape:
+                    return Status.SILENTLY_WRONG, f"output {name} has another shape", {}
+                scale = _largest(reference)
+                if scale:
+                    worst = max(worst, _largest(found[name] - reference) / scale)
+                    effect = max(effect, _largest(dense[name] - reference) / scale)
     if not effect >= EFFECT:
         text = f"its outputs hardly depend on its attention: {effect:.1g} of the largest value"
-        return Status.NOT_BUILT, text, more
-    more |= {"difference": worst, "effect": effect}
+        return Status.NOT_BUILT, text, {}
+    more: dict[str, Any] = {"difference": worst, "effect": effect}
+    more["lengths"] = [n for n in lengths if str(n) not in cannot]
+    if cannot:
+        more["lengths_not_taken"] = cannot
     if not worst <= TOLERANCE:
         text = f"differs from the masked model by {worst:.2g} of the largest value"
         return Status.SILENTLY_WRONG, text, more
     return Status.PASSED, "", more
+
+
+def _lengths(running: Running) -> tuple[int, ...]:
+    return (LONG, TOKENS, SHORT) if "input_ids" in running.names else (TOKENS,)
 
 
 def _largest(value: Tensor) -> float:
@@ -386,17 +433,27 @@ def _not_reached(running: Running, attention: Any) -> set[int]:
     return silent
 
 
-def _keep_set(space: Any, silent: set[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A random keep-set that removes something from every block that runs and has several units."""
+def _keep_sets(space: Any, silent: set[int]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Keep-sets that remove something from every block that runs and has several units, by name."""
     random = np.random.default_rng(0)
-    kept = np.ones(space.n, dtype=bool)
+    found = {
+        name: np.ones(space.n, dtype=bool)
+        for name in ("random", "one of each", "two of each", "every other block empty")
+    }
     for index, where in enumerate(space.slices):
         size = where.stop - where.start
         if size > 1 and index not in silent:
-            keep = random.choice(size, size=int(random.integers(1, size)), replace=False)
-            kept[where] = False
-            kept[where.start + keep] = True
-    return kept
+            some = random.choice(size, size=int(random.integers(1, size)), replace=False)
+            each = {
+                "random": some,
+                "one of each": some[:1],
+                "two of each": [0, size - 1] if size > 2 else [0],
+                "every other block empty": [] if index % 2 else [size - 1],
+            }
+            for name, keep in each.items():
+                found[name][where] = False
+                found[name][where.start + np.asarray(keep, dtype=int)] = True
+    return found
 
 
 def _short(error: BaseException) -> str:

@@ -117,6 +117,10 @@ _LEFT_ALONE = re.compile(
 )
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    # Blocks so small that a long text of the sweep has enough of them, and the usual one has not.
+    "big_bird": {"block_size": 4, "num_random_blocks": 2},
+    "bigbird_pegasus": {"block_size": 4, "num_random_blocks": 2},
+    "longt5": {"local_radius": 7, "global_block_size": 4},
     "bamba": {"attn_layer_indices": [1]},
     "autoformer": {"prediction_length": 4, "context_length": 8},
     "informer": {"prediction_length": 4, "context_length": 8},
@@ -141,9 +145,43 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """By model type: fields that the rules by name get wrong."""
 
 
-def shrunk(config: Any, sizes: Sizes) -> Any:
-    """A small configuration of the same class as ``config``, with all its sub-configurations."""
-    return type(config)(**_fields(config, sizes))
+_BIASES = ({"use_relative_position_bias": True}, {"use_shared_relative_position_bias": True})
+_CROSS = {"is_decoder": True, "add_cross_attention": True}
+
+OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
+    "beit": _BIASES,
+    "bert": (_CROSS,),
+    "big_bird": ({"attention_type": "original_full"},),
+    "bigbird_pegasus": ({"attention_type": "original_full"},),
+    "data2vec-vision": _BIASES,
+    "deberta": ({"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},),
+    "deberta-v2": ({"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},),
+    "esm": ({"position_embedding_type": "rotary"},),
+    "falcon": (
+        {"multi_query": False},
+        {"new_decoder_architecture": True},
+        {"alibi": True, "multi_query": False},
+    ),
+    "gpt2": ({"add_cross_attention": True},),
+    "gpt_bigcode": ({"multi_query": False},),
+    "longt5": ({"encoder_attention_type": "transient-global"},),
+    "roberta": (_CROSS,),
+    "swin2sr": ({"num_heads": [2, 4]},),
+    "swinv2": ({"num_heads": [2, 4]},),
+    "wav2vec2-conformer": ({"position_embeddings_type": "rotary"},),
+}
+"""By model type: options with which the attention is another one, and which are no defaults."""
+
+
+def shrunk(config: Any, sizes: Sizes, options: Mapping[str, Any] | None = None) -> Any:
+    """A small configuration of the same class as ``config``, with all its sub-configurations.
+
+    Args:
+        config: the default configuration of a model type.
+        sizes: what to shrink to.
+        options: fields to set besides.
+    """
+    return type(config)(**{**_fields(config, sizes), **(options or {})})
 
 
 def _fields(config: Any, sizes: Sizes) -> dict[str, Any]:
