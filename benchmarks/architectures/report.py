@@ -18,10 +18,12 @@ Written by `benchmarks/architectures/report.py` from `benchmarks/results/archite
 do not edit.
 
 For every model type of an installed transformers a tiny model with random weights was built from a
-shrunken configuration, by rules that know field names and no models, and run on random inputs. A random
-part of the units of every block that runs was removed with `slice_heads`, which compares masked and
-sliced model itself; then both were compared again, on other inputs, with and without padding, over all
-floating-point outputs at real tokens (float32, 1e-4 of an output's largest value).
+shrunken configuration, by rules that know field names and no models, and run on random inputs. Units of
+every block that runs were removed with `slice_heads`, which compares masked and sliced model itself: a
+random part of them, all but one, all but two, and all of every other block. Then both were compared
+again, on other inputs, with and without padding, texts of 72, 16 and 3 tokens for the random part, over
+all floating-point outputs at real tokens (float32, 1e-4 of an output's largest value). Some types were
+tried once more with options that give them other attention; their rows name the options.
 
 - **passed**: the same in both comparisons.
 - **silently wrong**: `slice_heads` was content, and the second comparison was not.
@@ -50,6 +52,14 @@ def page() -> str:
         counts = [str(sweep["summary"][status]) for status in statuses]
         version = sweep["provenance"]["transformers"]
         lines.append(f"| {version} | {len(sweep['types'])} | {' | '.join(counts)} |")
+    for sweep in sweeps:
+        if not any("keep_sets" in row for row in sweep["types"]):
+            known = sweep["provenance"]
+            lines.append(
+                f"\nThe sweep under {known['transformers']} is of {known['date']} and was not run again: it "
+                "tried texts of 16 tokens, the random part and the usual options alone, so it calls types "
+                "passed that fail in another of these ways."
+            )
     latest = sweeps[0]
     rows = latest["types"]
     lines.append(
@@ -94,6 +104,14 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
     for row in partly:
         silent, skipped = len(row.get("blocks_not_reached", ())), len(row.get("skipped", ()))
         lines.append(f"| `{row['type']}` | {row['blocks']} | {silent} | {skipped} |")
+    short = [r for r in rows if r.get("lengths_not_taken")]
+    lines.append(f"\n## Passed with texts of some lengths: {len(short)}\n")
+    lines.append("The unpruned model does not take the others.\n")
+    lines += ["| type | tokens not taken | why |", "|---|---|---|"]
+    for row in short:
+        not_taken = row["lengths_not_taken"]
+        why = _plain(next(iter(not_taken.values())))
+        lines.append(f"| `{row['type']}` | {', '.join(not_taken)} | {why} |")
     lines += [
         f"\n## Passed with as many key/value heads as query heads only: {len(grouped)}\n",
         ", ".join(f"`{row['type']}`" for row in grouped) or "none",
