@@ -167,3 +167,106 @@ def test_a_model_that_overflows_is_told_from_a_wrong_slice() -> None:
     kept = uneven(find_attention(model).space)
     with pytest.raises(ValueError, match=r"`model` computes NaN.* before slicing"):
         slice_heads(model, kept)
+
+
+def one_former() -> Any:
+    """A model of images that reads what it is asked about them as text."""
+    stages = [f"stage{i}" for i in range(1, 5)]
+    sizes: dict[str, Any] = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [2] * 4}
+    swin: Any = transformers.SwinConfig(
+        image_size=32, patch_size=4, window_size=4, out_features=stages, **sizes
+    )
+    widths = dict.fromkeys(("hidden_dim", "conv_dim", "mask_dim", "text_encoder_width"), 32)
+    make: Any = transformers.OneFormerConfig
+    config = make(
+        backbone_config=swin,
+        num_queries=4,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        text_encoder_num_layers=1,
+        text_encoder_vocab_size=100,
+        dim_feedforward=16,
+        encoder_feedforward_dim=16,
+        **widths,
+    )
+    return transformers.OneFormerModel(config).eval()
+
+
+def musicgen_melody() -> Any:
+    """A model of which every example has a row of ids for each codebook of its decoder."""
+    ends = {"pad_token_id": 47, "bos_token_id": 47}
+    t5 = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 4, "vocab_size": 48}
+    sound = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "codebook_size": 64}
+    decoder = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 40, **ends}
+    decoder |= {"num_attention_heads": 4, "max_position_embeddings": 40, "num_codebooks": 2}
+    make: Any = transformers.MusicgenMelodyConfig
+    config = make(
+        text_encoder=transformers.T5Config(**t5).to_dict(),
+        audio_encoder=transformers.EncodecConfig(upsampling_ratios=[8, 4], **sound).to_dict(),
+        decoder=transformers.MusicgenMelodyDecoderConfig(**decoder).to_dict(),
+    )
+    return transformers.MusicgenMelodyForConditionalGeneration(config).eval()
+
+
+def bros_spade() -> Any:
+    """A model that needs a box and a mask for every token, and no token without a relation."""
+    sizes = {"vocab_size": 48, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config: Any = transformers.BrosConfig(**sizes, intermediate_size=40)
+    return transformers.BrosSpadeEEForTokenClassification(config).eval()
+
+
+def ids_of(*shape: int) -> Tensor:
+    return torch.randint(3, 47, shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("build", [one_former, musicgen_melody, bros_spade])
+def test_inputs_that_cannot_be_made_up_are_asked_for(build: Any) -> None:
+    model = build()
+    kept = uneven(find_attention(model).space)
+    with pytest.raises(ValueError, match="`batch` is needed to check the sliced model"):
+        slice_heads(model, kept)
+
+
+def test_a_probe_of_ours_that_the_unpruned_model_cannot_take_is_left_out() -> None:
+    ids = ids_of(2, 6)
+    bros = {"bbox": torch.rand(2, 6, 4), "attention_mask": torch.ones_like(ids)}
+    for model, batch in (
+        (bros_spade(), {"input_ids": ids, **bros}),
+        (bros_spade(), {"input_ids": ids, **bros, "attention_mask": (ids > 9).long()}),
+        (musicgen_melody(), {"input_ids": ids, "decoder_input_ids": ids_of(4, 5)}),
+        (OnlyWhole(), tiny.batch(padded=False)),
+    ):
+        kept = uneven(find_attention(model).space)
+        small = slice_heads(model, kept, batch=batch)
+        assert verify_slice(model, small, kept, batch) <= 1e-5
+
+
+class OnlyWhole(Masked):
+    """A model that cannot have padding."""
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        if not bool(inputs.get("attention_mask", torch.ones(1)).all()):
+            raise KeyError("padding")
+        logits: Tensor = self.inner(**inputs).logits
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_a_batch_that_the_unpruned_model_cannot_take_is_not_blamed_on_the_slice(
+    dtype: torch.dtype,
+) -> None:
+    model = bros_spade().to(dtype)
+    kept = uneven(find_attention(model).space)
+    with pytest.raises(ValueError, match="`batch` cannot be run by Bros.* before slicing: .*bbox"):
+        slice_heads(model, kept, batch={"input_ids": ids_of(2, 6)})
+    whole = OnlyWhole()
+    with pytest.raises(ValueError, match="even before slicing: 'padding'"):
+        slice_heads(whole, uneven(find_attention(whole).space), batch=tiny.batch())
+
+
+def test_made_up_ids_that_fill_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.BERT.build(pad_token_id=5)
+    made = {"input_ids": torch.full((2, 8), 5)}
+    monkeypatch.setattr("cahp_opt.torch.verification.sample_inputs", lambda model: made)
+    slice_heads(model, uneven(find_attention(model).space))

@@ -37,6 +37,8 @@ def sample_inputs(model: nn.Module) -> dict[str, Tensor] | None:
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Tensor] = {}
     main: object = getattr(model, "main_input_name", "input_ids")
+    if not isinstance(main, str):  # several, of which one is not to be made up
+        return None
     makers = {"input_ids": _ids, "pixel_values": _image, "input_features": _features}
     for name, make in makers.items():
         if name in accepted and (name == main or _has_two_towers(config)):

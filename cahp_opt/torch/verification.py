@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy.typing as npt
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from cahp_opt.heads import Bools, Unit
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.batching import Batch, inputs_of, prepare
+from cahp_opt.torch.batching import Batch, device_of, inputs_of, prepare
+from cahp_opt.torch.cache_tensors import takes_cache
 from cahp_opt.torch.masking import attention_for, gated, kept_units
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.rounding import shaken
@@ -88,7 +89,7 @@ def verify_slice(
 
 
 def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
-    """The runs to compare: one with padding and one without.
+    """The runs to compare: one with padding and one without, if the unpruned model takes both.
 
     Raises:
         ValueError: if the batch cannot be used, or none is given and the model's configuration does
@@ -99,11 +100,23 @@ def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
     probes = [Probe(given, bare)]
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if isinstance(ids, Tensor) and ids.ndim == 2:
+        other = {**given, "attention_mask": _some_padding(ids)}
         if isinstance(mask, Tensor) and not bool((mask != 0).all()):
-            probes.append(Probe({k: v for k, v in given.items() if k != "attention_mask"}, bare))
-        else:
-            probes.append(Probe({**given, "attention_mask": _some_padding(ids)}, bare))
+            del other["attention_mask"]
+        probe = Probe(other, bare)
+        if _why_not(model, probe) is None:  # some models want a mask, or padding of another kind
+            probes.append(probe)
     return probes
+
+
+def _why_not(model: nn.Module, probe: Probe) -> Exception | None:
+    """What the unpruned model ends in on a probe; None if it runs."""
+    try:
+        with evaluating(model), torch.no_grad():
+            probe.part_of(model)(**probe.batch)
+    except Exception as error:  # model code raises anything over inputs that it did not expect
+        return error
+    return None
 
 
 def _made_up(model: nn.Module) -> Batch:
@@ -112,13 +125,15 @@ def _made_up(model: nn.Module) -> Batch:
     made = sample_inputs(base)
     if made is None:
         raise _batch_needed(f"the configuration of {name} does not tell what it takes")
+    device = device_of(base)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    made = {k: v.to(dtype) if v.is_floating_point() else v for k, v in made.items()}
-    batch = prepare(made, model, "batch")
-    try:
-        with evaluating(model), torch.no_grad():
-            base(**batch)
-    except Exception as error:  # model code raises anything over inputs that it did not expect
+    batch: dict[str, Any] = {
+        k: v.to(device, dtype if v.is_floating_point() else None) for k, v in made.items()
+    }
+    if takes_cache(base):
+        batch["use_cache"] = False
+    error = _why_not(model, Probe(batch, bare=True))
+    if error is not None:
         what = f"{name} does not run on inputs made from its configuration ({error})"
         raise _batch_needed(what) from error
     return batch
@@ -134,11 +149,21 @@ def references(
     """What the sliced model is to compute: the traces of the masked model.
 
     Raises:
-        ValueError: if a block that loses units does not run on any probe, or the model computes NaN, so
-            that nothing could be said about it.
+        ValueError: if the model does not run on a probe, a block that loses units does not on any, or the
+            model computes NaN, so that nothing could be said about it.
         UnsupportedModelError: if the model replaced modules of its attention while it ran.
     """
-    traces = [trace(model, attention, probe, kept) for probe in probes]
+    traces = list[Trace]()
+    for probe in probes:
+        try:
+            traces.append(trace(model, attention, probe, kept))
+        except Exception as error:
+            if _why_not(model, probe) is None:
+                raise
+            raise ValueError(
+                f"`batch` cannot be run by {type(model).__name__} even before slicing: "
+                f"{str(error).rstrip('.') or type(error).__name__}; pass one that it can take."
+            ) from error
     there = {id(module) for module in model.modules()}
     for block in attention:
         if not there >= {id(block.site), id(block.module), id(block.out)}:
