@@ -188,7 +188,11 @@ TimeLimit = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of the CPU; as PyTorch sets them if not given."),
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads of the CPU; as PyTorch sets them if not given, and no more than a container is granted.",
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -601,9 +605,9 @@ def hardware(
         from cahp_opt.torch.loading import device_named
         from cahp_opt.torch.probing import measure_hardware
 
-        if threads is not None:
-            torch.set_num_threads(threads)
+        told = _set_threads(threads)
         place = device_named(device)
+    _note(told)
     every = (Precision.FLOAT32,) if place.type == "cpu" else tuple(Precision)
     with display.stage("hardware"):
         found = measure_hardware(place, *(getattr(torch, p.value) for p in precision or every))
@@ -991,6 +995,31 @@ def _note(sentences: Iterable[str]) -> None:
         print(f"note: {sentence}", file=sys.stderr)
 
 
+def _set_threads(threads: int | None) -> list[str]:
+    """Set the threads of the CPU: those asked for, or as many of PyTorch's as have a processor.
+
+    Returns:
+        What there is to say about it.
+    """
+    import torch
+
+    from cahp_opt.processors import fitting_threads, granted
+
+    usual = torch.get_num_threads()
+    wanted = usual if threads is None else threads
+    fitting = fitting_threads(wanted)
+    share = f"control groups grant {granted():g} of the processors" if granted() else ""
+    told = list[str]()
+    if threads is None and fitting < usual and "OMP_NUM_THREADS" not in os.environ:
+        wanted = fitting
+        why = share or "the process may run on no more processors"
+        told.append(f"{wanted} threads of {usual}, because {why}; `--threads` overrides it.")
+    elif share and fitting < wanted:
+        told.append(f"{wanted} threads are stopped for a part of the time, because {share}.")
+    torch.set_num_threads(wanted)
+    return told
+
+
 def _model(
     name: str,
     threads: int | None,
@@ -1000,15 +1029,13 @@ def _model(
 ) -> nn.Module:
     with display.stage("load"):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        import torch
 
         from cahp_opt.torch.loading import foreign_code, load_model, quiet
 
         quiet()
-        if threads is not None:
-            torch.set_num_threads(threads)
+        told = _set_threads(threads)
         model = load_model(name, device=device, precision=precision)
-    _note(foreign_code(name, model))
+    _note([*told, *foreign_code(name, model)])
     return model
 
 

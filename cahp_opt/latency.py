@@ -54,6 +54,8 @@ class Provenance:
         execution: how the model was run.
         attention: implementation of attention, such as ``sdpa``.
         threads: threads of the CPU.
+        quota: processors' worth of time that a container is granted; 0 for no limit. More threads than that
+            are stopped together for a part of the time.
         repeats: timed runs of every whole model.
         spread: the largest relative distance between the reported quantile and the median over all
             measured points: the noise of the machine meanwhile.
@@ -76,6 +78,7 @@ class Provenance:
     execution: Execution = Execution.EAGER
     attention: str = ""
     threads: int = 0
+    quota: float = 0.0
     repeats: int = 0
     spread: float = 0.0
     drift: float = 0.0
@@ -107,7 +110,7 @@ _FACTS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         "a whole number of at least 0",
     ),
     (
-        ("spread", "error"),
+        ("spread", "error", "quota"),
         lambda x: _is_finite(x) and x >= 0,
         "a finite number of at least 0",
     ),
@@ -183,7 +186,13 @@ class LatencyTable:
                 f"the latency is an {facts.device or 'estimate for a described device'} and was not "
                 "measured."
             )
-        if facts.spread >= NOISY:
+        if 0 < facts.quota < facts.threads:
+            found.append(
+                f"it was measured with {facts.threads} threads where control groups grant "
+                f"{facts.quota:g} of the processors, so that they were stopped for a part of the time; "
+                "measure with fewer threads."
+            )
+        elif facts.spread >= NOISY:
             found.append(
                 f"this machine was noisy: the spread was {100 * facts.spread:.0f} %; measure while nothing "
                 "else runs, or raise `repeats`."

@@ -30,7 +30,7 @@ that pruning does not help further."""
 _NO_LIMIT = 1e9
 """Seconds that no model takes."""
 
-_FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads")
+_FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads", "quota")
 
 
 class ForeignTableWarning(UserWarning):

@@ -249,7 +249,8 @@ def test_vectors_with_padding_are_refused_where_the_ids_are_looked_at() -> None:
 
 def test_a_model_that_reads_the_last_place_is_padded_on_the_left() -> None:
     sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 40, "pad_token_id": 5}
-    config = transformers.XLNetConfig(vocab_size=48, **sizes)
+    make: Any = transformers.XLNetConfig
+    config = make(vocab_size=48, **sizes)
     check = PaddingCheck(transformers.XLNetForSequenceClassification(config))
     check.check(padded(TEXTS, left=True, pad=5), "batch")
     with pytest.raises(ValueError, match="reads the last place: pad on the left"):

@@ -173,12 +173,10 @@ def one_former() -> Any:
     """A model of images that reads what it is asked about them as text."""
     stages = [f"stage{i}" for i in range(1, 5)]
     sizes: dict[str, Any] = {"embed_dim": 8, "depths": [1] * 4, "num_heads": [2] * 4}
-    swin: Any = transformers.SwinConfig(
-        image_size=32, patch_size=4, window_size=4, out_features=stages, **sizes
-    )
+    of: Any = transformers
+    swin = of.SwinConfig(image_size=32, patch_size=4, window_size=4, out_features=stages, **sizes)
     widths = dict.fromkeys(("hidden_dim", "conv_dim", "mask_dim", "text_encoder_width"), 32)
-    make: Any = transformers.OneFormerConfig
-    config = make(
+    config = of.OneFormerConfig(
         backbone_config=swin,
         num_queries=4,
         encoder_layers=1,
@@ -190,7 +188,7 @@ def one_former() -> Any:
         encoder_feedforward_dim=16,
         **widths,
     )
-    return transformers.OneFormerModel(config).eval()
+    return of.OneFormerModel(config).eval()
 
 
 def musicgen_melody() -> Any:
@@ -200,20 +198,21 @@ def musicgen_melody() -> Any:
     sound = {"num_filters": 4, "hidden_size": 16, "codebook_dim": 16, "codebook_size": 64}
     decoder = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 40, **ends}
     decoder |= {"num_attention_heads": 4, "max_position_embeddings": 40, "num_codebooks": 2}
-    make: Any = transformers.MusicgenMelodyConfig
-    config = make(
-        text_encoder=transformers.T5Config(**t5).to_dict(),
-        audio_encoder=transformers.EncodecConfig(upsampling_ratios=[8, 4], **sound).to_dict(),
-        decoder=transformers.MusicgenMelodyDecoderConfig(**decoder).to_dict(),
+    of: Any = transformers
+    config = of.MusicgenMelodyConfig(
+        text_encoder=of.T5Config(**t5).to_dict(),
+        audio_encoder=of.EncodecConfig(upsampling_ratios=[8, 4], **sound).to_dict(),
+        decoder=of.MusicgenMelodyDecoderConfig(**decoder).to_dict(),
     )
-    return transformers.MusicgenMelodyForConditionalGeneration(config).eval()
+    return of.MusicgenMelodyForConditionalGeneration(config).eval()
 
 
 def bros_spade() -> Any:
     """A model that needs a box and a mask for every token, and no token without a relation."""
     sizes = {"vocab_size": 48, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config: Any = transformers.BrosConfig(**sizes, intermediate_size=40)
-    return transformers.BrosSpadeEEForTokenClassification(config).eval()
+    of: Any = transformers
+    config = of.BrosConfig(**sizes, intermediate_size=40)
+    return of.BrosSpadeEEForTokenClassification(config).eval()
 
 
 def ids_of(*shape: int) -> Tensor:

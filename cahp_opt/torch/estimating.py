@@ -91,6 +91,7 @@ def estimate_latency(
         provenance(model, batch, phase, Execution.EAGER),
         device=f"estimate for {hardware.name}",
         threads=0,
+        quota=0.0,
         estimated=True,
     )
     return LatencyTable(space, fixed, tuple(seconds), facts, least if hardware.runs_ahead else 0.0)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cahp_opt.anchoring import Fit, fit_anchors
 from cahp_opt.heads import Bools, Floats, HeadSpace, Ints, Unit
 from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
+from cahp_opt.processors import granted
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.batching import (
@@ -251,6 +252,7 @@ def provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Executio
         execution=execution,
         attention=attention if isinstance(attention, str) else "",
         threads=torch.get_num_threads(),
+        quota=granted() if parameter.device.type == "cpu" else 0.0,
         versions=versions,
     )
 
@@ -265,6 +267,8 @@ def _setting(facts: Provenance) -> dict[str, object]:
     """What two halves of one measurement must have in common."""
     names = ("device", "dtype", "batch", "sequence_length", "attention", "threads", "versions")
     told: dict[str, object] = {name: getattr(facts, name) for name in names}
+    if facts.quota:  # a file of runs from before it was recorded goes on where there is none
+        told["quota"] = facts.quota
     return told | {"phase": facts.phase.value, "execution": facts.execution.value}
 
 
