@@ -226,7 +226,7 @@ class Method:
             BudgetError: if nothing meets the target.
             ValueError: if the records do not fit each other, the objective or the solver.
         """
-        budget = target.budget(stats.space, profile)
+        budget = target.budget(stats.space, profile, stats.model)
         problem = Problem(self.objective.build(stats), budget)
         selection = select(problem, self.solver.build(), time_limit=self.time_limit, seed=self.seed)
         return replace(selection, provenance=self.provenance(stats, target, profile))

@@ -35,6 +35,7 @@ from cahp_opt.goals import (
     asked_latency,
 )
 from cahp_opt.hardware import Hardware
+from cahp_opt.identity import coverage_note
 from cahp_opt.latency import Execution
 from cahp_opt.option_words import as_options
 from cahp_opt.pooling import Pooling
@@ -653,7 +654,7 @@ def select(
     goals = _goals(latency, parameters, memory, kv_cache)
     target = Target(goals, heads, minimum, maximum, multiple_of)
     _check_file(output, "cahp-selection")
-    measured = HeadStats.load(stats)
+    measured = _stats(stats)
     profile = Profile.load(latency_table) if latency_table else None
     if profile is not None and profile.latency:
         target = _target(target, "0.8")
@@ -732,7 +733,7 @@ def compare(
     from cahp_opt.plugins import objective_named, solver_named
 
     given = _given(context)
-    measured = HeadStats.load(stats)
+    measured = _stats(stats)
     profile = Profile.load(latency_table) if latency_table else None
     n = measured.space.n
     if not latency and not heads:
@@ -749,7 +750,7 @@ def compare(
     problems: dict[str, Problem] = {}
     for target in targets:
         name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
-        problems[name] = Problem(goal, target.budget(measured.space, profile))
+        problems[name] = Problem(goal, target.budget(measured.space, profile, measured.model))
     _note(dict.fromkeys(s for target in targets for s in target.loose(measured.space, profile)))
     names = solver or [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
     solvers = {name: solver_named(name) for name in names}
@@ -988,6 +989,14 @@ def _kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[st
         raise
     for path in files.values():
         path.unlink(missing_ok=True)
+
+
+def _stats(path: Path) -> HeadStats:
+    """Statistics, with a note about what their record leaves open."""
+    measured = HeadStats.load(path)
+    open_question = coverage_note("the record of the statistics", measured.model)
+    _note([open_question] if open_question else [])
+    return measured
 
 
 def _note(sentences: Iterable[str]) -> None:

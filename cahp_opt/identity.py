@@ -7,7 +7,7 @@ Records of the first releases hold 16 digits about the output projections alone,
 
 from __future__ import annotations
 
-_PARTS = ("class", "shapes of the weights", "weights")
+_PARTS = ("classes", "shapes of the weights", "weights")
 
 
 def structure_of(identity: str) -> str:
@@ -25,24 +25,25 @@ def difference(one: str, other: str) -> str | None:
     if not one or not other or one == other:
         return None
     if covers_outputs_alone(one) or covers_outputs_alone(other):
-        return f"weights {one} against {other}"
+        old = "written by an earlier release, which names models in another way"
+        both = covers_outputs_alone(one) and covers_outputs_alone(other)
+        return f"weights differ: {one} against {other}" if both else f"one of them was {old}"
     for part, mine, theirs in zip(_PARTS, one.split("/"), other.split("/"), strict=False):
         if mine != theirs:
-            return f"{part} {mine} against {theirs}"
+            return f"{part} differ: {mine} against {theirs}"
     return None
 
 
 def coverage_note(what: str, identity: str) -> str | None:
-    """A sentence about what the identity in a record of an earlier release leaves open; None if nothing.
+    """A sentence about what the identity in a record of an earlier release leaves open; None of others.
 
     Args:
         what: the record, such as "the selection".
         identity: what it holds.
     """
-    if identity.count("/") == len(_PARTS) - 1:
+    if not covers_outputs_alone(identity):
         return None
-    told = "the output projections of its model alone" if identity else "no model"
     return (
-        f"{what} was written by an earlier release and names {told}, so whether everything else is the "
-        "same was not checked; make it again to be sure."
+        f"{what} was written by an earlier release and names the output projections of its model alone, so "
+        "whether all other weights are the same was not checked; calibrate again to be sure."
     )

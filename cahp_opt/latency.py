@@ -65,6 +65,7 @@ class Provenance:
             check, and that it was not fitted to.
         estimated: whether the times were computed from a description of the hardware, and not measured.
         versions: of the software, by name.
+        model: the model's class and shapes, as :func:`~cahp_opt.identity.structure_of` has them.
 
     Raises:
         ValueError: for a fact of another type, a negative number of things, or a share that is not finite.
@@ -85,6 +86,7 @@ class Provenance:
     error: float = 0.0
     estimated: bool = False
     versions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
+    model: str = ""
 
     def __post_init__(self) -> None:
         for names, fine, allowed in _FACTS:
@@ -103,7 +105,7 @@ def _is_text(given: object) -> bool:
 
 
 _FACTS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("device", "dtype", "attention"), _is_text, "text"),
+    (("device", "dtype", "attention", "model"), _is_text, "text"),
     (
         ("batch", "sequence_length", "threads", "repeats"),
         lambda n: is_whole(n) and n >= 0,

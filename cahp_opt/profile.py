@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.heads import Floats, HeadSpace
+from cahp_opt.identity import difference, structure_of
 from cahp_opt.latency import LATENCY_KIND, LatencyTable, check_counts, count_arrays
 from cahp_opt.records import PathLike, kind_of, read_json, reading, write_json
 
@@ -27,6 +28,8 @@ class ResourceTable:
         fixed: the cost of everything outside the blocks.
         costs: for every block an array ``[units + 1]``.
         unit: the unit of measure, such as ``bytes``.
+        model: the model's class and shapes, as :func:`~cahp_opt.identity.structure_of` has them; empty if
+            unknown.
 
     Raises:
         ValueError: for a wrong shape, or a cost that is negative or not finite.
@@ -36,6 +39,7 @@ class ResourceTable:
     fixed: float
     costs: tuple[Floats, ...]
     unit: str = ""
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.fixed) and self.fixed >= 0):
@@ -73,7 +77,8 @@ class Profile:
         resources: exact costs by name, such as ``parameters``.
 
     Raises:
-        ValueError: if there is no table at all, a name is empty, or a table is of other blocks.
+        ValueError: if there is no table at all, a name is empty, or a table is of other blocks or of
+            another model than the others.
     """
 
     space: HeadSpace
@@ -93,6 +98,33 @@ class Profile:
             object.__setattr__(self, kind, MappingProxyType(dict(tables)))
         if not self.latency and not self.resources:
             raise ValueError("a profile needs at least one table.")
+        self.check(self.model)
+
+    @property
+    def model(self) -> str:
+        """The class and the shapes of the model; empty if no table tells them."""
+        return next((told for _, told in self._models() if told), "")
+
+    def check(self, model: str) -> None:
+        """Refuse another model than the tables are of, even if its blocks have the same names and units.
+
+        Args:
+            model: its identity, as :mod:`cahp_opt.identity` has it; only class and shapes are compared, and
+                nothing that is unknown.
+
+        Raises:
+            ValueError: if it is another one.
+        """
+        for name, told in self._models():
+            found = difference(structure_of(model), told)
+            if found is not None:
+                raise ValueError(
+                    f"the table {name!r} is of another model ({found}); measure it on this one."
+                )
+
+    def _models(self) -> list[tuple[str, str]]:
+        timed = [(name, table.provenance.model) for name, table in self.latency.items()]
+        return timed + [(name, table.model) for name, table in self.resources.items()]
 
     def save(self, path: PathLike) -> None:
         """Write the profile as JSON."""
@@ -103,6 +135,7 @@ class Profile:
                 name: {
                     "fixed": table.fixed,
                     "unit": table.unit,
+                    "model": table.model,
                     "costs": [c.tolist() for c in table.costs],
                 }
                 for name, table in self.resources.items()
@@ -133,6 +166,7 @@ class Profile:
                         t["fixed"],
                         tuple(np.array(c, dtype=np.float64) for c in t["costs"]),
                         t["unit"],
+                        t.get("model", ""),
                     )
                     for name, t in data["resources"].items()
                 },

@@ -92,7 +92,7 @@ class Selection:
     seconds: float = 0.0
     stats: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
     provenance: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Facts that travel with the answer: the model's fingerprint, the objective, its files."""
+    """Facts that travel with the answer: the model's identity, the objective, its files."""
     rounds: tuple[Round, ...] = ()
     """What sliced models were measured to take while this answer was looked for, in order."""
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from cahp_opt.arrays import finite, scatter_about_mean, scatter_between
 from cahp_opt.heads import Block, Bools, Floats, HeadSpace
+from cahp_opt.identity import difference
 from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
@@ -123,7 +124,8 @@ class HeadStats:
 
     Args:
         space: the blocks.
-        model: fingerprint of the model's weights, so that statistics of two models never mix.
+        model: identity of the model's weights, as :mod:`cahp_opt.identity` has it, so that statistics of two
+            models never mix.
         examples: calibration examples seen.
         tokens: real (unpadded) tokens seen.
         salience: sum over examples of ``|d loss / d gate|`` at the unpruned model, shape ``[n]``
@@ -206,11 +208,11 @@ class HeadStats:
         Raises:
             ValueError: if they are of different models or measured different things.
         """
-        difference = self.space.difference(other.space)
-        if difference or self.model != other.model:
+        found = self.space.difference(other.space) or difference(self.model, other.model)
+        if found or self.model != other.model:
             raise ValueError(
                 "statistics of two different models cannot be added: "
-                f"{difference or 'their weights differ'}."
+                f"{found or 'one of them does not say which model it is of'}."
             )
         if (
             any(getattr(self, name).keys() != getattr(other, name).keys() for name in _BY_DENSITY)

@@ -38,8 +38,14 @@ class Target:
         """The goals that are about time."""
         return tuple(goal for goal in self.goals if isinstance(goal, LatencyGoal))
 
-    def budget(self, space: HeadSpace, profile: Profile | None) -> Budget:
+    def budget(self, space: HeadSpace, profile: Profile | None, model: str = "") -> Budget:
         """The budget over ``space``.
+
+        Args:
+            space: the blocks.
+            profile: the tables that the goals are about; None if no goal needs one.
+            model: the identity of the model that the blocks are of, where it is known, as
+                :mod:`cahp_opt.identity` has it; a profile of another one is refused.
 
         Raises:
             BudgetError: if nothing meets it.
@@ -63,6 +69,7 @@ class Target:
                     "the statistics and the latency table are of different models "
                     f"({difference}); measure both on the same one."
                 )
+            profile.check(model)
             tables = tuple(goal.table(profile) for goal in self.goals)
         budget = Budget(space, tables, *ranges)
         if self.heads is None:
@@ -90,11 +97,23 @@ class Target:
         Raises:
             ValueError: if the profile lacks one.
         """
-        return [
+        told = [
             f"{name}: {remark}"
             for name, table in self.workloads(profile).items()
             for remark in table.remarks
         ]
+        if profile is not None and not profile.model and self._rests_on_measurements(profile):
+            told.append(
+                "the latency table does not say which model it is of, as those of earlier releases, so only "
+                "names and units of the blocks were compared."
+            )
+        return told
+
+    def _rests_on_measurements(self, profile: Profile) -> bool:
+        """Whether a goal is about a table of a model, and not about one that was made by hand."""
+        timed = self.workloads(profile).values()
+        counted = len(self.goals) > len(self.latencies) and not profile.latency
+        return counted or any(table.provenance.device for table in timed)
 
     def loose(self, space: HeadSpace, profile: Profile | None) -> list[str]:
         """The limits that the unpruned model keeps to anyway, as sentences.

@@ -35,7 +35,7 @@ from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
 
 SPACE = HeadSpace.uniform(2, 4)
 PREFILL = LatencyTable(
-    SPACE, 1.0, (np.arange(5.0), np.arange(5.0)), Provenance(device="gpu", batch=8)
+    SPACE, 1.0, (np.arange(5.0), np.arange(5.0)), Provenance(device="gpu", batch=8, model="Bert/0")
 )
 DECODE = LatencyTable(
     SPACE,

@@ -6,7 +6,8 @@ nothing takes, or what would be random, ends in an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,6 +168,15 @@ def device_named(name: str | None) -> torch.device:
     return device
 
 
+@contextmanager
+def _same_numbers() -> Generator[None]:
+    """The same random numbers every time, and the caller's undisturbed."""
+    untyped: Any = torch
+    with untyped.random.fork_rng(devices=[]):
+        untyped.manual_seed(0)
+        yield
+
+
 def _load_whole(name: str, dtype: torch.dtype | str) -> nn.Module:
     local = Path(name).is_dir()
     if (Path(name) / ADAPTER_FILE).is_file():
@@ -177,7 +187,8 @@ def _load_whole(name: str, dtype: torch.dtype | str) -> nn.Module:
     _refuse_quantised(name, config)
 
     def load(cls: Any) -> tuple[nn.Module, dict[str, list[str]]]:
-        with explained(name, "the weights"):
+        # What a checkpoint lacks, such as an unused pooler, is the same in every load: records name it.
+        with explained(name, "the weights"), _same_numbers():
             model, found = cls.from_pretrained(
                 name,
                 config=config,

@@ -18,6 +18,7 @@ from cahp_opt.choices import Method, ObjectiveName
 from cahp_opt.display import Display
 from cahp_opt.hardware import Hardware
 from cahp_opt.heads import HeadSpace, Unit
+from cahp_opt.identity import coverage_note
 from cahp_opt.latency import Execution, LatencyTable, Phase
 from cahp_opt.pooling import Pooling
 from cahp_opt.profile import Profile, ResourceTable
@@ -45,7 +46,7 @@ from cahp_opt.torch.executing import ExecutionError, refuse_unfit
 from cahp_opt.torch.fidelity import Fidelity, PooledEmbedding, embedding_notes, fidelity_of
 from cahp_opt.torch.final_times import final_times, recorded_goals
 from cahp_opt.torch.finetuning import check_trainable, finetune
-from cahp_opt.torch.fingerprint import fingerprint
+from cahp_opt.torch.fingerprint import mismatch, structure
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.preserving import evaluating
@@ -170,6 +171,8 @@ def run_pipeline(
     """
     with whole_folder(output, overwrite=overwrite) as folder:
         space = find_attention(named.model, unit=unit).space
+        if profile is not None:
+            profile.check(structure(named.model))
         method.rehearse(space)
         # Numbers of units need no measuring; all of them is no limit.
         most = space.n if target.heads is None else target.heads
@@ -318,6 +321,9 @@ def apply_selection(
         batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
         report = _apply(named, selection, batches, applying, fidelity, folder, display)
         give_way(folder, output / CARD_FILE)
+        told = coverage_note("the selection", selection.provenance.get("model", ""))
+        if told is not None:
+            report = replace(report, notes=(*report.notes, told))
         return _finish(report, folder, display)
 
 
@@ -482,13 +488,12 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
     for read in (recorded_goals, recorded_tables, remarks):  # read again after minutes of work
         read(selection.provenance)
     difference = attention_for(model, selection).space.difference(selection.space)
-    made_for, found = selection.provenance.get("model"), fingerprint(model)
-    if difference is None and made_for not in (None, "", found):
-        difference = f"weights {found} against {made_for}"
+    if difference is None:
+        difference = mismatch(model, selection.provenance.get("model", ""))
     if difference is not None:
         raise ValueError(
-            f"the selection was made for another model ({difference}); name the model and the precision "
-            "that were calibrated, or select again."
+            f"the selection was made for another model ({difference}); name the model, with all its weights, "
+            "and the precision that were calibrated, or select again."
         )
 
 

@@ -17,6 +17,7 @@ from cahp_opt.promise import ForeignTableWarning, Measure, Pair, Promise, foreig
 from cahp_opt.selection import Selection, Solver
 from cahp_opt.target import Target
 from cahp_opt.torch.batching import Batch, device_of, prepare
+from cahp_opt.torch.fingerprint import structure
 from cahp_opt.torch.slicing import thin_copy
 from cahp_opt.torch.timing import device_name, provenance, time_models
 
@@ -71,11 +72,12 @@ def select_measured(
 
     Raises:
         BudgetError: if nothing meets the target, as measured.
-        ValueError: for a bad argument, or a batch that is missing.
+        ValueError: for a bad argument, a batch that is missing, or a profile of another model.
     """
     promise = Promise(
         rounds=rounds, tolerance=tolerance, repeats=repeats, time_limit=time_limit, seed=seed
     )
+    profile.check(structure(model))
     tables = target.workloads(profile)
     there = {name: table.provenance for name, table in tables.items()}
     for sentence in foreign(there, here(model, there, batches)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_atte
 from cahp_opt.torch.batching import Batch, inputs_of, prepare
 from cahp_opt.torch.blocks import AttentionBlock, Piece
 from cahp_opt.torch.cache_tensors import bytes_of, cache_bytes
+from cahp_opt.torch.fingerprint import structure
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.skeletons import rehearse
 from cahp_opt.torch.slicing import thin_copy
@@ -54,7 +56,7 @@ def count_resources(
         ValueError: for a batch that cannot be used, or a model on the meta device whose forward depends
             on values.
     """
-    attention = find_attention(model, unit=unit)
+    attention, name = find_attention(model, unit=unit), structure(model)
     tables = _weight_tables(model, attention)
     if batch is not None:
         device = torch.device("cpu") if _is_bare(model) else None
@@ -62,7 +64,7 @@ def count_resources(
         cache = _cache_table(model, attention, inputs, unit)
         if cache is not None:
             tables["kv_cache"] = cache
-    return tables
+    return {kind: replace(table, model=name) for kind, table in tables.items()}
 
 
 def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, ResourceTable]:

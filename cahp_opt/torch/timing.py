@@ -42,6 +42,7 @@ from cahp_opt.torch.executing import (
     room_to_compile,
     run_through,
 )
+from cahp_opt.torch.fingerprint import structure
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.slicing import thin_copy
@@ -254,6 +255,7 @@ def provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Executio
         threads=torch.get_num_threads(),
         quota=granted() if parameter.device.type == "cpu" else 0.0,
         versions=versions,
+        model=structure(model),
     )
 
 
