@@ -72,6 +72,8 @@ def test_two_sets_of_weights_are_refused_by_name(shards: bool, tmp_path: Path) -
     for old in (tmp_path / "pruned").glob("cahp_weights*"):
         old.unlink()
     assert_same(from_pretrained(tmp_path / "pruned"), model)
+    save_pretrained(model, tmp_path / "trained")  # what the sentence says
+    assert_same(from_pretrained(tmp_path / "trained"), model)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +217,15 @@ def test_adapters_and_weights_alone_are_told_apart(tmp_path: Path) -> None:
     torch.save(small, tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"is a file; load it with `torch\.load`"):
         from_pretrained(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("lost", ["index", "weights"])
+def test_weights_that_were_lost_are_told(lost: str, tmp_path: Path) -> None:
+    save_pretrained(sliced(), tmp_path, max_shard_size="20KB" if lost == "index" else None)
+    for path in tmp_path.glob("*.index.json" if lost == "index" else "*.safetensors"):
+        path.unlink()
+    with pytest.raises(RecordError, match="has no file of weights"):
+        from_pretrained(tmp_path)
 
 
 def test_pickled_weights_are_read_only_if_asked(tmp_path: Path) -> None:

@@ -168,6 +168,10 @@ def from_pretrained(
     folder = Path(directory)
     name, writer = _weights(folder)
     plan = _plan(folder, writer)
+    if not name:
+        raise RecordError(
+            f"{folder} has no file of weights (or of their index); save the model again."
+        )
     named = _architecture(folder)
     stock = _exported_class(named, folder) if model_class is None else _given_class(model_class)
     if "torch_dtype" not in kwargs:

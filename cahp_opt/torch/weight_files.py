@@ -48,8 +48,8 @@ def weights_in(folder: Path) -> tuple[str, Writer] | None:
         latest = max(found, key=lambda name: (folder / name).stat().st_mtime_ns)
         raise RecordError(
             f"{folder} holds {len(found)} sets of weights, {sets}; the last one written is {latest}. Move "
-            "the others away, with their shards if they are an index, and save trained models to a "
-            "folder of their own, or with `cahp_opt.torch.save_pretrained(..., overwrite=True)`."
+            "the others away, with their shards if they are an index, and save what is trained to a folder of "
+            "its own."
         )
     return (found[0], _NAMES[found[0]]) if found else None
 
