@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 
 import numpy as np
 import pytest
 from helpers import make_problem
 from instances_exact import coverage_problem, damage_problem, half_latency, redundancy_problem
+from work_clock import WorkClock
 
 from cahp_opt import HeadSpace, Problem, Status, select
 from cahp_opt.objectives import ExplainedVariance, Modular, Quadratic
@@ -63,21 +63,20 @@ def test_sums_of_weights_are_exact_at_once() -> None:
     rng = np.random.default_rng(1)
     space = HeadSpace.uniform(12, 12)
     problem = Problem(Modular(rng.pareto(1.5, space.n)), half_latency(rng, space))
-    began = time.monotonic()
-    found = select(problem, DynamicProgram())
-    assert time.monotonic() - began < 2  # 2 to 7 ms on an idle core
+    with WorkClock() as clock:
+        found = select(problem, DynamicProgram())
+    assert clock.now < 0.01  # some thousand calls
     assert found.status is Status.OPTIMAL
     assert select(problem, MIQP()).value == found.value
 
 
 def test_a_deadline_still_gives_an_answer_and_a_bound() -> None:
     problem = damage_problem(3)
-    began = time.monotonic()
     for solver in (MIQP(), Relaxation()):
-        found = select(problem, solver, time_limit=1.0)
+        found = select(problem, solver, time_limit=0.3)
+        assert found.status is Status.TIME_LIMIT
         assert math.isfinite(found.bound) and found.gap < 1
         assert "kept" not in found.stats
-    assert time.monotonic() - began < 20
 
 
 def test_refusals_name_the_alternative() -> None:

@@ -594,7 +594,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--output", type=Path, help="file; one for the data set if not given")
     options.add_argument("--cache", type=Path, default=CACHE)
     options.add_argument("--device", default="cpu", help="such as cuda")
-    options.add_argument("--table", type=Path, help="a latency table measured before")
+    options.add_argument("--table", type=Path, help="what `cahp latency` wrote")
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--minutes", type=float, default=math.inf, help="then begin nothing more")
     options.add_argument("--shard", default="0/1", help="this part of the work, of so many")
@@ -605,6 +605,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if unknown:
             options.error(f"--{name} has {unknown[0]!r}; it may have {', '.join(known)}")
     return given
+
+
+def prefill_of(path: Path) -> LatencyTable:
+    """The table of prefill in a profile that ``cahp latency`` wrote, or a table saved by itself."""
+    tables = Profile.load(path).latency
+    if "prefill" not in tables:
+        raise SystemExit(f"{path} has no workload `prefill`, only {', '.join(tables)}")
+    return tables["prefill"]
 
 
 def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = print) -> int:
@@ -622,7 +630,7 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
         distillation=given.distillation,
         repeats=given.repeats,
     )
-    table = LatencyTable.load(given.table) if given.table else None
+    table = prefill_of(given.table) if given.table else None
     bench = Bench(data, checkpoint, settings, Store(given.cache, described(device)), device, table)
     limits = [Limit(text) for text in given.budgets.split(",")]
     methods, recoveries = given.methods.split(","), given.recovery.split(",")
