@@ -161,3 +161,21 @@ def test_a_model_that_replaces_modules_from_outside_is_refused_when_it_does() ->
     kept = first(find_attention(model).space, 2)
     with pytest.raises(UnsupportedModelError, match="replaces its modules while it runs"):
         slice_heads(model, kept, batch=tiny.batch())
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_mask_for_every_head_of_torchs_own_layers_is_cut_with_the_heads(size: int) -> None:
+    """With four examples of four heads, and tokens as many, every axis of the mask looks alike."""
+    family = next(family for family in tiny.BUILDS if family.name == "torch-encoder")
+    model = family.build().double()
+    kept = tiny.uneven(find_attention(model).space)
+    batch = tiny.to(tiny.vectors(size=size, length=4, padded=False, seed=0), torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    shape = (size * tiny.HEADS, 4, 4)
+    each = torch.randn(shape, generator=generator, dtype=torch.float64)
+    for mask in (each, each > 1.5, each[0]):
+        small = slice_heads(model, kept, batch={**batch, "mask": mask})
+        with head_mask(model, kept):
+            expected = outputs(model, {**batch, "mask": mask})
+        found = outputs(small, {**batch, "mask": mask})
+        torch.testing.assert_close(found["output"], expected["output"], rtol=0, atol=1e-9)

@@ -265,10 +265,12 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "torch.nn.MultiheadAttention made explicit",
         (*_fused("in_proj_weight"), *_TORCH_BIAS),
+        arguments=(HeadArgument("attn_mask"),),
     ),
     Layout(
         "torch.nn.MultiheadAttention made explicit, keys of another width",
         (*_separate("q_proj_weight", "k_proj_weight", "v_proj_weight"), *_TORCH_BIAS),
+        arguments=(HeadArgument("attn_mask"),),
     ),
     Layout(
         "head by head: GPT-NeoX, BLOOM, Falcon",
