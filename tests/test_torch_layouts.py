@@ -15,8 +15,10 @@ from tiny_models import outputs
 from torch import Tensor, nn
 
 from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.torch import reading
 from cahp_opt.torch.attention import UnsupportedModelError, find_attention
 from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.layouts import HEADLESS
 from cahp_opt.torch.masking import head_mask
 from cahp_opt.torch.ownership import contradictions
 from cahp_opt.torch.slicing import slice_heads
@@ -179,3 +181,21 @@ def test_a_mask_for_every_head_of_torchs_own_layers_is_cut_with_the_heads(size: 
             expected = outputs(model, {**batch, "mask": mask})
         found = outputs(small, {**batch, "mask": mask})
         torch.testing.assert_close(found["output"], expected["output"], rtol=0, atol=1e-9)
+
+
+def test_a_folder_from_when_some_blocks_were_not_understood_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = built("LongT5", encoder_attention_type="transient-global")
+    with monkeypatch.context() as patch:
+        fewer = tuple(name for name in HEADLESS if name != "global_input_layer_norm")
+        patch.setattr(reading, "HEADLESS", fewer)
+        attention = find_attention(model)
+        assert len(attention) == 4 and len(attention.skipped) == 2
+        small = slice_heads(model, tiny.uneven(attention.space))
+        save_pretrained(small, tmp_path / "small")
+    loaded = from_pretrained(tmp_path / "small")
+    assert [block.units for block in find_attention(loaded)][:3] == [4, 4, 1]
+    batch = tiny.to(batch_of("LongT5", 9, True), torch.float32)
+    for name, value in outputs(loaded, batch).items():
+        torch.testing.assert_close(value, outputs(small, batch)[name], rtol=0, atol=0)

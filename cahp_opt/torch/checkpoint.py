@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from cahp_opt.belongings import CARD_FILE
+from cahp_opt.heads import HeadSpace
 from cahp_opt.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import find_attention
@@ -373,6 +374,7 @@ def _apply(model: nn.Module, plan: Plan) -> None:
         explicit_attention(model)
     attach_layouts(model, plan.layouts)
     attention = attention_for(model, selection)
+    selection = _completed(selection, attention.space)
     mine, theirs = attention.space, selection.space
     # Paths differ between classes and releases; order, sizes and kinds do not.
     if mine.kinds != theirs.kinds:
@@ -384,6 +386,15 @@ def _apply(model: nn.Module, plan: Plan) -> None:
     cut(model, attention, renamed.kept, Journal())
     setattr(model, SELECTION, renamed)
     send_along(model, renamed)
+
+
+def _completed(selection: Selection, space: HeadSpace) -> Selection:
+    """The selection with those blocks whole that an earlier release did not understand and left alone."""
+    if not {*selection.space.blocks} < {*space.blocks}:
+        return selection
+    whole = {block.name: range(block.units) for block in space.blocks}
+    kept = space.join({**whole, **selection.space.split(selection.kept)})
+    return Selection(space, kept, provenance=selection.provenance)
 
 
 def _shape(blocks: tuple[Any, ...]) -> str:
