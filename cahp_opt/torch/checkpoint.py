@@ -301,8 +301,7 @@ def _check_described(model: nn.Module, plan: Plan) -> None:
     config: Any = getattr(model, "config", None)
     if getattr(config, "quantization_config", None) is not None:
         return  # the loader packs the weights in its own way
-    with torch.device("meta"):
-        built = _sliced_class(type(model), plan)(copy.deepcopy(config))
+    built = _rebuilt(_sliced_class(type(model), plan), config)
     mine, theirs = (
         {name: list(weight.shape) for name, weight in m.state_dict().items()}
         for m in (model, built)
@@ -351,6 +350,17 @@ def _given_class(given: object) -> Any:
 
 def _is_model_class(value: object) -> bool:
     return isinstance(value, type) and issubclass(value, transformers.PreTrainedModel)
+
+
+def _rebuilt(cls: Any, config: object) -> nn.Module:
+    """A model of a configuration, without storage unless its class looks at numbers while it is built."""
+    untyped: Any = torch
+    try:
+        with torch.device("meta"):
+            return cast("nn.Module", cls(copy.deepcopy(config)))
+    except (RuntimeError, NotImplementedError):
+        with untyped.random.fork_rng(devices=[]):
+            return cast("nn.Module", cls(copy.deepcopy(config)))
 
 
 def _sliced_class(stock: Any, plan: Plan) -> Any:
