@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from cahp_opt.problem import Problem, QuadraticForm, modular_subsets
 _MOST_UNITS = 700
 _MOST_SPLIT = 200
 _COVERAGE_WORK = 4_000_000
+MOST_SECONDS = 2.0
+"""What proving a bound may take; it takes a tenth of a second or so unless a budget is hard."""
 
 
 class Bound(NamedTuple):
@@ -28,7 +31,9 @@ class Bound(NamedTuple):
     certificate: str
 
 
-def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
+def certified_bound(
+    problem: Problem, kept: Bools, value: float, seconds: float = MOST_SECONDS
+) -> Bound:
     """The tightest bound that the objective's declared facts allow; infinite, with a reason, if none.
 
     Cheap enough to be called for every answer; :class:`~cahp_opt.solvers.MIQP` works longer.
@@ -37,32 +42,41 @@ def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
         problem: the objective and the budget.
         kept: a keep-set within the budget, bool ``[n]``; good ones give tight bounds.
         value: its value.
+        seconds: about how long it may take; only hard budgets, of several tables, need more.
     """
+    deadline = time.monotonic() + seconds
     objective = problem.objective
     bounds: list[Bound] = []
     weights = objective.linear()
     if weights is not None:
         bounds.append(
-            Bound(modular_bound(problem.budget, weights), "the exact optimum of a sum of weights")
+            Bound(
+                modular_bound(problem.budget, weights, deadline),
+                "the exact optimum of a sum of weights",
+            )
         )
     elif objective.submodular:
         bounds.append(
             Bound(
-                submodular_bound(problem, kept, value),
+                submodular_bound(problem, kept, value, deadline),
                 "the data-dependent submodular bound (Leskovec et al. 2007)",
             )
         )
     form = objective.quadratic() if weights is None else None
     if form is not None:
-        bounds.append(Bound(quadratic_bound(problem.budget, form), "positive pair terms only"))
+        bounds.append(
+            Bound(quadratic_bound(problem.budget, form, deadline), "positive pair terms only")
+        )
         if objective.n <= _MOST_UNITS:
             effort = Effort(splits=2 if objective.n <= _MOST_SPLIT else 0, steps=10)
-            found = quadratic_frank_wolfe(problem.budget, form, kept, effort)
+            found = quadratic_frank_wolfe(problem.budget, form, kept, effort, deadline=deadline)
             bounds.append(Bound(found.bound, "Frank-Wolfe over the exact oracle"))
     cover = objective.coverage() if weights is None else None
     steps = 0 if cover is None else _COVERAGE_WORK // cover.similarity.size
     if cover is not None and steps:
-        priced = coverage_bound(problem.budget, cover, kept, steps=min(24, steps))
+        priced = coverage_bound(
+            problem.budget, cover, kept, steps=min(24, steps), deadline=deadline
+        )
         bounds.append(Bound(priced.bound, "Lagrangian prices of the rows over the exact oracle"))
     if objective.monotone:
         everything = np.ones(objective.n, dtype=np.bool_)
@@ -78,18 +92,21 @@ def certified_bound(problem: Problem, kept: Bools, value: float) -> Bound:
     return min(bounds, key=lambda bound: bound.value)
 
 
-def modular_bound(budget: Budget, weights: Floats) -> float:
+def modular_bound(budget: Budget, weights: Floats, deadline: float = math.inf) -> float:
     """The largest ``weights @ kept`` within the budget, or a bound on it.
 
     Args:
         budget: the limits.
         weights: one per unit, shape ``[n]``.
+        deadline: the ``time.monotonic()`` from which on any valid bound will do.
     """
     values = [table.values for table in modular_subsets(weights, budget.space)]
-    return best_counts(values, budget.allowed, budget.coupling).bound
+    return best_counts(values, budget.allowed, budget.coupling, deadline).bound
 
 
-def submodular_bound(problem: Problem, kept: Bools, value: float) -> float:
+def submodular_bound(
+    problem: Problem, kept: Bools, value: float, deadline: float = math.inf
+) -> float:
     """A bound for any submodular objective from its gains at ``kept`` and at the empty set.
 
     For a monotone objective, ``f(T) <= f(S) + sum of gains at S over T - S`` (Leskovec et al. 2007,
@@ -106,20 +123,20 @@ def submodular_bound(problem: Problem, kept: Bools, value: float) -> float:
     bounds: list[float] = []
     # T - S gains at most its gains at S; S - T is worth at least its worth in the full set.
     weights = np.where(kept, worth_least, at_kept)
-    bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights))
+    bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights, deadline))
     # The same from the empty set, where only the first gains count.
-    bounds.append(objective.value(nothing) + modular_bound(budget, first_gains))
+    bounds.append(objective.value(nothing) + modular_bound(budget, first_gains, deadline))
     # T - S gains at most its first gains; S - T is worth exactly at least its last gains at S.
     weights = np.where(kept, -at_kept, first_gains)
-    bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights))
+    bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights, deadline))
     return min(bounds)
 
 
-def quadratic_bound(budget: Budget, form: QuadraticForm) -> float:
+def quadratic_bound(budget: Budget, form: QuadraticForm, deadline: float = math.inf) -> float:
     """A bound for any quadratic form: negative pair terms left out, positive ones counted in full.
 
     ``x' P x <= sum_i x_i (P_ii + sum_{j != i} max(P_ij, 0))`` for 0/1 vectors ``x``.
     """
     diagonal = np.diagonal(form.pairwise)
     positive = np.maximum(form.pairwise, 0.0).sum(axis=1) - np.maximum(diagonal, 0.0)
-    return form.constant + modular_bound(budget, form.linear + diagonal + positive)
+    return form.constant + modular_bound(budget, form.linear + diagonal + positive, deadline)

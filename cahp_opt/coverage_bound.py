@@ -51,7 +51,7 @@ def coverage_bound(
     """
     similarity, weights = form.similarity, form.weights
     columns = np.ascontiguousarray(similarity.T)
-    oracle = Oracle(budget, [None] * len(budget.space.blocks))
+    oracle = Oracle(budget, [None] * len(budget.space.blocks), deadline=deadline)
     kept, value = start, _value(form, start)
     # The best price of a row lies at or below what the best kept unit gives: then units compete.
     prices = similarity[:, start].max(axis=1) if start.any() else np.zeros(len(weights))

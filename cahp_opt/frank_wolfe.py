@@ -96,9 +96,9 @@ def quadratic_frank_wolfe(
         if effort.splits == 0:
             split = shifted(form.pairwise)
         else:
-            split = best_split(form.pairwise, parts, covariance, split)
+            split = best_split(form.pairwise, parts, covariance, split, deadline=deadline)
         chosen = split if chosen is None else chosen
-        oracle = split_oracle(budget, form, split)
+        oracle = split_oracle(budget, form, split, deadline)
         active.use(split.rest)
         found = improve(
             active, oracle, form, split, effort.steps, effort.precision, deadline, floor
@@ -172,10 +172,12 @@ def bound_at(
     return bound + _rounding(form, split), vertex
 
 
-def split_oracle(budget: Budget, form: QuadraticForm, split: Split) -> Oracle:
-    """The oracle of ``linear @ x + x' inside x`` plus weights."""
+def split_oracle(
+    budget: Budget, form: QuadraticForm, split: Split, deadline: float = float("inf")
+) -> Oracle:
+    """The oracle of ``linear @ x + x' inside x`` plus weights, see :class:`Oracle`."""
     values, base = split_values(budget.space, form, split)
-    return Oracle(budget, values, base)
+    return Oracle(budget, values, base, deadline)
 
 
 def split_values(

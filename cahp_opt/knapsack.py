@@ -11,6 +11,7 @@ is within the limit. So the bound is valid and the answer feasible.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,7 +40,10 @@ class BestCounts(NamedTuple):
 
 
 def best_counts(
-    values: Sequence[Floats], allowed: Sequence[Bools], tables: Sequence[CountTable]
+    values: Sequence[Floats],
+    allowed: Sequence[Bools],
+    tables: Sequence[CountTable],
+    deadline: float = math.inf,
 ) -> BestCounts:
     """Maximise ``sum_b values[b][counts[b]]`` over allowed counts within every table's limit.
 
@@ -47,8 +51,9 @@ def best_counts(
         values: for every block an array ``[units + 1]``.
         allowed: for every block a bool ``[units + 1]``.
         tables: costs with limits; all must hold.
+        deadline: the ``time.monotonic()`` from which on the bound is what is proved so far.
     """
-    return Knapsack(allowed, tables).best(values)
+    return Knapsack(allowed, tables).best(values, deadline)
 
 
 class Knapsack:
@@ -64,8 +69,12 @@ class Knapsack:
         self._grids = [_Grid.of(table) for table in tables]
         self._room = np.array([grid.room for grid in self._grids], dtype=np.int64)
 
-    def best(self, values: Sequence[Floats]) -> BestCounts:
-        """The best counts for these values: for every block an array ``[units + 1]``."""
+    def best(self, values: Sequence[Floats], deadline: float = math.inf) -> BestCounts:
+        """The best counts for these values: for every block an array ``[units + 1]``.
+
+        After the ``deadline``, a ``time.monotonic()``, they are the best found, and the bound is valid
+        but may lie above their value.
+        """
         blocks = [
             _Options.of(v, f, [g.costs[b] for g in self._grids])
             for b, (v, f) in enumerate(zip(values, self._allowed, strict=True))
@@ -77,27 +86,49 @@ class Knapsack:
             value = math.fsum(float(o.value[0]) for o in blocks)
             return BestCounts(counts, value, value)
         price = _multipliers(blocks, self._room)
-        start = _rounded(blocks, price, self._tables)
-        return _search(blocks, self._room, price, self._tables, start)
+        start = _rounded(blocks, price, _Room(self._grids), self._tables)
+        return _search(blocks, self._room, price, self._tables, start, deadline)
 
 
 class _Grid(NamedTuple):
-    """A table in whole numbers: costs rounded down, and the room that its limit leaves for them."""
+    """A table in whole numbers: costs rounded down, and the room that its limit leaves for them.
+
+    Sums of the costs may lie below the true ones by less than ``lost``.
+    """
 
     costs: list[Ints]
     room: int
+    lost: int
 
     @staticmethod
     def of(table: CountTable) -> _Grid:
         largest = math.fsum(float(c.max()) for c in table.costs)
         bits = _GRID_BITS - math.frexp(largest)[1]
-        costs = [np.floor(np.ldexp(c, bits)).astype(np.int64) for c in table.costs]
+        scaled = [np.ldexp(c, bits) for c in table.costs]
+        costs = [np.floor(c).astype(np.int64) for c in scaled]
+        lost = sum(bool(np.any(c != np.floor(c))) for c in scaled)
         # A cost is within the limit if its sum, correctly rounded, is: up to half a step above the
         # limit, and at exactly half only if the limit is the even neighbour.
         limit, step = Fraction(table.limit), Fraction(math.ulp(table.limit))
         room = (limit + step / 2 - Fraction(table.fixed)) * Fraction(2) ** bits
         whole = math.floor(room) if limit / step % 2 == 0 else math.ceil(room) - 1
-        return _Grid(costs, max(min(whole, 1 << _GRID_BITS), -1))
+        return _Grid(costs, max(min(whole, 1 << _GRID_BITS), -1), lost)
+
+
+class _Room:
+    """Whether costs on the grid are within all limits: at once, but for sums right at a limit."""
+
+    def __init__(self, grids: Sequence[_Grid]) -> None:
+        self._rooms = [(grid.room - grid.lost, grid.room) for grid in grids]
+
+    def holds(self, spent: Sequence[int]) -> bool | None:
+        """None if only exact sums can tell."""
+        sure = True
+        for cost, (safe, most) in zip(spent, self._rooms, strict=True):
+            if cost > most:
+                return False
+            sure &= cost <= safe
+        return sure or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,23 +192,33 @@ def _highest_price(blocks: Sequence[_Options], t: int) -> float:
 
 
 def _rounded(
-    blocks: Sequence[_Options], price: Floats, tables: Sequence[CountTable]
+    blocks: Sequence[_Options], price: Floats, room: _Room, tables: Sequence[CountTable]
 ) -> tuple[Ints, float] | None:
     """Feasible counts near the Lagrangian optimum, improved one block at a time."""
     chosen = [int(np.argmax(o.value - o.cost @ price)) for o in blocks]
+    costs: list[list[list[int]]] = [o.cost.tolist() for o in blocks]
+    spent = [sum(c[i][t] for c, i in zip(costs, chosen, strict=True)) for t in range(len(tables))]
 
-    def fits(picks: Sequence[int]) -> bool:
-        counts = [int(o.count[i]) for o, i in zip(blocks, picks, strict=True)]
+    def take(b: int, i: int) -> None:
+        for t, (new, old) in enumerate(zip(costs[b][i], costs[b][chosen[b]], strict=True)):
+            spent[t] += new - old
+        chosen[b] = i
+
+    def fits() -> bool:
+        told = room.holds(spent)
+        if told is not None:
+            return told
+        counts = [int(o.count[i]) for o, i in zip(blocks, chosen, strict=True)]
         return all(table.fits(counts) for table in tables)
 
-    if not fits(chosen):
+    if not fits():
         weight = price + 1e-9 * price.max() if price.any() else np.ones(len(price))
         cheapest = [int(np.argmin(o.cost @ weight)) for o in blocks]
         for b in np.argsort(
             [o.value[i] - o.value[c] for o, i, c in zip(blocks, chosen, cheapest, strict=True)]
         ):
-            chosen[b] = cheapest[b]
-            if fits(chosen):
+            take(int(b), cheapest[b])
+            if fits():
                 break
         else:
             return None
@@ -185,13 +226,15 @@ def _rounded(
     while improved:
         improved = False
         for b, options in enumerate(blocks):
+            now = chosen[b]
             for i in range(len(options.value)):  # best value first
-                if options.value[i] <= options.value[chosen[b]]:
+                if options.value[i] <= options.value[now]:
                     break
-                trial = [*chosen[:b], i, *chosen[b + 1 :]]
-                if fits(trial):
-                    chosen, improved = trial, True
+                take(b, i)
+                if fits():
+                    improved = True
                     break
+                take(b, now)
     counts = np.array([o.count[i] for o, i in zip(blocks, chosen, strict=True)], dtype=np.int64)
     return counts, math.fsum(float(o.value[i]) for o, i in zip(blocks, chosen, strict=True))
 
@@ -202,6 +245,7 @@ def _search(
     price: Floats,
     tables: Sequence[CountTable],
     start: tuple[Ints, float] | None,
+    deadline: float,
 ) -> BestCounts:
     """Dynamic programming over the blocks with dominance and Lagrangian pruning."""
     best_found, best_value = start if start else (None, -math.inf)
@@ -224,8 +268,10 @@ def _search(
 
     cost, value = np.zeros((1, len(tables)), dtype=np.int64), np.zeros(1)
     trail: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
-    dropped = -math.inf
+    dropped, hoped = -math.inf, ceiling
     for place, b in enumerate(order):
+        if time.monotonic() > deadline:
+            return BestCounts(best_found, best_value, min(max(best_value, hoped, dropped), ceiling))
         options = blocks[b]
         m = len(options.value)
         parent = np.repeat(np.arange(len(value), dtype=np.int32), m)
@@ -237,10 +283,11 @@ def _search(
         keep = np.flatnonzero(alive)
         keep = keep[_undominated(cost[keep], value[keep])]
         if len(keep) > _MOST_STATES:  # give up the least hopeful; their hope stays in the bound
-            by_hope = keep[np.argsort(-hope[keep], kind="stable")]
+            by_hope = keep[np.argpartition(-hope[keep], _MOST_STATES)]
             dropped = max(dropped, float(hope[by_hope[_MOST_STATES]]))
             keep = np.sort(by_hope[:_MOST_STATES])
         cost, value = cost[keep], value[keep]
+        hoped = float(hope[keep].max(initial=-math.inf))
         trail.append((parent[keep], choice[keep]))
     reached = float(value.max()) if len(value) else -math.inf
     for last in np.argsort(-value, kind="stable"):
@@ -255,13 +302,13 @@ def _search(
 
 def _undominated(cost: Ints, value: Floats) -> npt.NDArray[np.intp]:
     """States for which no other costs no more and is worth no less."""
+    if cost.shape[1] > 1 and len(value) > _PAIRWISE_DOMINANCE:
+        return np.arange(len(value))
     order = np.lexsort((-value, *cost.T[::-1]))
     if cost.shape[1] == 1:
         sorted_values = value[order]
         before = np.concatenate([[-np.inf], np.maximum.accumulate(sorted_values)[:-1]])
         return order[sorted_values > before]
-    if len(order) > _PAIRWISE_DOMINANCE:
-        return order
     kept: list[int] = []
     for i in order:
         if not kept or not np.any(

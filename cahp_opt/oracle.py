@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,12 +32,18 @@ class Oracle:
         values: for every block None, or the value of each of its subsets by code (bit ``u`` set:
             unit ``u`` kept), ``[2^units]``.
         base: weights that are always added, ``[n]``; None for none.
+        deadline: the ``time.monotonic()`` from which on keep-sets are good ones and bounds valid ones,
+            and no longer the best.
     """
 
     def __init__(
-        self, budget: Budget, values: Sequence[Floats | None], base: Floats | None = None
+        self,
+        budget: Budget,
+        values: Sequence[Floats | None],
+        base: Floats | None = None,
+        deadline: float = math.inf,
     ) -> None:
-        self._budget = budget
+        self._budget, self._deadline = budget, deadline
         self._knapsack = Knapsack(budget.allowed, budget.coupling)
         self._base = np.zeros(budget.space.n) if base is None else base
         self._blocks: list[_Block] = [
@@ -47,7 +54,7 @@ class Oracle:
     def best(self, weights: Floats) -> Vertex:
         """The maximum for these weights, ``[n]``; the bound is minus infinity if nothing is left."""
         tables = self.tables(weights)
-        found = self._knapsack.best([t.values for t in tables])
+        found = self._knapsack.best([t.values for t in tables], self._deadline)
         counts = self._budget.cheapest if found.counts is None else found.counts
         return Vertex(join_subsets(tables, counts), found.bound)
 
@@ -113,6 +120,7 @@ class Oracle:
     def _with(self, blocks: list[_Block], base: Floats) -> Oracle:
         other = object.__new__(Oracle)
         other._budget, other._knapsack = self._budget, self._knapsack
+        other._deadline = self._deadline
         other._blocks, other._base = blocks, base
         return other
 

@@ -10,6 +10,8 @@ the solution of a semidefinite program, as in Billionnet, Elloumi and Plateau (2
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,6 +59,7 @@ def best_split(
     *,
     precision: float = 1e-3,
     sweeps: int = 3,
+    deadline: float = math.inf,
 ) -> Split:
     """The ``inside`` that minimises ``<covariance, inside>`` with a semidefinite ``rest``.
 
@@ -72,6 +75,7 @@ def best_split(
         start: a split to start from.
         precision: the relative suboptimality at which ``mu`` stops falling.
         sweeps: passes over the parts for each ``mu``.
+        deadline: the ``time.monotonic()`` at which to take the split found so far.
     """
     n = len(pairwise)
     scale = max(float(np.abs(pairwise).max()), 1e-300)
@@ -81,10 +85,17 @@ def best_split(
     inverted = [np.linalg.inv(c) for c in own]
     spread = sum(float(np.trace(c)) for c in own)
     mu = 0.1 * spread * scale / n
-    while mu > precision * 1e-1 * spread * scale / n:
+    late = False
+    while mu > precision * 1e-1 * spread * scale / n and not late:
         for _ in range(sweeps):
+            late = time.monotonic() > deadline
+            if late:
+                break
             inverse = np.linalg.inv(rest)
             for part, c, inverted_c in zip(parts, own, inverted, strict=True):
+                late = time.monotonic() > deadline
+                if late:
+                    break
                 w = np.linalg.inv(inverse[part, part])
                 step = mu * inverted_c - w
                 step = (step + step.T) / 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from cahp_opt.solvers.dynamic_program import DynamicProgram
 from cahp_opt.solvers.greedy import Greedy
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
 from cahp_opt.solvers.local_search import LocalSearch
+from cahp_opt.solvers.miqp import MIQP
+from cahp_opt.solvers.row_prices import RowPrices
 from cahp_opt.solvers.tabu import Tabu
 
 
@@ -23,14 +27,15 @@ class Auto(Solver):
     """The solver that measured best for problems of this kind; ``stats`` tells which, and why.
 
     Exact where that is cheap (sums over blocks, few units); lazy greedy with local search for
-    submodular objectives; tabu search, with branch and bound
-    up to a size, for quadratics; greedy with local search for the rest.
+    submodular objectives, and for coverages prices of the rows, which prove more; tabu search, with
+    branch and bound up to a size, for quadratics; greedy with local search for the rest. What a time
+    limit leaves for a coverage goes to :class:`MIQP`, if OR-Tools is installed.
 
     Args:
         few: up to this many units, every keep-set is evaluated.
         many: from this many units on, swaps are not searched.
         provable: up to this many units, the answer for a quadratic objective is also bounded by
-            branch and bound.
+            branch and bound, and the one for a coverage by :class:`MIQP` within a time limit.
         nodes: of branch and bound, at most; it may end sooner with a proof.
     """
 
@@ -46,12 +51,17 @@ class Auto(Solver):
             )
 
     def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
-        solver, because = self.choose(problem)
+        solver, because = self.choose(problem, limited=math.isfinite(deadline))
         found = solver.solve(problem, deadline=deadline, rng=rng)
         return replace(found, stats={**found.stats, "chose": repr(solver), "because": because})
 
-    def choose(self, problem: Problem) -> tuple[Solver, str]:
-        """The solver for a problem, and a sentence that says why."""
+    def choose(self, problem: Problem, *, limited: bool = False) -> tuple[Solver, str]:
+        """The solver for a problem, and a sentence that says why.
+
+        Args:
+            problem: the objective and the budget.
+            limited: whether a time limit ends the search.
+        """
         objective, n = problem.objective, problem.space.n
         if _is_enumerable(problem):
             return DynamicProgram(), "The value is a sum over blocks, which is solved exactly."
@@ -63,6 +73,18 @@ class Auto(Solver):
         if n > self.many:
             solver = LazyGreedy() if objective.submodular else Greedy()
             return solver, f"With {n} units, only greedy steps are fast enough."
+        if objective.coverage() is not None and objective.quadratic() is None:
+            if limited and n <= self.provable and find_spec("ortools"):
+                return (
+                    MIQP(),
+                    "The objective is a coverage: prices of its rows prove most, and a mixed-integer "
+                    "master uses the time that is left.",
+                )
+            return (
+                RowPrices(),
+                "The objective is a coverage: swaps find good answers, and prices of its rows prove how "
+                "good.",
+            )
         if objective.submodular and objective.quadratic() is None:
             return (
                 LocalSearch(LazyGreedy()),

@@ -9,6 +9,7 @@ import numpy as np
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver, Status
 from cahp_opt.solvers.descending import Descent
+from cahp_opt.solvers.filling import filled_up
 from cahp_opt.solvers.flipping import flip_while_better
 from cahp_opt.solvers.neighbourhood import Neighbourhood
 
@@ -38,5 +39,7 @@ class BackwardGreedy(Solver):
         highest = [int(np.flatnonzero(fine)[-1]) for fine in problem.budget.allowed]
         descent.go_to(np.array(highest, dtype=np.int64))
         in_time = descent.to_budget(deadline)
-        in_time = flip_while_better(here, deadline) and in_time
-        return Proposal(here.kept, status=Status.FEASIBLE if in_time else Status.TIME_LIMIT)
+        if in_time and flip_while_better(here, deadline):
+            return Proposal(here.kept)
+        kept = filled_up(problem, here.kept, here.tracker.gains())
+        return Proposal(kept, status=Status.TIME_LIMIT)

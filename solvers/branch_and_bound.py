@@ -155,7 +155,7 @@ class _Tree:
         kept, _ = self._polisher.shaken(kept, self._rng, rounds, until)
         self._take(kept)
         values, base = split_values(problem.space, form, found.split, every=True)
-        oracle = Oracle(problem.budget, values, base)
+        oracle = Oracle(problem.budget, values, base, self._deadline)
         node = _Node(found.bound, oracle, found.split, found.point, found.met[:_MOST_MET])
         return self._thinned(node)
 
@@ -197,7 +197,11 @@ class _Tree:
         best = _Node(min(found.bound, node.bound), oracle, node.split, found.point, active.met)
         if best.bound > floor and time.monotonic() <= self._deadline:
             split = best_split(
-                form.pairwise, self._parts, active.covariance(self._parts), node.split
+                form.pairwise,
+                self._parts,
+                active.covariance(self._parts),
+                node.split,
+                deadline=self._deadline,
             )
             values, base = split_values(self._problem.space, form, split, every=True)
             oracle = oracle.revalued(values, base)

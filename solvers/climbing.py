@@ -31,11 +31,13 @@ def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> P
         top = -float("inf")
         hopes = [walk.hope(b) if lazy else float("inf") for b in blocks]
         for block in sorted(blocks, key=lambda b: -hopes[b]):
-            if hopes[block] < top:
+            if hopes[block] < top or time.monotonic() > deadline:
                 break
             found = walk.steps(block)
             steps += found
             top = max([top, *(step.rate for step in found)])
+        if time.monotonic() > deadline:
+            break  # the best of a part would not be the best
         best = best_step(steps)
         if best is None:
             return Proposal(walk.kept, stats={"evaluations": walk.evaluations})

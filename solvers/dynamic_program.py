@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ class DynamicProgram(Solver):
 
     The best subset of every size in every block comes from the objective (sorting for a sum of
     weights, all subsets for explained variance and quadratics inside blocks); which size each block
-    gets is a multiple-choice knapsack, solved exactly on real costs.
+    gets is a multiple-choice knapsack, solved exactly on real costs. Where time ends before the proof,
+    the answer is the best found with the bound proved so far.
 
     Raises:
         ValueError: if the objective does not separate over blocks, or a block is too large.
@@ -32,14 +34,17 @@ class DynamicProgram(Solver):
                 "`LazyGreedy` or `Greedy`."
             )
         budget = problem.budget
-        found = best_counts([table.values for table in tables], budget.allowed, budget.coupling)
+        found = best_counts(
+            [table.values for table in tables], budget.allowed, budget.coupling, deadline
+        )
         counts = budget.cheapest if found.counts is None else found.counts
         exact = found.bound <= found.value + rounding_slack(found.value, found.bound)
         kept = join_subsets(tables, counts)
         value = problem.objective.value(kept)  # the tables' sum may differ by rounding
+        late = Status.TIME_LIMIT if time.monotonic() > deadline else Status.FEASIBLE
         return Proposal(
             kept,
             value if exact else max(found.bound, value),
-            Status.OPTIMAL if exact else Status.FEASIBLE,
+            Status.OPTIMAL if exact else late,
             "best subsets of every block and an exact knapsack over their sizes",
         )

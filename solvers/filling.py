@@ -8,6 +8,7 @@ import numpy.typing as npt
 from cahp_opt.budget import Budget
 from cahp_opt.heads import Bools, Floats
 from cahp_opt.problem import Problem
+from cahp_opt.solvers.spending import Spending
 
 
 def filled_up(problem: Problem, kept: Bools, gains: Floats) -> Bools:
@@ -41,20 +42,21 @@ def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | 
             counts need them. None if all are.
     """
     space = budget.space
-    counts = budget.cheapest.copy()
+    spending = Spending(budget, budget.cheapest)
+    missing = budget.cheapest.tolist()
     kept = np.zeros(space.n, dtype=np.bool_)
-    for b, count in enumerate(counts):
-        kept[order[space.block_of[order] == b][:count]] = True
+    for unit, block in zip(order.tolist(), space.block_of[order].tolist(), strict=True):
+        if missing[block]:
+            kept[unit] = True
+            missing[block] -= 1
+    waiting = order[~kept[order]] if useful is None else order[~kept[order] & useful[order]]
     entered = True
     while entered:
         entered = False
-        for unit in order:
-            if kept[unit] or not (useful is None or useful[unit]):
-                continue
-            block = space.block_of[unit]
-            counts[block] += 1
-            if budget.allows(counts):
+        for unit, block in zip(waiting.tolist(), space.block_of[waiting].tolist(), strict=True):
+            more = int(spending.counts[block]) + 1
+            if budget.allowed[block][more] and spending.fits(block, more):
+                spending.move(block, more)
                 kept[unit] = entered = True
-            else:
-                counts[block] -= 1
+        waiting = waiting[~kept[waiting]]
     return kept

@@ -51,6 +51,10 @@ def math_opt() -> Any:
         ) from error
 
 
+class TimeUp(Exception):
+    """The deadline came while a model was being built."""
+
+
 class Master:
     """The model; the objective is divided by ``scale``, so that 1 is a difference that matters.
 
@@ -60,6 +64,10 @@ class Master:
         options: for every block its listed subsets, or None for counts and 0/1 units.
         origin: a value that is subtracted from the objective.
         scale: the unit of the objective.
+        deadline: the ``time.monotonic()`` until which it must stand.
+
+    Raises:
+        TimeUp: where it does not stand until the deadline.
     """
 
     def __init__(
@@ -69,8 +77,10 @@ class Master:
         options: Sequence[Options | None],
         origin: float,
         scale: float,
+        deadline: float = math.inf,
     ) -> None:
         self._mo = math_opt()
+        self._deadline = deadline
         self._model = self._mo.Model()
         self._budget, self._origin, self._scale = budget, origin, scale
         self._binaries: list[Any] = []
@@ -79,6 +89,7 @@ class Master:
         model, space = self._model, budget.space
         self.units: list[Any] = []
         for b, (where, listed) in enumerate(zip(space.slices, options, strict=True)):
+            self._in_time()
             own: list[tuple[int, Any]] = []
             if listed is None:
                 units = [self._binary() for _ in range(where.stop - where.start)]
@@ -92,6 +103,7 @@ class Master:
                     self._objective.append(float(worth) / scale * z)
                 units = [model.add_variable(lb=0, ub=1) for _ in range(where.stop - where.start)]
                 for u, unit in enumerate(units):
+                    self._in_time()
                     with_unit = [z for (_, z), s in zip(own, listed.subsets, strict=True) if s[u]]
                     model.add_linear_constraint(self._mo.fast_sum(with_unit) - unit == 0)
             model.add_linear_constraint(self._mo.fast_sum(z for _, z in own) == 1)
@@ -118,6 +130,7 @@ class Master:
 
     def expression(self, coefficients: Floats) -> Any:
         """A variable that equals ``coefficients @ x``, ``[n]``."""
+        self._in_time()
         size = float(np.abs(coefficients).sum()) + 1
         variable = self._model.add_variable(lb=-size, ub=size)
         self._model.add_linear_constraint(self._sum(coefficients) - variable == 0)
@@ -157,6 +170,10 @@ class Master:
             # HiGHS sometimes ends in an internal error, which OR-Tools 9.15 turns to AttributeError.
             _log.info("HiGHS failed (%s); solving with SCIP.", failure)
             return self._solve(self._mo.SolverType.GSCIP, deadline, seed, hint)
+
+    def _in_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise TimeUp
 
     def _binary(self) -> Any:
         variable = self._model.add_binary_variable()

@@ -10,15 +10,17 @@ from enum import Enum
 
 import numpy as np
 
-from cahp_opt.coverage_bound import coverage_bound
 from cahp_opt.frank_wolfe import Effort, FrankWolfe, quadratic_frank_wolfe, split_oracle
 from cahp_opt.heads import Bools, Floats
 from cahp_opt.oracle import Oracle
 from cahp_opt.problem import CoverageForm, Problem, QuadraticForm
 from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
 from cahp_opt.solvers.climbing import climb
-from cahp_opt.solvers.master import Answer, Master, Options, math_opt
+from cahp_opt.solvers.local_search import improve
+from cahp_opt.solvers.master import Answer, Master, Options, TimeUp, math_opt
+from cahp_opt.solvers.neighbourhood import Neighbourhood
 from cahp_opt.solvers.polishing import Polisher
+from cahp_opt.solvers.row_prices import CERTIFICATE, price_rows
 from cahp_opt.solvers.terms import Products, Rows, Squares, Terms
 
 
@@ -65,7 +67,7 @@ class MIQP(Solver):
         objective = problem.objective
         weights = objective.linear()
         if weights is not None:
-            return _modular(problem, weights)
+            return _modular(problem, weights, deadline)
         form = objective.quadratic()
         cover = objective.coverage() if form is None else None
         if form is None and cover is None:
@@ -79,20 +81,25 @@ class MIQP(Solver):
             problem, 3, lazy=objective.submodular, deadline=began + (deadline - began) / 4
         ).kept
         search = _Search(problem, start, self.gap, deadline, int(rng.integers(2**31 - 1)))
-        if form is not None:
-            return search.quadratic(form, self.formulation, self.rounds, rng)
-        assert cover is not None
-        return search.coverage(cover, self.rounds)
+        try:
+            if form is not None:
+                search.quadratic(form, self.formulation, self.rounds, rng)
+            elif cover is not None:
+                search.coverage(cover, self.rounds)
+        except TimeUp:  # while a master was built: what was found before stands
+            pass
+        return search.proposal()
 
 
-def _modular(problem: Problem, weights: Floats) -> Proposal:
-    found = Oracle(problem.budget, [None] * len(problem.space.blocks)).best(weights)
+def _modular(problem: Problem, weights: Floats, deadline: float) -> Proposal:
+    oracle = Oracle(problem.budget, [None] * len(problem.space.blocks), deadline=deadline)
+    found = oracle.best(weights)
     value = problem.objective.value(found.kept)
     exact = found.bound <= value + rounding_slack(value, found.bound)
     return Proposal(
         found.kept,
         max(found.bound, value) if exact else found.bound,
-        Status.OPTIMAL if exact else Status.FEASIBLE,
+        Status.OPTIMAL if exact else _unproved(deadline),
         "the exact optimum of a sum of weights",
         {"formulation": "exact oracle", "because": "the objective is a sum of weights"},
     )
@@ -112,7 +119,7 @@ class _Search:
 
     def quadratic(
         self, form: QuadraticForm, wanted: Formulation, rounds: int, rng: np.random.Generator
-    ) -> Proposal:
+    ) -> None:
         """Frank-Wolfe, local search, and the master that suits the matrix."""
         budget = self._problem.budget
         polisher = Polisher(budget, form)
@@ -133,7 +140,7 @@ class _Search:
         chosen, why = _choose(form, wanted)
         self._stats["formulation"], self._stats["because"] = chosen.value, why
         if self._done():
-            return self._proposal()
+            return
         scale = self._bound - self._value
         if chosen is Formulation.LINEARISED:
             master = Master(
@@ -142,10 +149,11 @@ class _Search:
                 [None] * len(budget.space.blocks),
                 self._value - form.constant,
                 scale,
+                self._deadline,
             )
             terms: Terms = Products(master, form.pairwise - np.diag(np.diagonal(form.pairwise)))
             self._iterate(master, terms, form.constant, rounds)
-            return self._proposal()
+            return
         master, options, weights = self._subsets(form, fw, scale)
         terms = Squares(master, fw.split.rest)
         for point in [fw.point, *fw.met[:20].astype(np.float64), self._kept.astype(np.float64)]:
@@ -158,25 +166,20 @@ class _Search:
         self._stats["subsets"] = listed
         self._sharpen(master, terms, form.constant, None if listed else own)
         self._iterate(master, terms, form.constant, rounds)
-        return self._proposal()
 
-    def coverage(self, form: CoverageForm, rounds: int) -> Proposal:
+    def coverage(self, form: CoverageForm, rounds: int) -> None:
         """Lagrangian prices, and the master with cuts per row."""
-        budget = self._problem.budget
+        problem, budget = self._problem, self._problem.budget
         self._stats["formulation"] = "assignment bounds by cuts per row"
         self._stats["because"] = "the objective is a weighted coverage"
-        priced = coverage_bound(
-            budget,
-            form,
-            self._kept,
-            steps=min(600, 50 + 4 * form.similarity.shape[1]),
-            deadline=self._share(0.3),
-            precision=1e-10,
-        )
-        self._tighten(priced.bound, "Lagrangian prices of the rows over the exact oracle")
+        here = Neighbourhood(problem, self._kept)
+        improve(here, 2, self._share(0.3))
+        self._offer(here.kept)
+        priced = price_rows(problem, form, self._kept, 600, self._share(0.5))
+        self._tighten(priced.bound, CERTIFICATE)
         self._offer(priced.kept)
         if self._done():
-            return self._proposal()
+            return
         n = self._problem.space.n
         master = Master(
             budget,
@@ -184,6 +187,7 @@ class _Search:
             [None] * len(budget.space.blocks),
             self._value,
             max(self._bound - self._value, 1e-6 * abs(self._value)),
+            self._deadline,
         )
         rows = Rows(master, form)
         for row, price in enumerate(priced.prices):
@@ -191,7 +195,6 @@ class _Search:
         rows.cut(self._kept.astype(np.float64))
         self._sharpen(master, rows, 0.0, rows.value)
         self._iterate(master, rows, 0.0, rounds)
-        return self._proposal()
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -200,7 +203,7 @@ class _Search:
     ) -> tuple[Master, list[Options | None], Floats]:
         """A master whose blocks list the subsets that the Frank-Wolfe bound cannot exclude."""
         budget, y, rest = self._problem.budget, fw.point, fw.split.rest
-        oracle = split_oracle(budget, form, fw.split)
+        oracle = split_oracle(budget, form, fw.split, self._deadline)
         pull = rest @ y
         fixed = form.constant + float(y @ pull) + fw.split.excess
         floor = self._value - rounding_slack(self._value, self._bound)
@@ -211,7 +214,14 @@ class _Search:
             if listed is not None:
                 weights[where] = 0.0
         return (
-            Master(budget, weights, options, self._value - form.constant, scale),
+            Master(
+                budget,
+                weights,
+                options,
+                self._value - form.constant,
+                scale,
+                self._deadline,
+            ),
             options,
             weights,
         )
@@ -285,17 +295,18 @@ class _Search:
             self._gap * abs(self._value), rounding_slack(self._value, self._bound)
         )
 
-    def _proposal(self) -> Proposal:
+    def proposal(self) -> Proposal:
+        """The best keep-set with what is proved about it."""
         slack = rounding_slack(self._value, self._bound)
-        if self._bound <= self._value + slack:
-            status = Status.OPTIMAL
-        elif time.monotonic() > self._deadline:
-            status = Status.TIME_LIMIT
-        else:
-            status = Status.FEASIBLE
+        exact = self._bound <= self._value + slack
+        status = Status.OPTIMAL if exact else _unproved(self._deadline)
         return Proposal(
             self._kept, max(self._bound, self._value), status, self._certificate, self._stats
         )
+
+
+def _unproved(deadline: float) -> Status:
+    return Status.TIME_LIMIT if time.monotonic() > deadline else Status.FEASIBLE
 
 
 def _choose(form: QuadraticForm, wanted: Formulation) -> tuple[Formulation, str]:

@@ -12,6 +12,8 @@ from cahp_opt.heads import Bools, Floats
 from cahp_opt.oracle import MOST_TABULATED, Oracle
 from cahp_opt.problem import QuadraticForm
 from cahp_opt.quadratic_subsets import subset_values
+from cahp_opt.solvers.rooms import Rooms
+from cahp_opt.solvers.spending import Spending
 
 
 class Polisher:
@@ -33,7 +35,7 @@ class Polisher:
                 budget,
                 [subset_values(form.linear[s], form.pairwise[s, s]) for s in budget.space.slices],
             )
-        self._fits: dict[bytes, bool] = {}
+        self._rooms = Rooms(budget)
 
     def value(self, kept: Bools) -> float:
         """The form's value."""
@@ -90,21 +92,19 @@ class Polisher:
         ins, outs = np.flatnonzero(~kept), np.flatnonzero(kept)
         best, move = scale, (-1, -1)
         blocks = len(space.blocks)
+        room = self._rooms.at(counts)
         for add in range(blocks):
-            free = self._allows(counts, add, -1)
+            free = room[blocks, add]
             own = ins[self._block_of[ins] == add]
             if free and own.size and worth[own].max() > best:
                 best, move = float(worth[own].max()), (int(own[np.argmax(worth[own])]), -1)
         for drop in range(blocks):
             own = outs[self._block_of[outs] == drop]
-            if own.size and -worth[own].min() > best and self._allows(counts, -1, drop):
+            if own.size and -worth[own].min() > best and room[drop, blocks]:
                 best, move = float(-worth[own].min()), (-1, int(own[np.argmin(worth[own])]))
         if ins.size and outs.size:
             swap = worth[ins][:, None] - worth[outs][None] - 2 * self._across[np.ix_(ins, outs)]
-            ok = np.array(
-                [[self._allows(counts, a, d) for d in range(blocks)] for a in range(blocks)]
-            )
-            swap[~ok[self._block_of[ins][:, None], self._block_of[outs][None]]] = -np.inf
+            swap[~room[self._block_of[outs][None], self._block_of[ins][:, None]]] = -np.inf
             place = int(np.argmax(swap))
             if float(swap.flat[place]) > best:
                 i, j = divmod(place, outs.size)
@@ -136,13 +136,12 @@ class Polisher:
             )
             for s in space.slices
         ]
+        spending = Spending(self._budget, counts)
         options: list[tuple[float, int, int]] = []
         for b, table in enumerate(tables):
             for k in np.flatnonzero(self._budget.allowed[b]):
                 gain = float(table.values[k]) - now[b]
-                trial = counts.copy()
-                trial[b] = k
-                if gain > scale and self._budget.allows(trial):
+                if gain > scale and spending.fits(b, int(k)):
                     where = space.slices[b]
                     kept[where] = table.kept[k]
                     return True
@@ -170,16 +169,3 @@ class Polisher:
                 kept[:] = changed
                 return True
         return False
-
-    def _allows(
-        self, counts: np.ndarray[tuple[int, ...], np.dtype[np.int64]], add: int, drop: int
-    ) -> bool:
-        trial = counts.copy()
-        if add >= 0:
-            trial[add] += 1
-        if drop >= 0:
-            trial[drop] -= 1
-        key = trial.tobytes()
-        if key not in self._fits:
-            self._fits[key] = self._budget.allows(trial)
-        return self._fits[key]

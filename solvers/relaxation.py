@@ -66,22 +66,30 @@ class Relaxation(Solver):
         for _ in range(self.rounds):
             if solved and time.monotonic() > deadline:
                 break
-            split = best_split(form.pairwise, single_parts(0, n), covariance, split)
+            split = best_split(
+                form.pairwise, single_parts(0, n), covariance, split, deadline=deadline
+            )
+            if time.monotonic() > deadline:
+                break
             found = _relaxed(cvxpy, budget, form, split, deadline)
             point = point if found is None else found
-            proved, vertex = bound_at(split_oracle(budget, form, split), form, split, point)
+            proved, vertex = bound_at(
+                split_oracle(budget, form, split, deadline), form, split, point
+            )
             solved += 1
             bound = min(bound, proved)
             met.append(vertex.kept)
             # Where all subsets of a block can be tabulated, the same point proves more.
             spread = np.diag(point * (1 - point) + 0.01)
-            tabulated = best_split(form.pairwise, tabulated_parts(problem.space), spread)
-            oracle = split_oracle(budget, form, tabulated)
+            tabulated = best_split(
+                form.pairwise, tabulated_parts(problem.space), spread, deadline=deadline
+            )
+            oracle = split_oracle(budget, form, tabulated, deadline)
             proved, vertex = bound_at(oracle, form, tabulated, point)
             bound = min(bound, proved)
             met.append(vertex.kept)
             covariance = (covariance + spread) / 2
-        plain = Oracle(budget, [None] * len(budget.space.blocks))
+        plain = Oracle(budget, [None] * len(budget.space.blocks), deadline=deadline)
         met.append(plain.best(point).kept)
         met += [plain.best(point - rng.random(n)).kept for _ in range(self.roundings)]
         kept, _ = polisher.best_of(met, deadline)

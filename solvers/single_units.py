@@ -14,6 +14,8 @@ from cahp_opt.count_table import CountTable
 from cahp_opt.heads import Bools, Floats, Ints
 from cahp_opt.problem import Problem, Tracker
 from cahp_opt.selection import Proposal, Status
+from cahp_opt.solvers.filling import filled_up
+from cahp_opt.solvers.spending import whole
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 _BATCH = 4  # old gains looked at anew together at first; more and more while none stands
@@ -63,10 +65,8 @@ def climb_units(problem: Problem, *, lazy: bool, deadline: float) -> Proposal:
     gains = _LazyGains(tracker) if lazy else _AllGains(tracker)
     room = _Room(problem.budget)
 
-    def proposal(status: Status = Status.FEASIBLE) -> Proposal:
-        return Proposal(
-            tracker.kept.copy(), status=status, stats={"evaluations": gains.evaluations}
-        )
+    def proposal(kept: Bools, status: Status = Status.FEASIBLE) -> Proposal:
+        return Proposal(kept.copy(), status=status, stats={"evaluations": gains.evaluations})
 
     missing = problem.budget.cheapest.copy()
     while missing.any():  # the counts without which the budget is not met, best units first
@@ -79,10 +79,10 @@ def climb_units(problem: Problem, *, lazy: bool, deadline: float) -> Proposal:
         gains.close(space.slices[b])
     while True:
         if time.monotonic() > deadline:
-            return proposal(Status.TIME_LIMIT)
+            return proposal(filled_up(problem, tracker.kept, tracker.gains()), Status.TIME_LIMIT)
         unit, gain = gains.best(None)
         if not gain > 0:  # also where every block is closed
-            return proposal()
+            return proposal(tracker.kept)
         gains.add(unit)
         block = int(space.block_of[unit])
         room.take(block)
@@ -101,7 +101,7 @@ class _Room:
         self._price = [max(float(np.diff(c).max()) for c in t.costs) for t in self._tables]
         # How far `_spent` may be from the exact sum; sums of whole numbers are exact.
         self._slack = [
-            0.0 if _whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t)
+            0.0 if whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t)
             for t in self._tables
         ]
 
@@ -128,11 +128,6 @@ class _Room:
                 full[b] = not all(table.fits(self._counts) for table in self._tables)
                 self._counts[b] -= 1
         return [int(b) for b in np.flatnonzero(full)]
-
-
-def _whole(numbers: npt.ArrayLike) -> bool:
-    array = np.asarray(numbers, dtype=np.float64)
-    return bool(np.all(array == np.rint(array)) and np.abs(array).sum() < 2**53)
 
 
 def _rounding(table: CountTable) -> float:

@@ -11,10 +11,9 @@ import numpy as np
 from cahp_opt.heads import Bools, Floats
 from cahp_opt.problem import Problem
 from cahp_opt.solvers.plateaus import plateau_ends
+from cahp_opt.solvers.spending import Spending
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
-
-_NEAR = 1e-12  # costs this near to a limit, as a share of it, are summed exactly
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ class Walk:
         self.evaluations = 0
         nothing = np.zeros(self._space.n, dtype=np.bool_)
         self.tracker = problem.objective.tracker(nothing)
-        self.counts = np.zeros(len(self._space.blocks), dtype=np.int64)
-        self._spent = self._costs()
+        self._spending = Spending(problem.budget, np.zeros(len(self._space.blocks), dtype=np.int64))
+        self.counts = self._spending.counts
         self._gains = self._all_gains()
         self._start()
 
@@ -110,8 +109,7 @@ class Walk:
         """Keep the units of a step for good."""
         for unit in step.units:
             self.tracker.add(unit)
-        self.counts[step.block] += len(step.units)
-        self._spent = self._costs()
+        self._spending.move(step.block, int(self.counts[step.block]) + len(step.units))
         if not self._lazy:
             self._gains = self._all_gains()
 
@@ -164,29 +162,11 @@ class Walk:
         for target in range(int(self.counts[block]) + 1, len(allowed)):
             if not allowed[target] or not self._ends_plateau[block][target]:
                 continue
-            if self._fits(block, target):
+            if self._spending.fits(block, target):
                 found.append(target)
                 if len(found) == self._lookahead:
                     break
         return found
-
-    def _costs(self) -> list[float]:
-        return [table.cost(self.counts) for table in self._budget.coupling]
-
-    def _fits(self, block: int, target: int) -> bool:
-        """Whether every table still holds with ``target`` units in this block."""
-        for table, spent in zip(self._budget.coupling, self._spent, strict=True):
-            costs = table.costs[block]
-            rough = spent + float(costs[target]) - float(costs[self.counts[block]])
-            if abs(rough - table.limit) > _NEAR * abs(table.limit):
-                if rough > table.limit:
-                    return False
-                continue
-            counts = self.counts.copy()  # so near the limit that only the exact sum can tell
-            counts[block] = target
-            if not table.fits(counts):
-                return False
-        return True
 
     @cached_property
     def _ends_plateau(self) -> list[Bools]:

@@ -11,6 +11,7 @@ import numpy as np
 from cahp_opt.budget import Budget
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solvers.filling import filled_up
 from cahp_opt.solvers.steps import Step, Walk, best_step
 
 
@@ -47,9 +48,8 @@ class StochasticGreedy(Solver):
             if step is None:
                 return Proposal(walk.kept, stats={"evaluations": walk.evaluations})
             walk.take(step)
-        return Proposal(
-            walk.kept, status=Status.TIME_LIMIT, stats={"evaluations": walk.evaluations}
-        )
+        kept = filled_up(problem, walk.kept, walk.tracker.gains())
+        return Proposal(kept, status=Status.TIME_LIMIT, stats={"evaluations": walk.evaluations})
 
     def _sampled_step(
         self, walk: Walk, problem: Problem, size: int, rng: np.random.Generator

@@ -12,7 +12,7 @@ from work_clock import WorkClock
 
 from benchmarks.solvers.instances import instance
 from cahp_opt import Budget, HeadSpace, Objective, Problem, Proposal, Solver, Status, select
-from cahp_opt.objectives import FacilityLocation, Modular, Quadratic
+from cahp_opt.objectives import FacilityLocation, FeatureBased, Modular, Quadratic
 from cahp_opt.solvers import (
     Auto,
     BackwardGreedy,
@@ -142,7 +142,12 @@ def test_the_refusal_of_a_start_passes_through(wrapper: type[LocalSearch] | type
     [
         (instance("modular", 72, 0), "DynamicProgram", "sum over blocks"),
         (Problem(Cardinality(), Budget.heads(SPACE, 5)), "BruteForce", "12 units"),
-        (instance("facility location", 72, 0), "LocalSearch(start=LazyGreedy", "submodular"),
+        (instance("facility location", 72, 0), "MIQP(", "prices of its rows"),
+        (
+            Problem(FeatureBased(np.eye(72)), Budget.heads(HeadSpace.uniform(12, 6), 9)),
+            "LocalSearch(start=LazyGreedy",
+            "submodular",
+        ),
         (instance("dense", 36, 0), "BestOf(solvers=(Tabu(", "proves how good"),
         (instance("dense", 216, 0), "Tabu", "all swaps are known"),
     ],
