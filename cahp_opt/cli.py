@@ -482,14 +482,14 @@ def calibrate(
     _note(_idle_units(units, named.model))
     if sensitivity_examples is None:
         sensitivity_examples = 0 if _embeds(named) else 2048
-    elif gradient_examples or sensitivity_examples:
-        _embeds(named)
 
     from cahp_opt.torch import calibrate as measure
     from cahp_opt.torch.encoding import encode, notes_on_empty
-    from cahp_opt.torch.fidelity import embedding_notes, fidelity_of
+    from cahp_opt.torch.fidelity import embedding_notes
+    from cahp_opt.torch.loading import output_of
+    from cahp_opt.torch.text_rehearsal import rehearse_texts
 
-    fidelity = fidelity_of(named.model, named.pooling)
+    fidelity = output_of(named.name, named.model, named.pooling)
     _note(embedding_notes(named.model, fidelity))
     batches = encode(
         texts.calibration,
@@ -500,6 +500,7 @@ def calibrate(
         seed=seed,
     )
     _note([*texts.notes, *notes_on_empty(Split(texts.calibration, ()), batches)])
+    rehearse_texts(named.model, batches[0], fidelity)
     with display.stage("calibrate") as progress:
         stats = measure(
             named.model,

@@ -21,7 +21,9 @@ from huggingface_hub import errors
 from safetensors.torch import load_file
 from test_cli import make_tokenizer, refused, sentences
 
+from cahp_opt import HeadStats
 from cahp_opt.cli import main
+from cahp_opt.torch.decoder_inputs import with_same_text
 from cahp_opt.torch.loading import (
     ModelError,
     device_named,
@@ -106,6 +108,96 @@ def test_the_class_that_was_saved_is_pruned_and_saved(
     assert fidelity["examples"] == 6
     if cls.endswith("ForQuestionAnswering"):
         assert fidelity["before"].keys() == {"kl", "agreement"}
+
+
+# -- encoder-decoders ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "cls"),
+    [
+        ("t5", "T5ForConditionalGeneration"),
+        ("t5", "T5Model"),
+        ("t5", "T5EncoderModel"),
+        ("t5", "T5ForSequenceClassification"),
+        ("t5", "T5ForQuestionAnswering"),
+        ("t5", "T5ForTokenClassification"),
+        ("umt5", "UMT5ForConditionalGeneration"),
+        ("marian", "MarianMTModel"),
+        ("bart", "BartForSequenceClassification"),
+    ],
+)
+def test_encoder_decoders_read_texts_through_every_command(
+    family: str, cls: str, text: Path, tmp_path: Path
+) -> None:
+    labels = (
+        3 if family == "bart" else 2
+    )  # what the configuration of BART takes as its usual number
+    model = save(tmp_path / "model", family, cls, num_labels=labels, eos_token_id=3, pad_token_id=0)
+    output, stats = tmp_path / "pruned", tmp_path / "stats.safetensors"
+    assert prune(model, text, output, "--recovery", "none") == 0
+    assert json.loads((output / "config.json").read_text())["architectures"] == [cls]
+    assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
+    measured = HeadStats.load(stats)
+    assert measured.examples == 30 - 6 and measured.salience.sum.all()
+    sizes = ["--repeats", "1", "--batch-size", "2", "--sequence-length", "8"]
+    assert main(["latency", str(model), *sizes, "--output", str(tmp_path / "latency.json")]) == 0
+
+
+def test_the_decoder_reads_the_text_one_token_later() -> None:
+    bart, t5 = BY_NAME["bart"].build(), BY_NAME["t5"].build()
+    batch = tiny_models.batch()
+    for model, start in ((t5, 1), (bart, 1)):
+        read = with_same_text(batch, model)
+        assert (read["decoder_input_ids"][:, 0] == start).all()
+        assert torch.equal(read["decoder_input_ids"][:, 1:], batch["input_ids"][:, :-1])
+        assert torch.equal(read["decoder_attention_mask"], batch["attention_mask"])
+    # BART reads the same by itself where it is given nothing else.
+    torch.testing.assert_close(
+        tiny_models.run(bart, with_same_text(batch, bart)), tiny_models.run(bart, batch)
+    )
+    given = {**batch, "decoder_input_ids": batch["input_ids"]}
+    assert with_same_text(given, t5) is given
+    for family, cls in (("bert", ""), ("bart", "BartForSequenceClassification")):
+        other = BY_NAME[family].build() if not cls else BY_NAME[family].config()
+        other = other if not cls else getattr(transformers, cls)(other)
+        assert with_same_text(batch, other) is batch
+
+
+def test_a_model_that_texts_do_not_reach_is_refused_at_the_door(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields = {"is_decoder": True, "is_encoder_decoder": False}
+    model = save(tmp_path / "model", "bart", "BartForCausalLM", **fields)
+    run = partial(prune, model, text, tmp_path / "out")
+    refused(capsys, 2, "does not use its block model.decoder.layers.0.encoder_attn", run=run)
+    run = partial(main, ["calibrate", str(model), "--text", str(text), "--output", "no.st"])
+    refused(capsys, 2, "does not use its block model.decoder.layers.0.encoder_attn", run=run)
+
+
+@pytest.mark.parametrize(
+    ("family", "cls", "fields"),
+    [
+        ("bert", "BertForQuestionAnswering", {"num_labels": 3}),  # start and end are two
+        ("bart", "BartForSequenceClassification", {"eos_token_id": 47}),  # which no text ends with
+    ],
+)
+def test_a_model_that_texts_do_not_run_through_is_refused_at_the_door(
+    family: str,
+    cls: str,
+    fields: dict[str, Any],
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = save(tmp_path / "model", family, cls, **fields)
+    run = partial(prune, model, text, tmp_path / "out")
+    refused(capsys, 2, cls, "cannot be run on these texts", run=run)
+    run = partial(main, ["calibrate", str(model), "--text", str(text), "--output", "no.st"])
+    refused(capsys, 2, cls, "cannot be run on these texts", run=run)
+
+
+# -- heads that are not understood -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
     try:
         with torch.inference_mode():
             output: Any = model(**{**inputs, "use_cache": True})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         if "use_cache" not in str(error):
             raise
         output = None

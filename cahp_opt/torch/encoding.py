@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cahp_opt.texts import Example, Split, TextError
 from cahp_opt.torch.batching import batch_size, device_of, examples, inputs_of, prepare
+from cahp_opt.torch.decoder_inputs import reads_decoder_ids, with_same_text
 from cahp_opt.torch.preparing import PaddingCheck
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.tokenizing import token_rows
@@ -38,7 +39,8 @@ def encode(
 
     Examples of a window are sorted by length, to pad little, and its batches shuffled, so that the
     first batches are no special ones. Classifiers get ``labels`` where the examples have them. Texts of
-    which the tokenizer leaves no token are left out.
+    which the tokenizer leaves no token are left out. The decoder of an encoder-decoder reads the text too, one
+    token later, unless the model makes its input itself.
 
     Args:
         examples: the texts.
@@ -79,7 +81,7 @@ def encode(
         )
         own = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
         shuffler.shuffle(own)
-        batches.extend(_batch(part, pad) for part in own)
+        batches.extend(with_same_text(_batch(part, pad), model) for part in own)
     check = PaddingCheck(model)
     for batch in batches:
         refuse_unfit_inputs(batch, model, "texts")
@@ -143,7 +145,7 @@ def timing_batch(
         )
     ids = _random_ids(config, vocabulary, (batch_size, sequence_length))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if getattr(config, "is_encoder_decoder", False):
+    if reads_decoder_ids(model):
         batch["decoder_input_ids"] = ids
     batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
     if not any(parameter.is_meta for parameter in model.parameters()):

@@ -57,6 +57,7 @@ from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.signatures import class_labels
 from cahp_opt.torch.skeletons import skeleton
 from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.text_rehearsal import rehearse_texts
 from cahp_opt.torch.timing import device_name, measure_latency
 from cahp_opt.torch.token_weights import TokenWeights
 from cahp_opt.torch.verification import verify_slice
@@ -518,8 +519,11 @@ class _Batches:
                 seed=reading.seed,
             )
 
+        fidelity = fidelity_of(named.model, named.pooling)
         held_out: Batches = encoded(texts.held_out) if texts.held_out else []
         calibration = encoded(texts.calibration)
+        # What the model cannot be run on, or compared by, ends here, before the long work.
+        rehearse_texts(named.model, calibration[0], fidelity)
         notes = [*texts.notes, *notes_on_empty(texts, [*calibration, *held_out])]
         return _Batches(calibration, held_out, sum(map(batch_size, calibration)), tuple(notes))
 

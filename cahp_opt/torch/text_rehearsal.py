@@ -1,0 +1,64 @@
+"""The unpruned model on the first texts, before anything that takes long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from cahp_opt.torch.attention import find_attention
+from cahp_opt.torch.batching import inputs_of, prepare
+from cahp_opt.torch.fidelity import Fidelity
+from cahp_opt.torch.load_errors import sentence_of
+from cahp_opt.torch.preserving import evaluating
+
+_WAY_OUT = "prune it in Python, with `cahp_opt.torch` and batches of your own"
+
+
+def rehearse_texts(
+    model: nn.Module, batch: Mapping[str, Any], fidelity: Fidelity | None = None
+) -> None:
+    """Run the model on a batch of texts, and refuse one that texts are not enough for.
+
+    Args:
+        model: the unpruned model; it is left as it was.
+        batch: encoded texts.
+        fidelity: what is to be compared later, tried on the output; None for nothing.
+
+    Raises:
+        ValueError: if the model does not run, if texts do not reach one of its blocks, or if its output is
+            not what ``fidelity`` takes.
+    """
+    attention, cls = find_attention(model), type(model).__name__
+    reached = set[str]()
+    with ExitStack() as stack, evaluating(model), torch.no_grad():
+        for block in attention:
+            hook = block.site.register_forward_pre_hook(_marker(reached, block.name))
+            stack.callback(hook.remove)
+        ready = prepare(batch, model, "batch")
+        try:
+            output = model(**inputs_of(ready))
+        except Exception as error:  # the code of a model raises anything over inputs that it lacks
+            raise ValueError(
+                f"the model, a {cls}, cannot be run on these texts ({sentence_of(error).rstrip('.')}); check "
+                f"that the tokenizer is the model's, or, if it reads more than texts, {_WAY_OUT}."
+            ) from error
+        if fidelity is not None:
+            fidelity.output(output, ready)
+    missing = [block.name for block in attention if block.name not in reached]
+    if missing:
+        others = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise ValueError(
+            f"the model, a {cls}, does not use its block {missing[0]}{others} when it reads a text, so "
+            f"nothing could be told about its heads; {_WAY_OUT}."
+        )
+
+
+def _marker(reached: set[str], name: str) -> Any:
+    def mark(*_: object) -> None:
+        reached.add(name)
+
+    return mark
