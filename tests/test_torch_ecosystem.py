@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,26 @@ COMPILED = "distilbert mpnet gpt2 qwen3 phi3 bloom bart t5 vit"
 
 FEW = "bert llama-gqa"
 """Tracing takes seconds per model, so the others wait for the slow suite."""
+
+
+def test_layers_compiled_one_by_one_need_room_for_every_count_of_heads() -> None:
+    """As the README has it, with three layers and a limit of two."""
+    model = tiny.BERT.build(bare=True)
+    kept = np.concatenate([np.arange(4) <= layer for layer in range(3)])
+    small, batch = slice_heads(model, kept), tiny.batch()
+    expected = tiny.run(small, batch)
+    for layer in small.encoder.layer:
+        layer.compile(backend="eager")
+    dynamo: Any = importlib.import_module("torch._dynamo")
+    name = "recompile_limit" if hasattr(dynamo.config, "recompile_limit") else "cache_size_limit"
+    options = {f"fail_on_{name}_hit": True}
+    torch.compiler.reset()
+    with dynamo.config.patch(**{name: 2}, **options), pytest.raises(Exception, match=name):
+        tiny.run(small, batch)
+    torch.compiler.reset()
+    with dynamo.config.patch(**{name: 3}, **options):
+        torch.testing.assert_close(tiny.run(small, batch), expected)
+    torch.compiler.reset()
 
 
 def compile_and_compare(family: Family, backend: str, tolerance: float) -> None:

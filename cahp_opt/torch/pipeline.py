@@ -32,7 +32,7 @@ from cahp_opt.stats import HeadStats
 from cahp_opt.target import Target, remarks
 from cahp_opt.texts import Split
 from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import batch_size, device_of, inputs_of
+from cahp_opt.torch.batching import batch_size, device_of, inputs_of, prepare
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.card import give_way
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
@@ -649,10 +649,7 @@ def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, 
     loaded = copy.deepcopy(cast("nn.Module", from_pretrained(folder))).to(device)
     with torch.inference_mode(), evaluating(model, loaded):
         for batch in batches:
-            inputs = {
-                key: value.to(device) if isinstance(value, Tensor) else value
-                for key, value in inputs_of(batch).items()
-            }
+            inputs = inputs_of(prepare(batch, model, "batches", device))
             mine, theirs = _tensors(model(**inputs)), _tensors(loaded(**inputs))
             for name, value in mine.items():
                 if name not in theirs or not torch.equal(value, theirs[name]):
