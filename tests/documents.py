@@ -1,8 +1,8 @@
 """The commands in the documents, what stands for their placeholders, and how each is tried.
 
-A command in a document is run by ``pytest -m documents`` as it stands there, from a clean copy of the
-repository, in the order of its document. What cannot be run like that is named below, with the reason
-and with what is run instead.
+A command in a document is run by ``pytest -m documents``, or ``-m slow`` for those of the benchmarks, as
+it stands there, from a clean copy of the repository, in the order of its document. What cannot be run
+like that is named below, with the reason and with what is run instead.
 """
 
 from __future__ import annotations

@@ -51,18 +51,29 @@ class MySolver(Solver):
         kept = [np.arange(units) < count for units, count in zip(space.units, few, strict=True)]
         return Proposal(np.concatenate(kept))
 '''
-RUN = [document for document in DOCUMENTS if any(map(as_run, in_document(document)))]
+LONG = ("benchmarks/README.md", "benchmarks/gpu/README.md")
+RUN = [
+    # The scripts of the benchmarks take minutes even on little.
+    pytest.param(document, marks=pytest.mark.slow if document in LONG else pytest.mark.documents)
+    for document in DOCUMENTS
+    if any(map(as_run, in_document(document)))
+]
 
 
 def decoder(folder: Path) -> Path:
     """A decoder most of whose time is attention, for thousands of tokens."""
-    sizes = {"hidden_size": 64, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "head_dim": 64,
+    }
     return save(folder, tiny_models.LLAMA_GQA, max_position_embeddings=2048, **sizes)
 
 
 def fill(folder: Path, document: str) -> None:
     """What the commands of a document find beside the repository: a model, texts, a solver."""
-    texts = [example.text for example in demo_texts()[:120]]
+    texts = [example.text for example in demo_texts()[:96]]
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     (folder / "mine.py").write_text(MINE, encoding="utf-8")
     (folder / "DATA").mkdir()
@@ -155,7 +166,6 @@ def test_every_file_exists() -> None:
         assert any((folder / name).is_file() for folder in (beside, ROOT)), f"{document}: {name}"
 
 
-@pytest.mark.documents
 @pytest.mark.parametrize("document", RUN)
 def test_the_commands_of_a_document_run(document: str, tmp_path: Path) -> None:
     """In order, in a clean copy; the pages that they write are those of the repository."""
