@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch.cache_tensors import takes_cache
+from cahp_opt.torch.centring import has_double
 from cahp_opt.torch.unfit_inputs import MASKS, refuse_unfit_inputs
 
 Batch = Mapping[str, Any]
@@ -43,7 +44,7 @@ def prepare(
             f"output, got {type(batch).__name__}."
         )
     given = dict(cast("Mapping[str, Any]", batch))
-    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
+    moved = {k: _sent(v, device) if isinstance(v, Tensor) else v for k, v in given.items()}
     if not any(isinstance(value, Tensor) and value.ndim for value in moved.values()):
         raise ValueError(
             f"`{argument}` has no tensor among {sorted(moved)}; tokenize with `return_tensors='pt'`."
@@ -59,6 +60,13 @@ def prepare(
         )
     _check_labels(moved, argument)
     return _with_decoder_input(moved, model)
+
+
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """``value`` on ``device``, in single precision if it comes in double, which the device does not know."""
+    if value.dtype == torch.float64 and value.device != device and not has_double(device):
+        value = value.float()
+    return value.to(device)
 
 
 def _check_labels(batch: Batch, argument: str) -> None:

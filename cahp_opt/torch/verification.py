@@ -22,6 +22,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
 from cahp_opt.torch.batching import Batch, device_of, inputs_of, prepare
 from cahp_opt.torch.cache_tensors import takes_cache
+from cahp_opt.torch.centring import in_double
 from cahp_opt.torch.masking import attention_for, gated, kept_units
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.rounding import shaken
@@ -256,7 +257,7 @@ def compare(
                     f"{label} of the sliced model {shape}, and the masked model's has "
                     f"{list(reference.shape)}."
                 )
-            difference, scale = _difference(value.double(), reference.double())
+            difference, scale = _difference(in_double(value), in_double(reference))
             if not difference <= allowed * scale:  # NaN must fail too
                 if moves is None:
                     moves = _moves(small, attention, probe, found, each / 2)
@@ -283,7 +284,7 @@ def _moves(
         for name, value in found.items():
             moved = again.get(name)
             if moved is not None and moved.shape == value.shape:
-                moves[name] = max(moves[name], _difference(moved.double(), value.double())[0])
+                moves[name] = max(moves[name], _difference(in_double(moved), in_double(value))[0])
     return moves
 
 
