@@ -190,3 +190,21 @@ def test_attention_of_an_unknown_class_stays_and_is_told() -> None:
     assert left_alone(tiny.BERT.build()) is None
     told = left_alone(model)
     assert told is not None and told.startswith("odd stays as it is: it looks like attention")
+
+
+def test_weights_that_are_split_over_devices_are_told_from_quantised_ones() -> None:
+    tensor: Any = pytest.importorskip("torch.distributed.tensor", reason="needs DTensor")
+    torch.distributed.init_process_group(
+        "gloo", rank=0, world_size=1, store=torch.distributed.HashStore()
+    )
+    try:
+        mesh = tensor.init_device_mesh("cpu", (1,))
+        model = tiny.LLAMA_GQA.build(bare=True)
+        for layer in model.layers:
+            for linear in (layer.self_attn.q_proj, layer.self_attn.o_proj):
+                split = tensor.distribute_tensor(linear.weight.data, mesh, [tensor.Shard(0)])
+                linear.weight = nn.Parameter(split)
+        with pytest.raises(UnsupportedModelError, match=r"split over several devices .*`tp_plan`"):
+            find_attention(model)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -86,6 +86,11 @@ def check_linear(module: nn.Module) -> None:
     """
     base = base_linear(module)
     weight: object = getattr(base, "weight", None)
+    if type(weight).__name__ == "DTensor":  # whose module differs between releases of PyTorch
+        raise NotLinearError(
+            "is split over several devices (tensor parallelism, `tp_plan`), and heads are cut out of whole "
+            "weights; slice the model before it is split"
+        )
     if not (_known_class(base) and type(weight) is nn.Parameter and weight.is_floating_point()):
         raise NotLinearError(
             f"is a {type(module).__name__}, and only plain nn.Linear and Conv1D layers and LoRA adapters "
