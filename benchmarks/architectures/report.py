@@ -106,7 +106,7 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
         lines.append(f"| `{row['type']}` | {row['blocks']} | {silent} | {skipped} |")
     short = [r for r in rows if r.get("lengths_not_taken")]
     lines.append(f"\n## Passed with texts of some lengths: {len(short)}\n")
-    lines.append("The unpruned model does not take the others.\n")
+    lines.append("On texts of the other lengths the unpruned model itself ends in an error.\n")
     lines += ["| type | tokens not taken | why |", "|---|---|---|"]
     for row in short:
         not_taken = row["lengths_not_taken"]
