@@ -245,7 +245,7 @@ def test_profiles_of_other_models_with_equal_blocks_are_refused(
     profile.save(tmp_path / "profile")
     records = ["--stats", str(tmp_path / "stats"), "--latency-table", str(tmp_path / "profile")]
     out = ["--output", str(tmp_path / "selection"), "--objective", "salience"]
-    assert main(["select", *records, *out, "--latency", "9"]) == 2
+    assert main(["select", *records, *out, "--latency", "9s"]) == 2
     assert "is of another model (shapes of the weights differ" in capsys.readouterr().err
     assert not (tmp_path / "selection").exists()
 
@@ -295,7 +295,7 @@ def test_statistics_of_the_release_before(
     assert main(["select", *told, "--heads", "3"]) == 0
     notes = capsys.readouterr().err
     assert "note: the record of the statistics was written by an earlier release" in notes
-    told += ["--latency-table", str(EARLIER / "latency.json"), "--latency", "9"]
+    told += ["--latency-table", str(EARLIER / "latency.json"), "--latency", "9s"]
     assert main(["select", *told]) == 0
     notes = capsys.readouterr().err
     assert "note: the latency table does not say which model it is of" in notes
