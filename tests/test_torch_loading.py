@@ -86,10 +86,8 @@ def prune(model: Path | str, text: Path, output: Path, *options: str) -> int:
         ("bert", "BertForNextSentencePrediction"),
         ("bert", "BertForTokenClassification"),
         ("roberta", "RobertaForQuestionAnswering"),
-        ("roberta", "RobertaForMaskedLM"),
         ("gpt2", "GPT2ForQuestionAnswering"),
         ("bart", "BartForConditionalGeneration"),
-        ("bart", "BartForQuestionAnswering"),
     ],
 )
 def test_the_class_that_was_saved_is_pruned_and_saved(
@@ -117,12 +115,8 @@ def test_the_class_that_was_saved_is_pruned_and_saved(
     ("family", "cls"),
     [
         ("t5", "T5ForConditionalGeneration"),
-        ("t5", "T5Model"),
         ("t5", "T5EncoderModel"),
         ("t5", "T5ForSequenceClassification"),
-        ("t5", "T5ForQuestionAnswering"),
-        ("t5", "T5ForTokenClassification"),
-        ("umt5", "UMT5ForConditionalGeneration"),
         ("marian", "MarianMTModel"),
         ("bart", "BartForSequenceClassification"),
     ],
@@ -137,7 +131,8 @@ def test_encoder_decoders_read_texts_through_every_command(
     output, stats = tmp_path / "pruned", tmp_path / "stats.safetensors"
     assert prune(model, text, output, "--recovery", "none") == 0
     assert json.loads((output / "config.json").read_text())["architectures"] == [cls]
-    assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
+    few = ["--gradient-examples", "4", "--sensitivity-examples", "4", "--output", str(stats)]
+    assert main(["calibrate", str(model), "--text", str(text), *few]) == 0
     measured = HeadStats.load(stats)
     assert measured.examples == 30 - 6 and measured.salience.sum.all()
     sizes = ["--repeats", "1", "--batch-size", "2", "--sequence-length", "8"]
