@@ -295,6 +295,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _jobs(number: int) -> int:
+    if number < 1 and number != -1:
+        raise ValueError(f"`--jobs` must be at least 1, or -1 for one per core, got {number}.")
+    return number
+
+
 @app.callback()
 def _common(
     version: Annotated[
@@ -713,7 +719,8 @@ def compare(
     ] = 10.0,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of every solver.")] = 1,
     jobs: Annotated[
-        int, typer.Option("--jobs", help="Runs at the same time; -1 for one per core.")
+        int,
+        typer.Option("--jobs", callback=_jobs, help="Runs at the same time; -1 for one per core."),
     ] = 1,
     output_dir: Annotated[
         Path,
@@ -730,7 +737,7 @@ def compare(
     unpruned time, or 3/4, 1/2 and 1/4 of the units without a latency table.
     """
     from cahp_opt import comparison
-    from cahp_opt.plotting import plot_gaps, plot_values
+    from cahp_opt.plotting import plot_gaps, plot_values, plots_missing
     from cahp_opt.plugins import objective_named, solver_named
 
     given = _given(context)
@@ -758,6 +765,9 @@ def compare(
     known = {name.value: name for name in SolverName}
     _note(given.check(solvers=[known.get(name, name) for name in names]))
     _check_comparison(output_dir)
+    unplotted = plots_missing()
+    if unplotted is not None:  # the table is there without the pictures
+        _note([unplotted])
     display = Display()
     with display.stage("compare") as progress:
         found = comparison.compare(
@@ -772,12 +782,9 @@ def compare(
     found.save(output_dir / "comparison.json")
     Console().print(*comparison_tables(found))
     written = ["comparison.json", "runs.jsonl"]
-    for name, plot in (("gaps.png", plot_gaps), ("values.png", plot_values)):
-        try:
-            plot(found, output_dir / name)
-            written.append(name)
-        except ValueError as missing:  # the table is there without the pictures
-            print(f"cahp: {missing}", file=sys.stderr)
+    for name, plot in () if unplotted else (("gaps.png", plot_gaps), ("values.png", plot_values)):
+        plot(found, output_dir / name)
+        written.append(name)
     print(f"written to {output_dir}: {', '.join(written)}")
 
 

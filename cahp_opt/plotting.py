@@ -57,17 +57,25 @@ def plot_values(comparison: Comparison, path: PathLike) -> None:
     _save(figure, axes, path)
 
 
+def plots_missing() -> str | None:
+    """Why nothing can be plotted, as a sentence; None if it can."""
+    try:
+        import matplotlib.figure  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        return "plots need matplotlib; install it with `pip install 'cahp-opt[plots]'`."
+    return None
+
+
 def _solvers(comparison: Comparison) -> list[str]:
     return list(dict.fromkeys(row.solver for row in comparison.rows))
 
 
 def _figure() -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no global state, no window
-    except ImportError:
-        raise ValueError(
-            "plots need matplotlib; install it with `pip install 'cahp-opt[plots]'`."
-        ) from None
+    missing = plots_missing()
+    if missing is not None:
+        raise ValueError(missing)
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window
+
     figure: Any = Figure(figsize=(7.5, 4.5), layout="constrained")
     return figure, figure.subplots()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,3 +161,18 @@ def test_a_comparison_goes_on_beside_other_files(records: list[str]) -> None:
     assert main([*records, "--heads", "4", "--solver", "top-k"]) == 0
     assert runs.read_text(encoding="utf-8").count("\n") == 2
     assert Path("comparison", "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_what_compare_cannot_do_is_told_at_once(
+    records: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for jobs in ("0", "-2"):
+        assert main([*records, "--heads", "3", "--jobs", jobs]) == 2
+        assert f"`--jobs` must be at least 1, or -1 for one per core, got {jobs}." in (
+            capsys.readouterr().err
+        )
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([*records, "--heads", "3", "--solver", "top-k"]) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("note: plots need matplotlib")
+    assert {p.name for p in Path("comparison").iterdir()} == {"comparison.json", "runs.jsonl"}

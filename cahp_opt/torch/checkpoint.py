@@ -102,16 +102,7 @@ def save_pretrained(
             "`model` was not sliced by this library; use `slice_heads` first, or the model's own "
             "`save_pretrained` for an unpruned model."
         )
-    if not isinstance(model, transformers.PreTrainedModel):
-        raise ValueError(
-            f"`model` is a {type(model).__name__}, which is no transformers model; pass the one inside "
-            "it (of a model with adapters: what `merge_and_unload()` returns)."
-        )
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError(
-            "`model` holds adapters, and transformers would save them without the weights below; "
-            "save first and add them after loading, or merge them before slicing."
-        )
+    _check_kind(model)
     stock: Any = model
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     plan = plan_of(model, selection)
@@ -294,6 +285,31 @@ def _naming(name: str, stock: Any, folder: Path, options: Mapping[str, Any]) -> 
     config = copy.deepcopy(config)
     setattr(config, _NAME_OF_WEIGHTS, name)
     return {**rest, "config": config}
+
+
+def check_saveable(model: nn.Module) -> None:
+    """Refuse a model, sliced or about to be, that :func:`save_pretrained` would refuse in the end.
+
+    Raises:
+        ValueError: as there.
+    """
+    _check_kind(model)
+    space = find_attention(model).space
+    known = selection_of(model) or Selection.from_kept(space, [True] * space.n)
+    _check_described(model, plan_of(model, known))
+
+
+def _check_kind(model: nn.Module) -> None:
+    if not isinstance(model, transformers.PreTrainedModel):
+        raise ValueError(
+            f"`model` is a {type(model).__name__}, which is no transformers model; pass the one inside "
+            "it (of a model with adapters: what `merge_and_unload()` returns)."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "`model` holds adapters, and transformers would save them without the weights below; "
+            "save first and add them after loading, or merge them before slicing."
+        )
 
 
 def _check_described(model: nn.Module, plan: Plan) -> None:

@@ -111,12 +111,25 @@ def check_trainable(model: nn.Module) -> None:
     """Refuse what :func:`finetune` could not train.
 
     Raises:
-        ValueError: for weights in half precision, or without the package accelerate.
+        ValueError: for weights in half precision, or without a usable release of the package accelerate.
     """
     if find_spec("accelerate") is None:
         raise ValueError(
             "fine-tuning needs accelerate; install it with `pip install 'cahp-opt[finetune]'`."
         )
+    from transformers import TrainingArguments
+
+    try:
+        with TemporaryDirectory() as folder:
+            TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
+    except (
+        ImportError
+    ) as error:  # a release of accelerate that this one of transformers does not take
+        why = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"fine-tuning needs another release of accelerate ({why}); install it with "
+            "`pip install -U 'cahp-opt[finetune]'`."
+        ) from None
     if any(p.dtype == torch.float16 for p in model.parameters()):
         raise ValueError(
             "`model` has weights in float16, in which small steps are lost; load it in float32 or "

@@ -45,13 +45,14 @@ from cahp_opt.torch.evaluation import evaluate
 from cahp_opt.torch.executing import ExecutionError, refuse_unfit
 from cahp_opt.torch.fidelity import Fidelity, PooledEmbedding, embedding_notes, fidelity_of
 from cahp_opt.torch.final_times import final_times, recorded_goals
-from cahp_opt.torch.finetuning import check_trainable, finetune
+from cahp_opt.torch.finetuning import finetune
 from cahp_opt.torch.fingerprint import mismatch, structure
 from cahp_opt.torch.folders import whole_folder
 from cahp_opt.torch.masking import attention_for
 from cahp_opt.torch.preserving import evaluating
 from cahp_opt.torch.promise import measuring
 from cahp_opt.torch.refitting import refit
+from cahp_opt.torch.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
 from cahp_opt.torch.resources import count_resources
 from cahp_opt.torch.samples import SampleFile
 from cahp_opt.torch.signatures import class_labels
@@ -178,10 +179,10 @@ def run_pipeline(
         # Numbers of units need no measuring; all of them is no limit.
         most = space.n if target.heads is None else target.heads
         replace(target, goals=(), heads=most).budget(space, None)
-        _check_recovery(named.model, applying)
         _check_labels(method.objective, texts)
         fidelity = fidelity_of(named.model, named.pooling)  # refuses before the long work
         batches = _Batches.of(named, texts, applying.reading)
+        _rehearse(named, batches, applying, fidelity, folder)
         if method.objective.signature_size:
             class_labels(batches.calibration[0])  # refuses what are no classes
         if target.goals and profile is None:
@@ -315,11 +316,11 @@ def apply_selection(
         OSError: if the folder cannot be written; nothing half written stays.
     """
     check_selection(named.model, selection)
-    _check_recovery(named.model, applying)
     with whole_folder(output, overwrite=overwrite) as folder:
         pooling = named.pooling or recorded_pooling(selection.provenance)
         fidelity = fidelity_of(named.model, pooling) if texts or named.pooling else None
         batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
+        _rehearse(named, batches, applying, fidelity, folder)
         report = _apply(named, selection, batches, applying, fidelity, folder, display)
         give_way(folder, output / CARD_FILE)
         told = coverage_note("the selection", selection.provenance.get("model", ""))
@@ -381,16 +382,12 @@ def measure_profile(
         timed: whether there are latency tables, and not only the counts.
         samples: by name of the workload, a file that keeps every run; removing it is left to the caller.
     """
-    batches = {workload.name: batch_of(model, workload) for workload in workloads}
+    if timed:
+        batches = _timed_batches(model, workloads)
+    else:
+        batches = {workload.name: batch_of(model, workload) for workload in workloads}
     resources = _counted(model, workloads, batches, display, unit)
     tables: dict[str, LatencyTable] = {}
-    for workload in (
-        workloads if timed else ()
-    ):  # what cannot be run ends here, before what takes long
-        refuse_unfit(workload.execution, device_of(model))
-        if workload.phase is Phase.DECODE:
-            with evaluating(model):
-                decoding_step(model, batches[workload.name])
     for workload in workloads if timed else ():
         with display.stage("latency") as progress:
             tables[workload.name] = measure_latency(
@@ -619,10 +616,32 @@ def _apply(
     )
 
 
-def _check_recovery(model: nn.Module, applying: Applying) -> None:
-    """Refuse what could not be trained in the end."""
-    if applying.recovery is Recovery.FINETUNE:
-        check_trainable(model)
+def _rehearse(
+    named: Named, batches: _Batches, applying: Applying, fidelity: Fidelity | None, folder: Path
+) -> None:
+    """Refuse what could not be timed, recovered, judged or saved in the end."""
+    rehearse_saving(named.model, named.tokenizer, folder)
+    _timed_batches(named.model, applying.workloads)
+    first = next(iter([*batches.calibration, *batches.held_out]), None)
+    if first is None:
+        return
+    if fidelity is not None:
+        rehearse_judging(named.model, fidelity, first)
+    rehearse_recovery(named.model, applying.recovery, first)
+
+
+def _timed_batches(
+    model: nn.Module, workloads: Sequence[Workload]
+) -> dict[str, Mapping[str, Tensor]]:
+    """The batch of every workload; what cannot be run ends here, before what takes long."""
+    batches: dict[str, Mapping[str, Tensor]] = {}
+    for workload in workloads:
+        batches[workload.name] = batch_of(model, workload)
+        refuse_unfit(workload.execution, device_of(model))
+        if workload.phase is Phase.DECODE:
+            with evaluating(model):
+                decoding_step(model, batches[workload.name])
+    return batches
 
 
 def _evaluate(

@@ -161,6 +161,26 @@ def refit(
     return tuple(fits)
 
 
+def check_refittable(model: nn.Module, batch: Batch) -> None:
+    """Refuse a model that :func:`refit` could not walk, sliced or not: one batch goes through all blocks.
+
+    Args:
+        model: the model, unpruned or sliced.
+        batch: keyword arguments for it.
+
+    Raises:
+        UnsupportedModelError: if its attention is not understood.
+        ValueError: if its layers cannot be run one after the other.
+    """
+    attention = find_attention(model)
+    with torch.no_grad(), evaluating(model):
+        ready = prepare(batch, model, "batches[0]")
+        check_runs_once(model, attention, ready)
+        walk = Walk(model, attention, 2**29)
+        for block in range(len(attention)):
+            walk.to(block, ready, 0)
+
+
 class _Place(NamedTuple):
     """A linear layer that is fitted.
 

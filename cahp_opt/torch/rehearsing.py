@@ -1,0 +1,92 @@
+"""Trying what comes last before what takes long: nobody waits for a refusal that one batch can give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from cahp_opt.recovery import Recovery
+from cahp_opt.torch.attention import UnsupportedModelError
+from cahp_opt.torch.batching import inputs_of, prepare
+from cahp_opt.torch.checkpoint import Saveable, check_saveable
+from cahp_opt.torch.fidelity import Fidelity
+from cahp_opt.torch.finetuning import check_trainable
+from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.refitting import check_refittable
+
+
+def rehearse_recovery(model: nn.Module, recovery: Recovery, batch: Mapping[str, Tensor]) -> None:
+    """Refuse what the recovery could not do.
+
+    Args:
+        model: the unpruned model.
+        recovery: what is going to be done for the sliced one.
+        batch: one of the batches that it learns from.
+
+    Raises:
+        ValueError: naming the way out.
+    """
+    if recovery is Recovery.FINETUNE:
+        check_trainable(model)
+    if recovery.refits:
+        try:
+            check_refittable(model, batch)
+        except (ValueError, UnsupportedModelError) as error:
+            raise ValueError(
+                f"{str(error).rstrip('.')}. To leave the sliced model as it is, give `--recovery none`."
+            ) from None
+
+
+def rehearse_judging(model: nn.Module, fidelity: Fidelity, batch: Mapping[str, Tensor]) -> None:
+    """Refuse outputs that the fidelity does not understand.
+
+    Raises:
+        ValueError: saying what came.
+    """
+    with torch.no_grad(), evaluating(model):
+        ready = prepare(batch, model, "batches[0]")
+        fidelity.output(model(**inputs_of(ready)), ready)
+
+
+def rehearse_saving(model: nn.Module, tokenizer: Saveable | None, folder: Path) -> None:
+    """Write all but the weights to a folder that is removed again.
+
+    Args:
+        model: the unpruned model.
+        tokenizer: saved beside it; None for none.
+        folder: an empty folder on the disk where the model is going to be.
+
+    Raises:
+        ValueError: if it could not be saved, or not be loaded again.
+        OSError: if nothing can be written there.
+    """
+    check_saveable(model)
+    name, stock = type(model).__name__, cast("Any", model)
+    if not isinstance(getattr(transformers, name, None), type):
+        raise ValueError(
+            f"`model` is a {name}, which the installed transformers {transformers.__version__} does not "
+            "export, so that the saved model could not be loaded again to check it; use "
+            "`cahp_opt.torch.slice_heads` and `save_pretrained` in Python."
+        )
+    parts = [stock.config, getattr(stock, "generation_config", None), tokenizer]
+    with TemporaryDirectory(dir=folder) as place:
+        for part in parts:
+            if part is not None:
+                try:
+                    part.save_pretrained(place)
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise ValueError(
+                        f"the {type(part).__name__} of `model` cannot be saved: {_line(error)}; mend it in "
+                        "the folder of the model."
+                    ) from None
+
+
+def _line(error: BaseException) -> str:
+    lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".:")
