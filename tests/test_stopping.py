@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cahp_opt import cli
+from cahp_opt.belongings import LIST_FILE
 from cahp_opt.records import whole_file
 from cahp_opt.stopping import stopping_in_order
 from cahp_opt.torch.folders import whole_folder
@@ -32,8 +33,8 @@ def test_half_written_folders_and_files_go_and_timed_runs_stay(
 ) -> None:
     number = getattr(signal, name)
     old = tmp_path / "pruned"
-    old.mkdir()
-    (old / "old.txt").write_text("old")
+    with whole_folder(old) as written:
+        (written / "old.txt").write_text("old")
     runs = tmp_path / "pruned.prefill.jsonl"
 
     def work(**options: Any) -> None:
@@ -49,7 +50,7 @@ def test_half_written_folders_and_files_go_and_timed_runs_stay(
     monkeypatch.setattr(cli, "app", work)
     assert cli.main([]) == code
     assert {p.name for p in tmp_path.iterdir()} == {"pruned", runs.name}
-    assert (old / "old.txt").read_text() == "old" and len(list(old.iterdir())) == 1
+    assert {p.name for p in old.iterdir()} == {"old.txt", LIST_FILE}
     told = capsys.readouterr().err
     assert told.startswith("cahp: interrupted; the runs so far are in") and "goes on" in told
     assert signal.getsignal(number) is signal.SIG_DFL
@@ -100,8 +101,8 @@ def test_a_folder_that_is_replaced_is_never_away(
 ) -> None:
     """The signal comes right after the first or the second of the two renames."""
     target = tmp_path / "pruned"
-    target.mkdir()
-    (target / "old.txt").write_text("old")
+    with whole_folder(target) as written:
+        (written / "old.txt").write_text("old")
     rename, calls = Path.rename, list[Path]()
 
     def interrupted(self: Path, other: Path) -> Path:
@@ -115,4 +116,4 @@ def test_a_folder_that_is_replaced_is_never_away(
     with pytest.raises(KeyboardInterrupt), whole_folder(target, overwrite=True) as folder:
         (folder / "new.txt").write_text("new")
     assert list(tmp_path.iterdir()) == [target]
-    assert [p.name for p in target.iterdir()] == ["old.txt" if step == 1 else "new.txt"]
+    assert {p.name for p in target.iterdir()} == {"old.txt" if step == 1 else "new.txt", LIST_FILE}
