@@ -11,6 +11,7 @@ Options = Mapping[str, str]
 """The options of a command: by name of the argument, such as ``time_limit``, ``--time-limit``."""
 
 _CODE = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Z_]+)?)(?:\(\))?(?:=([\w.]+))?`")
+_OWN_FIDELITY = re.compile(r"pass (a )?`fidelity.*$")  # which no option can be
 _PLAIN = {
     "batches": "the texts",
     "batch": "the inputs",
@@ -52,7 +53,10 @@ def as_options(sentence: str, command: str | None, commands: Mapping[str, Option
             return f"`{_with(measuring[measured], value)}` of `cahp calibrate`"
         return found[0]
 
-    return _CODE.sub(told, sentence) if own else sentence
+    if not own:
+        return sentence
+    python = "the functions of `cahp_opt.torch` take a `fidelity` of your own."
+    return _CODE.sub(told, _OWN_FIDELITY.sub(python, sentence))
 
 
 def _with(option: str, value: str | None) -> str:

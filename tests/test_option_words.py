@@ -40,6 +40,11 @@ COMMANDS = {
         ),
         ("calibrate", "with `sensitivity_examples=9`", "with `--sensitivity-examples 9`"),
         ("prune", "`model` and `--heads 3` and `stats`", "`model` and `--heads 3` and `stats`"),
+        (
+            "prune",
+            "is unknown; pass `fidelity=ClassLogits()`, `Regression()` or your own `Fidelity`.",
+            "is unknown; the functions of `cahp_opt.torch` take a `fidelity` of your own.",
+        ),
         (None, "`time_limit` stays", "`time_limit` stays"),
     ],
 )
