@@ -47,7 +47,7 @@ class Nothing:
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.chdir(tmp_path)
-    make_stats().save("stats.safetensors")
+    make_stats(model="Model/1/2").save("stats.safetensors")
     make_table().save("latency.json")
     (tmp_path / "own_module_for_compare.py").write_text(OWN, encoding="utf-8")
     return ["compare", "--stats", "stats.safetensors"]
@@ -91,7 +91,7 @@ def test_the_default_objective_follows_the_statistics(
 ) -> None:
     """Statistics of models that embed texts, such as the demonstration's, have no sensitivity."""
     if not sensed:
-        replace(make_stats(), sensitivity=()).save("stats.safetensors")
+        replace(make_stats(model="Model/1/2"), sensitivity=()).save("stats.safetensors")
     objectives, real = list[str](), plugins.objective_named
 
     def named(text: str, stats: HeadStats) -> Objective:

@@ -34,7 +34,7 @@ def test_every_table_is_printed(
 ) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    make_stats().save(folder / "s.safetensors")
+    make_stats(model="Model/1/2").save(folder / "s.safetensors")
     make_table().save(folder / "l.json")
     records = ["--stats", str(folder / "s.safetensors"), "--latency-table", str(folder / "l.json")]
     chosen = folder / "selection.json"
@@ -58,7 +58,7 @@ def test_every_table_is_printed(
 def test_a_real_process(tmp_path: Path) -> None:
     folder = tmp_path / "模型"
     folder.mkdir()
-    make_stats().save(folder / "s.safetensors")
+    make_stats(model="Model/1/2").save(folder / "s.safetensors")
     path = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-c", "import sys; from cahp_opt.cli import main; sys.exit(main())"]
     given = ["select", "--stats", str(folder / "s.safetensors"), "--heads", "3"]

@@ -134,7 +134,7 @@ def test_the_command_line_tells_what_was_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stats, table = tmp_path / "s.safetensors", tmp_path / "l.json"
-    make_stats().save(stats)
+    make_stats(model="Model/1/2").save(stats)
     make_table().save(table)
     out = ["--output", str(tmp_path / "o.json")]
     select = ["select", "--stats", str(stats), *out, "--heads", "3"]
@@ -172,7 +172,7 @@ class Untouchable(float):
 
 def touches(solver: SolverName, **given: Any) -> bool:
     """Whether the solver looks at what is untouchable, for any objective."""
-    stats = make_stats()
+    stats = make_stats(model="Model/1/2")
     for name in ObjectiveName:
         problem = Problem(name.build(stats), Budget.heads(SPACE, 3, minimum=1))
         asked = {"deadline": math.inf, "rng": np.random.default_rng(0), **given}
