@@ -319,7 +319,8 @@ class Dropping(transformers.BertModel):  # type: ignore[no-untyped-call]
 
 
 def test_classes_that_look_at_numbers_while_they_are_built_are_saved(tmp_path: Path) -> None:
-    model: Any = Dropping(tiny.BERT.config()).eval()
+    model: Any = Dropping(tiny.BERT.config())
+    model.eval()
     small = slice_heads(model, uneven(find_attention(model).space))
     before = torch.random.get_rng_state()
     save_pretrained(small, tmp_path / "pruned")
