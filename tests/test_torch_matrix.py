@@ -33,6 +33,17 @@ def over(builds: list[Family]) -> pytest.MarkDecorator:
 every = over(list(BUILDS))
 
 
+_DENSE: dict[tuple[str, torch.dtype], Any] = {}
+
+
+def dense(family: Family, dtype: torch.dtype = torch.float32) -> Any:
+    """The model, built once for all tests of this file: none of them may change it."""
+    key = family.name, dtype
+    if key not in _DENSE:
+        _DENSE[key] = family.build().to(dtype)
+    return _DENSE[key]
+
+
 def batches(family: Family, dtype: torch.dtype = torch.float32) -> list[Tensors]:
     """One batch without padding and, where there can be padding, one with."""
     return [to(family.batch(padded=p), dtype) for p in ((False, True) if family.pads else (False,))]
@@ -91,7 +102,7 @@ def only(space: HeadSpace, block: int) -> Bools:
 @every
 @pytest.mark.support("mask")
 def test_every_block_is_found(family: Family) -> None:
-    model = family.build()
+    model = dense(family)
     attention = find_attention(model)
     assert [block.units for block in attention] == list(family.units)
     assert not attention.skipped
@@ -111,7 +122,7 @@ def test_every_block_is_found(family: Family) -> None:
 @every
 @pytest.mark.support("mask")
 def test_gates_leave_no_trace(family: Family) -> None:
-    model, batch = family.build(), batches(family)[-1]
+    model, batch = dense(family), batches(family)[-1]
     n = find_attention(model).space.n
     hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
     before = outputs(model, batch)
@@ -132,7 +143,7 @@ def test_gates_leave_no_trace(family: Family) -> None:
 @every
 @pytest.mark.support("mask")
 def test_gates_and_slices_with_any_attention_implementation(family: Family) -> None:
-    model = family.build()
+    model = family.build()  # which is changed
     if not getattr(model, "_supports_sdpa", False):
         pytest.skip("the model has one implementation of attention")
     kept = uneven(find_attention(model).space)
@@ -156,7 +167,7 @@ def test_gates_and_slices_with_any_attention_implementation(family: Family) -> N
     "dtype", [torch.float64, torch.float32, torch.bfloat16], ids=["f64", "f32", "bf16"]
 )
 def test_mask_equals_slice(family: Family, dtype: torch.dtype) -> None:
-    model = family.build().to(dtype)
+    model = dense(family, dtype)
     if dtype is torch.float64:
         skip_unless_it_runs(model, batches(family, dtype))
     kept = uneven(find_attention(model).space, seed=len(family.name))
@@ -168,7 +179,7 @@ def test_mask_equals_slice(family: Family, dtype: torch.dtype) -> None:
 @over([family for family in BUILDS if family.slots > 1])
 @pytest.mark.support("slice")
 def test_mask_equals_slice_by_query_slots(family: Family) -> None:
-    model = family.build().double()
+    model = dense(family, torch.float64)
     batch = family.batch()
     space = find_attention(model, unit=Unit.QUERY_SLOT).space
     kept = uneven(space)
@@ -186,7 +197,7 @@ def test_mask_equals_slice_by_query_slots(family: Family) -> None:
 @pytest.mark.support("zero heads")
 @pytest.mark.parametrize("case", ["first", "all but the last"])
 def test_blocks_without_units(family: Family, case: str) -> None:
-    model = family.build()
+    model = dense(family)
     space = find_attention(model).space
     kept = uneven(space, empty=0) if case == "first" else only(space, len(space.blocks) - 1)
     small = slice_heads(model, kept, batch=batches(family)[-1])
@@ -197,7 +208,7 @@ def test_blocks_without_units(family: Family, case: str) -> None:
 @pytest.mark.support("generate")
 @pytest.mark.parametrize("empty", [None, 0])
 def test_generation(family: Family, empty: int | None) -> None:
-    model = family.build()
+    model = dense(family)
     kept = uneven(find_attention(model).space, empty=empty)
     small = slice_heads(model, kept, batch=batches(family)[-1])
     prompt = family.prompt()
@@ -208,7 +219,7 @@ def test_generation(family: Family, empty: int | None) -> None:
         "pad_token_id": 0,
     }
     options |= {"return_dict_in_generate": True, "output_scores": True}
-    dense = model.generate(**prompt, **options)
+    before = model.generate(**prompt, **options)
     with head_mask(model, kept):
         expected = model.generate(**prompt, **options)
     for cached in ({}, {"use_cache": False}):
@@ -217,13 +228,13 @@ def test_generation(family: Family, empty: int | None) -> None:
         for mine, theirs in zip(found.scores, expected.scores, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     # The tokens alone could be the same by chance; the scores cannot.
-    assert not torch.allclose(dense.scores[0], expected.scores[0], atol=1e-3)
+    assert not torch.allclose(before.scores[0], expected.scores[0], atol=1e-3)
 
 
 @every
 @pytest.mark.support("training")
 def test_a_training_step(family: Family) -> None:
-    model = family.build()
+    model = dense(family)
     batch = batches(family)[-1]
     # The second block, because nothing of the first matters to it that training could not revive.
     empty = min(1, len(family.units) - 1)
@@ -250,7 +261,7 @@ def test_a_training_step(family: Family) -> None:
 @pytest.mark.support("reload")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_reload_is_exact(family: Family, dtype: torch.dtype, tmp_path: Path) -> None:
-    model = family.build().to(dtype)
+    model = dense(family, dtype)
     batch = batches(family, dtype)[-1]
     small = slice_heads(model, uneven(find_attention(model).space, empty=0), batch=batch)
     save_pretrained(small, tmp_path / "pruned")
@@ -276,7 +287,7 @@ def test_reload_is_exact(family: Family, dtype: torch.dtype, tmp_path: Path) -> 
 @every
 @pytest.mark.support("slice")
 def test_slicing_twice_is_slicing_once(family: Family) -> None:
-    model = family.build()
+    model = dense(family)
     batch = batches(family)[-1]
     space = find_attention(model).space
     # The first block is emptied first and nothing of it is left for the second time.
