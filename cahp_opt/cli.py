@@ -77,6 +77,16 @@ app = typer.Typer(
 # -- options, each written once --------------------------------------------------------------------
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of a model.")]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--leave-out",
+        metavar="MODULE",
+        help="Module of the checkpoint that the model's class does not take and that may be lost, such as "
+        "cls.seq_relationship of a BERT for masked words; without it such checkpoints are refused. May be "
+        "repeated.",
+    ),
+]
 Text = Annotated[
     Path | None, typer.Option("--text", metavar="FILE", help="Texts, one per line (UTF-8).")
 ]
@@ -355,6 +365,7 @@ def prune(
     threads: Threads = None,
     device: Device = None,
     precision: Dtype = None,
+    leave_out: LeaveOut = None,
 ) -> None:
     """Measure, select, slice, recover, check and save: the whole way at once.
 
@@ -382,7 +393,7 @@ def prune(
         )
     _check_folder(output_dir, overwrite, model)
     display = Display()
-    named = _named(model, threads, device, precision, display, pooling=pooling)
+    named = _named(model, threads, device, precision, display, pooling=pooling, leave_out=leave_out)
     embeds = _embeds(named)
     method = Method.suiting(recovery, objective, solver, time_limit, seed, embeds=embeds)
     _note(given.check(solvers=(method.solver,)))
@@ -469,6 +480,7 @@ def calibrate(
     threads: Threads = None,
     device: Device = None,
     precision: Dtype = None,
+    leave_out: LeaveOut = None,
 ) -> None:
     """Measure the heads of a model on texts.
 
@@ -484,7 +496,7 @@ def calibrate(
         )
     _check_file(output, "cahp-stats")
     display = Display()
-    named = _named(model, threads, device, precision, display, pooling=pooling)
+    named = _named(model, threads, device, precision, display, pooling=pooling, leave_out=leave_out)
     _note(_idle_units(units, named.model))
     if sensitivity_examples is None:
         sensitivity_examples = 0 if _embeds(named) else 2048
@@ -551,6 +563,7 @@ def latency(
     threads: Threads = None,
     device: Device = None,
     precision: Dtype = None,
+    leave_out: LeaveOut = None,
 ) -> None:
     """Measure the seconds of every block at every number of kept units, on this machine.
 
@@ -570,7 +583,8 @@ def latency(
     workloads = workloads_for((), asked, default)
     _check_file(output, "cahp-profile", "cahp-latency")
     display = Display()
-    loaded = _model(model, threads, device if hardware is None else "cpu", precision, display)
+    where = device if hardware is None else "cpu"
+    loaded = _model(model, threads, where, precision, display, leave_out)
     _note(_idle_units(units, loaded))
 
     from cahp_opt.torch.pipeline import estimate_profile, measure_profile
@@ -823,6 +837,7 @@ def apply(
     threads: Threads = None,
     device: Device = None,
     precision: Dtype = None,
+    leave_out: LeaveOut = None,
 ) -> None:
     """Slice a model to a saved selection, recover it if there are texts, check and save it."""
     _given(context)
@@ -838,6 +853,7 @@ def apply(
         display,
         texts_needed=texts is not None,
         pooling=pooling,
+        leave_out=leave_out,
     )
     if texts is not None:
         _embeds(named)
@@ -1043,6 +1059,7 @@ def _model(
     device: str | None,
     precision: Precision | None,
     display: Display,
+    leave_out: Sequence[str] | None = None,
 ) -> nn.Module:
     with display.stage("load"):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -1051,8 +1068,10 @@ def _model(
 
         quiet()
         told = _set_threads(threads)
-        model = load_model(name, device=device, precision=precision)
+        lost = tuple(dict.fromkeys(leave_out or ()))
+        model = load_model(name, device=device, precision=precision, leave_out=lost)
     _note([*told, *foreign_code(name, model)])
+    _note(f"the weights of {module} in {name} are left out." for module in lost)
     return model
 
 
@@ -1075,8 +1094,9 @@ def _named(
     *,
     texts_needed: bool = True,
     pooling: Pooling | None = None,
+    leave_out: Sequence[str] | None = None,
 ) -> Named:
-    model = _model(name, threads, device, precision, display)
+    model = _model(name, threads, device, precision, display, leave_out)
 
     from cahp_opt.torch.loading import ModelError, foreign_tokens, load_tokenizer
     from cahp_opt.torch.pipeline import Named

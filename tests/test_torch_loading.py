@@ -269,6 +269,57 @@ def test_weights_that_nothing_takes_are_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+def test_weights_are_left_out_by_name_only(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the well-known checkpoints of BERT are: named for masked words, with a second head beside it."""
+    model = save(tmp_path / "model", "bert", "BertForPreTraining")
+    edit(model, architectures=["BertForMaskedLM"])
+    told = "--leave-out bert.pooler.dense --leave-out cls.seq_relationship"
+    refused(capsys, 2, told, run=lambda: prune(model, text, tmp_path / "out"))
+    assert prune(model, text, tmp_path / "out", *told.split()) == 0
+    assert "the weights of cls.seq_relationship in" in capsys.readouterr().err
+    before = load_file(model / "model.safetensors")
+    after = load_file(tmp_path / "out" / "cahp_weights.safetensors")
+    assert before.keys() - after.keys() == {
+        "bert.pooler.dense.weight",
+        "bert.pooler.dense.bias",
+        "cls.seq_relationship.weight",
+        "cls.seq_relationship.bias",
+    }
+    rest = ("bert.pooler", "cls.seq_relationship")
+    sizes = ["--sequence-length", "8", "--repeats", "1", "--output", str(tmp_path / "latency.json")]
+    with_them = [word for module in rest for word in ("--leave-out", module)]
+    assert main(["latency", str(model), *sizes, *with_them]) == 0
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "part"),
+    [
+        (["cls.seq"], "names nothing in"),  # part of a name, and no module
+        (["bert.encoder"], "names nothing in"),  # which the class needs
+        (["cls.seq_relationship"], "bert.pooler.dense"),  # what is left is told
+    ],
+)
+def test_no_more_is_left_out_than_the_class_does_not_take(
+    leave_out: list[str], part: str, tmp_path: Path
+) -> None:
+    model = save(tmp_path / "model", "bert", "BertForPreTraining")
+    edit(model, architectures=["BertForMaskedLM"])
+    with pytest.raises(ModelError, match=part):
+        load_model(str(model), leave_out=leave_out)
+
+
+def test_nothing_is_left_out_of_a_whole_or_a_sliced_model(
+    copied: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="names nothing in .*leave the option out"):
+        load_model(str(copied), leave_out=["pooler"])
+    assert prune(copied, text, tmp_path / "out", "--recovery", "none") == 0
+    with pytest.raises(ModelError, match="a sliced model"):
+        load_model(str(tmp_path / "out"), leave_out=["pooler"])
+
+
 @pytest.mark.parametrize("named", [["BertModel"], None])
 def test_bare_encoders_load_with_and_without_a_pooler(
     named: list[str] | None, tmp_path: Path

@@ -6,7 +6,7 @@ nothing takes, or what would be random, ends in an error.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -55,7 +55,11 @@ def quiet() -> None:
 
 
 def load_model(
-    name: str, *, device: str | None = None, precision: Precision | None = None
+    name: str,
+    *,
+    device: str | None = None,
+    precision: Precision | None = None,
+    leave_out: Sequence[str] = (),
 ) -> nn.Module:
     """A model of texts with the head that its checkpoint has, in evaluation mode.
 
@@ -65,9 +69,11 @@ def load_model(
         name: a folder, also one of a sliced model, or a hub id.
         device: where to put it; None for CUDA where there is one, else the CPU.
         precision: of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
+        leave_out: modules of the checkpoint that its class does not take and that may be lost, such as
+            ``cls.seq_relationship`` under a language model.
 
     Raises:
-        ModelError: if it cannot be loaded whole, or reads no texts.
+        ModelError: if it cannot be loaded whole but for ``leave_out``, or reads no texts.
     """
     where = device_named(device)
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
@@ -75,10 +81,15 @@ def load_model(
         dtype = getattr(torch, precision.value)
     folder = Path(name)
     if is_sliced(folder):
+        if leave_out:
+            raise ModelError(
+                f"`--leave-out` does not apply to {name}, a sliced model, which is always loaded whole; "
+                "leave the option out."
+            )
         with explained(name, "the sliced model"):
             model = from_pretrained(folder, dtype=dtype)
     else:
-        model = _load_whole(name, dtype)
+        model = _load_whole(name, dtype, leave_out)
     _refuse_other_inputs(model, name)
     try:
         return cast("nn.Module", model).to(where).eval()
@@ -177,7 +188,7 @@ def _same_numbers() -> Generator[None]:
         yield
 
 
-def _load_whole(name: str, dtype: torch.dtype | str) -> nn.Module:
+def _load_whole(name: str, dtype: torch.dtype | str, leave_out: Sequence[str]) -> nn.Module:
     local = Path(name).is_dir()
     if (Path(name) / ADAPTER_FILE).is_file():
         raise ModelError(f"{name} cannot be loaded: {adapter_reason(Path(name) / ADAPTER_FILE)}.")
@@ -205,6 +216,7 @@ def _load_whole(name: str, dtype: torch.dtype | str) -> nn.Module:
         return model, keys
 
     model, keys = load(_class(name, config))
+    keys["unexpected"] = _without(name, model, keys["unexpected"], leave_out)
     if keys["missing"] or keys["unexpected"]:
         bare, bare_keys = load(transformers.AutoModel)
         if type(bare) is not type(model) and _fits(bare, bare_keys):
@@ -260,8 +272,7 @@ def _check_keys(name: str, model: nn.Module, keys: dict[str, list[str]], *, name
         raise ModelError(
             f"{name} holds weights that a {cls}, as its config.json describes it, does not take, "
             f"{_some(keys['unexpected'])}, and they would be lost; correct `architectures` or the sizes in "
-            f"its config.json, or drop them knowingly: load it in Python as {cls}, save that with "
-            "`save_pretrained` and name the new folder."
+            f"its config.json, or prune it without them, by {_leaving_out(keys['unexpected'])}."
         )
     if keys["unexpected"]:
         raise ModelError(
@@ -275,6 +286,28 @@ def _check_keys(name: str, model: nn.Module, keys: dict[str, list[str]], *, name
             f"{name} lacks the weights {_some(missing)} of a {cls}, so parts of the model would be random; "
             "name a complete checkpoint."
         )
+
+
+def _without(name: str, model: nn.Module, keys: list[str], leave_out: Sequence[str]) -> list[str]:
+    """The keys that are in none of the modules that may be lost."""
+    for module in leave_out:
+        if not any(_inside(key, module) for key in keys):
+            raise ModelError(
+                f"`--leave-out` {module} names nothing in {name} that a {type(model).__name__} does not take; "
+                + (f"what it does not take is {_some(keys)}." if keys else "leave the option out.")
+            )
+    return [key for key in keys if not any(_inside(key, module) for module in leave_out)]
+
+
+def _inside(key: str, module: str) -> bool:
+    return f"{key}.".startswith(f"{module}.")
+
+
+def _leaving_out(keys: list[str]) -> str:
+    """The options that leave these weights out."""
+    modules = dict.fromkeys(key.rpartition(".")[0] or key for key in keys)
+    outer = [m for m in modules if not any(_inside(m, o) for o in modules if o != m)]
+    return f"`{' '.join(f'--leave-out {module}' for module in outer)}`"
 
 
 def _fits(model: nn.Module, keys: dict[str, list[str]]) -> bool:
