@@ -20,6 +20,7 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
+from cahp_opt.pooling import provenance_of
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.profile import Profile
 from cahp_opt.recovery import Recovery
@@ -244,6 +245,7 @@ class Method:
             "objective": self.objective.value,
             "solver": self.solver.value,
             "cahp-opt": cahp_opt.__version__,
+            **provenance_of(stats.pooling),
             **target.provenance(profile),
         }
 

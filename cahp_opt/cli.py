@@ -38,7 +38,7 @@ from cahp_opt.hardware import Hardware
 from cahp_opt.identity import coverage_note
 from cahp_opt.latency import Execution
 from cahp_opt.option_words import as_options
-from cahp_opt.pooling import Pooling
+from cahp_opt.pooling import Pooling, recorded_pooling
 from cahp_opt.problem import Problem
 from cahp_opt.profile import Profile
 from cahp_opt.records import RecordError, is_record
@@ -856,7 +856,7 @@ def apply(
         leave_out=leave_out,
     )
     if texts is not None:
-        _embeds(named)
+        _embeds(replace(named, pooling=pooling or recorded_pooling(chosen.provenance)))
 
     from cahp_opt.torch.pipeline import Applying, Reading, apply_selection
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+
+POOLING = "pooling"
+"""Key of a selection's provenance that tells the pooling its embeddings were judged by."""
 
 
 class Pooling(str, Enum):
@@ -28,3 +32,19 @@ class Pooling(str, Enum):
     def reads_one_token(self) -> bool:
         """Whether one token's state is the embedding, so that nothing else in the last block counts."""
         return self in (Pooling.CLS, Pooling.LAST)
+
+
+def recorded_pooling(provenance: Mapping[str, str]) -> Pooling | None:
+    """The pooling that the embeddings of a selection's model were judged by; None if it tells none."""
+    told = provenance.get(POOLING)
+    return next((pooling for pooling in Pooling if pooling.value == told), None)
+
+
+def provenance_of(pooling: Pooling | None) -> dict[str, str]:
+    """What a selection's provenance tells about a pooling; nothing of None."""
+    return {} if pooling is None else {POOLING: pooling.value}
+
+
+def in_words(pooling: Pooling | None) -> str:
+    """A pooling as a sentence names it."""
+    return "no pooling that was recorded" if pooling is None else f"{pooling.value} pooling"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from cahp_opt.arrays import finite, scatter_about_mean, scatter_between
 from cahp_opt.heads import Block, Bools, Floats, HeadSpace
 from cahp_opt.identity import difference
+from cahp_opt.pooling import Pooling, in_words
 from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
@@ -143,6 +144,8 @@ class HeadStats:
             empirical Fisher matrix. Empty if not measured.
         sensitivity: for every block the moments of its head outputs, weighted by how strongly the
             model's output depends on each token; empty if not measured.
+        pooling: how hidden states became the embeddings whose gradients were taken; None for other outputs,
+            and for statistics of earlier releases, which do not tell.
 
     Raises:
         ValueError: for wrong shapes, NaN or infinity.
@@ -159,6 +162,7 @@ class HeadStats:
     signatures: Signatures | None = None
     fisher: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
     sensitivity: tuple[Sensitivity, ...] = ()
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         n = self.space.n
@@ -206,13 +210,20 @@ class HeadStats:
         """The statistics of both runs together.
 
         Raises:
-            ValueError: if they are of different models or measured different things.
+            ValueError: if they are of different models, of embeddings that were pooled in different ways, or
+                measured different things.
         """
         found = self.space.difference(other.space) or difference(self.model, other.model)
         if found or self.model != other.model:
             raise ValueError(
                 "statistics of two different models cannot be added: "
                 f"{found or 'one of them does not say which model it is of'}."
+            )
+        if self.pooling is not other.pooling:
+            raise ValueError(
+                "statistics of two different embeddings cannot be added: one has "
+                f"{in_words(self.pooling)}, and the other {in_words(other.pooling)}; calibrate both with "
+                "the same `fidelity`, such as `fidelity_of(model, Pooling.MEAN)`."
             )
         if (
             any(getattr(self, name).keys() != getattr(other, name).keys() for name in _BY_DENSITY)
@@ -236,6 +247,7 @@ class HeadStats:
             self.signatures + other.signatures if self.signatures and other.signatures else None,
             {rho: total + other.fisher[rho] for rho, total in self.fisher.items()},
             tuple(a + b for a, b in zip(self.sensitivity, other.sensitivity, strict=True)),
+            self.pooling,
         )
 
     def restricted(self, kept: Bools) -> HeadStats:
@@ -281,6 +293,7 @@ class HeadStats:
                 for seen, some in zip(self.sensitivity, own, strict=False)
                 if some.any()
             ),
+            self.pooling,
         )
 
     def save(self, path: PathLike) -> None:
@@ -315,6 +328,7 @@ class HeadStats:
             "examples": self.examples,
             "tokens": self.tokens,
             "counts": counts,
+            "pooling": None if self.pooling is None else self.pooling.value,
         }
         metadata = {"kind": _KIND, "version": str(_VERSION), "header": json.dumps(header)}
         with whole_file(path) as temporary:
@@ -404,6 +418,7 @@ class HeadStats:
                     )
                     for b in (blocks if "sensitivity" in kinds else ())
                 ),
+                None if header.get("pooling") is None else Pooling(header["pooling"]),
             )
 
 

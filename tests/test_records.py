@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from cahp_opt import (
     Block,
@@ -34,6 +36,7 @@ from cahp_opt import (
     Total,
     Unit,
 )
+from cahp_opt.pooling import Pooling
 from cahp_opt.records import whole_file
 from cahp_opt.sensitivity import Sensitivity
 
@@ -291,6 +294,42 @@ def test_statistics_of_earlier_releases_are_read_and_do_not_mix(
     assert all(getattr(again, name) == value for name, value in missing.items())
     with pytest.raises(ValueError, match="calibrated with different options"):
         _ = old + make_stats()
+
+
+def test_statistics_of_two_poolings_do_not_mix(tmp_path: Path) -> None:
+    file = tmp_path / "stats.safetensors"
+    mean, cls = (replace(make_stats(), pooling=p) for p in (Pooling.MEAN, Pooling.CLS))
+    cls.save(file)
+    again = HeadStats.load(file)
+    assert again.pooling is Pooling.CLS
+    assert copy.deepcopy(again).pooling is (again + cls).pooling is Pooling.CLS
+    assert again.restricted(np.arange(SPACE.n) > 0).pooling is Pooling.CLS
+    with pytest.raises(ValueError, match=r"mean pooling, and the other cls pooling.*`fidelity`"):
+        _ = mean + cls
+    with pytest.raises(
+        ValueError, match=r"cls pooling, and the other no pooling that was recorded"
+    ):
+        _ = cls + make_stats()
+
+
+@pytest.mark.parametrize("told", ['"pooling": "sum"', '"pooling": 3', ""])
+def test_a_pooling_that_is_none_is_refused_and_an_absent_one_is_not(
+    told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "stats.safetensors"
+    replace(make_stats(), pooling=Pooling.CLS).save(file)
+    with safe_open(file, framework="numpy") as reader:
+        metadata = reader.metadata()
+        arrays = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    header = metadata["header"]
+    metadata["header"] = header.replace('"pooling": "cls"', told).replace(", }", "}")
+    assert metadata["header"] != header
+    save_file(arrays, file, metadata=metadata)
+    if told:
+        with pytest.raises(RecordError, match="Pooling"):
+            HeadStats.load(file)
+    else:  # as earlier releases wrote it
+        assert HeadStats.load(file).pooling is None
 
 
 @pytest.mark.parametrize(

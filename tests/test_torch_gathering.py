@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_torch_calibration import assert_same, collate, texts
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
+from cahp_opt.pooling import Pooling
 from cahp_opt.stats import HeadStats
 from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.gathering import gather_stats
@@ -73,6 +75,11 @@ def work(rank: int, folder: Path) -> None:
             refusal(measured(shares()[rank], fisher=bool(rank))),
             refusal(measured(shares()[rank], sensitivity_examples=rank)),
         ]
+        pooled = replace(mine, pooling=list(Pooling)[rank])
+        said.append(refusal(pooled))
+        said.append(refusal(pooled if rank else mine))
+        alike = gather_stats(replace(mine, pooling=Pooling.MAX))
+        said.append(str(alike.pooling is Pooling.MAX))
     (folder / f"{rank}.txt").write_text("\n".join(said), encoding="utf-8")
 
 
@@ -100,7 +107,11 @@ def test_every_process_refuses_what_does_not_add_up(folder: Path) -> None:
     for rank in range(PROCESSES):
         said = (folder / f"{rank}.txt").read_text(encoding="utf-8").splitlines()
         assert said[0].startswith("process 1 calibrated another model than process 0")
-        assert all(s.startswith("process 1 calibrated with other options") for s in said[1:])
+        assert all(s.startswith("process 1 calibrated with other options") for s in said[1:6])
+        poolings, unrecorded, alike = said[6:]
+        assert poolings.startswith("process 1 calibrated with cls pooling, and process 0 with mean")
+        assert "process 0 with no pooling that was recorded" in unrecorded
+        assert alike == "True"
 
 
 def test_one_process_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

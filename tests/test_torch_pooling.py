@@ -20,8 +20,11 @@ from torch import Tensor
 
 from cahp_opt.cli import main
 from cahp_opt.demo import demo_model
+from cahp_opt.objectives import Quadratic
 from cahp_opt.pooling import Pooling
 from cahp_opt.report import Report
+from cahp_opt.selection import Selection
+from cahp_opt.solvers import LocalSearch
 from cahp_opt.torch import (
     TokenWeights,
     calibrate,
@@ -29,6 +32,7 @@ from cahp_opt.torch import (
     find_attention,
     from_pretrained,
     save_pretrained,
+    select_staged,
     slice_heads,
 )
 from cahp_opt.torch.embedders import pooled
@@ -362,6 +366,60 @@ def test_the_command_line_reads_the_file_and_names_the_pooling(
     applied = Report.read(again / "report.json")["fidelity"]
     assert applied["pooling"] == "last"
     assert applied["before"] == pytest.approx(found["asked"]["fidelity"]["before"])
+
+
+@pytest.mark.parametrize("pooling", [Pooling.CLS, Pooling.MEAN], ids=lambda p: p.value)
+def test_statistics_record_their_pooling(pooling: Pooling) -> None:
+    model = tiny_models.BERT.build(bare=True)
+    batches = [collate(texts(4))]
+    stats = calibrate(model, batches, fidelity=PooledEmbedding(pooling))
+    assert stats.pooling is pooling
+    other = PooledEmbedding(Pooling.LAST)
+    with pytest.raises(ValueError, match=f"{pooling.value} pooling, and the other last pooling"):
+        _ = stats + calibrate(model, batches, fidelity=other)
+
+
+def test_statistics_of_what_is_not_pooled_record_none() -> None:
+    assert calibrate(CLIP.build(bare=True), [CLIP.batch()]).pooling is None
+    assert calibrate(tiny_models.BERT.build(), [tiny_models.batch()]).pooling is None
+
+
+def test_a_selection_in_stages_tells_its_pooling(folder: Path) -> None:
+    describe(folder, legacy("cls_token"))
+    for model, told in ((loaded(folder), "cls"), (tiny_models.BERT.build(), None)):
+        selection = select_staged(
+            model, [collate(texts(4))], Quadratic.from_stats, 6, LocalSearch(), stages=2
+        )
+        assert selection.provenance.get("pooling") == told
+
+
+@pytest.mark.parametrize("dense", [(), ("Dense",)], ids=["plain", "what cannot be done here"])
+def test_the_commands_one_by_one_keep_to_the_pooling_asked_for(
+    dense: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    describe(folder, legacy("mean_tokens"), *dense)
+    text, stats, chosen = (tmp_path / name for name in ("texts.txt", "stats", "selection.json"))
+    text.write_text("\n".join(sentences(60)) + "\n", encoding="utf-8")
+    read = ["--text", str(text), "--held-out", "20"]
+    call = ["calibrate", str(folder), *read, "--pooling", "cls", "--output", str(stats)]
+    assert main(call) == 0
+    call = ["select", "--stats", str(stats), "--heads", "6", "--output", str(chosen)]
+    assert main(call) == 0
+    assert Selection.load(chosen).provenance["pooling"] == "cls"
+    asked = {"followed": None, "bare": None, "mean": "mean"}
+    for name, pooling in asked.items():
+        options = ["--recovery", "none"] if name == "bare" else [*read, "--recovery", "none"]
+        options += ["--pooling", pooling] if pooling else []
+        output = tmp_path / name
+        call = ["apply", str(folder), "--selection", str(chosen), "--output-dir", str(output)]
+        assert main([*call, *options, "--repeats", "1"]) == 0
+        report = Report.read(output / "report.json")
+        assert report["selection"]["provenance"]["pooling"] == (pooling or "cls")
+        assert fidelity_of(from_pretrained(output)) == PooledEmbedding(Pooling(pooling or "cls"))
+        if name != "bare":
+            assert report["fidelity"]["pooling"] == (pooling or "cls")
+        notes = [note for note in report["notes"] if "selected for cls pooling" in note]
+        assert len(notes) == (1 if pooling else 0)
 
 
 def test_the_command_line_refuses_in_one_sentence(

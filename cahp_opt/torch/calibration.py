@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.heads import Unit
+from cahp_opt.pooling import Pooling
 from cahp_opt.progress import Progress, silent
 from cahp_opt.stats import HeadStats
 from cahp_opt.torch.attention import Attention, find_attention
@@ -120,6 +121,7 @@ def calibrate(
     signatures = SignatureSums(model, attention, signature_size)
     seen = tokens = 0
     labelled: bool | None = None
+    pooling: Pooling | None = None
     total = length(batches)
     with torch.inference_mode(False), evaluating(model):  # the caller may have inference mode on
         for done, batch in enumerate(prepared(batches, model), start=1):
@@ -129,7 +131,7 @@ def calibrate(
                     "`batches` has labels in some batches only; give all of them labels or none."
                 )
             labelled = has_labels
-            dense, together = _forward(model, attention, batch, fidelity, moments)
+            dense, together, pooling = _forward(model, attention, batch, fidelity, moments)
             if gradient_examples > seen:
                 part = examples(batch, 0, gradient_examples - seen)
                 gradients.add(part, dense[: batch_size(part)], together=together)
@@ -157,6 +159,7 @@ def calibrate(
         signatures.result() if signature_size else None,
         gradients.fisher(),
         sensitivity.result() if sensitivity_examples else (),
+        pooling,
     )
 
 
@@ -166,8 +169,8 @@ def _forward(
     batch: Batch,
     fidelity: Fidelity,
     moments: MomentSums,
-) -> tuple[Tensor, bool]:
-    """The dense output of a batch, and whether all activations have one row per example.
+) -> tuple[Tensor, bool, Pooling | None]:
+    """The dense output of a batch, whether all activations have one row per example, and how it was pooled.
 
     The head outputs go into ``moments`` on the way.
     """
@@ -178,8 +181,9 @@ def _forward(
         rows.add(len(outputs))
 
     with torch.no_grad(), capture_head_outputs(attention, sink):
-        dense = fidelity.output(model(**inputs_of(batch)), batch)
-    return dense, rows <= {batch_size(batch)}
+        output = model(**inputs_of(batch))
+        dense = fidelity.output(output, batch)
+    return dense, rows <= {batch_size(batch)}, fidelity.pooling_of(output)
 
 
 def _check(densities: Sequence[float], fisher: bool, **counts: int) -> None:

@@ -17,11 +17,8 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor, nn
 
-from cahp_opt.pooling import Pooling
+from cahp_opt.pooling import Pooling, recorded_pooling
 from cahp_opt.torch.slicing import selection_of
-
-POOLING = "pooling"
-"""Key of a selection's provenance that tells the pooling its embeddings were judged by."""
 
 _MODULES, _PROMPTS = "modules.json", "config_sentence_transformers.json"
 _FIRST_FOLDER = "1_Pooling"  # where the configuration is in folders without a list of modules
@@ -84,12 +81,6 @@ def pooled(hidden: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
     # What padding holds may be NaN, which a weight of 0 would not keep out.
     rows = hidden.masked_fill(~real[..., None], 0)
     return (rows * weights[..., None]).sum(dim=1) / total
-
-
-def recorded_pooling(provenance: Mapping[str, str]) -> Pooling | None:
-    """The pooling that the embeddings of a selection's model were judged by; None if it tells none."""
-    told = provenance.get(POOLING)
-    return next((pooling for pooling in Pooling if pooling.value == told), None)
 
 
 def embedder_of(model: nn.Module) -> Embedder:

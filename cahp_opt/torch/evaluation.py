@@ -12,7 +12,7 @@ from torch import nn
 from cahp_opt.pooling import Pooling
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.batching import Batch, batch_size, inputs_of, length
-from cahp_opt.torch.fidelity import Fidelity, PooledEmbedding, fidelity_of
+from cahp_opt.torch.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.preparing import prepared
 from cahp_opt.torch.preserving import evaluating
 
@@ -75,8 +75,7 @@ def evaluate(
         for done, batch in enumerate(prepared(batches, model), start=1):
             inputs = inputs_of(batch)
             output = dense(**inputs)
-            if isinstance(fidelity, PooledEmbedding):
-                pooling = fidelity.pooling_of(output)
+            pooling = fidelity.pooling_of(output)
             reference = fidelity.output(output, batch)
             other = fidelity.output(model(**inputs), batch).to(reference.device)
             tally.add(reference, other, fidelity.distance(reference, other, batch), batch)

@@ -54,6 +54,11 @@ class Fidelity(ABC):
             ValueError: if the model returned something else.
         """
 
+    def pooling_of(self, model_output: Any) -> Pooling | None:
+        """How what ``model(**batch)`` returned is pooled; None where nothing is."""
+        del model_output
+        return None
+
     @abstractmethod
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         """Distance of ``other`` from ``dense`` per example, ``[batch]``; both are :meth:`output`."""

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from cahp_opt.heads import Floats
+from cahp_opt.pooling import Pooling, in_words
 from cahp_opt.sensitivity import Sensitivity
 from cahp_opt.signatures import Signatures
 from cahp_opt.stats import HeadStats, Moments, Total
@@ -41,8 +42,8 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         group: the processes that take part, all of which must call this; None for all there are.
 
     Raises:
-        ValueError: in every process, if the statistics are of different models or measured different
-            things, or if a launcher started several processes that are not connected.
+        ValueError: in every process, if the statistics are of different models, of embeddings pooled in
+            different ways, or measured different things, or if a launcher started several processes that are not connected.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         started = os.environ.get("WORLD_SIZE", "1")
@@ -83,6 +84,7 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         None if stats.signatures is None else _pooled(stats.signatures, device, group),
         {rho: summed(total) for rho, total in stats.fisher.items()},
         tuple(sensitivity(s) for s in stats.sensitivity),
+        stats.pooling,
     )
 
 
@@ -132,7 +134,8 @@ def _check_alike(
     measured = (len(stats.moments), len(stats.sensitivity), stats.divergence is not None)
     size = None if stats.signatures is None else stats.signatures.size
     options = repr((list(stats.gauss_newton), list(stats.fisher), *measured, size))
-    digests = [_digest(model), _digest(options)]
+    poolings = [None, *Pooling]
+    digests = [_digest(model), _digest(options), 32 * [poolings.index(stats.pooling)]]
     mine = torch.tensor(digests, dtype=torch.uint8, device=device)
     everyone = [torch.empty_like(mine) for _ in range(distributed.get_world_size(group))]
     untyped: Any = distributed
@@ -142,6 +145,12 @@ def _check_alike(
             raise ValueError(
                 f"process {rank} calibrated another model than process 0; load the same weights, in the "
                 "same precision, in every process."
+            )
+        if not torch.equal(theirs[2], everyone[0][2]):
+            first, other = (in_words(poolings[int(x[2][0])]) for x in (everyone[0], theirs))
+            raise ValueError(
+                f"process {rank} calibrated with {other}, and process 0 with {first}; use the same `fidelity`, "
+                "such as `fidelity_of(model, Pooling.MEAN)`, in every process."
             )
         if not torch.equal(theirs[1], everyone[0][1]):
             raise ValueError(

@@ -11,7 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 import cahp_opt
-from cahp_opt.torch.embedders import POOLING, embedder_of
+from cahp_opt.pooling import POOLING, provenance_of
+from cahp_opt.torch.embedders import embedder_of
 
 BASE_MODEL = "base_model"
 """Key of the hub id of the original model."""
@@ -30,7 +31,7 @@ def origin_of(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
     return {
         **known,
         **({} if found is None else {BASE_MODEL: found}),
-        **({} if pooling is None else {POOLING: pooling.value}),
+        **provenance_of(pooling),
         "cahp-opt": cahp_opt.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

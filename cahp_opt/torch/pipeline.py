@@ -20,7 +20,7 @@ from cahp_opt.hardware import Hardware
 from cahp_opt.heads import HeadSpace, Unit
 from cahp_opt.identity import coverage_note
 from cahp_opt.latency import Execution, LatencyTable, Phase
-from cahp_opt.pooling import Pooling
+from cahp_opt.pooling import Pooling, in_words, provenance_of, recorded_pooling
 from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.progress import Progress
 from cahp_opt.promise import Measure, Promise
@@ -37,7 +37,6 @@ from cahp_opt.torch.calibration import calibrate
 from cahp_opt.torch.card import give_way
 from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
 from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.embedders import POOLING, recorded_pooling
 from cahp_opt.torch.encoding import encode, notes_on_empty, timing_batch
 from cahp_opt.torch.estimating import estimate_latency
 from cahp_opt.torch.evaluation import Report as Judgement
@@ -317,15 +316,23 @@ def apply_selection(
     """
     check_selection(named.model, selection)
     with whole_folder(output, overwrite=overwrite) as folder:
-        pooling = named.pooling or recorded_pooling(selection.provenance)
-        fidelity = fidelity_of(named.model, pooling) if texts or named.pooling else None
+        recorded = recorded_pooling(selection.provenance)
+        fidelity = None
+        if texts or named.pooling:
+            named = replace(named, pooling=named.pooling or recorded)
+            fidelity = fidelity_of(named.model, named.pooling)
         batches = _Batches.of(named, texts, applying.reading) if texts else _Batches([], [], 0)
         _rehearse(named, batches, applying, fidelity, folder)
         report = _apply(named, selection, batches, applying, fidelity, folder, display)
         give_way(folder, output / CARD_FILE)
         told = coverage_note("the selection", selection.provenance.get("model", ""))
-        if told is not None:
-            report = replace(report, notes=(*report.notes, told))
+        notes = [] if told is None else [told]
+        if texts and recorded not in (None, named.pooling):
+            notes.append(
+                f"the units were selected for {in_words(recorded)}, and the model was judged by "
+                f"{in_words(named.pooling)}, as asked."
+            )
+        report = replace(report, notes=(*report.notes, *notes))
         return _finish(report, folder, display)
 
 
@@ -541,7 +548,7 @@ def _apply(
     """
     dense = named.model
     if isinstance(fidelity, PooledEmbedding):
-        told = {**selection.provenance, POOLING: fidelity.pooling.value}
+        told = {**selection.provenance, **provenance_of(fidelity.pooling)}
         selection = replace(selection, provenance=told)
     timed = {workload.name: batch_of(dense, workload) for workload in applying.workloads}
     first = next(iter(timed.values()))

@@ -11,6 +11,7 @@ from torch import nn
 
 from cahp_opt.budget import Budget
 from cahp_opt.heads import Unit
+from cahp_opt.pooling import Pooling, provenance_of
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.progress import Progress, silent
 from cahp_opt.selection import Selection, Solver, Status, select
@@ -78,6 +79,7 @@ def select_staged(
     data, left = Repeated(batches), np.ones(space.n, dtype=np.bool_)
     counts = stage_counts(space.n, kept, stages)
     found: Selection | None = None
+    pooling: Pooling | None = None
     for number, (before, after) in enumerate(pairwise(counts), start=1):
 
         def told(stage: str, done: int, total: int, number: int = number) -> None:
@@ -94,11 +96,13 @@ def select_staged(
                 seed=seed,
                 progress=told,
             ).restricted(left)
+        pooling = stats.pooling
         problem = Problem(objective(stats), Budget.heads(stats.space, after))
         found = select(problem, solver, time_limit=time_limit, seed=seed)
         left[left] = found.kept
     assert found is not None  # there is a stage even where nothing is removed
-    facts = {"model": fingerprint(model), "stages": " > ".join(map(str, counts))}
+    stages_told = " > ".join(map(str, counts))
+    facts = {"model": fingerprint(model), "stages": stages_told, **provenance_of(pooling)}
     if len(counts) == 2:
         return replace(found, provenance=facts)
     certificate = (
