@@ -16,6 +16,7 @@ from rich.console import Console
 
 import cahp_opt
 from cahp_opt.belongings import Belongings
+from cahp_opt.budget import BudgetError
 from cahp_opt.choices import (
     Method,
     ObjectiveName,
@@ -748,7 +749,8 @@ def compare(
     """Run solvers on the same problems: one table of values, bounds, gaps and times, and two plots.
 
     Needs no PyTorch. With neither --latency nor --heads, the budgets are 0.9, 0.8 and 0.7 of the
-    unpruned time, or 3/4, 1/2 and 1/4 of the units without a latency table.
+    unpruned time, as far as they can be reached, or 3/4, 1/2 and 1/4 of the units without a latency
+    table.
     """
     from cahp_opt import comparison
     from cahp_opt.plotting import plot_gaps, plot_values, plots_missing
@@ -758,12 +760,13 @@ def compare(
     measured = _stats(stats)
     profile = Profile.load(latency_table) if latency_table else None
     n = measured.space.n
-    if not latency and not heads:
-        timed = profile is not None and bool(profile.latency)
-        latency = ["0.9", "0.8", "0.7"] if timed else None
-        least = minimum * len(measured.space.blocks)
-        heads = None if timed else [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
     ranges = Target(minimum=minimum, maximum=maximum, multiple_of=multiple_of)
+    if not latency and not heads:
+        if profile is not None and profile.latency:
+            latency = _reachable(("0.9", "0.8", "0.7"), ranges, measured, profile)
+        else:
+            least = int(replace(ranges, heads=n).budget(measured.space, None).cheapest.sum())
+            heads = [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
     targets = [replace(ranges, goals=(asked_latency(x),)) for x in latency or ()]
     targets += [replace(ranges, heads=k) for k in heads or ()]
     suits = ObjectiveName.suiting(Recovery.REFIT, embeds=not measured.sensitivity)
@@ -985,6 +988,25 @@ def _goals(
         if text is not None:
             goals.append(ResourceGoal.parse(name, text))
     return tuple(goals)
+
+
+def _reachable(
+    ratios: Sequence[str], ranges: Target, measured: HeadStats, profile: Profile
+) -> list[str]:
+    """The default ratios that something keeps to, with a note about the others; all if nothing does."""
+    found = list[str]()
+    for ratio in ratios:
+        try:
+            replace(ranges, goals=(asked_latency(ratio),)).budget(
+                measured.space, profile, measured.model
+            )
+        except BudgetError:
+            continue
+        found.append(ratio)
+    below = [ratio for ratio in ratios if ratio not in found]
+    if found and below:
+        _note([f"{' and '.join(below)} of the unpruned time cannot be reached, and is left out."])
+    return found or list(ratios)
 
 
 def _target(target: Target, default: str) -> Target:

@@ -197,7 +197,7 @@ class LatencyTable:
         elif facts.spread >= NOISY:
             found.append(
                 f"this machine was noisy: the spread was {100 * facts.spread:.0f} %; measure while nothing "
-                "else runs, or raise `repeats`."
+                "else runs, or with more repeats."
             )
         if abs(facts.drift) >= NOISY:
             more = "slower" if facts.drift > 0 else "faster"

@@ -21,6 +21,8 @@ _PLAIN = {
 }
 _MEASURED = {"densities": "gradient_examples"}
 """Arguments of ``calibrate`` that an option of another name decides."""
+_CALLED = {"units": "heads"}
+"""What tables of a budget are called, and the arguments that limit it."""
 _VALUES = {"Weighting": "weighting", "Execution": "execution", "Recovery": "recovery"}
 """Options that the members of an enumeration are values of."""
 
@@ -37,7 +39,7 @@ def as_options(sentence: str, command: str | None, commands: Mapping[str, Option
     solvers = {name.name: name.value for name in SolverName}
 
     def told(found: re.Match[str]) -> str:
-        name, value = found[1], found[2]
+        name, value = _CALLED.get(found[1], found[1]), found[2]
         kind, _, member = name.partition(".")
         if member and kind in _VALUES:
             name, value = _VALUES[kind], name
@@ -65,4 +67,6 @@ def _with(option: str, value: str | None) -> str:
         return option
     if value == "False":
         return option.replace("--", "--no-", 1)
-    return f"{option} {value.rpartition('.')[2].lower().replace('_', '-')}"
+    if value[0].isalpha():  # a member of an enumeration
+        value = value.rpartition(".")[2].lower().replace("_", "-")
+    return f"{option} {value}"

@@ -31,7 +31,7 @@ class Status(Enum):
 
     OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value (beyond rounding)."
     FEASIBLE = "Within the budget; the gap tells how far from optimal it can be at most."
-    TIME_LIMIT = "The time limit ended the search; raise `time_limit` for a better answer."
+    TIME_LIMIT = "The time limit ended the search; more time may find a better answer."
     GIVEN = "A keep-set made by hand; no solver chose it."
 
 

@@ -140,8 +140,9 @@ class Target:
         for goal, table in zip(self.goals, tables, strict=profile is not None):
             dense = table.cost([block.units for block in space.blocks])
             if dense <= table.limit or goal.ratio == 1:
+                amount = f"takes {dense:.4g}" if table.unit == "s" else f"has {dense:,.0f}"
                 sentences.append(
-                    f"`{goal.option}` limits nothing: the unpruned model has {dense:.6g} {table.unit}."
+                    f"`{goal.option}` limits nothing: the unpruned model {amount} {table.unit}."
                 )
         return sentences
 

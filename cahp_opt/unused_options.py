@@ -99,7 +99,7 @@ def _unseeded(given: Mapping[str, Any]) -> bool:
 _TRAINING = _Rule(
     ("epochs", "learning_rate"),
     lambda given: given["recovery"] is not Recovery.FINETUNE,
-    "they are about training, and only `--recovery finetune` trains",
+    "only `--recovery finetune` trains",
     refused=True,
 )
 _REFITTING = _Rule(

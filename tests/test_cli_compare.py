@@ -72,6 +72,19 @@ def test_all_solvers_on_default_budgets(
     assert "tightest bound" in capsys.readouterr().out
 
 
+def test_default_budgets_are_those_that_can_be_reached(
+    records: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*records, "--solver", "top-k", "--latency-table", "latency.json"]
+    assert main([*given, "--minimum", "1"]) == 0
+    problems = {row.problem for row in Comparison.load("comparison/comparison.json").rows}
+    assert problems and "latency 0.7" not in problems
+    assert "0.7 of the unpruned time cannot be reached" in capsys.readouterr().err
+    assert main([*given, "--minimum", "1", "--latency", "0.7"]) == 2  # asked for
+    given = [*records, "--solver", "top-k", "--multiple-of", "3", "--output-dir", "multiples"]
+    assert main(given) == 0
+
+
 def test_own_solver_and_objective(records: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     own = [
         "--solver",

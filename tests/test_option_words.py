@@ -17,9 +17,15 @@ COMMANDS = {
         "feed_forward": "--feed-forward",
         "overwrite": "--overwrite",
         "solver": "--solver",
+        "units": "--units",
+        "heads": "--heads",
     },
     "select": {"stats": "--stats", "solver": "--solver"},
-    "calibrate": {"sensitivity_examples": "--sensitivity-examples", "output": "--output"},
+    "calibrate": {
+        "sensitivity_examples": "--sensitivity-examples",
+        "output": "--output",
+        "units": "--units",
+    },
 }
 
 
@@ -45,6 +51,9 @@ COMMANDS = {
             "is unknown; pass `fidelity=ClassLogits()`, `Regression()` or your own `Fidelity`.",
             "is unknown; the functions of `cahp_opt.torch` take a `fidelity` of your own.",
         ),
+        ("prune", "`units` of at most 3 cannot", "`--heads` of at most 3 cannot"),
+        ("calibrate", "`units` of at most 3 cannot", "`units` of at most 3 cannot"),
+        ("prune", "pass `time_limit=0.5`", "pass `--time-limit 0.5`"),
         (None, "`time_limit` stays", "`time_limit` stays"),
     ],
 )
@@ -61,6 +70,7 @@ def test_arguments_become_options(command: str | None, python: str, told: str) -
         (["--objective", "gauss-newton"], ["`--gradient-examples` of `cahp calibrate`"]),
         (["--time-limit", "-1"], ["`--time-limit`"]),
         (["--minimum", "9"], ["`--minimum`"]),
+        (["--minimum", "2"], ["`--heads` of at most 3 cannot be met"]),
         (["--objective", "facility-location", "--solver", "dynamic-program"], ["`--stats`"]),
     ],
 )

@@ -387,6 +387,7 @@ def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
         np.linalg.cholesky(array + 1e-6 * max(scale, 1e-300) * d * np.eye(d))
     except np.linalg.LinAlgError:
         raise ValueError(
-            f"`{argument}` has a negative eigenvalue; second moments never do."
+            f"`{argument}` has a negative eigenvalue, as second moments never do: rounding may have "
+            "cancelled what they tell, as in statistics of earlier releases; calibrate again."
         ) from None
     return array
