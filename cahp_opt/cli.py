@@ -1160,7 +1160,8 @@ def _check_folder(path: Path, overwrite: bool, model: str | None = None) -> None
             )
         _note([f"{path}: {_some(there.ours)} will be replaced in the end."])
         if there.foreign:
-            _note([f"{path}: {_some(there.foreign)} stays, which this command did not write."])
+            stay = "stays" if len(there.foreign) == 1 else "stay"
+            _note([f"{path}: {_some(there.foreign)} {stay}, which this command did not write."])
     _check_writable(path)
 
 

@@ -916,7 +916,7 @@ def test_overwriting_replaces_what_was_written_and_nothing_else(
     assert prune(model, out, *over, "--heads", "7") == 0
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
     assert "cahp_selection.json" in told[0] and "will be replaced" in told[0]
-    assert "README.md, notes.txt, runs/ stays" in told[1] and "config.json" not in told[1]
+    assert "README.md, notes.txt, runs/ stay," in told[1] and "config.json" not in told[1]
     assert (out / "README.md").read_text() == (out / "notes.txt").read_text() == "mine"
     assert "## Loading" in (out / "cahp_card.md").read_text()
     assert Selection.load(out / "cahp_selection.json").kept.sum() == 7

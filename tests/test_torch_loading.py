@@ -18,7 +18,7 @@ import tiny_models
 import torch
 import transformers
 from huggingface_hub import errors
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_cli import make_tokenizer, refused, sentences
 
 from cahp_opt import HeadStats
@@ -318,6 +318,20 @@ def test_nothing_is_left_out_of_a_whole_or_a_sliced_model(
     assert prune(copied, text, tmp_path / "out", "--recovery", "none") == 0
     with pytest.raises(ModelError, match="a sliced model"):
         load_model(str(tmp_path / "out"), leave_out=["pooler"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "block"), [("GPT2LMHeadModel", "transformer.h.1"), ("GPT2Model", "h.0")]
+)
+def test_constants_that_earlier_releases_saved_as_weights_are_no_weights(
+    cls: str, block: str, tmp_path: Path
+) -> None:
+    folder = save(tmp_path / "model", "gpt2", cls)
+    weights = load_file(folder / "model.safetensors")
+    constants = {"bias": torch.ones(1, 1, 40, 40), "masked_bias": torch.tensor(-1e4)}
+    weights |= {f"{block}.attn.{name}": constant for name, constant in constants.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert type(load_model(str(folder))).__name__ == cls
 
 
 @pytest.mark.parametrize("named", [["BertModel"], None])

@@ -42,6 +42,7 @@ __all__ = [
 _MODULES_FILE = "modules.json"  # of sentence-transformers, which loads the class without a head
 _OTHER_TOWERS = ("vision_config", "audio_config")
 _SEVERAL_TEXTS = ("ForMultipleChoice", "DoubleHeadsModel")  # inputs [batch, choices, tokens]
+_CONSTANTS = (".masked_bias",)  # what earlier releases of transformers saved beside the weights of GPT-2
 
 
 def quiet() -> None:
@@ -213,6 +214,7 @@ def _load_whole(name: str, dtype: torch.dtype | str, leave_out: Sequence[str]) -
             kind: sorted(key if isinstance(key, str) else key[0] for key in found[f"{kind}_keys"])
             for kind in ("missing", "unexpected", "mismatched")
         }
+        keys["unexpected"] = [key for key in keys["unexpected"] if not key.endswith(_CONSTANTS)]
         return model, keys
 
     model, keys = load(_class(name, config))
