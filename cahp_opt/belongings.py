@@ -29,7 +29,7 @@ _WEIGHTS = re.compile(
 )
 _EARLIER = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|cahp_\w+\.(json|md)|(cahp_weights[\w.-]*|model\.cahp[\w.-]*)\.safetensors"
+    r"|cahp_(check|layouts|selection)\.json|cahp_card\.md|(cahp_weights[\w.-]*|model\.cahp[\w.-]*)\.safetensors"
     r"|cahp_weights\.safetensors\.index\.json|model\.safetensors\.index\.cahp\.json"
     r"|vocab\.txt|merges\.txt|chat_template\.jinja"
 )
