@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -240,6 +241,21 @@ def test_a_decoder_reads_what_its_labels_say() -> None:
     assert_same(stats, calibrate(model, [given]), rtol=1e-9)
     dense = evaluate(model, model, [{**source, "labels": labels}]).figures
     assert dense["kl_per_token"] == 0 and dense["accuracy"] == dense["dense_accuracy"]
+
+
+@pytest.mark.parametrize("stem", ["Whisper", "Blenderbot", "M2M100"])
+def test_labels_suffice_where_the_class_has_no_method_that_shifts_them(stem: str) -> None:
+    name = "whisper" if stem == "Whisper" else "bart"
+    family = next(f for f in tiny_models.BUILDS if f.name == name)
+    family = dataclasses.replace(family, stem=stem, headed=f"{stem}ForConditionalGeneration")
+    model = family.build(pad_token_id=0, decoder_start_token_id=3).double()
+    batch = {k: v for k, v in family.batch().items() if not k.startswith("decoder_")}
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    labels = torch.tensor([[7, 8, 9, 6], [5, 6, -100, -100], [9, 8, 7, -100]])
+    shifted = torch.tensor([[3, 7, 8, 9], [3, 5, 6, 0], [3, 9, 8, 7]])
+    given = {"decoder_input_ids": shifted, "decoder_attention_mask": (labels >= 0).long()}
+    expected = calibrate(model, [{**batch, **given, "labels": labels}])
+    assert_same(calibrate(model, [{**batch, "labels": labels}]), expected, rtol=1e-9)
 
 
 def test_pairs_are_wanted() -> None:

@@ -126,6 +126,17 @@ def test_a_decoder_padded_on_the_left_is_refused_too() -> None:
         calibrate(model, [good, {**source, **padded(TEXTS, left=True, prefix="decoder_")}])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_positions_of_one_batch_say_nothing_about_the_next(name: str) -> None:
+    model, first = named(name), padded(TEXTS, left=True, pad=1)
+    batches = [counted(first), padded(TEXTS[::-1], left=True, pad=1)]
+    if name == "opt":  # its positions follow the mask, and are right without any
+        calibrate(model, batches)
+        return
+    with pytest.raises(ValueError, match=r"batches\[1\].*pad on the right"):
+        calibrate(model, batches)
+
+
 def test_judging_and_refitting_refuse_it_too() -> None:
     model = named("gpt2")
     small = slice_heads(model, np.arange(12) % 2 == 0)
@@ -376,6 +387,45 @@ def test_more_tokens_than_positions_are_named(name: str) -> None:
         batch |= {f"decoder_{k}": v for k, v in tiny.batch().items()}
     with pytest.raises(ValueError, match=f"{most + 1} tokens in a row.*{most} positions"):
         calibrate(model, [batch])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_padding_that_takes_no_position_may_exceed_them(name: str) -> None:
+    """GPT-2 is told its positions, and OPT counts the real tokens itself."""
+    model = named(name)
+    most = longest(model)
+    assert most is not None
+    text = (torch.arange(most - 2) % 30 + 4).tolist()
+    short = padded([text, text[:5]], pad=1)
+    wide = {
+        "input_ids": torch.nn.functional.pad(short["input_ids"], (4, 0), value=1),
+        "attention_mask": torch.nn.functional.pad(short["attention_mask"], (4, 0)),
+    }
+    if name == "gpt2":
+        short, wide = counted(short), counted(wide)
+    assert_same(calibrate(model, [short]), calibrate(model, [wide]), rtol=1e-7)
+
+
+def test_a_position_behind_the_table_is_named() -> None:
+    model = named("gpt2")
+    most = longest(model)
+    assert most is not None
+    batch = counted(tiny.batch())
+    batch["position_ids"][0, 1:] += most
+    with pytest.raises(
+        ValueError, match=r"the position \d+ in its `position_ids`.*positions, from 0"
+    ):
+        calibrate(model, [batch])
+
+
+def test_a_table_of_positions_that_grows_has_no_end() -> None:
+    family = next(f for f in tiny.BUILDS if f.name == "bart")
+    family = dataclasses.replace(family, stem="FSMT", headed="FSMTForConditionalGeneration")
+    model = family.build(src_vocab_size=tiny.VOCABULARY, tgt_vocab_size=tiny.VOCABULARY)
+    most = longest(model)
+    assert most is not None
+    batch = tiny.batch(length=most + 1, padded=False)
+    calibrate(model, [{**batch, "decoder_input_ids": tiny.batch()["input_ids"]}])
 
 
 def test_rotary_positions_have_no_end() -> None:

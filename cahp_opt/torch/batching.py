@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ Batch = Mapping[str, Any]
 
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 _DECODER_MASK = "decoder_attention_mask"
-_POSITIONS = ("position_ids", "decoder_position_ids")
+POSITIONS = ("position_ids", "decoder_position_ids")
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 _IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
 
@@ -84,15 +85,27 @@ def _check_labels(batch: Batch, argument: str) -> None:
 
 
 def _with_decoder_input(batch: Batch, model: nn.Module) -> Batch:
-    labels, make = (
-        labels_of(batch),
-        getattr(model, "prepare_decoder_input_ids_from_labels", None),
-    )
+    labels, make = labels_of(batch), _decoder_input_maker(model)
     if labels is None or make is None or has_decoder_input(batch):
         return batch
     # Position t of the decoder reads label t - 1 and predicts label t: it is real where that label is.
     real = (labels != _IGNORED).long()
-    return {"decoder_input_ids": make(labels=labels), _DECODER_MASK: real, **batch}
+    return {"decoder_input_ids": make(labels), _DECODER_MASK: real, **batch}
+
+
+def _decoder_input_maker(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What makes a decoder's input of labels: a method of the model, or a function beside its class."""
+    method = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if method is not None:
+        return lambda labels: method(labels=labels)
+    config: Any = getattr(model, "config", None)
+    shift = getattr(sys.modules[type(model).__module__], "shift_tokens_right", None)
+    start, pad = (getattr(config, f"{n}_token_id", None) for n in ("decoder_start", "pad"))
+    if shift is None or start is None or pad is None:
+        return None
+    if not type(model).__name__.endswith("ForConditionalGeneration"):
+        return None
+    return lambda labels: shift(labels, pad, start)
 
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
@@ -155,7 +168,7 @@ def contents_of(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """
     size = batch_size(batch)
     for key, value in sorted(inputs_of(batch).items()):
-        if key in (*MASKS, *_POSITIONS) or not isinstance(value, Tensor) or not value.ndim:
+        if key in (*MASKS, *POSITIONS) or not isinstance(value, Tensor) or not value.ndim:
             continue
         if value.shape[0] != size:
             continue
@@ -171,7 +184,7 @@ def examples(batch: Batch, start: int, stop: int) -> Batch:
         return batch
     cut = dict(batch)
     for key, value in batch.items():
-        if key in _POSITIONS and isinstance(value, Tensor) and value.ndim == 3:
+        if key in POSITIONS and isinstance(value, Tensor) and value.ndim == 3:
             cut[key] = value[:, start:stop]  # positions of several kinds, [kinds, batch, tokens]
         elif isinstance(value, Tensor) and value.ndim and value.shape[0] == size:
             cut[key] = value[start:stop]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch.batching import (
+    POSITIONS,
     Batch,
     batch_size,
     decoder_tokens,
@@ -82,7 +83,7 @@ class PaddingCheck:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._cleared = set[Doubt]()
+        self._cleared = set[tuple[Doubt, bool]]()  # with positions that were given, or without
 
     def check(self, batch: Batch, argument: str) -> None:
         """Check one batch.
@@ -94,8 +95,9 @@ class PaddingCheck:
         Raises:
             ValueError: naming ``argument``, the example and what about its padding can be changed.
         """
+        told = any(isinstance(batch.get(name), Tensor) for name in POSITIONS)
         for doubt, rows in _doubts(batch, self._model).items():
-            if doubt in self._cleared or not bool(rows.any()):
+            if (doubt, told) in self._cleared or not bool(rows.any()):
                 continue
             row = _most_padded(batch, rows)
             batch = prepare(batch, self._model, argument)
@@ -105,7 +107,7 @@ class PaddingCheck:
                     f"`{argument}` cannot be used with this {type(self._model).__name__}: its example {row} "
                     f"{difference}; {self._advice(doubt, batch, row)}."
                 )
-            self._cleared.add(doubt)
+            self._cleared.add((doubt, told))
 
     def _difference(self, batch: Batch, row: int) -> str | None:
         """How a row differs in company from itself alone, half a sentence; None if it does not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -192,15 +193,27 @@ def _refuse_long(batch: Mapping[str, Any], model: nn.Module, argument: str) -> N
         for name, module in submodules(model)
         if name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding)
     ]
-    if most is None or not learned:
+    if most is None or not learned or hasattr(learned[0], "make_weight"):  # FSMT's table grows
         return
+    # In these padding takes up no place of its own.
+    counts_real = learned[0].padding_idx is not None or (
+        "attention_mask" in inspect.signature(type(learned[0]).forward).parameters
+    )
     for prefix in ("", "decoder_"):
         ids, mask = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}attention_mask")
         if not isinstance(ids, Tensor) or ids.ndim != 2:
             continue
-        length = ids.shape[1]
-        if learned[0].padding_idx is not None and isinstance(mask, Tensor):
-            length = int((mask != 0).sum(dim=1).max())  # padding has a position of its own there
+        length, positions = ids.shape[1], batch.get(f"{prefix}position_ids")
+        if isinstance(positions, Tensor) and positions.numel():
+            last, entries = int(positions.max()), learned[0].num_embeddings
+            if last >= entries:
+                raise ValueError(
+                    f"`{argument}` has the position {last} in its `{prefix}position_ids`, and this "
+                    f"{type(model).__name__} has {entries} positions, from 0; truncate the texts."
+                )
+            continue
+        if counts_real and isinstance(mask, Tensor):
+            length = int((mask != 0).sum(dim=1).max())
         if length > most:
             raise ValueError(
                 f"`{argument}` has {length} tokens in a row of its `{prefix}input_ids`, and this "
