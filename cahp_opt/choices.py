@@ -57,6 +57,15 @@ class ObjectiveName(str, Enum):
         """
         return _BUILDERS[self](stats)
 
+    def remarks(self, stats: HeadStats) -> list[str]:
+        """What makes a choice by this objective arbitrary, in sentences."""
+        if self.gradients or not all(moments.constant for moments in stats.moments):
+            return []
+        return [
+            f"every token gave the same head outputs, so {self.value} tells no keep-sets apart and the choice "
+            "by it is arbitrary; calibrate on texts that differ."
+        ]
+
     @classmethod
     def suiting(cls, recovery: Recovery, *, embeds: bool = False) -> ObjectiveName:
         """The objective for models that get back what they lost in that way.

@@ -534,6 +534,7 @@ def calibrate(
             progress=progress,
         )
     stats.save(output)
+    _note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))
     print(f"{output}: {stats.examples:,} texts, {stats.tokens:,} tokens, {stats.space.n} units")
 
 
@@ -686,7 +687,7 @@ def select(
     _note(given.check(goals=target.goals))
     _note(given.check(solvers=(method.solver,)))
     selection = method.choose(measured, target, profile)
-    _note(target.loose(measured.space, profile))
+    _note([*target.loose(measured.space, profile), *method.objective.remarks(measured)])
     selection.save(output)
     Console().print(selection_tables(selection))
     print(f"written: {output}")

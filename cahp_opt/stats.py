@@ -118,6 +118,11 @@ class Moments:
             raise ValueError("no head outputs were measured in a block; calibrate with texts.")
         return self.scatter / self.count
 
+    @property
+    def constant(self) -> bool:
+        """Whether the heads put out the same at every token, but for rounding (in float32, about 1e-15 here)."""
+        return bool(np.trace(self.scatter) * self.count <= 1e-12 * (self.sum @ self.sum))
+
 
 @dataclass(frozen=True, eq=False)
 class HeadStats:

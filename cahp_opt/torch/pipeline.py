@@ -208,6 +208,7 @@ def run_pipeline(
             token_weights=weights,
             fidelity=fidelity,
         )
+        batches = replace(batches, notes=(*batches.notes, *method.objective.remarks(stats)))
         with display.stage("select") as progress:
             if profile is None or not target.latencies:
                 selection = method.choose(stats, target, profile)
