@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -46,9 +47,10 @@ def test_the_commands_note_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     model, text = save_model(tmp_path / "model"), tmp_path / "texts.txt"
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 5, "?": 1}, unk_token="?"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="?", unk_token="?"
-    ).save_pretrained(model)  # adds no token of its own, so that all texts can be one and the same
+    make: Any = transformers.PreTrainedTokenizerFast
+    make(tokenizer_object=words, pad_token="?", unk_token="?").save_pretrained(
+        model
+    )  # adds no token of its own, so that all texts can be one and the same
     text.write_text("".join(f"a {line}\n" for line in sentences(60)), encoding="utf-8")
     stats, output = tmp_path / "stats", tmp_path / "small"
     for length, noted in (("1", True), ("8", False)):

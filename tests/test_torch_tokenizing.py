@@ -96,6 +96,17 @@ def test_a_length_below_what_is_added_to_pairs_is_refused() -> None:
         list(token_rows([Example("w1", "w2")], make_tokenizer(), 2))
 
 
+@pytest.mark.parametrize("text", ["w1 w2 w3", ""])
+def test_a_length_below_what_is_added_to_a_text_is_refused(text: str) -> None:
+    """The tokenizer itself does not cut such a text at all."""
+    with pytest.raises(TextError, match="`max_length` is 1, and the tokenizer adds 2 .* a text;"):
+        list(token_rows([Example("w1 w2 w3"), Example(text)], make_tokenizer(), 1))
+    [row] = token_rows([Example("w1 w2 w3")], made("ends"), 1)  # adds one
+    assert row is not None and row["input_ids"] == [3]
+    [row] = token_rows([Example("w1 w2 w3")], made("none"), 1)
+    assert row is not None and len(row["input_ids"]) == 1
+
+
 @pytest.mark.parametrize("kind", [kind for kind in PROCESSORS if PROCESSORS[kind] is not None])
 def test_texts_that_become_no_token_are_left_out(kind: str) -> None:
     examples = [Example("w1 w2"), Example("\ufffd"), Example("unknown"), Example("w3")]

@@ -27,7 +27,7 @@ def token_rows(
         One row per example; None where the tokenizer leaves no token of the text.
 
     Raises:
-        TextError: if ``length`` is below the number of tokens that the tokenizer adds to a pair.
+        TextError: if ``length`` is below the number of tokens that the tokenizer adds to a text or a pair.
     """
     for start in range(0, len(examples), _CHUNK):
         chunk = examples[start : start + _CHUNK]
@@ -47,6 +47,8 @@ def token_rows(
                 left = tokenizer.truncation_side == "left"
                 places = _kept(encoded.sequence_ids(i), length, left)
                 row = {key: [values[place] for place in places] for key, values in row.items()}
+            if len(row["input_ids"]) > length:  # it cuts nothing where its own tokens leave no room
+                raise _too_short(length, tokenizer.num_special_tokens_to_add(paired), paired)
             hollow = all(row.pop("special_tokens_mask", [0]))
             yield None if hollow and _leaves_nothing(tokenizer, example) else row
 
@@ -62,15 +64,19 @@ def _kept(sources: Sequence[int | None], length: int, left: bool) -> list[int]:
     first, second = own
     added = len(sources) - len(first) - len(second)
     if added > length:
-        raise TextError(
-            f"`max_length` is {length}, and the tokenizer adds {added} tokens to a pair of texts; give "
-            "more."
-        )
+        raise _too_short(length, added, paired=True)
     shares = _shares(len(first), len(second), length - added)
     gone: set[int] = set()
     for places, share in zip((first, second), shares, strict=True):
         gone.update(places[: len(places) - share] if left else places[share:])
     return [i for i in range(len(sources)) if i not in gone]
+
+
+def _too_short(length: int, added: int, paired: bool) -> TextError:
+    return TextError(
+        f"`max_length` is {length}, and the tokenizer adds {added} tokens to a "
+        f"{'pair of texts' if paired else 'text'}; give more."
+    )
 
 
 def _shares(first: int, second: int, most: int) -> tuple[int, int]:
