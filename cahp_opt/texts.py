@@ -123,7 +123,9 @@ class TableTexts:
         number = 0
         for number, row in self._table:
             if not _shows(row["text"]):
-                raise TextError(f"line {number} of {self._path} has no text.")
+                raise TextError(
+                    f"line {number} of {self._path} has no text; fill it in, or remove the row."
+                )
             yield Example(row["text"], row.get("text_pair"), row.get("label"))
         if not number:
             raise TextError(f"{self._path} has a header and no text below it.")

@@ -62,7 +62,7 @@ def test_lines_that_show_nothing_are_left_out_and_counted(tmp_path: Path) -> Non
     assert split(found, most=9, held_out=0, seed=0).notes == found.notes
     with pytest.raises(TextError, match="holds no text"):
         list(lines(tmp_path / "a", "\ufeff\u200b\n\u2060\n \n".encode()))
-    with pytest.raises(TextError, match="line 3 of .* has no text"):
+    with pytest.raises(TextError, match="line 3 of .* has no text; fill it in"):
         table(tmp_path / "a", "text\tlabel\none\t1\n\u200b\t1\n")
 
 
