@@ -19,9 +19,13 @@ Batch = Mapping[str, Any]
 
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 _DECODER_MASK = "decoder_attention_mask"
-POSITIONS = ("position_ids", "decoder_position_ids")
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
-_IGNORED = -100  # the label that means "no label here" throughout PyTorch and transformers
+
+POSITIONS = ("position_ids", "decoder_position_ids")
+"""Inputs that tell where tokens stand, of both sides."""
+
+IGNORED = -100
+"""The label that means "no label here" throughout PyTorch and transformers."""
 
 
 def prepare(
@@ -35,8 +39,8 @@ def prepare(
 
     Raises:
         ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors, with
-            labels that are no tensor, NaN or infinite, or
-            as :func:`~cahp_opt.torch.unfit_inputs.refuse_unfit_inputs` tells.
+            labels that are no tensor, NaN or infinite, or as
+            :func:`~cahp_opt.torch.unfit_inputs.refuse_unfit_inputs` tells.
     """
     device = device_of(model) if device is None else device
     if not isinstance(batch, Mapping):
@@ -89,7 +93,7 @@ def _with_decoder_input(batch: Batch, model: nn.Module) -> Batch:
     if labels is None or make is None or has_decoder_input(batch):
         return batch
     # Position t of the decoder reads label t - 1 and predicts label t: it is real where that label is.
-    real = (labels != _IGNORED).long()
+    real = (labels != IGNORED).long()
     return {"decoder_input_ids": make(labels), _DECODER_MASK: real, **batch}
 
 

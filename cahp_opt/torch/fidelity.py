@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cahp_opt.pooling import Pooling
-from cahp_opt.torch.batching import Batch, decoder_tokens, real_tokens
+from cahp_opt.torch.batching import IGNORED, Batch, decoder_tokens, real_tokens
 from cahp_opt.torch.embedders import embedder_of, pooled
-from cahp_opt.torch.labels import IGNORED, class_numbers, numbers
+from cahp_opt.torch.labels import class_numbers, numbers
 from cahp_opt.torch.tallies import (
     ClassTally,
     EmbeddingTally,

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cahp_opt.torch.batching import Batch, labels_of
-
-IGNORED = -100
-"""The label that means "no label here" throughout PyTorch and transformers."""
+from cahp_opt.torch.batching import IGNORED, Batch, labels_of
 
 
 def class_numbers(

@@ -234,12 +234,7 @@ def _distance(found: Tensor, expected: Tensor, masks: list[Tensor]) -> float | N
     """Relative difference of the first example of ``found`` from ``expected``, where both can be compared."""
     if not found.numel() or not expected.numel():
         return None
-    one = found[0].double() if found.device.type == "cpu" else found[0].float().cpu().double()
-    goal = (
-        expected[0].float().cpu().double()
-        if expected.device.type != "cpu"
-        else expected[0].double()
-    )
+    one, goal = found[0].cpu().double(), expected[0].cpu().double()
     if one.shape != goal.shape:
         fitting = (m.cpu() for m in masks if one.ndim and len(m) == len(one))
         cuts = (one[mask] for mask in fitting)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cahp_opt.torch.batching import Batch, decoder_tokens
+from cahp_opt.torch.batching import IGNORED, Batch, decoder_tokens
 from cahp_opt.torch.centring import in_double
-from cahp_opt.torch.labels import IGNORED, class_numbers, numbers
+from cahp_opt.torch.labels import class_numbers, numbers
 
 
 class Tally(ABC):
