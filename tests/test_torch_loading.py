@@ -549,6 +549,19 @@ def test_a_damaged_folder_of_a_sliced_model(
     refused(capsys, 2, str(pruned), run=latency)
 
 
+@pytest.mark.parametrize("name", ["modules.json", "a_list_of_mine.json"])
+def test_a_file_with_a_list_is_not_blamed_for_another_that_is_damaged(
+    name: str, copied: Path
+) -> None:
+    replace(name, b'[{"idx": 0, "path": ""}]')(copied)
+    cut("model.safetensors")(copied)
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        load_model(str(copied))
+    cut(name)(copied)
+    with pytest.raises(ModelError, match=f"{name} is damaged"):
+        load_model(str(copied))
+
+
 def test_damaged_pickles(copied: Path) -> None:
     weights = load_file(copied / "model.safetensors")
     (copied / "model.safetensors").unlink()

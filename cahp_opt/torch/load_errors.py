@@ -13,6 +13,7 @@ import transformers
 from huggingface_hub import errors
 
 ADAPTER_FILE = "adapter_config.json"
+_OBJECTS = ("config", "tokenizer", "special_tokens_map", "generation_config", ADAPTER_FILE)
 _LONG = 200  # characters; a line that is longer is cut to its first sentence
 _OWN_CODE = (
     "it comes with code of its own, which the command line never runs; load it in Python with "
@@ -117,8 +118,8 @@ def adapter_reason(path: Path) -> str:
 def _damages(folder: Path) -> Iterator[str]:
     """What is wrong with the files of a folder, as far as that can be told without loading them."""
     for path in sorted(folder.glob("*.json")):
-        try:
-            _read(path)
+        try:  # others, such as sentence-transformers' modules.json, may hold a list
+            (_read if path.name.startswith(_OBJECTS) or ".index." in path.name else _parsed)(path)
         except ValueError:
             yield f"{path.name} is damaged (no whole JSON object); restore this file"
     for index in sorted(folder.glob("*.index.json")):
@@ -145,16 +146,25 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
+def _parsed(path: Path) -> object:
+    """The JSON of a file.
+
+    Raises:
+        ValueError: if there is none in it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object of a file.
 
     Raises:
         ValueError: if there is none in it.
     """
-    try:
-        found: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError) as error:
-        raise ValueError(str(error)) from None
+    found = _parsed(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object")
     return cast("dict[str, Any]", found)
