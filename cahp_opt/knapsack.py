@@ -214,10 +214,9 @@ def _rounded(
     if not fits():
         weight = price + 1e-9 * price.max() if price.any() else np.ones(len(price))
         cheapest = [int(np.argmin(o.cost @ weight)) for o in blocks]
-        for b in np.argsort(
-            [o.value[i] - o.value[c] for o, i, c in zip(blocks, chosen, cheapest, strict=True)]
-        ):
-            take(int(b), cheapest[b])
+        loss = [o.value[i] - o.value[c] for o, i, c in zip(blocks, chosen, cheapest, strict=True)]
+        for b in sorted(range(len(blocks)), key=loss.__getitem__):
+            take(b, cheapest[b])
             if fits():
                 break
         else:
