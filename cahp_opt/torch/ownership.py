@@ -23,8 +23,8 @@ def pieces_of(trace: Trace) -> tuple[Piece, ...]:
     """
     found = [
         Piece(path, axis, unit_of)
-        for path, touched in trace.touched.items()
-        for axis, unit_of in _owned(touched)
+        for path in trace.touched
+        for axis, unit_of in _owned(_touched(trace, path))
     ]
     weights = {(p.path, len(p.unit_of)): p.unit_of for p in found}
     filled: list[Piece] = []
@@ -66,9 +66,10 @@ def obstacles(trace: Trace) -> tuple[str, ...]:
     sentences: list[str] = []
     pieces = pieces_of(trace)
     cut = {piece.path for piece in pieces}
-    for path, touched in trace.touched.items():
+    for path in trace.touched:
         if path in cut:
             continue
+        touched = _touched(trace, path)
         if silent := _silent(touched):
             sentences.append(
                 f"{path}: no gradient reaches it from the units {_listed(silent)}; trace another batch."
@@ -160,6 +161,22 @@ def disagreements(trace: Trace, pieces: Sequence[Piece]) -> tuple[str, ...]:
             axes = trace.touched[piece.path]
             sentences += _differences(uncut, axes[piece.axis], piece.unit_of >= 0, len(axes))
     return tuple(f"{trace.name}: {sentence}" for sentence in sentences)
+
+
+def _touched(trace: Trace, path: str) -> tuple[Bools, ...]:
+    """What gradients reached of a parameter, by axis.
+
+    A bias adds to what the rows of its weight give, and serves the units that they serve. Where all do, as
+    with keys that all heads share, rounding alone would say which: softmax ignores a key bias.
+    """
+    touched = trace.touched[path]
+    stem, _, last = path.rpartition(".")
+    if last != "bias" or len(touched) != 1:
+        return touched
+    for by_unit in trace.touched.get(f"{stem}.weight", ()):
+        if by_unit.shape == touched[0].shape:
+            return (touched[0] | by_unit.all(axis=0),)
+    return touched
 
 
 def _owned(touched: tuple[Bools, ...]) -> list[tuple[int, Ints]]:
