@@ -42,9 +42,7 @@ __all__ = [
 _MODULES_FILE = "modules.json"  # of sentence-transformers, which loads the class without a head
 _OTHER_TOWERS = ("vision_config", "audio_config")
 _SEVERAL_TEXTS = ("ForMultipleChoice", "DoubleHeadsModel")  # inputs [batch, choices, tokens]
-_CONSTANTS = (
-    ".masked_bias",
-)  # what earlier releases of transformers saved beside the weights of GPT-2
+_CONSTANTS = (".masked_bias",)  # of GPT-2, which earlier releases of transformers saved as weights
 
 
 def quiet() -> None:
