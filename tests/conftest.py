@@ -51,6 +51,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.dist = "worksteal"  # neighbours stay together, with what their module has built
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what runs for long first, so that no worker is left with it at the end."""
+
+    def seconds(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("documents")
+        return marker.args[0] if marker is not None else 0.0
+
+    items.sort(key=seconds, reverse=True)  # stable: the others stay beside their neighbours
+
+
 def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--support-json")
     if path is not None:

@@ -54,7 +54,12 @@ class MySolver(Solver):
 LONG = ("benchmarks/README.md", "benchmarks/gpu/README.md")
 RUN = [
     # The scripts of the benchmarks take minutes even on little.
-    pytest.param(document, marks=pytest.mark.slow if document in LONG else pytest.mark.documents)
+    pytest.param(
+        document,
+        marks=pytest.mark.slow
+        if document in LONG
+        else pytest.mark.documents(len([c for c in in_document(document) if as_run(c)]) * 8),
+    )
     for document in DOCUMENTS
     if any(map(as_run, in_document(document)))
 ]

