@@ -52,13 +52,20 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what runs for long first, so that no worker is left with it at the end."""
+    """Put the documents that run for long first, each before a short one.
 
-    def seconds(item: pytest.Item) -> float:
-        marker = item.get_closest_marker("documents")
-        return marker.args[0] if marker is not None else 0.0
+    A worker is handed two to begin with, and must not be left with two long ones at the end.
+    """
+    documents = [item for item in items if item.get_closest_marker("documents")]
+    documents.sort(key=_seconds)
+    ends = [documents.pop(-1 if i % 2 == 0 else 0) for i in range(min(2 * WORKERS, len(documents)))]
+    rest = [item for item in items if not item.get_closest_marker("documents")]
+    items[:] = [*ends, *reversed(documents), *rest]
 
-    items.sort(key=seconds, reverse=True)  # stable: the others stay beside their neighbours
+
+def _seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("documents")
+    return 0.0 if marker is None else marker.args[0]
 
 
 def pytest_configure(config: pytest.Config) -> None:
