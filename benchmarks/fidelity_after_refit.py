@@ -20,12 +20,12 @@ import transformers
 from cahp_opt import Budget, Problem, select
 from cahp_opt.demo import demo_model, demo_texts
 from cahp_opt.objectives import ExplainedVariance, Modular, Quadratic
+from cahp_opt.runs.texts import split
 from cahp_opt.solvers import DynamicProgram, Greedy, RandomSubset, TopK
-from cahp_opt.texts import split
 from cahp_opt.torch import TokenWeights, calibrate, refit, slice_heads
-from cahp_opt.torch.encoding import encode
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.timing import device_name
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.latency.block_times import device_name
+from cahp_opt.torch.texts.encoding import encode
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,23 +1,23 @@
 """Attention-head selection in transformers as combinatorial optimisation."""
 
-from cahp_opt.budget import Budget, BudgetError
-from cahp_opt.comparison import Comparison, compare
-from cahp_opt.count_table import CountTable
-from cahp_opt.frontiers import Frontier, frontier, knee
-from cahp_opt.goals import LatencyGoal, ResourceGoal
-from cahp_opt.hardware import Hardware
-from cahp_opt.heads import Block, HeadSpace, Unit
-from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
+from cahp_opt.costs.budget import Budget, BudgetError
+from cahp_opt.costs.checks import Check, Round
+from cahp_opt.costs.count_table import CountTable
+from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase, Provenance
+from cahp_opt.costs.profile import Profile, ResourceTable
+from cahp_opt.costs.target import Target
+from cahp_opt.files.records import RecordError
 from cahp_opt.problem import Objective, Problem
-from cahp_opt.profile import Profile, ResourceTable
-from cahp_opt.records import RecordError
-from cahp_opt.recovery import Recovery
-from cahp_opt.rounds import Check, Round
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Proposal, Selection, Solver, Status, select
-from cahp_opt.sensitivity import Sensitivity
-from cahp_opt.signatures import Signatures
-from cahp_opt.stats import HeadStats, Moments, Total
-from cahp_opt.target import Target
+from cahp_opt.space import Block, HeadSpace, Unit
+from cahp_opt.stats.head_stats import HeadStats, Moments, Total
+from cahp_opt.stats.sensitivity import Sensitivity
+from cahp_opt.stats.signatures import Signatures
+from cahp_opt.studies.comparison import Comparison, compare
+from cahp_opt.studies.frontiers import Frontier, frontier, knee
 
 __version__ = "0.1.0"
 

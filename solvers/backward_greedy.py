@@ -8,10 +8,10 @@ import numpy as np
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver, Status
-from cahp_opt.solvers.descending import Descent
-from cahp_opt.solvers.filling import filled_up
-from cahp_opt.solvers.flipping import flip_while_better
-from cahp_opt.solvers.neighbourhood import Neighbourhood
+from cahp_opt.solvers.parts.descending import Descent
+from cahp_opt.solvers.parts.filling import filled_up
+from cahp_opt.solvers.parts.flipping import flip_while_better
+from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.frank_wolfe import (
+from cahp_opt.bounds.convex_split import Split, best_split, tabulated_parts
+from cahp_opt.bounds.frank_wolfe import (
     Effort,
     bound_at,
     improve,
     quadratic_frank_wolfe,
     split_values,
 )
-from cahp_opt.heads import Bools, Floats
-from cahp_opt.keep_set_mixture import Mixture
-from cahp_opt.oracle import Oracle
+from cahp_opt.bounds.mixture import Mixture
+from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.problem import Problem, QuadraticForm
 from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
-from cahp_opt.solvers.climbing import climb
-from cahp_opt.solvers.polishing import Polisher
-from cahp_opt.splitting import Split, best_split, tabulated_parts
+from cahp_opt.solvers.parts.climbing import climb
+from cahp_opt.solvers.parts.polishing import Polisher
+from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.knapsack import best_counts
+from cahp_opt.costs.knapsack import best_counts
 from cahp_opt.problem import Problem, join_subsets
 from cahp_opt.selection import Proposal, Solver, Status, rounding_slack
 

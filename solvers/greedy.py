@@ -8,7 +8,7 @@ import numpy as np
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver
-from cahp_opt.solvers.climbing import climb
+from cahp_opt.solvers.parts.climbing import climb
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver, Status
-from cahp_opt.solvers.exchanges import Exchanges
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
-from cahp_opt.solvers.neighbourhood import Neighbourhood
-from cahp_opt.solvers.swaps import best_swap, interaction, swap_in_turn
+from cahp_opt.solvers.parts.exchanges import Exchanges
+from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
+from cahp_opt.solvers.parts.swaps import best_swap, interaction, swap_in_turn
 
 
 @dataclass(frozen=True)

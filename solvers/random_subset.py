@@ -8,7 +8,7 @@ import numpy as np
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver
-from cahp_opt.solvers.filling import fill_in_order
+from cahp_opt.solvers.parts.filling import fill_in_order
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from cahp_opt.budget import Budget
-from cahp_opt.frank_wolfe import bound_at, split_oracle
-from cahp_opt.heads import Bools, Floats
-from cahp_opt.oracle import Oracle
+from cahp_opt.bounds.convex_split import Split, best_split, single_parts, tabulated_parts
+from cahp_opt.bounds.frank_wolfe import bound_at, split_oracle
+from cahp_opt.bounds.oracle import Oracle
+from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Problem, QuadraticForm
 from cahp_opt.selection import Proposal, Solver, Status, rounding_slack
-from cahp_opt.solvers.climbing import climb
-from cahp_opt.solvers.polishing import Polisher
-from cahp_opt.splitting import Split, best_split, single_parts, tabulated_parts
+from cahp_opt.solvers.parts.climbing import climb
+from cahp_opt.solvers.parts.polishing import Polisher
+from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.budget import Budget
+from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Solver, Status
-from cahp_opt.solvers.filling import filled_up
-from cahp_opt.solvers.steps import Step, Walk, best_step
+from cahp_opt.solvers.parts.filling import filled_up
+from cahp_opt.solvers.parts.steps import Step, Walk, best_step
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from cahp_opt.torch import linears
+from cahp_opt.torch.blocks import linear_layers as linears
 
 FAR = torch.device("lazy", 0)
 """A type of device that PyTorch lets one name without a build for it."""

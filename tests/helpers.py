@@ -21,7 +21,6 @@ from cahp_opt import (
     Status,
     select,
 )
-from cahp_opt.heads import Floats
 from cahp_opt.objectives import (
     Complementarity,
     Concave,
@@ -57,6 +56,7 @@ from cahp_opt.solvers import (
 )
 from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.solvers.spectral import Grouping
+from cahp_opt.space import Floats
 
 # Two lines to add a solver: import it above, list it here.
 SOLVERS: tuple[Solver, ...] = (

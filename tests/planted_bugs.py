@@ -15,11 +15,13 @@ import torch
 from small_builds import built
 from torch import nn
 
-from cahp_opt.heads import Bools, HeadSpace, Ints, Unit
-from cahp_opt.torch import masking, reading, surgery
-from cahp_opt.torch.arguments import KeepHeads
-from cahp_opt.torch.blocks import AttentionBlock, Piece
-from cahp_opt.torch.layouts import ARGUMENTS, LAYOUTS, PARAMETERS, Layout, Order
+from cahp_opt.space import Bools, HeadSpace, Ints, Unit
+from cahp_opt.torch.blocks import site_reader as reading
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
+from cahp_opt.torch.blocks.layouts import ARGUMENTS, LAYOUTS, PARAMETERS, Layout, Order
+from cahp_opt.torch.running import gates as masking
+from cahp_opt.torch.slicing import surgery
+from cahp_opt.torch.slicing.argument_hooks import KeepHeads
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -190,7 +192,7 @@ def _slots_as_groups(patch: pytest.MonkeyPatch) -> None:
         pieces = reader.pieces(of_head, np.full(block.kv_heads, -1), columns)
         return dataclasses.replace(block, columns=columns, pieces=tuple(pieces))
 
-    patch.setattr("cahp_opt.torch.attention.read_block", wrong)
+    patch.setattr("cahp_opt.torch.blocks.finder.read_block", wrong)
 
 
 def _bias_tied(patch: pytest.MonkeyPatch) -> None:

@@ -65,4 +65,4 @@ def count_weights_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", lambda: now[0])

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace
+from cahp_opt.space import Bools, HeadSpace
 from cahp_opt.torch import explicit_attention
 
 VOCABULARY = 48

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cahp_opt.texts import Example, read_table
+from cahp_opt.runs.texts import Example, read_table
 
 _SPLITS = {
     "train": ("train",),

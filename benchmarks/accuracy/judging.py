@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch import fidelity_of
-from cahp_opt.torch.batching import Batch, inputs_of
+from cahp_opt.torch.running.batches import Batch, inputs_of
 
 
 class Judge:

@@ -14,9 +14,9 @@ from torch import nn
 
 from benchmarks.accuracy.greedy import along, removal_path
 from cahp_opt import Budget, Problem, Selection, select
-from cahp_opt.choices import Method as Choice
-from cahp_opt.display import Display
-from cahp_opt.heads import HeadSpace, Ints
+from cahp_opt.cli.display import Display
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
 from cahp_opt.objectives import (
     Complementarity,
     Curvature,
@@ -26,15 +26,15 @@ from cahp_opt.objectives import (
     Quadratic,
 )
 from cahp_opt.problem import Objective
-from cahp_opt.profile import Profile
-from cahp_opt.recovery import Recovery
+from cahp_opt.runs.method import Method as Choice
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Solver
 from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch, RandomSubset, TopK
-from cahp_opt.stats import HeadStats
-from cahp_opt.target import Target
+from cahp_opt.space import HeadSpace, Ints
+from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import calibrate
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of
-from cahp_opt.torch.pipeline import measure_stats
+from cahp_opt.torch.pipeline.pruning_run import measure_stats
+from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of
 
 MIQP_SECONDS = 10.0
 GREEDY_TEXTS = 64

@@ -49,14 +49,14 @@ from benchmarks.accuracy.methods import METHODS, Measured, Needs, Task
 from benchmarks.accuracy.store import Busy, Row, Store
 from benchmarks.accuracy.training import CACHE, Recipe, fine_tuned
 from benchmarks.machine import described, device_of, facts, load
-from cahp_opt.goals import LatencyGoal
-from cahp_opt.heads import Bools
-from cahp_opt.latency import LatencyTable
-from cahp_opt.profile import Profile
-from cahp_opt.records import whole_file
-from cahp_opt.recovery import Recovery
-from cahp_opt.stats import HeadStats
-from cahp_opt.target import Target
+from cahp_opt.costs.goals import LatencyGoal
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
+from cahp_opt.files.records import whole_file
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.space import Bools
+from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import (
     TokenWeights,
     find_attention,
@@ -65,9 +65,9 @@ from cahp_opt.torch import (
     refit,
     slice_heads,
 )
-from cahp_opt.torch.batching import batch_size
-from cahp_opt.torch.encoding import encode, timing_batch
-from cahp_opt.torch.timing import device_name
+from cahp_opt.torch.latency.block_times import device_name
+from cahp_opt.torch.running.batches import batch_size
+from cahp_opt.torch.texts.encoding import encode, timing_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
@@ -102,7 +102,7 @@ URGENT = {
 }
 """What is compared without training before all else, for when time is short."""
 METHODS_FILE = "benchmarks/accuracy/methods.py"
-CHOOSING = ("cahp_opt/choices.py", "cahp_opt/objectives", "cahp_opt/solvers", METHODS_FILE)
+CHOOSING = ("cahp_opt/runs/method.py", "cahp_opt/objectives", "cahp_opt/solvers", METHODS_FILE)
 """What decides which units are chosen: with other code they are chosen again."""
 REFITTING = tuple(
     f"cahp_opt/torch/{name}.py"

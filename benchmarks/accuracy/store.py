@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.data import digest
-from cahp_opt.records import whole_file
+from cahp_opt.files.records import whole_file
 
 Row = dict[str, Any]
 

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.accuracy.data import Data, digest, read
 from cahp_opt.demo import SHA256, demo_model
-from cahp_opt.texts import Example
-from cahp_opt.torch.batching import inputs_of
-from cahp_opt.torch.encoding import encode
+from cahp_opt.runs.texts import Example
+from cahp_opt.torch.running.batches import inputs_of
+from cahp_opt.torch.texts.encoding import encode
 
 CACHE = Path(__file__).parent / "cache"
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures"
 VERSIONS = ("4.57.6", "5.0.0", "5.12.1", "5.24.0")
 TORCH = "2.13.0"
-TESTS = ("tests/test_torch_matrix.py", "tests/test_torch_ecosystem.py")
+TESTS = ("tests/torch/test_matrix.py", "tests/torch/checkpoints/test_ecosystem.py")
 
 
 def environment(folder: Path, transformers: str, torch: str) -> Path:

@@ -38,8 +38,8 @@ from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import Tensor
 
 from benchmarks.machine import device_of, facts, slug
-from cahp_opt.heads import Bools
-from cahp_opt.stats import HeadStats
+from cahp_opt.space import Bools
+from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import (
     bypass_empty,
     calibrate,
@@ -50,8 +50,8 @@ from cahp_opt.torch import (
     save_pretrained,
     slice_heads,
 )
-from cahp_opt.torch.fidelity import ClassLogits, Fidelity, PooledEmbedding
-from cahp_opt.torch.timing import device_name
+from cahp_opt.torch.evaluation.fidelity import ClassLogits, Fidelity, PooledEmbedding
+from cahp_opt.torch.latency.block_times import device_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures"

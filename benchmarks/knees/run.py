@@ -35,12 +35,12 @@ from torch import Tensor, nn
 from benchmarks.knees.rules import DEGREES, measured_rules, value_rules
 from benchmarks.machine import facts
 from cahp_opt import Budget, Frontier, Problem, frontier, select
-from cahp_opt.heads import Bools
 from cahp_opt.objectives import Complementarity, ExplainedVariance
+from cahp_opt.runs.texts import Example, read_table
 from cahp_opt.solvers import CAHP, DynamicProgram
-from cahp_opt.texts import Example, read_table
+from cahp_opt.space import Bools
 from cahp_opt.torch import calibrate, find_attention, refit, slice_heads
-from cahp_opt.torch.encoding import encode
+from cahp_opt.torch.texts.encoding import encode
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "knees"
 PACKAGES = ("cahp-opt", "torch", "transformers", "scikit-learn", "numpy")

@@ -18,9 +18,9 @@ from transformers import (
     ViTConfig,
 )
 
+from cahp_opt.costs.latency_table import Phase
 from cahp_opt.demo import DemoError, demo_model
-from cahp_opt.heads import Unit
-from cahp_opt.latency import Phase
+from cahp_opt.space import Unit
 
 BOTH = (Phase.PREFILL, Phase.DECODE)
 

@@ -16,7 +16,7 @@ from benchmarks.latency.models import SHAPES
 from benchmarks.latency.pictures import BAND, EXECUTIONS, Row, blocks, predictions
 from benchmarks.latency.run import EXECUTIONS as DEFAULTS
 from benchmarks.pages import records, write_or_check
-from cahp_opt.latency import NOISY
+from cahp_opt.costs.latency_table import NOISY
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "latency"
@@ -46,7 +46,7 @@ the floor is close to 100 %, because the table has a `least` (a time that it nev
 that is nearly everything; and errors and spread are those of the host that launches, not of the device. CUDA
 graphs launch everything at once and show the time of the device, where heads do count. The two do not run
 quite the same kernels, and their curves may differ: while a graph is captured, transformers 5 makes attention
-masks that it leaves out otherwise, and that costs time (see `run_through` in `cahp_opt/torch/executing.py`).
+masks that it leaves out otherwise, and that costs time (see `run_through` in `cahp_opt/torch/latency/execution.py`).
 
 The first picture of a device shows the time of one block, the most common one of its model, by the number of
 units kept. On a GPU it is the time of the device alone, eagerly too. No unit costs as much as one,

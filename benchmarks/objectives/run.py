@@ -32,11 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.machine import described, device_of, facts
 from benchmarks.objectives.catalogue import OBJECTIVES
 from cahp_opt import Budget, HeadStats, Problem, Selection, select
-from cahp_opt.heads import Bools, HeadSpace
 from cahp_opt.objectives import Quadratic
-from cahp_opt.recovery import Recovery
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.texts import read_table, split
 from cahp_opt.solvers import Auto
-from cahp_opt.texts import read_table, split
+from cahp_opt.space import Bools, HeadSpace
 from cahp_opt.torch import (
     calibrate,
     fidelity_of,
@@ -46,9 +46,9 @@ from cahp_opt.torch import (
     select_staged,
     slice_heads,
 )
-from cahp_opt.torch.batching import inputs_of
-from cahp_opt.torch.encoding import encode
-from cahp_opt.torch.token_weights import TokenWeights
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.running.batches import inputs_of
+from cahp_opt.torch.texts.encoding import encode
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "objectives"

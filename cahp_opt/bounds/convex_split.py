@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cahp_opt.heads import Floats, HeadSpace
-from cahp_opt.oracle import MOST_TABULATED
+from cahp_opt.bounds.oracle import MOST_TABULATED
+from cahp_opt.space import Floats, HeadSpace
 
 
 class Split(NamedTuple):

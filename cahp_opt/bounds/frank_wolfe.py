@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cahp_opt.budget import Budget
-from cahp_opt.heads import Bools, Floats, HeadSpace
-from cahp_opt.keep_set_mixture import Mixture
-from cahp_opt.oracle import MOST_TABULATED, Oracle, Vertex
+from cahp_opt.bounds.convex_split import Split, best_split, shifted, single_parts, tabulated_parts
+from cahp_opt.bounds.mixture import Mixture
+from cahp_opt.bounds.oracle import MOST_TABULATED, Oracle, Vertex
+from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import QuadraticForm
-from cahp_opt.quadratic_subsets import subset_values
-from cahp_opt.splitting import Split, best_split, shifted, single_parts, tabulated_parts
+from cahp_opt.space import Bools, Floats, HeadSpace
+from cahp_opt.subsets import subset_values
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,14 @@ import typer
 from rich.console import Console
 
 import cahp_opt
-from cahp_opt.belongings import Belongings
-from cahp_opt.budget import BudgetError
-from cahp_opt.choices import (
-    Method,
-    ObjectiveName,
-    Precision,
-    SolverName,
-    Units,
-)
-from cahp_opt.comparison import is_journal
-from cahp_opt.display import Display
-from cahp_opt.goals import (
+from cahp_opt.cli.display import Display
+from cahp_opt.cli.errors import explain
+from cahp_opt.cli.option_words import as_options
+from cahp_opt.cli.stopping import stopping_in_order
+from cahp_opt.cli.streams import never_failing_streams
+from cahp_opt.cli.unused_options import Given
+from cahp_opt.costs.budget import BudgetError
+from cahp_opt.costs.goals import (
     KV_CACHE,
     MEMORY,
     PARAMETERS,
@@ -35,36 +31,40 @@ from cahp_opt.goals import (
     ResourceGoal,
     asked_latency,
 )
-from cahp_opt.hardware import Hardware
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.latency_table import Execution
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
+from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
+from cahp_opt.files.belongings import Belongings
+from cahp_opt.files.records import RecordError, is_record
 from cahp_opt.identity import coverage_note
-from cahp_opt.latency import Execution
-from cahp_opt.option_words import as_options
-from cahp_opt.pooling import Pooling, recorded_pooling
 from cahp_opt.problem import Problem
-from cahp_opt.profile import Profile
-from cahp_opt.records import RecordError, is_record
-from cahp_opt.recovery import Recovery, Weighting
-from cahp_opt.report import (
+from cahp_opt.runs.method import (
+    Method,
+    ObjectiveName,
+    Precision,
+    SolverName,
+    Units,
+)
+from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.report import (
     Report,
     comparison_tables,
     profile_lines,
     selection_tables,
     tables,
 )
+from cahp_opt.runs.texts import LineTexts, Split, TableTexts, split
 from cahp_opt.selection import Selection
-from cahp_opt.sentences import explain
-from cahp_opt.stats import HeadStats
-from cahp_opt.stopping import stopping_in_order
-from cahp_opt.streams import never_failing_streams
-from cahp_opt.target import Target
-from cahp_opt.texts import LineTexts, Split, TableTexts, split
-from cahp_opt.unused_options import Given
-from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.pooling import Pooling, recorded_pooling
+from cahp_opt.studies.comparison import is_journal
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from cahp_opt.torch.pipeline import Named
+    from cahp_opt.torch.pipeline.pruning_run import Named
 
 app = typer.Typer(
     name="cahp",
@@ -400,7 +400,7 @@ def prune(
     _note(given.check(solvers=(method.solver,)))
     _note(_idle_units(units, named.model))
 
-    from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
+    from cahp_opt.torch.pipeline.pruning_run import Applying, Reading, run_pipeline
 
     with _kept_runs(output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
@@ -503,10 +503,10 @@ def calibrate(
         sensitivity_examples = 0 if _embeds(named) else 2048
 
     from cahp_opt.torch import calibrate as measure
-    from cahp_opt.torch.encoding import encode, notes_on_empty
-    from cahp_opt.torch.fidelity import embedding_notes
-    from cahp_opt.torch.loading import output_of
-    from cahp_opt.torch.text_rehearsal import rehearse_texts
+    from cahp_opt.torch.checkpoints.model_loading import output_of
+    from cahp_opt.torch.evaluation.fidelity import embedding_notes
+    from cahp_opt.torch.texts.encoding import encode, notes_on_empty
+    from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
     fidelity = output_of(named.name, named.model, named.pooling)
     _note(embedding_notes(named.model, fidelity))
@@ -589,7 +589,7 @@ def latency(
     loaded = _model(model, threads, where, precision, display, leave_out)
     _note(_idle_units(units, loaded))
 
-    from cahp_opt.torch.pipeline import estimate_profile, measure_profile
+    from cahp_opt.torch.pipeline.pruning_run import estimate_profile, measure_profile
 
     if hardware is not None:
         profile = estimate_profile(loaded, workloads, hardware, display, units.unit)
@@ -626,8 +626,8 @@ def hardware(
     with display.stage("load"):
         import torch
 
-        from cahp_opt.torch.loading import device_named
-        from cahp_opt.torch.probing import measure_hardware
+        from cahp_opt.torch.checkpoints.model_loading import device_named
+        from cahp_opt.torch.latency.peak_rates import measure_hardware
 
         told = _set_threads(threads)
         place = device_named(device)
@@ -753,9 +753,9 @@ def compare(
     unpruned time, as far as they can be reached, or 3/4, 1/2 and 1/4 of the units without a latency
     table.
     """
-    from cahp_opt import comparison
-    from cahp_opt.plotting import plot_gaps, plot_values, plots_missing
-    from cahp_opt.plugins import objective_named, solver_named
+    from cahp_opt.cli.plugins import objective_named, solver_named
+    from cahp_opt.studies import comparison
+    from cahp_opt.studies.plotting import plot_gaps, plot_values, plots_missing
 
     given = _given(context)
     measured = _stats(stats)
@@ -862,7 +862,7 @@ def apply(
     if texts is not None:
         _embeds(replace(named, pooling=pooling or recorded_pooling(chosen.provenance)))
 
-    from cahp_opt.torch.pipeline import Applying, Reading, apply_selection
+    from cahp_opt.torch.pipeline.pruning_run import Applying, Reading, apply_selection
 
     timed = recorded_workloads(chosen.provenance, repeats) or (Workload(repeats=repeats),)
     workloads = tuple(
@@ -921,7 +921,7 @@ def demo(
     named = _named(str(demo_model()), threads, "cpu", None, display)
     texts = split(demo_texts(), most=2000, held_out=256, seed=seed)
 
-    from cahp_opt.torch.pipeline import Applying, Reading, run_pipeline
+    from cahp_opt.torch.pipeline.pruning_run import Applying, Reading, run_pipeline
 
     with _kept_runs(output_dir.resolve(), workloads) as samples:
         report = run_pipeline(
@@ -1059,7 +1059,7 @@ def _set_threads(threads: int | None) -> list[str]:
     """
     import torch
 
-    from cahp_opt.processors import fitting_threads, granted
+    from cahp_opt.costs.processors import fitting_threads, granted
 
     usual = torch.get_num_threads()
     wanted = usual if threads is None else threads
@@ -1087,7 +1087,7 @@ def _model(
     with display.stage("load"):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-        from cahp_opt.torch.loading import foreign_code, load_model, quiet
+        from cahp_opt.torch.checkpoints.model_loading import foreign_code, load_model, quiet
 
         quiet()
         told = _set_threads(threads)
@@ -1101,8 +1101,8 @@ def _model(
 def _embeds(named: Named) -> bool:
     """Whether a model's output is an embedding that all of its tokens make; refuses an output that cannot be
     compared."""
-    from cahp_opt.torch.fidelity import PooledEmbedding
-    from cahp_opt.torch.loading import output_of
+    from cahp_opt.torch.checkpoints.model_loading import output_of
+    from cahp_opt.torch.evaluation.fidelity import PooledEmbedding
 
     output = output_of(named.name, named.model, named.pooling)
     return isinstance(output, PooledEmbedding) and not output.pooling.reads_one_token
@@ -1121,8 +1121,8 @@ def _named(
 ) -> Named:
     model = _model(name, threads, device, precision, display, leave_out)
 
-    from cahp_opt.torch.loading import ModelError, foreign_tokens, load_tokenizer
-    from cahp_opt.torch.pipeline import Named
+    from cahp_opt.torch.checkpoints.model_loading import ModelError, foreign_tokens, load_tokenizer
+    from cahp_opt.torch.pipeline.pruning_run import Named
 
     try:
         tokenizer = load_tokenizer(name)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import traceback
+from pathlib import Path
 
 _RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers report the disk's errors
 _ADVICE = {
@@ -46,7 +47,7 @@ def _disk(number: int, path: object) -> str:
 def _raised_here(error: Exception) -> bool:
     """Whether a ``raise`` of this library made the error, rather than a slip somewhere below it."""
     frames = traceback.extract_tb(error.__traceback__)
-    inside = os.path.dirname(os.path.realpath(__file__))
+    inside = str(Path(__file__).resolve().parents[1])
     folders = (inside, os.path.realpath(os.path.join(inside, "solvers")))
     last = frames[-1] if frames else None
     return (

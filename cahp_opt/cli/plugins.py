@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cahp_opt.choices import ObjectiveName, SolverName
 from cahp_opt.problem import Objective
+from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.selection import Solver
-from cahp_opt.stats import HeadStats
+from cahp_opt.stats.head_stats import HeadStats
 
 
 def solver_named(text: str) -> Solver:

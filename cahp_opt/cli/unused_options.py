@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from cahp_opt.choices import SolverName
-from cahp_opt.recovery import Recovery
+from cahp_opt.runs.method import SolverName
+from cahp_opt.runs.recovery import Recovery
 
 
 class UnusedOptionError(ValueError):

@@ -10,10 +10,10 @@ from math import fsum
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.count_table import CountTable
-from cahp_opt.heads import Bools, HeadSpace, Ints, is_whole
-from cahp_opt.knapsack import best_counts
-from cahp_opt.latency import LatencyTable, count_arrays
+from cahp_opt.costs.count_table import CountTable
+from cahp_opt.costs.knapsack import best_counts
+from cahp_opt.costs.latency_table import LatencyTable, count_arrays
+from cahp_opt.space import Bools, HeadSpace, Ints, is_whole
 
 Units = int | Sequence[int] | Ints
 """One number for all blocks, or one per block."""

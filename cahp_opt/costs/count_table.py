@@ -9,7 +9,7 @@ from math import fsum
 
 import numpy as np
 
-from cahp_opt.heads import Floats, Ints
+from cahp_opt.space import Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import fsum
 
-from cahp_opt.count_table import CountTable
-from cahp_opt.heads import is_whole
-from cahp_opt.latency import LatencyTable, Phase
-from cahp_opt.profile import Profile
+from cahp_opt.costs.count_table import CountTable
+from cahp_opt.costs.latency_table import LatencyTable, Phase
+from cahp_opt.costs.profile import Profile
+from cahp_opt.space import is_whole
 
 PARAMETERS = "parameters"
 """The resource counted in weights."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
 
-from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.files.records import PathLike, read_json, reading, write_json
 
 _KIND, _VERSION = "cahp-hardware", 1
 

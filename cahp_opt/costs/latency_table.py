@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.anchoring import fit_anchors
-from cahp_opt.heads import Floats, HeadSpace, is_whole
-from cahp_opt.records import PathLike, read_json, reading, write_json
+from cahp_opt.costs.anchors import fit_anchors
+from cahp_opt.files.records import PathLike, read_json, reading, write_json
+from cahp_opt.space import Floats, HeadSpace, is_whole
 
 LATENCY_KIND, _VERSION = "cahp-latency", 1
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from cahp_opt.budget import Budget
-from cahp_opt.count_table import CountTable
-from cahp_opt.goals import Goal, LatencyGoal, goals_to_text
-from cahp_opt.heads import HeadSpace
-from cahp_opt.latency import LatencyTable, Phase
-from cahp_opt.profile import Profile
+from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.count_table import CountTable
+from cahp_opt.costs.goals import Goal, LatencyGoal, goals_to_text
+from cahp_opt.costs.latency_table import LatencyTable, Phase
+from cahp_opt.costs.profile import Profile
+from cahp_opt.space import HeadSpace
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Target:
     def provenance(self, profile: Profile | None) -> dict[str, str]:
         """What the target was made from, for the record of a selection.
 
-        ``goals`` is the text of :func:`~cahp_opt.goals.goals_to_text`; ``workloads`` a JSON object that
+        ``goals`` is the text of :func:`~cahp_opt.costs.goals.goals_to_text`; ``workloads`` a JSON object that
         tells for every workload how its table was measured, and ``remarks`` a JSON list.
 
         Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from cahp_opt.records import RecordError, read_json, write_json
+from cahp_opt.files.records import RecordError, read_json, write_json
 
 LIST_FILE = "cahp_files.json"
 """The list of what was written to a folder, in the folder."""

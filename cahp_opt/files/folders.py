@@ -9,15 +9,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cahp_opt.belongings import Belongings, write_list
-from cahp_opt.records import PathLike
+from cahp_opt.files.belongings import Belongings, write_list
+from cahp_opt.files.records import PathLike
 
 
 @contextmanager
 def whole_folder(path: PathLike, *, overwrite: bool = False) -> Generator[Path]:
     """A temporary folder beside ``path`` that becomes ``path`` only if the body ends well.
 
-    What was written is listed in it (:data:`~cahp_opt.belongings.LIST_FILE`), and that is what may be
+    What was written is listed in it (:data:`~cahp_opt.files.belongings.LIST_FILE`), and that is what may be
     replaced later. Anything else in the folder stays; where a new file has its name, it gets the ending
     ``.kept``.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from cahp_opt.records import PathLike
+from cahp_opt.files.records import PathLike
 
 _MARKS = {  # the long ones first: the mark of UTF-16 begins the one of UTF-32
     codecs.BOM_UTF32_LE: "utf-32",

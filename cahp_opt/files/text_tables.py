@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from cahp_opt.records import PathLike
-from cahp_opt.text_lines import TextError, TextLines
+from cahp_opt.files.records import PathLike
+from cahp_opt.files.text_lines import TextError, TextLines
 
 _LONGEST_CELL = 1 << 20  # a quote that is not closed for so many characters is no quote
 _MEANT = {

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import finite
-from cahp_opt.heads import Floats
-from cahp_opt.jeffries_matusita import closeness, signature_features
-from cahp_opt.objectives.coverage import FacilityLocation
+from cahp_opt.objectives.facility_location import FacilityLocation
 from cahp_opt.problem import BehaviourForm
-from cahp_opt.stats import HeadStats
+from cahp_opt.space import Floats
+from cahp_opt.stats.class_distances import closeness, signature_features
+from cahp_opt.stats.head_stats import HeadStats
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from cahp_opt.heads import Floats
-from cahp_opt.stats import HeadStats, Total
+from cahp_opt.space import Floats
+from cahp_opt.stats.head_stats import HeadStats, Total
 
 
 class Curvature(Enum):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cahp_opt.heads import Floats
 from cahp_opt.problem import BestSubsets
+from cahp_opt.space import Floats
 
 MOST_UNITS = 16
 """A block of this many units has 65 536 subsets; beyond it, tabulating is refused."""

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import finite
-from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.problem import BestSubsets, Objective
-from cahp_opt.stats import HeadStats
+from cahp_opt.space import Bools, Floats, HeadSpace
+from cahp_opt.stats.head_stats import HeadStats
 
 _UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
 _BATCH_BYTES = 2**18

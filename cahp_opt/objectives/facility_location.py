@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import finite
-from cahp_opt.heads import Bools, Floats, Ints
-from cahp_opt.jeffries_matusita import closeness, signature_features
-from cahp_opt.objectives.matrices import Matrix, checked_matrix, columns_of
+from cahp_opt.objectives.similarities import Matrix, checked_matrix, columns_of
 from cahp_opt.problem import CoverageForm, Objective
-from cahp_opt.stats import HeadStats
+from cahp_opt.space import Bools, Floats, Ints
+from cahp_opt.stats.class_distances import closeness, signature_features
+from cahp_opt.stats.head_stats import HeadStats
 
 _CHUNK = 2**16  # numbers handled at once: a double-precision buffer that fits a second-level cache
 _FEW = 8  # a unit's rows are listed once they are fewer than one in this many

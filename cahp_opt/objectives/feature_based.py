@@ -8,10 +8,10 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.heads import Bools, Floats
-from cahp_opt.objectives.coverage import row_weights
-from cahp_opt.objectives.matrices import Matrix, checked_matrix, sum_rows
+from cahp_opt.objectives.facility_location import row_weights
+from cahp_opt.objectives.similarities import Matrix, checked_matrix, sum_rows
 from cahp_opt.problem import Objective
+from cahp_opt.space import Bools, Floats
 
 _CHUNK = 2**16
 

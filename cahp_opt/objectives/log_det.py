@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import finite
-from cahp_opt.heads import Bools, Floats
 from cahp_opt.problem import Objective
+from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.heads import Bools, Floats, HeadSpace
 from cahp_opt.problem import BestSubsets, Objective, QuadraticForm, Tracker
+from cahp_opt.space import Bools, Floats, HeadSpace
 
 
 @dataclass(frozen=True, eq=False)

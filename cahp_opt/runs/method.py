@@ -11,8 +11,9 @@ import numpy as np
 
 import cahp_opt
 from cahp_opt import solvers
-from cahp_opt.budget import Budget
-from cahp_opt.heads import HeadSpace, Unit
+from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
 from cahp_opt.objectives import (
     Complementarity,
     ExplainedVariance,
@@ -20,15 +21,14 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
-from cahp_opt.pooling import provenance_of
 from cahp_opt.problem import Objective, Problem
-from cahp_opt.profile import Profile
-from cahp_opt.recovery import Recovery
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Selection, Solver, select
-from cahp_opt.sensitivity import Sensitivity
-from cahp_opt.signatures import Signatures
-from cahp_opt.stats import HeadStats, Moments, Total
-from cahp_opt.target import Target
+from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.stats.head_stats import HeadStats, Moments, Total
+from cahp_opt.stats.pooling import provenance_of
+from cahp_opt.stats.sensitivity import Sensitivity
+from cahp_opt.stats.signatures import Signatures
 
 
 class ObjectiveName(str, Enum):

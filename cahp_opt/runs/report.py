@@ -11,16 +11,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cahp_opt.budget import Budget
-from cahp_opt.comparison import Comparison
-from cahp_opt.goals import Goal, LatencyGoal, ResourceGoal
-from cahp_opt.heads import Unit
-from cahp_opt.latency import Execution, Phase
-from cahp_opt.profile import Profile
-from cahp_opt.records import PathLike, read_json, reading, write_json
-from cahp_opt.recovery import Recovery
-from cahp_opt.rounds import TOLERANCE, Check
+from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.checks import TOLERANCE, Check
+from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
+from cahp_opt.costs.latency_table import Execution, Phase
+from cahp_opt.costs.profile import Profile
+from cahp_opt.files.records import PathLike, read_json, reading, write_json
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Selection
+from cahp_opt.space import Unit
+from cahp_opt.studies.comparison import Comparison
 
 _KIND, _VERSION = "cahp-report", 1
 _PLURAL = {Unit.HEAD: "heads", Unit.KV_GROUP: "key/value groups", Unit.QUERY_SLOT: "query slots"}

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cahp_opt.records import PathLike
-from cahp_opt.text_lines import TextError as TextError
-from cahp_opt.text_lines import TextLines
-from cahp_opt.text_tables import TextTable
+from cahp_opt.files.records import PathLike
+from cahp_opt.files.text_lines import TextError as TextError
+from cahp_opt.files.text_lines import TextLines
+from cahp_opt.files.text_tables import TextTable
 
 _POOL = 1 << 20  # distinct texts that a draw is made from, at least; what it takes memory for
 _CHUNK = 1 << 18
@@ -96,7 +96,7 @@ class LineTexts:
 
 
 class TableTexts:
-    """The texts of a table, see :class:`~cahp_opt.text_tables.TextTable`.
+    """The texts of a table, see :class:`~cahp_opt.files.text_tables.TextTable`.
 
     Going through it reads the file anew, row by row.
 

@@ -6,9 +6,9 @@ from itertools import combinations
 
 import numpy as np
 
-from cahp_opt.heads import Floats
-from cahp_opt.signatures import Signatures
-from cahp_opt.stats import HeadStats
+from cahp_opt.space import Floats
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.signatures import Signatures
 
 _LEAST_VARIANCE = 1e-6
 

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import finite, scatter_about_mean, scatter_between
-from cahp_opt.heads import Block, Bools, Floats, HeadSpace
+from cahp_opt.files.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.identity import difference
-from cahp_opt.pooling import Pooling, in_words
-from cahp_opt.records import PathLike, RecordError, check_header, reading, whole_file
-from cahp_opt.sensitivity import Sensitivity
-from cahp_opt.signatures import Signatures
+from cahp_opt.space import Block, Bools, Floats, HeadSpace
+from cahp_opt.stats.pooling import Pooling, in_words
+from cahp_opt.stats.sensitivity import Sensitivity
+from cahp_opt.stats.signatures import Signatures
 
 _KIND, _VERSION = "cahp-stats", 2
 _ABOUT_ZERO = 1  # the version whose second moments are about zero

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.arrays import finite, scatter_between
-from cahp_opt.heads import Bools, Floats
+from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,12 +16,12 @@ class Sensitivity:
 
     For every real token ``z`` is the input of the block's output projection ``W``, and ``g`` the gradient
     of a random probe of the model's output by the block's output ``W z``, so that an error ``e`` there
-    costs ``E[(g' e)^2] / 2`` (see :mod:`cahp_opt.torch.fidelity`). The weight of a token is ``g' g``. The
+    costs ``E[(g' e)^2] / 2`` (see :mod:`cahp_opt.torch.evaluation.fidelity`). The weight of a token is ``g' g``. The
     expectation over tokens of ``g g'`` and ``z z'`` together is approximated by that of one times that of
     the other, as in K-FAC (Martens and Grosse 2015), but with the tokens that matter counting more.
 
     Args:
-        sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.Moments`.
+        sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.head_stats.Moments`.
         scatter: sum of ``(g' g) (z - m) (z - m)'`` about the weighted mean ``m``, shape ``[d, d]``.
         metric: sum of ``(W' g) (W' g)'``, shape ``[d, d]``.
         weight: sum of ``g' g``.

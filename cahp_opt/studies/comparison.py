@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from cahp_opt.files.records import PathLike, RecordError, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
-from cahp_opt.records import PathLike, RecordError, read_json, reading, write_json
 from cahp_opt.selection import Solver, rounding_slack, select
 
 _KIND, _VERSION = "cahp-comparison", 1

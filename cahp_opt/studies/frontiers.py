@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.heads import Floats
+from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
-from cahp_opt.records import PathLike, read_json, reading, write_json
 from cahp_opt.selection import Proposal, Selection, Solver, select
+from cahp_opt.space import Floats
 
 _KIND, _VERSION = "cahp-frontier", 1
 

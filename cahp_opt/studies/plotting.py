@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cahp_opt.comparison import Comparison
-from cahp_opt.records import PathLike, whole_file
+from cahp_opt.files.records import PathLike, whole_file
+from cahp_opt.studies.comparison import Comparison
 
 
 def plot_gaps(comparison: Comparison, path: PathLike) -> None:

@@ -3,35 +3,35 @@
 Importing this needs the ``torch`` extra; :mod:`cahp_opt` itself does not.
 """
 
-from cahp_opt.pooling import Pooling
-from cahp_opt.recovery import Weighting
-from cahp_opt.torch.attention import (
+from cahp_opt.runs.recovery import Weighting
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.blocks.explicit import explicit_attention
+from cahp_opt.torch.blocks.finder import (
     Attention,
     AttentionBlock,
     UnsupportedModelError,
     find_attention,
 )
-from cahp_opt.torch.bypassing import bypass_empty
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.completion import Anchor
-from cahp_opt.torch.estimating import estimate_latency
-from cahp_opt.torch.explicit import explicit_attention
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.finetuning import finetune
-from cahp_opt.torch.gathering import gather_stats
-from cahp_opt.torch.learning import learn_attention
-from cahp_opt.torch.masking import capture_head_outputs, head_mask
-from cahp_opt.torch.probing import measure_hardware
-from cahp_opt.torch.promise import ForeignTableWarning, select_measured
-from cahp_opt.torch.refitting import BlockFit, refit
-from cahp_opt.torch.resources import count_resources
-from cahp_opt.torch.samples import SampleFile
-from cahp_opt.torch.slicing import selection_of, slice_heads
-from cahp_opt.torch.staging import select_staged
-from cahp_opt.torch.timing import measure_latency, time_models
-from cahp_opt.torch.token_weights import TokenWeights
-from cahp_opt.torch.verification import SliceError, verify_slice
+from cahp_opt.torch.calibration.across_processes import gather_stats
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.staged_selection import select_staged
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.latency.block_times import measure_latency, time_models
+from cahp_opt.torch.latency.exact_counts import count_resources
+from cahp_opt.torch.latency.measured_selection import ForeignTableWarning, select_measured
+from cahp_opt.torch.latency.peak_rates import measure_hardware
+from cahp_opt.torch.latency.roofline import estimate_latency
+from cahp_opt.torch.latency.timing_log import SampleFile
+from cahp_opt.torch.recovery.finetuning import finetune
+from cahp_opt.torch.recovery.refitting import BlockFit, refit
+from cahp_opt.torch.running.gates import capture_head_outputs, head_mask
+from cahp_opt.torch.slicing.bypass import bypass_empty
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
+from cahp_opt.torch.slicing.verification import SliceError, verify_slice
+from cahp_opt.torch.tracing.descriptions import Anchor
+from cahp_opt.torch.tracing.learning import learn_attention
 
 __all__ = [
     "Anchor",

@@ -6,9 +6,9 @@ import time
 
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Proposal, Status
-from cahp_opt.solvers.filling import filled_up
-from cahp_opt.solvers.single_units import climb_units, costs_alike
-from cahp_opt.solvers.steps import Step, Walk, best_step
+from cahp_opt.solvers.parts.filling import filled_up
+from cahp_opt.solvers.parts.single_units import climb_units, costs_alike
+from cahp_opt.solvers.parts.steps import Step, Walk, best_step
 
 
 def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> Proposal:

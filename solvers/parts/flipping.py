@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from cahp_opt.solvers.neighbourhood import Neighbourhood
+from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 
 
 def flip_while_better(here: Neighbourhood, deadline: float) -> bool:

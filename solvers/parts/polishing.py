@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cahp_opt.budget import Budget
-from cahp_opt.heads import Bools, Floats
-from cahp_opt.oracle import MOST_TABULATED, Oracle
+from cahp_opt.bounds.oracle import MOST_TABULATED, Oracle
+from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import QuadraticForm
-from cahp_opt.quadratic_subsets import subset_values
-from cahp_opt.solvers.rooms import Rooms
-from cahp_opt.solvers.spending import Spending
+from cahp_opt.solvers.parts.rooms import Rooms
+from cahp_opt.solvers.parts.spending import Spending
+from cahp_opt.space import Bools, Floats
+from cahp_opt.subsets import subset_values
 
 
 class Polisher:

@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from cahp_opt.heads import Bools, Floats
 from cahp_opt.problem import Problem
-from cahp_opt.solvers.plateaus import plateau_ends
-from cahp_opt.solvers.spending import Spending
+from cahp_opt.solvers.parts.plateaus import plateau_ends
+from cahp_opt.solvers.parts.spending import Spending
+from cahp_opt.space import Bools, Floats
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.heads import Floats
 from cahp_opt.problem import CoverageForm, Objective, QuadraticForm
-from cahp_opt.solvers.neighbourhood import Neighbourhood
+from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
+from cahp_opt.space import Floats
 
 _MOST_UNITS = 4096  # beyond it a matrix of all pairs is too large
 

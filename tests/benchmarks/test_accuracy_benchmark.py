@@ -24,12 +24,12 @@ from benchmarks.accuracy.store import Busy, Store
 from benchmarks.accuracy.training import Recipe, accuracy, groups, train
 from benchmarks.machine import described
 from benchmarks.pages import stale
-from cahp_opt.budget import BudgetError
-from cahp_opt.latency import LatencyTable, Provenance
-from cahp_opt.recovery import Recovery
-from cahp_opt.target import Target
+from cahp_opt.costs.budget import BudgetError
+from cahp_opt.costs.latency_table import LatencyTable, Provenance
+from cahp_opt.costs.target import Target
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.torch import find_attention, head_mask
-from cahp_opt.torch.encoding import encode
+from cahp_opt.torch.texts.encoding import encode
 
 pytest.importorskip("sklearn")
 pytest.importorskip("ortools")

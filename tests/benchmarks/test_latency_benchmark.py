@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from benchmarks.latency import models, run
-from cahp_opt.heads import Block, HeadSpace
+from cahp_opt.space import Block, HeadSpace
 from cahp_opt.torch import time_models
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FAST = ["--sets", "3", "--repeats", "1", "--examples", "2", "--tokens", "8", "--context", "16"]
 
 

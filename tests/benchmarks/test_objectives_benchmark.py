@@ -17,12 +17,12 @@ from test_torch_calibration import collate, texts
 
 from benchmarks.objectives import report, run, scoring
 from benchmarks.objectives.catalogue import OBJECTIVES, reconstruction
-from cahp_opt.heads import HeadSpace
 from cahp_opt.objectives import ExplainedVariance, Modular
-from cahp_opt.recovery import Recovery
-from cahp_opt.stats import Total
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.space import HeadSpace
+from cahp_opt.stats.head_stats import Total
 from cahp_opt.torch import refit, slice_heads
-from cahp_opt.torch.evaluation import evaluate
+from cahp_opt.torch.evaluation.evaluation import evaluate
 
 
 @given(st.integers(1, 70), st.data())

@@ -8,12 +8,12 @@ from helpers import BUDGETS, OBJECTIVES, SPACES, make_problem
 from instances_exact import coverage_problem, damage_problem
 
 from cahp_opt import HeadSpace, Problem, select
-from cahp_opt.bounds import certified_bound
-from cahp_opt.coverage_bound import coverage_bound
-from cahp_opt.frank_wolfe import Effort, quadratic_frank_wolfe
-from cahp_opt.oracle import Oracle
+from cahp_opt.bounds.certified import certified_bound
+from cahp_opt.bounds.convex_split import best_split, single_parts, tabulated_parts
+from cahp_opt.bounds.frank_wolfe import Effort, quadratic_frank_wolfe
+from cahp_opt.bounds.oracle import Oracle
+from cahp_opt.bounds.row_prices import coverage_bound
 from cahp_opt.solvers import BruteForce, LazyGreedy, LocalSearch, RandomSubset
-from cahp_opt.splitting import best_split, single_parts, tabulated_parts
 
 
 def check_bounds(problem: Problem, seed: int) -> None:

@@ -28,11 +28,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from cahp_opt import HeadStats, LatencyTable, Profile, Provenance, Selection, Unit
-from cahp_opt.cli import main
-from cahp_opt.report import Report
-from cahp_opt.torch import SampleFile, find_attention, from_pretrained, pipeline
-from cahp_opt.torch.batching import inputs_of
-from cahp_opt.torch.timing import Timing
+from cahp_opt.cli.commands import main
+from cahp_opt.runs.report import Report
+from cahp_opt.torch import SampleFile, find_attention, from_pretrained
+from cahp_opt.torch.latency.block_times import Timing
+from cahp_opt.torch.pipeline import pruning_run as pipeline
+from cahp_opt.torch.running.batches import inputs_of
 
 WORDS = [f"w{i}" for i in range(tiny_models.VOCABULARY - 4)]
 
@@ -104,7 +105,7 @@ def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         return LatencyTable(space, 1e-3, tuple(1e-3 * np.arange(u + 1) for u in space.units))
 
     monkeypatch.setattr(pipeline, "measure_latency", measure)
-    monkeypatch.setattr("cahp_opt.torch.promise.time_models", SteadyTimes())
+    monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", SteadyTimes())
 
 
 @dataclass
@@ -238,7 +239,7 @@ def test_a_goal_that_is_missed_is_solved_again(
     """The heads are slower than their table says: 16 ms instead of 13, and 8.8 ms are allowed."""
     monkeypatch.setenv("COLUMNS", "200")
     times = SteadyTimes(slower=1.25)
-    monkeypatch.setattr("cahp_opt.torch.promise.time_models", times)
+    monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", times)
     goal: list[str | Path] = ["--text", text, "--latency", "8.8ms"]
     assert prune(model, tmp_path / "out", *goal) == 0
     report = Report.read(tmp_path / "out" / "report.json")
@@ -268,7 +269,7 @@ def test_a_table_that_says_unreachable_is_not_believed_unmeasured(
     model: Path, text: Path, tmp_path: Path, steady_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = SteadyTimes(slower=0.5)
-    monkeypatch.setattr("cahp_opt.torch.promise.time_models", times)
+    monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", times)
     assert prune(model, tmp_path / "out", "--text", text, "--latency", "3.5ms") == 0
     assert times.calls == [[12, 3], [12, 5], [12, 5]]
     report = Report.read(tmp_path / "out" / "report.json")
@@ -661,8 +662,8 @@ def test_plans_without_the_device_say_so(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cahp_opt.torch.probing._SIDE", {"cpu": 32})
-    monkeypatch.setattr("cahp_opt.torch.probing._COPIED", 2**12)
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._SIDE", {"cpu": 32})
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._COPIED", 2**12)
     hardware, stats, table = (str(tmp_path / n) for n in ("h.json", "s.safetensors", "l.json"))
     assert main(["hardware", "--device", "cpu", "--output", hardware, "--threads", "1"]) == 0
     assert "Gflop/s in float32" in capsys.readouterr().out
@@ -736,7 +737,7 @@ def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
     stats = tmp_path / "stats.safetensors"
     assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
     code = (
-        "import sys; from cahp_opt.cli import main; "
+        "import sys; from cahp_opt.cli.commands import main; "
         f"code = main(['select', '--stats', {str(stats)!r}, '--heads', '6', '--output', "
         f"{str(tmp_path / 'selection.json')!r}]); "
         "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
@@ -1001,7 +1002,7 @@ def test_interrupted_calibration(
             raise KeyboardInterrupt
         return inputs_of(*args)
 
-    monkeypatch.setattr("cahp_opt.torch.calibration.inputs_of", interrupted)
+    monkeypatch.setattr("cahp_opt.torch.calibration.calibration.inputs_of", interrupted)
 
     def run() -> int:
         return prune(model, tmp_path / "out", "--text", text, "--heads", "6")
@@ -1020,10 +1021,10 @@ def test_signals_reach_a_process(
     code = (
         # A shell that runs the tests in the background has children ignore the signal.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys, time; import cahp_opt.torch.calibration as c; real = c.inputs_of\n"
+        "import sys, time; import cahp_opt.torch.calibration.calibration as c; real = c.inputs_of\n"
         "def slow(batch): print('calibrating', flush=True); time.sleep(60); return real(batch)\n"
         "c.inputs_of = slow\n"
-        f"from cahp_opt.cli import main; sys.exit(main(['prune', {str(model)!r}, '--text', "
+        f"from cahp_opt.cli.commands import main; sys.exit(main(['prune', {str(model)!r}, '--text', "
         f"{str(text)!r}, '--heads', '6', '--output-dir', {str(tmp_path / 'out')!r}]))"
     )
     with subprocess.Popen(
@@ -1115,7 +1116,7 @@ def test_records_that_do_not_fit(
 
 def test_without_pytorch(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from cahp_opt.cli import main; "
+        "import sys; sys.modules['torch'] = None; from cahp_opt.cli.commands import main; "
         "sys.exit(main(['latency', 'nowhere']))"
     )
     done = subprocess.run(

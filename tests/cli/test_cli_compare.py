@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from test_records import SPACE, make_stats, make_table
 
-from cahp_opt import Comparison, HeadStats, Objective, Selection, plugins
-from cahp_opt.cli import main
+from cahp_opt import Comparison, HeadStats, Objective, Selection
+from cahp_opt.cli import plugins
+from cahp_opt.cli.commands import main
 
 OWN = '''
 from dataclasses import dataclass

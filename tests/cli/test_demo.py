@@ -10,9 +10,9 @@ import pytest
 from cahp_opt import Budget, Problem, Selection, select
 from cahp_opt.demo import PACKAGE, DemoError, check_weights, demo_model, demo_texts
 from cahp_opt.objectives import ExplainedVariance, Modular
-from cahp_opt.report import Report
+from cahp_opt.runs.report import Report
+from cahp_opt.runs.texts import split
 from cahp_opt.solvers import DynamicProgram, RandomSubset, TopK
-from cahp_opt.texts import split
 
 slow = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @slow
 def test_the_whole_demonstration(folder: Path, tmp_path: Path) -> None:
-    from cahp_opt.cli import main
+    from cahp_opt.cli.commands import main
 
     output = tmp_path / "pruned-minilm"
     assert main(["demo", "--output-dir", str(output)]) == 0
@@ -68,9 +68,9 @@ def test_explained_variance_beats_the_baselines_after_the_refit(
 ) -> None:
     """Half of all units kept, every keep-set refitted on the same texts, judged on others."""
     from cahp_opt.torch import calibrate, refit, slice_heads
-    from cahp_opt.torch.encoding import encode
-    from cahp_opt.torch.evaluation import evaluate
-    from cahp_opt.torch.loading import load_model, load_tokenizer
+    from cahp_opt.torch.checkpoints.model_loading import load_model, load_tokenizer
+    from cahp_opt.torch.evaluation.evaluation import evaluate
+    from cahp_opt.torch.texts.encoding import encode
 
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     texts = split(demo_texts(), most=1500, held_out=512, seed=0)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from test_records import make_stats
 
-from cahp_opt.cli import main
-from cahp_opt.option_words import as_options
+from cahp_opt.cli.commands import main
+from cahp_opt.cli.option_words import as_options
 
 COMMANDS = {
     "prune": {

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from cahp_opt import cli
-from cahp_opt.belongings import LIST_FILE
-from cahp_opt.records import whole_file
-from cahp_opt.stopping import stopping_in_order
-from cahp_opt.torch.folders import whole_folder
-from cahp_opt.workloads import Workload
+from cahp_opt.cli import commands as cli
+from cahp_opt.cli.stopping import stopping_in_order
+from cahp_opt.costs.workloads import Workload
+from cahp_opt.files.belongings import LIST_FILE
+from cahp_opt.files.folders import whole_folder
+from cahp_opt.files.records import whole_file
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 

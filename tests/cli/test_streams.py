@@ -12,7 +12,7 @@ import pytest
 from test_records import make_stats, make_table
 
 from cahp_opt import Selection
-from cahp_opt.cli import main
+from cahp_opt.cli.commands import main
 
 NAMES = ["modèle", "模型", "a\udce8b"]
 """The last one is a name that is not of the system's encoding."""
@@ -60,7 +60,11 @@ def test_a_real_process(tmp_path: Path) -> None:
     folder.mkdir()
     make_stats(model="Model/1/2").save(folder / "s.safetensors")
     path = os.pathsep.join(p for p in sys.path if p)
-    command = [sys.executable, "-c", "import sys; from cahp_opt.cli import main; sys.exit(main())"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from cahp_opt.cli.commands import main; sys.exit(main())",
+    ]
     given = ["select", "--stats", str(folder / "s.safetensors"), "--heads", "3"]
     done = subprocess.run(
         [*command, *given, "--output", str(folder / "selection.json")],

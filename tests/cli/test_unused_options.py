@@ -13,10 +13,10 @@ import typer
 from test_records import SPACE, make_stats, make_table
 
 from cahp_opt import Budget, Problem
-from cahp_opt.choices import ObjectiveName, SolverName
-from cahp_opt.cli import app, main
-from cahp_opt.recovery import Recovery
-from cahp_opt.unused_options import _RULES, Given, UnusedOptionError
+from cahp_opt.cli.commands import app, main
+from cahp_opt.cli.unused_options import _RULES, Given, UnusedOptionError
+from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.recovery import Recovery
 
 DEFAULTS: dict[str, Any] = {
     "text": Path("t"),

@@ -36,9 +36,9 @@ from cahp_opt import (
     Total,
     Unit,
 )
-from cahp_opt.pooling import Pooling
-from cahp_opt.records import whole_file
-from cahp_opt.sensitivity import Sensitivity
+from cahp_opt.files.records import whole_file
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.stats.sensitivity import Sensitivity
 
 SPACE = HeadSpace((Block("first", 3), Block("second", 2, Unit.KV_GROUP)))
 

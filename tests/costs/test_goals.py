@@ -22,16 +22,16 @@ from cahp_opt import (
     Provenance,
     ResourceTable,
 )
-from cahp_opt.choices import Method
-from cahp_opt.goals import (
+from cahp_opt.costs.goals import (
     LatencyGoal,
     ResourceGoal,
     asked_latency,
     goals_from_text,
     goals_to_text,
 )
-from cahp_opt.target import Target, remarks
-from cahp_opt.workloads import Workload, recorded_workloads, workloads_for
+from cahp_opt.costs.target import Target, remarks
+from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
+from cahp_opt.runs.method import Method
 
 SPACE = HeadSpace.uniform(2, 4)
 PREFILL = LatencyTable(

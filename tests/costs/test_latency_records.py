@@ -32,8 +32,8 @@ from cahp_opt import (
     ResourceTable,
     Unit,
 )
-from cahp_opt.goals import LatencyGoal
-from cahp_opt.target import Target
+from cahp_opt.costs.goals import LatencyGoal
+from cahp_opt.costs.target import Target
 
 SPACE = HeadSpace((Block("first", 3), Block("second", 2, Unit.KV_GROUP)))
 FACTS = Provenance(device="cpu", batch=8, phase=Phase.DECODE, versions={"torch": "2"})

@@ -13,13 +13,13 @@ import tiny_models as tiny
 import torch
 
 from cahp_opt import HeadSpace
-from cahp_opt.cli import main
-from cahp_opt.heads import Block
-from cahp_opt.latency import LatencyTable, Provenance
-from cahp_opt.processors import fitting_threads, granted
-from cahp_opt.profile import Profile
-from cahp_opt.promise import foreign
-from cahp_opt.torch.timing import measure_latency
+from cahp_opt.cli.commands import main
+from cahp_opt.costs.latency_table import LatencyTable, Provenance
+from cahp_opt.costs.processors import fitting_threads, granted
+from cahp_opt.costs.profile import Profile
+from cahp_opt.space import Block
+from cahp_opt.studies.promise import foreign
+from cahp_opt.torch.latency.block_times import measure_latency
 
 
 def machine(root: Path, groups: str, **files: str) -> Path:
@@ -134,8 +134,8 @@ def test_the_command_line_takes_no_more_threads_than_are_granted(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("cahp_opt.processors.granted", lambda root=None: 2.5)
-    monkeypatch.setattr("cahp_opt.torch.timing.granted", lambda: 2.5)
+    monkeypatch.setattr("cahp_opt.costs.processors.granted", lambda root=None: 2.5)
+    monkeypatch.setattr("cahp_opt.torch.latency.block_times.granted", lambda: 2.5)
     torch.set_num_threads(4)
     size = ["--batch-size", "1", "--sequence-length", "4", "--repeats", "1"]
     path = tmp_path / "profile.json"
@@ -166,6 +166,6 @@ def test_a_table_tells_its_quota_and_one_of_before_is_read(tmp_path: Path) -> No
 
 
 def test_python_records_the_quota_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cahp_opt.torch.timing.granted", lambda: 1.5)
+    monkeypatch.setattr("cahp_opt.torch.latency.block_times.granted", lambda: 1.5)
     table = measure_latency(tiny.BERT.build(), tiny.batch(padded=False), repeats=1)
     assert table.provenance.quota == 1.5

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cahp_opt.belongings import LIST_FILE, Belongings, write_list
-from cahp_opt.torch.folders import whole_folder
+from cahp_opt.files.belongings import LIST_FILE, Belongings, write_list
+from cahp_opt.files.folders import whole_folder
 
 
 def write(folder: Path, text: str, *more: str, overwrite: bool = True) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from cahp_opt import Budget, HeadSpace, Objective, Problem, select
-from cahp_opt.heads import Block
 from cahp_opt.objectives import (
     Concave,
     Curvature,
@@ -25,9 +24,10 @@ from cahp_opt.objectives import (
     SaturatedCoverage,
     SparseFacilityLocation,
 )
-from cahp_opt.objectives.matrices import is_symmetric
+from cahp_opt.objectives.similarities import is_symmetric
 from cahp_opt.solvers import Greedy, LazyGreedy
-from cahp_opt.stats import HeadStats, Moments, Total
+from cahp_opt.space import Block
+from cahp_opt.stats.head_stats import HeadStats, Moments, Total
 
 SMALL = np.array([[4.0, 2.0, 0.0], [2.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
 
@@ -240,7 +240,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux counts it")
 def test_sparse_solves_twenty_thousand_units_in_a_gigabyte() -> None:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", SPARSE],
         capture_output=True,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cahp_opt import texts as module
-from cahp_opt.texts import Example, LineTexts, Split, TableTexts, TextError, read_table, split
+from cahp_opt.runs import texts as module
+from cahp_opt.runs.texts import Example, LineTexts, Split, TableTexts, TextError, read_table, split
 
 
 def lines(path: Path, content: bytes) -> LineTexts:
@@ -117,7 +117,7 @@ def test_a_table_written_without_quoting_is_read_as_it_is(
 def test_a_quote_that_is_never_closed_is_not_sought_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cahp_opt.text_tables._LONGEST_CELL", 100)
+    monkeypatch.setattr("cahp_opt.files.text_tables._LONGEST_CELL", 100)
     (tmp_path / "a").write_text('text\n"open\n' + "words\n" * 50 + 'closed"\n')
     assert len(list(TableTexts(tmp_path / "a"))) == 52
 

@@ -10,8 +10,10 @@ from helpers import make_problem
 from instances_exact import damage_problem, redundancy_problem
 from work_clock import WorkClock
 
-from cahp_opt import HeadSpace, Status, frank_wolfe, select
-from cahp_opt.solvers import MIQP, Auto, BranchAndBound, BruteForce, polishing
+from cahp_opt import HeadSpace, Status, select
+from cahp_opt.bounds import frank_wolfe
+from cahp_opt.solvers import MIQP, Auto, BranchAndBound, BruteForce
+from cahp_opt.solvers.parts import polishing
 
 
 def test_dense_damage_of_some_size_is_proved() -> None:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_records import make_stats
 
 from cahp_opt import Budget, HeadSpace, Problem, Signatures, knee, select
-from cahp_opt.jeffries_matusita import euclidean, jeffries_matusita
 from cahp_opt.objectives import Complementarity, FacilityLocation, Modular
 from cahp_opt.solvers import CAHP, MIQP, LazyGreedy, Spectral
 from cahp_opt.solvers.cahp import Reduction, plane, silhouette_knee
-from cahp_opt.solvers.medoids import Medoids, assigned, simplified_silhouette
+from cahp_opt.solvers.parts.medoids import Medoids, assigned, simplified_silhouette
+from cahp_opt.stats.class_distances import euclidean, jeffries_matusita
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import cahp_opt.objectives
 import cahp_opt.solvers
 from cahp_opt import Budget, HeadSpace, Objective, Problem, Selection, Solver, Status, select
-from cahp_opt.bounds import certified_bound
+from cahp_opt.bounds.certified import certified_bound
 from cahp_opt.problem import CoverageForm, QuadraticForm
 from cahp_opt.solvers import (
     DynamicProgram,

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cahp_opt import Budget, HeadSpace, Problem, Solver, Status, knapsack, select
-from cahp_opt.budget import Budget as BudgetClass
-from cahp_opt.count_table import CountTable
+from cahp_opt import Budget, HeadSpace, Problem, Solver, Status, select
+from cahp_opt.bounds.convex_split import best_split, single_parts
+from cahp_opt.costs import knapsack
+from cahp_opt.costs.budget import Budget as BudgetClass
+from cahp_opt.costs.count_table import CountTable
 from cahp_opt.objectives import FacilityLocation, GraphCut, Modular
 from cahp_opt.problem import QuadraticForm
 from cahp_opt.solvers import (
@@ -29,8 +31,7 @@ from cahp_opt.solvers import (
     Tabu,
     TopK,
 )
-from cahp_opt.solvers.master import Master, TimeUp
-from cahp_opt.splitting import best_split, single_parts
+from cahp_opt.solvers.parts.master import Master, TimeUp
 
 PASSED = 0.0  # a deadline that lies behind
 

@@ -29,8 +29,8 @@ from cahp_opt import (
     knee,
 )
 from cahp_opt.objectives import FacilityLocation, Modular
-from cahp_opt.plotting import plot_gaps, plot_values
 from cahp_opt.solvers import BruteForce, DynamicProgram, Greedy, LazyGreedy, RandomSubset, TopK
+from cahp_opt.studies.plotting import plot_gaps, plot_values
 
 SPACE = HeadSpace.uniform(2, 4)
 

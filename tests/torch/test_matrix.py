@@ -12,7 +12,7 @@ import torch
 from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace, Unit
+from cahp_opt.space import Bools, HeadSpace, Unit
 from cahp_opt.torch import (
     find_attention,
     from_pretrained,
@@ -21,7 +21,7 @@ from cahp_opt.torch import (
     selection_of,
     slice_heads,
 )
-from cahp_opt.torch.blocks import out_bias, out_weight
+from cahp_opt.torch.blocks.blocks import out_bias, out_weight
 
 Tensors = dict[str, Tensor]
 

@@ -14,17 +14,17 @@ from planted_bugs import BUGS, alternating
 from tiny_models import run
 from torch import nn
 
-from cahp_opt.records import RecordError
+from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
-from cahp_opt.torch import checkpoint
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.blocks import Attention
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.masking import attention_for
-from cahp_opt.torch.ownership import contradictions
-from cahp_opt.torch.sample_inputs import sample_inputs
-from cahp_opt.torch.slicing import selection_of, slice_heads
-from cahp_opt.torch.verification import SliceError
+from cahp_opt.torch.blocks.blocks import Attention
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints import checkpoint
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.running.gates import attention_for
+from cahp_opt.torch.running.made_up_inputs import sample_inputs
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
+from cahp_opt.torch.slicing.verification import SliceError
+from cahp_opt.torch.tracing.ownership import contradictions
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,7 @@ from far_device import FAR, FarTensor, sent
 from test_torch_calibration import assert_same
 
 from cahp_opt.torch import TokenWeights, calibrate, find_attention, refit, slice_heads, verify_slice
-from cahp_opt.torch.evaluation import evaluate
+from cahp_opt.torch.evaluation.evaluation import evaluate
 
 BATCHES = [tiny_models.batch(size=4, length=7, seed=seed) for seed in range(3)]
 FAMILIES = [tiny_models.BERT, tiny_models.LLAMA_GQA]

@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from cahp_opt.heads import Block, HeadSpace, Ints, Unit
-from cahp_opt.torch.layouts import Layout
-from cahp_opt.torch.linears import bias_of, effective_weight
+from cahp_opt.space import Block, HeadSpace, Ints, Unit
+from cahp_opt.torch.blocks.layouts import Layout
+from cahp_opt.torch.blocks.linear_layers import bias_of, effective_weight
 
 CUT = "cahp_cut"
 """Attribute of an attention module that was sliced: its :class:`Cut`."""
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
 
 
 LAYOUT = "cahp_layout"
-"""Attribute of an attention site with the :class:`~cahp_opt.torch.layouts.Layout` that was learnt for its
+"""Attribute of an attention site with the :class:`~cahp_opt.torch.blocks.layouts.Layout` that was learnt for its
 class (see learning.py); it comes before the table."""
 
 
@@ -64,7 +64,7 @@ class AttentionBlock:
         module: the module that runs the attention and holds the head counts.
         out: the output projection: an ``nn.Linear``, a GPT-2 ``Conv1D`` (transposed weight), or a LoRA
             adapter around one.
-        layout: the entry of :data:`~cahp_opt.torch.layouts.LAYOUTS` that describes the site, or the one
+        layout: the entry of :data:`~cahp_opt.torch.blocks.layouts.LAYOUTS` that describes the site, or the one
             that was learnt for it.
         units: prunable units.
         unit: what a unit is.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from cahp_opt.torch.attention import UnsupportedModelError
-from cahp_opt.torch.blocks import submodules
+from cahp_opt.torch.blocks.blocks import submodules
+from cahp_opt.torch.blocks.finder import UnsupportedModelError
 
 
 class ExplicitAttention(nn.Module):

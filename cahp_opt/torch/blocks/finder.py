@@ -8,11 +8,11 @@ from typing import NoReturn
 
 from torch import nn
 
-from cahp_opt.heads import Unit
-from cahp_opt.torch.blocks import LAYOUT, Attention, AttentionBlock, submodules
-from cahp_opt.torch.code_reading import replaces
-from cahp_opt.torch.layouts import LASTING, LAYOUTS
-from cahp_opt.torch.reading import Misfit, best_layout, read_block
+from cahp_opt.space import Unit
+from cahp_opt.torch.blocks.blocks import LAYOUT, Attention, AttentionBlock, submodules
+from cahp_opt.torch.blocks.layouts import LASTING, LAYOUTS
+from cahp_opt.torch.blocks.site_reader import Misfit, best_layout, read_block
+from cahp_opt.torch.blocks.source_code import replaces
 
 __all__ = ["Attention", "AttentionBlock", "UnsupportedModelError", "find_attention"]
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.identity import covers_outputs_alone, difference
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.linears import is_conv1d
-from cahp_opt.torch.readout import plain_weight, readout_weight
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.linear_layers import is_conv1d
+from cahp_opt.torch.blocks.out_weight import plain_weight, readout_weight
 
 _THREADS = 8
 """More do not read memory faster."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.linears import is_conv1d
+from cahp_opt.torch.blocks.linear_layers import is_conv1d
 
 
 def plain_weight(out: nn.Module) -> Tensor | None:

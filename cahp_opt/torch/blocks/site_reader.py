@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from cahp_opt.heads import Ints, Unit
-from cahp_opt.torch.blocks import CUT, LAYOUT, AttentionBlock, Cut, Piece
-from cahp_opt.torch.code_reading import reads
-from cahp_opt.torch.layouts import (
+from cahp_opt.space import Ints, Unit
+from cahp_opt.torch.blocks.blocks import CUT, LAYOUT, AttentionBlock, Cut, Piece
+from cahp_opt.torch.blocks.layouts import (
     GROUPS,
     HEAD_DIMS,
     HEADLESS,
@@ -25,13 +24,14 @@ from cahp_opt.torch.layouts import (
     Part,
     Projection,
 )
-from cahp_opt.torch.linears import (
+from cahp_opt.torch.blocks.linear_layers import (
     NotLinearError,
     column_tensors,
     is_linear,
     row_tensors,
     row_weight,
 )
+from cahp_opt.torch.blocks.source_code import reads
 
 
 class Misfit(Exception):

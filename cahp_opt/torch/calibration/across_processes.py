@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import distributed
 
-from cahp_opt.heads import Floats
-from cahp_opt.pooling import Pooling, in_words
-from cahp_opt.sensitivity import Sensitivity
-from cahp_opt.signatures import Signatures
-from cahp_opt.stats import HeadStats, Moments, Total
+from cahp_opt.space import Floats
+from cahp_opt.stats.head_stats import HeadStats, Moments, Total
+from cahp_opt.stats.pooling import Pooling, in_words
+from cahp_opt.stats.sensitivity import Sensitivity
+from cahp_opt.stats.signatures import Signatures
 
 
 def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None) -> HeadStats:
@@ -29,7 +29,7 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         if accelerator.is_main_process:
             stats.save("stats.safetensors")
 
-    It is the sum ``a + b + ...`` of :class:`~cahp_opt.stats.HeadStats`, so it equals one process that sees all the
+    It is the sum ``a + b + ...`` of :class:`~cahp_opt.stats.head_stats.HeadStats`, so it equals one process that sees all the
     data, up to rounding, where no cap on examples binds. Caps hold per process: with ``R`` processes
     ``gradient_examples=256`` means up to ``256 * R`` in all. Data loaders that repeat examples to
     give every process as many batches (accelerate's ``even_batches``) count these examples twice.

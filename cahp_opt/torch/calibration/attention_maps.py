@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import Attention, AttentionBlock
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of, real_tokens
-from cahp_opt.torch.fidelity import wide
-from cahp_opt.torch.preserving import unmarked
+from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.evaluation.fidelity import wide
+from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, real_tokens
+from cahp_opt.torch.running.undisturbed import unmarked
 
 _EAGER = "eager"  # the only implementation that hands out its attention maps
 

@@ -7,12 +7,20 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Unit
-from cahp_opt.pooling import Pooling
 from cahp_opt.progress import Progress, silent
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.attention import Attention, find_attention
-from cahp_opt.torch.batching import (
+from cahp_opt.space import Unit
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.blocks.finder import Attention, find_attention
+from cahp_opt.torch.blocks.fingerprint import fingerprint
+from cahp_opt.torch.calibration.class_maps import SignatureSums
+from cahp_opt.torch.calibration.divergence import DivergenceSums
+from cahp_opt.torch.calibration.gate_gradients import GradientSums
+from cahp_opt.torch.calibration.output_moments import MomentSums
+from cahp_opt.torch.calibration.token_gradients import SensitivitySums
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.running.batches import (
     Batch,
     batch_size,
     examples,
@@ -21,17 +29,9 @@ from cahp_opt.torch.batching import (
     length,
     real_tokens,
 )
-from cahp_opt.torch.divergence import DivergenceSums
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.fingerprint import fingerprint
-from cahp_opt.torch.gradients import GradientSums
-from cahp_opt.torch.masking import capture_head_outputs
-from cahp_opt.torch.moments import MomentSums
-from cahp_opt.torch.preparing import prepared
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.sensitivity import SensitivitySums
-from cahp_opt.torch.signatures import SignatureSums
-from cahp_opt.torch.token_weights import TokenWeights
+from cahp_opt.torch.running.gates import capture_head_outputs
+from cahp_opt.torch.running.preparing import prepared
+from cahp_opt.torch.running.undisturbed import evaluating
 
 _WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
@@ -65,7 +65,7 @@ def calibrate(
     sums are double. For several processes see :func:`~cahp_opt.torch.gather_stats`.
 
     Args:
-        model: a model whose attention :func:`~cahp_opt.torch.attention.find_attention` understands.
+        model: a model whose attention :func:`~cahp_opt.torch.blocks.finder.find_attention` understands.
         batches: keyword arguments for the model, with ``attention_mask`` where there is padding, and
             ``decoder_attention_mask`` where there is in a decoder's own input; read once. A row must give in
             company what it gives alone: padding that moves positions, or that a head reads, is refused, and

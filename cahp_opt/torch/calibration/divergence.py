@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Floats
-from cahp_opt.stats import Total
-from cahp_opt.torch.attention import Attention
-from cahp_opt.torch.attention_maps import AttentionMaps
-from cahp_opt.torch.batching import Batch, batch_size
+from cahp_opt.space import Floats
+from cahp_opt.stats.head_stats import Total
+from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.torch.calibration.attention_maps import AttentionMaps
+from cahp_opt.torch.running.batches import Batch, batch_size
 
 
 class DivergenceSums:

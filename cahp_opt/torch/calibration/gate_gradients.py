@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Floats
-from cahp_opt.stats import Total
-from cahp_opt.torch.attention import Attention
-from cahp_opt.torch.batching import Batch, batch_size, examples, inputs_of
-from cahp_opt.torch.draws import digests, generators
-from cahp_opt.torch.fidelity import Fidelity
-from cahp_opt.torch.masking import gated
+from cahp_opt.space import Floats
+from cahp_opt.stats.head_stats import Total
+from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.torch.calibration.seeded_draws import digests, generators
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.running.batches import Batch, batch_size, examples, inputs_of
+from cahp_opt.torch.running.gates import gated
 
 
 class GradientSums:

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Floats, Ints
-from cahp_opt.stats import Moments
-from cahp_opt.torch.attention import Attention, AttentionBlock
-from cahp_opt.torch.batching import Batch
-from cahp_opt.torch.centring import ScatterSums, centred
-from cahp_opt.torch.fidelity import wide
-from cahp_opt.torch.padding import Padding
-from cahp_opt.torch.readout import readout_weight
+from cahp_opt.space import Floats, Ints
+from cahp_opt.stats.head_stats import Moments
+from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.blocks.out_weight import readout_weight
+from cahp_opt.torch.evaluation.fidelity import wide
+from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.running.centring import ScatterSums, centred
+from cahp_opt.torch.running.padding import Padding
 
 _SHARE = 4  # of the free memory of a device, one part in so many may hold sums
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cahp_opt.torch.batching import Batch, batch_size, contents_of
+from cahp_opt.torch.running.batches import Batch, batch_size, contents_of
 
 
 def digests(batch: Batch) -> list[bytes]:

@@ -9,19 +9,19 @@ from itertools import pairwise
 import numpy as np
 from torch import nn
 
-from cahp_opt.budget import Budget
-from cahp_opt.heads import Unit
-from cahp_opt.pooling import Pooling, provenance_of
+from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Objective, Problem
 from cahp_opt.progress import Progress, silent
 from cahp_opt.selection import Selection, Solver, Status, select
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import Batch
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.fingerprint import fingerprint
-from cahp_opt.torch.masking import gated
-from cahp_opt.torch.repeating import Repeated
+from cahp_opt.space import Unit
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.pooling import Pooling, provenance_of
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.fingerprint import fingerprint
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.running.gates import gated
+from cahp_opt.torch.running.repeatable_batches import Repeated
 
 
 def select_staged(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import Batch
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.sensitivity import Flow, flows
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.calibration.token_gradients import Flow, flows
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.running.batches import Batch
 
 
 class TokenWeights:

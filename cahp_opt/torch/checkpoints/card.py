@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from cahp_opt.belongings import CARD_FILE, CARD_SEAL, card_digest, is_own_card
+from cahp_opt.files.belongings import CARD_FILE, CARD_SEAL, card_digest, is_own_card
 from cahp_opt.selection import Selection
 
 SPARE_CARD_FILE = "cahp_card.md"

@@ -8,7 +8,7 @@ weights) to the stock loader.
 The stock ``from_pretrained`` alone cannot know what was cut. Under the usual name it would refuse the
 weights because of their shapes, but with ``ignore_mismatched_sizes=True``, which many training scripts
 set, it would replace them by random ones. So they are saved under a name that it does not look for
-whatever its options (see :mod:`cahp_opt.torch.weight_files`): it ends in an error.
+whatever its options (see :mod:`cahp_opt.torch.checkpoints.weight_files`): it ends in an error.
 
 What the stock ``save_pretrained`` writes of a sliced model, and with it the checkpoints of
 ``transformers.Trainer``, has the usual names; the selection is in its configuration, and loads from there.
@@ -29,21 +29,21 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 
-from cahp_opt.belongings import CARD_FILE
-from cahp_opt.heads import HeadSpace
-from cahp_opt.records import PathLike, RecordError
+from cahp_opt.files.belongings import CARD_FILE
+from cahp_opt.files.folders import whole_folder
+from cahp_opt.files.records import PathLike, RecordError
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.card import model_card, write_card
-from cahp_opt.torch.explicit import explicit_attention
-from cahp_opt.torch.folders import whole_folder
-from cahp_opt.torch.learning import attach_layouts, load_layouts, save_layouts
-from cahp_opt.torch.masking import attention_for
-from cahp_opt.torch.origin import BASE_MODEL, origin_of
-from cahp_opt.torch.output_check import compare_check, write_check
-from cahp_opt.torch.slicing import SELECTION, selection_of
-from cahp_opt.torch.surgery import Journal, cut, freeze_ghosts
-from cahp_opt.torch.travelling import (
+from cahp_opt.space import HeadSpace
+from cahp_opt.torch.blocks.explicit import explicit_attention
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.card import model_card, write_card
+from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
+from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
+from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
+from cahp_opt.torch.running.gates import attention_for
+from cahp_opt.torch.slicing.slicing import SELECTION, selection_of
+from cahp_opt.torch.slicing.surgery import Journal, cut, freeze_ghosts
+from cahp_opt.torch.slicing.travelling import (
     EXPLICIT,
     Plan,
     has_sliced_part,
@@ -51,7 +51,7 @@ from cahp_opt.torch.travelling import (
     send_along,
     sent_along,
 )
-from cahp_opt.torch.weight_files import Writer, hide_from_stock, weights_in
+from cahp_opt.torch.tracing.learning import attach_layouts, load_layouts, save_layouts
 
 SELECTION_FILE = "cahp_selection.json"
 """Name of the selection's file in a saved folder."""

@@ -16,17 +16,17 @@ import torch
 import transformers
 from torch import nn
 
-from cahp_opt.choices import Precision
-from cahp_opt.pooling import Pooling
-from cahp_opt.torch.checkpoint import from_pretrained, is_sliced
-from cahp_opt.torch.fidelity import Fidelity, PoolingError, fidelity_of
-from cahp_opt.torch.load_errors import (
+from cahp_opt.runs.method import Precision
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, is_sliced
+from cahp_opt.torch.checkpoints.load_errors import (
     ADAPTER_FILE,
     ModelError,
     adapter_reason,
     explained,
     sentence_of,
 )
+from cahp_opt.torch.evaluation.fidelity import Fidelity, PoolingError, fidelity_of
 
 __all__ = [
     "ModelError",

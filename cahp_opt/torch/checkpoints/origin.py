@@ -11,8 +11,8 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 import cahp_opt
-from cahp_opt.pooling import POOLING, provenance_of
-from cahp_opt.torch.embedders import embedder_of
+from cahp_opt.stats.pooling import POOLING, provenance_of
+from cahp_opt.torch.evaluation.embedders import embedder_of
 
 BASE_MODEL = "base_model"
 """Key of the hub id of the original model."""

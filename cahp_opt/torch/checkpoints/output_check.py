@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.records import RecordError, read_json, reading, write_json
-from cahp_opt.torch.batching import device_of
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.sample_inputs import headless, sample_inputs
+from cahp_opt.files.records import RecordError, read_json, reading, write_json
+from cahp_opt.torch.running.batches import device_of
+from cahp_opt.torch.running.made_up_inputs import headless, sample_inputs
+from cahp_opt.torch.running.undisturbed import evaluating
 
 CHECK_FILE = "cahp_check.json"
 """Name of the file in a saved folder."""

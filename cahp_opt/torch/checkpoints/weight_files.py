@@ -6,7 +6,7 @@ import json
 from enum import Enum
 from pathlib import Path
 
-from cahp_opt.records import RecordError
+from cahp_opt.files.records import RecordError
 
 STEM = "cahp_weights"
 """Weights are written as ``cahp_weights.safetensors``, or shards with an index of such a name. No option of

@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 from torch import Tensor, nn
 
-from cahp_opt.pooling import Pooling, recorded_pooling
-from cahp_opt.torch.slicing import selection_of
+from cahp_opt.stats.pooling import Pooling, recorded_pooling
+from cahp_opt.torch.slicing.slicing import selection_of
 
 _MODULES, _PROMPTS = "modules.json", "config_sentence_transformers.json"
 _FIRST_FOLDER = "1_Pooling"  # where the configuration is in folders without a list of modules

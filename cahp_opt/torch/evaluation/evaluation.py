@@ -9,12 +9,12 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from cahp_opt.pooling import Pooling
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.batching import Batch, batch_size, inputs_of, length
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.preparing import prepared
-from cahp_opt.torch.preserving import evaluating
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, length
+from cahp_opt.torch.running.preparing import prepared
+from cahp_opt.torch.running.undisturbed import evaluating
 
 FEW = 30
 """Figures of fewer texts than that are noted to be of few."""
@@ -26,7 +26,7 @@ class Report:
 
     Classifiers: ``kl``, ``agreement`` and with labels ``dense_accuracy``, ``accuracy``. Encoders without a
     head: ``cosine_distance``, ``neighbour_agreement_at_10`` (of fewer neighbours where there are few texts, and
-    not of all others, see :class:`~cahp_opt.torch.tallies.EmbeddingTally`). Causal language models:
+    not of all others, see :class:`~cahp_opt.torch.evaluation.figures.EmbeddingTally`). Causal language models:
     ``kl_per_token``, ``agreement``, ``dense_perplexity``, ``perplexity``. Divergences are in nats, shares
     from 0 to 1.
 
@@ -58,7 +58,7 @@ def evaluate(
 
     Args:
         dense: the reference.
-        model: the changed model; the same model under :func:`~cahp_opt.torch.masking.head_mask` cannot
+        model: the changed model; the same model under :func:`~cahp_opt.torch.running.gates.head_mask` cannot
             be compared with itself, slice a copy for that.
         batches: keyword arguments for the models; ``labels`` are used for accuracies only.
         fidelity: what to compare; None for what fits the dense model's head.

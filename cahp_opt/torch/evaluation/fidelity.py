@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cahp_opt.pooling import Pooling
-from cahp_opt.torch.batching import IGNORED, Batch, decoder_tokens, real_tokens
-from cahp_opt.torch.embedders import embedder_of, pooled
-from cahp_opt.torch.labels import class_numbers, numbers
-from cahp_opt.torch.tallies import (
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.evaluation.embedders import embedder_of, pooled
+from cahp_opt.torch.evaluation.figures import (
     ClassTally,
     EmbeddingTally,
     RegressionTally,
@@ -31,6 +29,8 @@ from cahp_opt.torch.tallies import (
     Tally,
     TokenTally,
 )
+from cahp_opt.torch.evaluation.labels import class_numbers, numbers
+from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens, real_tokens
 
 Generators = Sequence[np.random.Generator]
 
@@ -92,7 +92,7 @@ class Fidelity(ABC):
 
     @abstractmethod
     def tally(self) -> Tally:
-        """An empty tally of the figures that :func:`~cahp_opt.torch.evaluation.evaluate` reports."""
+        """An empty tally of the figures that :func:`~cahp_opt.torch.evaluation.evaluation.evaluate` reports."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Task loss per example, ``[batch]``, if the batch has labels that this output can be judged by."""

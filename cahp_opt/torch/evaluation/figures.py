@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cahp_opt.torch.batching import IGNORED, Batch, decoder_tokens
-from cahp_opt.torch.centring import in_double
-from cahp_opt.torch.labels import class_numbers, numbers
+from cahp_opt.torch.evaluation.labels import class_numbers, numbers
+from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens
+from cahp_opt.torch.running.centring import in_double
 
 
 class Tally(ABC):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cahp_opt.torch.batching import IGNORED, Batch, labels_of
+from cahp_opt.torch.running.batches import IGNORED, Batch, labels_of
 
 
 def class_numbers(

@@ -16,13 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.anchoring import Fit, fit_anchors
-from cahp_opt.heads import Bools, Floats, HeadSpace, Ints, Unit
-from cahp_opt.latency import Execution, LatencyTable, Phase, Provenance
-from cahp_opt.processors import granted
+from cahp_opt.costs.anchors import Fit, fit_anchors
+from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase, Provenance
+from cahp_opt.costs.processors import granted
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
-from cahp_opt.torch.batching import (
+from cahp_opt.space import Bools, Floats, HeadSpace, Ints, Unit
+from cahp_opt.torch.blocks.blocks import submodules
+from cahp_opt.torch.blocks.finder import Attention, AttentionBlock, find_attention
+from cahp_opt.torch.blocks.fingerprint import structure
+from cahp_opt.torch.latency.cache import caches_in, snapshot
+from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.execution import (
+    captured,
+    compiled,
+    on,
+    refuse_unfit,
+    room_to_compile,
+    run_through,
+)
+from cahp_opt.torch.latency.stopwatch import Piece, Timing, interleaved
+from cahp_opt.torch.latency.timing_log import SampleFile
+from cahp_opt.torch.running.batches import (
     Batch,
     batch_size,
     device_of,
@@ -31,22 +45,8 @@ from cahp_opt.torch.batching import (
     prepare,
     real_tokens,
 )
-from cahp_opt.torch.blocks import submodules
-from cahp_opt.torch.caches import caches_in, snapshot
-from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.executing import (
-    captured,
-    compiled,
-    on,
-    refuse_unfit,
-    room_to_compile,
-    run_through,
-)
-from cahp_opt.torch.fingerprint import structure
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.samples import SampleFile
-from cahp_opt.torch.slicing import thin_copy
-from cahp_opt.torch.stopwatch import Piece, Timing, interleaved
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.slicing.slicing import thin_copy
 
 __all__ = ["Timing", "measure_latency", "time_models"]
 
@@ -121,7 +121,7 @@ def measure_latency(
     as often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
     nothing there. The model is not changed.
 
-    Blocks alone run faster than in the model (see :func:`~cahp_opt.anchoring.fit_anchors`), so the table
+    Blocks alone run faster than in the model (see :func:`~cahp_opt.costs.anchors.fit_anchors`), so the table
     is anchored on whole models, from unpruned to nothing kept, even and uneven, that are timed in the
     same way: one factor for all blocks, everything outside them as the offset, and the time to launch
     all operations where a fast device waits for that, make it predict these best. ``provenance.error``

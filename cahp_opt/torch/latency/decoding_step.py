@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
-from cahp_opt.torch.batching import Batch, has_decoder_input, inputs_of
-from cahp_opt.torch.cache_tensors import CACHE_NAMES, cache_of
-from cahp_opt.torch.caches import snapshot
-from cahp_opt.torch.stopwatch import Piece
+from cahp_opt.torch.latency.cache import snapshot
+from cahp_opt.torch.latency.stopwatch import Piece
+from cahp_opt.torch.running.batches import Batch, has_decoder_input, inputs_of
+from cahp_opt.torch.running.cache_tensors import CACHE_NAMES, cache_of
 
 _ENCODED = ("encoder_hidden_states", "encoder_attention_mask")  # what decoders of a pair still read
 

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Floats, Ints, Unit
-from cahp_opt.profile import ResourceTable
-from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.batching import Batch, inputs_of, prepare
-from cahp_opt.torch.blocks import AttentionBlock, Piece
-from cahp_opt.torch.cache_tensors import bytes_of, cache_bytes
-from cahp_opt.torch.fingerprint import structure
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.skeletons import rehearse
-from cahp_opt.torch.slicing import thin_copy
-from cahp_opt.torch.surgery import Journal, untied
+from cahp_opt.costs.profile import ResourceTable
+from cahp_opt.space import Floats, Ints, Unit
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
+from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.fingerprint import structure
+from cahp_opt.torch.latency.weightless import rehearse
+from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
+from cahp_opt.torch.running.cache_tensors import bytes_of, cache_bytes
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.slicing.slicing import thin_copy
+from cahp_opt.torch.slicing.surgery import Journal, untied
 
 Slot = tuple[nn.Module, str]
 """A parameter by the module that holds it and its name there: slicing replaces it there alone."""

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from cahp_opt.latency import Execution
-from cahp_opt.torch.stopwatch import Piece
+from cahp_opt.costs.latency_table import Execution
+from cahp_opt.torch.latency.stopwatch import Piece
 
 _WARM_UP = 3
 """Runs before a capture, in which libraries choose their kernels and take their memory."""

@@ -8,18 +8,18 @@ from dataclasses import replace
 
 from torch import nn
 
-from cahp_opt.heads import Unit
-from cahp_opt.latency import Execution, Provenance
+from cahp_opt.costs.latency_table import Execution, Provenance
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
 from cahp_opt.problem import Objective
-from cahp_opt.profile import Profile
 from cahp_opt.progress import Progress, silent
-from cahp_opt.promise import ForeignTableWarning, Measure, Pair, Promise, foreign
 from cahp_opt.selection import Selection, Solver
-from cahp_opt.target import Target
-from cahp_opt.torch.batching import Batch, device_of, prepare
-from cahp_opt.torch.fingerprint import structure
-from cahp_opt.torch.slicing import thin_copy
-from cahp_opt.torch.timing import device_name, provenance, time_models
+from cahp_opt.space import Unit
+from cahp_opt.studies.promise import ForeignTableWarning, Measure, Pair, Promise, foreign
+from cahp_opt.torch.blocks.fingerprint import structure
+from cahp_opt.torch.latency.block_times import device_name, provenance, time_models
+from cahp_opt.torch.running.batches import Batch, device_of, prepare
+from cahp_opt.torch.slicing.slicing import thin_copy
 
 __all__ = ["ForeignTableWarning", "here", "measuring", "select_measured", "time_pairs"]
 
@@ -44,7 +44,7 @@ def select_measured(
 
     In every round the unpruned and the sliced model are timed in turns, on every workload that a latency
     goal is about, in the phase and the way of its table. A ratio counts from the unpruned time of the same
-    round. :meth:`~cahp_opt.promise.Promise.keep` tells how rounds follow each other.
+    round. :meth:`~cahp_opt.studies.promise.Promise.keep` tells how rounds follow each other.
 
     Args:
         model: the unpruned model, on the device and in the precision that it will run in; it is not

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.hardware import Hardware
-from cahp_opt.torch.operations import Operation, Operations
-from cahp_opt.torch.stopwatch import waiting
-from cahp_opt.torch.timing import device_name, dtype_name
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.torch.latency.block_times import device_name, dtype_name
+from cahp_opt.torch.latency.operations import Operation, Operations
+from cahp_opt.torch.latency.stopwatch import waiting
 
 _SIDE = {"cpu": 1024}
 """Rows of the large square matrices, by kind of device."""

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from cahp_opt.hardware import Hardware
-from cahp_opt.heads import Unit
-from cahp_opt.latency import Execution, LatencyTable, Phase
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import Batch, inputs_of, prepare
-from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.operations import Operation, Operations
-from cahp_opt.torch.skeletons import rehearse, skeleton
-from cahp_opt.torch.slicing import thin_copy
-from cahp_opt.torch.stopwatch import Piece
-from cahp_opt.torch.timing import dtype_name, places, provenance
+from cahp_opt.space import Unit
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.latency.block_times import dtype_name, places, provenance
+from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.operations import Operation, Operations
+from cahp_opt.torch.latency.stopwatch import Piece
+from cahp_opt.torch.latency.weightless import rehearse, skeleton
+from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
+from cahp_opt.torch.slicing.slicing import thin_copy
 
 
 def estimate_latency(

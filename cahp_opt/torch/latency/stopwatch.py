@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from cahp_opt.heads import Floats
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.samples import SampleFile
+from cahp_opt.space import Floats
+from cahp_opt.torch.latency.timing_log import SampleFile
 
 _log = logging.getLogger(__name__)
 

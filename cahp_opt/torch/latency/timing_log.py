@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from cahp_opt.records import PathLike, RecordError
+from cahp_opt.files.records import PathLike, RecordError
 
 _KIND, _VERSION = "cahp-samples", 1
 

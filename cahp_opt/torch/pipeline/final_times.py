@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from cahp_opt.goals import LatencyGoal, goals_from_text
-from cahp_opt.latency import Provenance
+from cahp_opt.costs.checks import TOLERANCE, Check
+from cahp_opt.costs.goals import LatencyGoal, goals_from_text
+from cahp_opt.costs.latency_table import Provenance
+from cahp_opt.costs.workloads import Workload, recorded_tables
 from cahp_opt.progress import Progress, silent
-from cahp_opt.promise import Pair, foreign, named_goals
-from cahp_opt.report import LatencyReport, verdict
-from cahp_opt.rounds import TOLERANCE, Check
+from cahp_opt.runs.report import LatencyReport, verdict
 from cahp_opt.selection import Selection
-from cahp_opt.torch.promise import here, time_pairs
-from cahp_opt.workloads import Workload, recorded_tables
+from cahp_opt.studies.promise import Pair, foreign, named_goals
+from cahp_opt.torch.latency.measured_selection import here, time_pairs
 
 NOTED_DRIFT = 0.1
 """A machine that has drifted further than that since the table was measured is mentioned."""

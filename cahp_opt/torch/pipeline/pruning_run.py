@@ -12,56 +12,61 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.belongings import CARD_FILE, LIST_FILE
-from cahp_opt.budget import BudgetError
-from cahp_opt.choices import Method, ObjectiveName
-from cahp_opt.display import Display
-from cahp_opt.hardware import Hardware
-from cahp_opt.heads import HeadSpace, Unit
+from cahp_opt.cli.display import Display
+from cahp_opt.costs.budget import BudgetError
+from cahp_opt.costs.checks import Round
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
+from cahp_opt.costs.profile import Profile, ResourceTable
+from cahp_opt.costs.target import Target, remarks
+from cahp_opt.costs.workloads import Workload, recorded_tables
+from cahp_opt.files.belongings import CARD_FILE, LIST_FILE
+from cahp_opt.files.folders import whole_folder
 from cahp_opt.identity import coverage_note
-from cahp_opt.latency import Execution, LatencyTable, Phase
-from cahp_opt.pooling import Pooling, in_words, provenance_of, recorded_pooling
-from cahp_opt.profile import Profile, ResourceTable
 from cahp_opt.progress import Progress
-from cahp_opt.promise import Measure, Promise
-from cahp_opt.recovery import Recovery, Weighting
-from cahp_opt.report import REPORT_FILE, FidelityReport, Report
-from cahp_opt.rounds import Round
+from cahp_opt.runs.method import Method, ObjectiveName
+from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.report import REPORT_FILE, FidelityReport, Report
+from cahp_opt.runs.texts import Split
 from cahp_opt.selection import Selection
-from cahp_opt.stats import HeadStats
-from cahp_opt.target import Target, remarks
-from cahp_opt.texts import Split
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import batch_size, device_of, inputs_of, prepare
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.card import give_way
-from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
-from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.encoding import encode, notes_on_empty, timing_batch
-from cahp_opt.torch.estimating import estimate_latency
-from cahp_opt.torch.evaluation import Report as Judgement
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.executing import ExecutionError, refuse_unfit
-from cahp_opt.torch.fidelity import Fidelity, PooledEmbedding, embedding_notes, fidelity_of
-from cahp_opt.torch.final_times import final_times, recorded_goals
-from cahp_opt.torch.finetuning import finetune
-from cahp_opt.torch.fingerprint import mismatch, structure
-from cahp_opt.torch.folders import whole_folder
-from cahp_opt.torch.masking import attention_for
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.promise import measuring
-from cahp_opt.torch.refitting import refit
-from cahp_opt.torch.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
-from cahp_opt.torch.resources import count_resources
-from cahp_opt.torch.samples import SampleFile
-from cahp_opt.torch.signatures import class_labels
-from cahp_opt.torch.skeletons import skeleton
-from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.text_rehearsal import rehearse_texts
-from cahp_opt.torch.timing import device_name, measure_latency
-from cahp_opt.torch.token_weights import TokenWeights
-from cahp_opt.torch.verification import verify_slice
-from cahp_opt.workloads import Workload, recorded_tables
+from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.pooling import Pooling, in_words, provenance_of, recorded_pooling
+from cahp_opt.studies.promise import Measure, Promise
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.fingerprint import mismatch, structure
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.class_maps import class_labels
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.checkpoints.card import give_way
+from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.evaluation.evaluation import Report as Judgement
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.fidelity import (
+    Fidelity,
+    PooledEmbedding,
+    embedding_notes,
+    fidelity_of,
+)
+from cahp_opt.torch.latency.block_times import device_name, measure_latency
+from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.exact_counts import count_resources
+from cahp_opt.torch.latency.execution import ExecutionError, refuse_unfit
+from cahp_opt.torch.latency.measured_selection import measuring
+from cahp_opt.torch.latency.roofline import estimate_latency
+from cahp_opt.torch.latency.timing_log import SampleFile
+from cahp_opt.torch.latency.weightless import skeleton
+from cahp_opt.torch.pipeline.final_times import final_times, recorded_goals
+from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
+from cahp_opt.torch.recovery.finetuning import finetune
+from cahp_opt.torch.recovery.refitting import refit
+from cahp_opt.torch.running.batches import batch_size, device_of, inputs_of, prepare
+from cahp_opt.torch.running.gates import attention_for
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.slicing.slicing import slice_heads
+from cahp_opt.torch.slicing.verification import verify_slice
+from cahp_opt.torch.texts.encoding import encode, notes_on_empty, timing_batch
+from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
 STATS_FILE = "stats.safetensors"
 LATENCY_FILE = "latency.json"
@@ -150,7 +155,7 @@ def run_pipeline(
 
     What can fail is tried before what takes long: the folder, the model, the solver, then the budget. Where
     a latency is limited, the sliced model is timed before the refit, and the units are selected again with
-    corrected tables if it misses the limit (see :class:`~cahp_opt.promise.Promise`).
+    corrected tables if it misses the limit (see :class:`~cahp_opt.studies.promise.Promise`).
 
     Args:
         named: the unpruned model.

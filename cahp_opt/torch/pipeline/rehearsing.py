@@ -11,14 +11,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cahp_opt.recovery import Recovery
-from cahp_opt.torch.attention import UnsupportedModelError
-from cahp_opt.torch.batching import inputs_of, prepare
-from cahp_opt.torch.checkpoint import Saveable, check_saveable
-from cahp_opt.torch.fidelity import Fidelity
-from cahp_opt.torch.finetuning import check_trainable
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.refitting import check_refittable
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.torch.blocks.finder import UnsupportedModelError
+from cahp_opt.torch.checkpoints.checkpoint import Saveable, check_saveable
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.recovery.finetuning import check_trainable
+from cahp_opt.torch.recovery.refitting import check_refittable
+from cahp_opt.torch.running.batches import inputs_of, prepare
+from cahp_opt.torch.running.undisturbed import evaluating
 
 
 def rehearse_recovery(model: nn.Module, recovery: Recovery, batch: Mapping[str, Tensor]) -> None:

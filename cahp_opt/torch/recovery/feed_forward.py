@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.batching import Batch
-from cahp_opt.torch.blocks import submodules
-from cahp_opt.torch.fidelity import wide
-from cahp_opt.torch.linears import NotLinearError, base_linear, check_linear
-from cahp_opt.torch.walking import Walk
+from cahp_opt.torch.blocks.blocks import submodules
+from cahp_opt.torch.blocks.linear_layers import NotLinearError, base_linear, check_linear
+from cahp_opt.torch.evaluation.fidelity import wide
+from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.running.layer_walk import Walk
 
 _TOLERANCE = 0.05  # of a shift that is looked for again; half precision rounds by less
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.torch.batching import Batch, device_of, inputs_of, labels_of, prepare
-from cahp_opt.torch.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.preparing import prepared
-from cahp_opt.torch.preserving import evaluating, unmarked
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.running.batches import Batch, device_of, inputs_of, labels_of, prepare
+from cahp_opt.torch.running.preparing import prepared
+from cahp_opt.torch.running.undisturbed import evaluating, unmarked
 
 
 def finetune(

@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.recovery import Weighting
-from cahp_opt.torch.attention import Attention, AttentionBlock, find_attention
-from cahp_opt.torch.batching import Batch, batch_size, length, prepare
-from cahp_opt.torch.blocks import out_weight
-from cahp_opt.torch.feed_forward import (
+from cahp_opt.runs.recovery import Weighting
+from cahp_opt.torch.blocks.blocks import out_weight
+from cahp_opt.torch.blocks.finder import Attention, AttentionBlock, find_attention
+from cahp_opt.torch.blocks.linear_layers import bias_of, is_conv1d, row_weight
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.fidelity import wide
+from cahp_opt.torch.recovery.feed_forward import (
     FeedForward,
     find_feed_forward,
     is_plain_linear,
     is_used_once,
 )
-from cahp_opt.torch.fidelity import wide
-from cahp_opt.torch.linears import bias_of, is_conv1d, row_weight
-from cahp_opt.torch.padding import Padding
-from cahp_opt.torch.preparing import PaddingCheck, prepared
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.regression import RidgeSums
-from cahp_opt.torch.repeating import Repeated
-from cahp_opt.torch.token_weights import TokenWeights
-from cahp_opt.torch.walking import Walk, check_runs_once
+from cahp_opt.torch.recovery.ridge import RidgeSums
+from cahp_opt.torch.running.batches import Batch, batch_size, length, prepare
+from cahp_opt.torch.running.layer_walk import Walk, check_runs_once
+from cahp_opt.torch.running.padding import Padding
+from cahp_opt.torch.running.preparing import PaddingCheck, prepared
+from cahp_opt.torch.running.repeatable_batches import Repeated
+from cahp_opt.torch.running.undisturbed import evaluating
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 """What :func:`refit` chooses the penalty from."""

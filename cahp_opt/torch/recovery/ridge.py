@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cahp_opt.torch.centring import between, centred, double_home, in_double
+from cahp_opt.torch.running.centring import between, centred, double_home, in_double
 
 Solution = tuple[Tensor, Tensor | None]
 """Weights ``[targets, inputs]``, and the intercept ``[targets]`` where there is one."""

@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.cache_tensors import takes_cache
-from cahp_opt.torch.centring import has_double
-from cahp_opt.torch.unfit_inputs import MASKS, refuse_unfit_inputs
+from cahp_opt.torch.running.cache_tensors import takes_cache
+from cahp_opt.torch.running.centring import has_double
+from cahp_opt.torch.running.unfit_inputs import MASKS, refuse_unfit_inputs
 
 Batch = Mapping[str, Any]
 """The keyword arguments of ``model(**batch)``, and ``labels`` where there are any."""
@@ -40,7 +40,7 @@ def prepare(
     Raises:
         ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors, with
             labels that are no tensor, NaN or infinite, or as
-            :func:`~cahp_opt.torch.unfit_inputs.refuse_unfit_inputs` tells.
+            :func:`~cahp_opt.torch.running.unfit_inputs.refuse_unfit_inputs` tells.
     """
     device = device_of(model) if device is None else device
     if not isinstance(batch, Mapping):

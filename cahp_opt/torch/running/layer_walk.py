@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import Attention, AttentionBlock
-from cahp_opt.torch.batching import Batch, inputs_of
-from cahp_opt.torch.masking import capture_head_outputs
+from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.running.batches import Batch, inputs_of
+from cahp_opt.torch.running.gates import capture_head_outputs
 
 
 class _Reached(Exception):

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import Attention, AttentionBlock
-from cahp_opt.torch.batching import Batch, decoder_tokens, real_tokens
+from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.running.batches import Batch, decoder_tokens, real_tokens
 
 _TEXT = ("input_ids", "inputs_embeds")
 

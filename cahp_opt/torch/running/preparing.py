@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.batching import (
+from cahp_opt.torch.running.batches import (
     POSITIONS,
     Batch,
     batch_size,
@@ -22,8 +22,8 @@ from cahp_opt.torch.batching import (
     prepare,
     real_tokens,
 )
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.unfit_inputs import padding_id
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.running.unfit_inputs import padding_id
 
 _ALLOWED, _ALLOWED_IN_HALF = 1e-3, 0.1
 """Length of a difference over that of the values, their mean apart. A token that is read by mistake makes
@@ -55,7 +55,7 @@ _ADVICE = {
 
 
 def prepared(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
-    """:func:`~cahp_opt.torch.batching.prepare` for every batch, and :class:`PaddingCheck`.
+    """:func:`~cahp_opt.torch.running.batches.prepare` for every batch, and :class:`PaddingCheck`.
 
     Raises:
         ValueError: naming the position of the batch that cannot be used, or if there is no batch.

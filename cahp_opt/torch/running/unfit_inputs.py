@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks import submodules
+from cahp_opt.torch.blocks.blocks import submodules
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 _CACHES = ("past_key_values", "cache")

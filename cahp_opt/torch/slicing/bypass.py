@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import Batch
-from cahp_opt.torch.blocks import AttentionBlock, submodules
-from cahp_opt.torch.linears import base_linear, bias_of
-from cahp_opt.torch.plain_forward import PlainForward
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.verification import Probe, make_probes
+from cahp_opt.torch.blocks.blocks import AttentionBlock, submodules
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
+from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.slicing.plain_forward import PlainForward
+from cahp_opt.torch.slicing.verification import Probe, make_probes
 
 _WEIGHTS_WANTED = ("output_attentions", "need_weights")
 """Arguments by which a caller asks for attention weights; a block that does not run has none."""

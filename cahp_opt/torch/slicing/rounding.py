@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks import Attention, AttentionBlock, out_bias, out_weight
+from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock, out_bias, out_weight
 
 
 @contextmanager

@@ -12,15 +12,15 @@ import numpy.typing as npt
 from torch import nn
 from transformers import Cache
 
-from cahp_opt.heads import Block, HeadSpace, Unit
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.blocks import CUT
-from cahp_opt.torch.confirming import Unconfirmed, contradiction, is_coarse
-from cahp_opt.torch.masking import attention_for, is_gated, kept_units
-from cahp_opt.torch.surgery import Journal, cut
-from cahp_opt.torch.travelling import send_along
-from cahp_opt.torch.verification import Probe, SliceError, compare, make_probes, references
+from cahp_opt.space import Block, HeadSpace, Unit
+from cahp_opt.torch.blocks.blocks import CUT
+from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.running.gates import attention_for, is_gated, kept_units
+from cahp_opt.torch.slicing.surgery import Journal, cut
+from cahp_opt.torch.slicing.travelling import send_along
+from cahp_opt.torch.slicing.verification import Probe, SliceError, compare, make_probes, references
+from cahp_opt.torch.tracing.confirming import Unconfirmed, contradiction, is_coarse
 
 SELECTION = "cahp_selection"
 """Attribute of a sliced model: the :class:`Selection` over the units of the *original* model."""

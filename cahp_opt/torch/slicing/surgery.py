@@ -11,12 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cahp_opt.heads import Bools, Ints, Unit
-from cahp_opt.torch.arguments import DropArgument, KeepHeads
-from cahp_opt.torch.blocks import CUT, Attention, AttentionBlock, Cut, Piece, submodules
-from cahp_opt.torch.code_reading import reads
-from cahp_opt.torch.config_views import config_view
-from cahp_opt.torch.layouts import (
+from cahp_opt.space import Bools, Ints, Unit
+from cahp_opt.torch.blocks.blocks import CUT, Attention, AttentionBlock, Cut, Piece, submodules
+from cahp_opt.torch.blocks.layouts import (
     ARGUMENTS,
     GROUPS,
     HEADS,
@@ -26,9 +23,12 @@ from cahp_opt.torch.layouts import (
     WIDTHS,
     HeadArgument,
 )
-from cahp_opt.torch.linears import resize
-from cahp_opt.torch.plain_forward import PlainForward, takes_width_from_input
-from cahp_opt.torch.reading import read_block
+from cahp_opt.torch.blocks.linear_layers import resize
+from cahp_opt.torch.blocks.site_reader import read_block
+from cahp_opt.torch.blocks.source_code import reads
+from cahp_opt.torch.slicing.argument_hooks import DropArgument, KeepHeads
+from cahp_opt.torch.slicing.config_view import config_view
+from cahp_opt.torch.slicing.plain_forward import PlainForward, takes_width_from_input
 
 _ABSENT = object()
 

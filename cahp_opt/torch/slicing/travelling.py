@@ -15,11 +15,11 @@ from typing import Any, cast
 from torch import nn
 from transformers import PretrainedConfig
 
-from cahp_opt.records import reading
+from cahp_opt.files.records import reading
 from cahp_opt.selection import Selection
-from cahp_opt.torch.explicit import ExplicitAttention
-from cahp_opt.torch.layouts import Layout
-from cahp_opt.torch.learning import layouts_from_json, layouts_to_json, learnt_layouts
+from cahp_opt.torch.blocks.explicit import ExplicitAttention
+from cahp_opt.torch.blocks.layouts import Layout
+from cahp_opt.torch.tracing.learning import layouts_from_json, layouts_to_json, learnt_layouts
 
 ENTRY = "cahp_selection"
 """Name of the entry in the configuration."""

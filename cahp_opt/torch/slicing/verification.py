@@ -17,16 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, Unit
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.batching import Batch, device_of, inputs_of, prepare
-from cahp_opt.torch.cache_tensors import takes_cache
-from cahp_opt.torch.centring import in_double
-from cahp_opt.torch.masking import attention_for, gated, kept_units
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.rounding import shaken
-from cahp_opt.torch.sample_inputs import headless, sample_inputs
+from cahp_opt.space import Bools, Unit
+from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.running.batches import Batch, device_of, inputs_of, prepare
+from cahp_opt.torch.running.cache_tensors import takes_cache
+from cahp_opt.torch.running.centring import in_double
+from cahp_opt.torch.running.gates import attention_for, gated, kept_units
+from cahp_opt.torch.running.made_up_inputs import headless, sample_inputs
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.slicing.rounding import shaken
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Per block depth, relative to the largest value of what is compared."""

@@ -7,7 +7,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.batching import has_decoder_input
+from cahp_opt.torch.running.batches import has_decoder_input
 
 # Classes that read a text to its end make the decoder's input from it themselves.
 _OWN = ("ForSequenceClassification", "ForQuestionAnswering")

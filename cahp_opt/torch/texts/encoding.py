@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.texts import Example, Split, TextError
-from cahp_opt.torch.batching import batch_size, device_of, examples, inputs_of, prepare
-from cahp_opt.torch.decoder_inputs import reads_decoder_ids, with_same_text
-from cahp_opt.torch.preparing import PaddingCheck
-from cahp_opt.torch.preserving import evaluating
-from cahp_opt.torch.tokenizing import token_rows
-from cahp_opt.torch.unfit_inputs import longest, padding_id, refuse_unfit_inputs, vocabulary_size
+from cahp_opt.runs.texts import Example, Split, TextError
+from cahp_opt.torch.running.batches import batch_size, device_of, examples, inputs_of, prepare
+from cahp_opt.torch.running.preparing import PaddingCheck
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.running.unfit_inputs import (
+    longest,
+    padding_id,
+    refuse_unfit_inputs,
+    vocabulary_size,
+)
+from cahp_opt.torch.texts.decoder_inputs import reads_decoder_ids, with_same_text
+from cahp_opt.torch.texts.tokenizing import token_rows
 
 _WINDOW = (
     16  # batches that are sorted by length together: little padding, and still a shuffled order

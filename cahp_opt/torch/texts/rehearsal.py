@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import inputs_of, prepare
-from cahp_opt.torch.fidelity import Fidelity
-from cahp_opt.torch.load_errors import sentence_of
-from cahp_opt.torch.preserving import evaluating
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.load_errors import sentence_of
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.running.batches import inputs_of, prepare
+from cahp_opt.torch.running.undisturbed import evaluating
 
 _WAY_OUT = "prune it in Python, with `cahp_opt.torch` and batches of your own"
 

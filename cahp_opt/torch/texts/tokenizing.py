@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cahp_opt.texts import Example, TextError
+from cahp_opt.runs.texts import Example, TextError
 
 _CHUNK = 64  # examples that are tokenized at once: a tokenizer keeps what it cuts off
 

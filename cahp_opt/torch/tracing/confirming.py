@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cahp_opt.torch.blocks import Attention
-from cahp_opt.torch.ownership import contradictions, one_of_each
-from cahp_opt.torch.verification import Probe
+from cahp_opt.torch.blocks.blocks import Attention
+from cahp_opt.torch.slicing.verification import Probe
+from cahp_opt.torch.tracing.ownership import contradictions, one_of_each
 
 _COARSE = (torch.float16, torch.bfloat16)
 

@@ -16,11 +16,10 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from cahp_opt.heads import Ints
-from cahp_opt.torch.attention import UnsupportedModelError
-from cahp_opt.torch.blocks import Piece, submodules
-from cahp_opt.torch.code_reading import reads
-from cahp_opt.torch.layouts import (
+from cahp_opt.space import Ints
+from cahp_opt.torch.blocks.blocks import Piece, submodules
+from cahp_opt.torch.blocks.finder import UnsupportedModelError
+from cahp_opt.torch.blocks.layouts import (
     GROUPS,
     HEAD_DIMS,
     HEADS,
@@ -28,9 +27,10 @@ from cahp_opt.torch.layouts import (
     MAYBE_WIDTHS,
     WIDTHS,
 )
-from cahp_opt.torch.linears import is_linear
-from cahp_opt.torch.ownership import arguments_of, obstacles, pieces_of
-from cahp_opt.torch.tracing import Target, Trace, trace_targets
+from cahp_opt.torch.blocks.linear_layers import is_linear
+from cahp_opt.torch.blocks.source_code import reads
+from cahp_opt.torch.tracing.ownership import arguments_of, obstacles, pieces_of
+from cahp_opt.torch.tracing.unit_gradients import Target, Trace, trace_targets
 
 _KNOWN = {*HEADS, *KV_HEADS, *GROUPS, *HEAD_DIMS, *WIDTHS, *MAYBE_WIDTHS}
 

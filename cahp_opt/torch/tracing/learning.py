@@ -17,15 +17,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cahp_opt.records import PathLike, read_json, reading, write_json
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.blocks import LAYOUT, AttentionBlock, submodules
-from cahp_opt.torch.completion import Anchor, Description, complete
-from cahp_opt.torch.layouts import HeadArgument, HeadParameter, Layout, Order, Part, Projection
-from cahp_opt.torch.reading import Misfit, fits, read_block
-from cahp_opt.torch.suggestion import suggest
-from cahp_opt.torch.surgery import Journal
-from cahp_opt.torch.verification import make_probes
+from cahp_opt.files.records import PathLike, read_json, reading, write_json
+from cahp_opt.torch.blocks.blocks import LAYOUT, AttentionBlock, submodules
+from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.layouts import (
+    HeadArgument,
+    HeadParameter,
+    Layout,
+    Order,
+    Part,
+    Projection,
+)
+from cahp_opt.torch.blocks.site_reader import Misfit, fits, read_block
+from cahp_opt.torch.slicing.surgery import Journal
+from cahp_opt.torch.slicing.verification import make_probes
+from cahp_opt.torch.tracing.descriptions import Anchor, Description, complete
+from cahp_opt.torch.tracing.to_layout import suggest
 
 _KIND, _VERSION = "cahp layouts", 1
 
@@ -38,7 +45,7 @@ def learn_attention(
     One anchor serves all modules of its class, such as ``[Anchor("layers.0.self_attn", "o_proj",
     units=4)]``. Afterwards the model is used like any other; copies, pickles and folders of
     :func:`~cahp_opt.torch.save_pretrained` remember what was learnt. ``print`` of a block's ``layout``
-    shows the entry of :mod:`cahp_opt.torch.layouts` that would make this unnecessary.
+    shows the entry of :mod:`cahp_opt.torch.blocks.layouts` that would make this unnecessary.
 
     Args:
         model: the model, with its weights in memory; none of them changes.

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from cahp_opt.heads import Bools, Ints
-from cahp_opt.torch.blocks import Attention, AttentionBlock, Piece
-from cahp_opt.torch.tracing import Trace, trace_units
+from cahp_opt.space import Bools, Ints
+from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock, Piece
+from cahp_opt.torch.tracing.unit_gradients import Trace, trace_units
 
 _SHARED = -1
 

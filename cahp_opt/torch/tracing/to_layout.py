@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from cahp_opt.torch.completion import Cut, Description
-from cahp_opt.torch.layouts import (
+from cahp_opt.torch.blocks.layouts import (
     ARGUMENTS,
     HEADLESS,
     HEADS,
@@ -22,7 +21,8 @@ from cahp_opt.torch.layouts import (
     Part,
     Projection,
 )
-from cahp_opt.torch.linears import is_linear
+from cahp_opt.torch.blocks.linear_layers import is_linear
+from cahp_opt.torch.tracing.descriptions import Cut, Description
 
 
 def suggest(description: Description, site: nn.Module) -> Layout | None:

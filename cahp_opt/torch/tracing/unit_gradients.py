@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, Ints
-from cahp_opt.torch.blocks import Attention, submodules
-from cahp_opt.torch.preserving import evaluating
+from cahp_opt.space import Bools, Ints
+from cahp_opt.torch.blocks.blocks import Attention, submodules
+from cahp_opt.torch.running.undisturbed import evaluating
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from cahp_opt.torch import UnsupportedModelError, explicit_attention
-from cahp_opt.torch.explicit import ExplicitAttention
+from cahp_opt.torch.blocks.explicit import ExplicitAttention
 
 WIDTH, HEADS, BATCH, QUERIES, KEYS = 12, 3, 2, 4, 5
 

@@ -18,14 +18,14 @@ import transformers
 from torch import nn
 
 from cahp_opt import HeadStats, LatencyTable, Selection
-from cahp_opt.cli import main
-from cahp_opt.goals import LatencyGoal, ResourceGoal
+from cahp_opt.cli.commands import main
+from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
 from cahp_opt.identity import coverage_note, difference, structure_of
 from cahp_opt.objectives import Modular
-from cahp_opt.profile import Profile
-from cahp_opt.report import REPORT_FILE
+from cahp_opt.runs.report import REPORT_FILE
 from cahp_opt.solvers import TopK
-from cahp_opt.target import Target
 from cahp_opt.torch import (
     calibrate,
     count_resources,
@@ -37,11 +37,11 @@ from cahp_opt.torch import (
     selection_of,
     slice_heads,
 )
-from cahp_opt.torch.fingerprint import fingerprint, mismatch, output_fingerprint, structure
-from cahp_opt.torch.loading import load_model
-from cahp_opt.torch.pipeline import check_selection
+from cahp_opt.torch.blocks.fingerprint import fingerprint, mismatch, output_fingerprint, structure
+from cahp_opt.torch.checkpoints.model_loading import load_model
+from cahp_opt.torch.pipeline.pruning_run import check_selection
 
-EARLIER = Path(__file__).parent / "earlier"
+EARLIER = Path(__file__).parents[2] / "earlier"
 """Records of a tiny BERT that the release before identities covered all weights wrote."""
 
 

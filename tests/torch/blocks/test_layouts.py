@@ -14,14 +14,14 @@ from small_builds import built
 from tiny_models import outputs
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace
-from cahp_opt.torch import reading
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.layouts import HEADLESS
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.ownership import contradictions
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.torch.blocks import site_reader as reading
+from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.layouts import HEADLESS
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.running.gates import head_mask
+from cahp_opt.torch.slicing.slicing import slice_heads
+from cahp_opt.torch.tracing.ownership import contradictions
 
 _IMAGES = ("Swinv2", "Swin2SR")
 

@@ -16,10 +16,10 @@ from test_torch_calibration import assert_same, collate, texts
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from cahp_opt.pooling import Pooling
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.gathering import gather_stats
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.calibration.across_processes import gather_stats
+from cahp_opt.torch.calibration.calibration import calibrate
 
 PROCESSES = 2
 

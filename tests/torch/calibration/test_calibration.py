@@ -12,16 +12,16 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.blocks import out_weight
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.divergence import jensen_shannon
-from cahp_opt.torch.draws import digests, generators
-from cahp_opt.torch.fidelity import PooledEmbedding, fidelity_of
-from cahp_opt.torch.fingerprint import fingerprint
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.sensitivity import flows
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.torch.blocks.blocks import out_weight
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.fingerprint import fingerprint
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.divergence import jensen_shannon
+from cahp_opt.torch.calibration.seeded_draws import digests, generators
+from cahp_opt.torch.calibration.token_gradients import flows
+from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, fidelity_of
+from cahp_opt.torch.running.gates import head_mask
 
 Batch = dict[str, Tensor]
 

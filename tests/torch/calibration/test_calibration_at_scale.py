@@ -15,12 +15,12 @@ import torch
 from test_torch_calibration import Batch, assert_same, collate, texts
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import device_of
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.fingerprint import fingerprint
-from cahp_opt.torch.moments import MomentSums
-from cahp_opt.torch.readout import readout_weight
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.fingerprint import fingerprint
+from cahp_opt.torch.blocks.out_weight import readout_weight
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.output_moments import MomentSums
+from cahp_opt.torch.running.batches import device_of
 
 
 def live_tensors() -> tuple[int, int]:

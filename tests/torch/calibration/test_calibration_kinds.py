@@ -17,16 +17,16 @@ from test_torch_calibration import assert_same
 from torch import Tensor, nn
 
 from cahp_opt import Budget, Problem, select
-from cahp_opt.heads import Unit
 from cahp_opt.objectives import ExplainedVariance
 from cahp_opt.solvers import DynamicProgram
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.fidelity import ClassLogits, Fidelity, PooledEmbedding
-from cahp_opt.torch.refitting import refit
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.space import Unit
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.fidelity import ClassLogits, Fidelity, PooledEmbedding
+from cahp_opt.torch.recovery.refitting import refit
+from cahp_opt.torch.slicing.slicing import slice_heads
 
 Batch = dict[str, Tensor]
 

@@ -10,9 +10,9 @@ import tiny_models
 import torch
 from test_torch_calibration import collate, texts
 
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.signatures import resized
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.class_maps import resized
 
 FAMILIES = (tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2, tiny_models.LLAMA_GQA)
 LABELS = [0, 2, 0, 1, 2, 2, 0]

@@ -15,10 +15,10 @@ from test_torch_calibration import collate, texts, trace
 from cahp_opt import Budget, Objective, Problem, Status, select
 from cahp_opt.objectives import Curvature, ExplainedVariance, Modular, Quadratic
 from cahp_opt.solvers import BruteForce, DynamicProgram, Greedy, TopK
-from cahp_opt.stats import HeadStats
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.staging import select_staged, stage_counts
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.staged_selection import select_staged, stage_counts
+from cahp_opt.torch.running.gates import head_mask
 
 
 @given(st.integers(1, 200), st.integers(1, 12), st.data())

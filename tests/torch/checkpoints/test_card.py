@@ -13,12 +13,12 @@ import pytest
 import tiny_models as tiny
 from tiny_models import run, uneven
 
-from cahp_opt.heads import HeadSpace
 from cahp_opt.selection import Selection, Status
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.card import model_card, write_card
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.space import HeadSpace
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.card import model_card, write_card
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 
 yaml: Any = pytest.importorskip("yaml")
 

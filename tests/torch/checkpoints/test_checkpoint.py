@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, Family, run, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import HeadSpace
-from cahp_opt.records import RecordError
+from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
-from cahp_opt.torch.explicit import explicit_attention
-from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.space import HeadSpace
+from cahp_opt.torch.blocks.explicit import explicit_attention
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 

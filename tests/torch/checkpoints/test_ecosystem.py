@@ -15,11 +15,11 @@ import transformers
 from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import Tensor, nn
 
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.slicing import selection_of, slice_heads
-from cahp_opt.torch.verification import verify_slice
+from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.running.gates import head_mask
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
+from cahp_opt.torch.slicing.verification import verify_slice
 
 # Tools announce the end of each other's interfaces; that is not ours to fail on.
 pytestmark = pytest.mark.filterwarnings(

@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from test_cli import make_tokenizer, refused, sentences
 
 from cahp_opt import HeadStats
-from cahp_opt.cli import main
-from cahp_opt.torch.decoder_inputs import with_same_text
-from cahp_opt.torch.loading import (
+from cahp_opt.cli.commands import main
+from cahp_opt.torch.checkpoints.model_loading import (
     ModelError,
     device_named,
     load_model,
     load_tokenizer,
 )
+from cahp_opt.torch.texts.decoder_inputs import with_same_text
 
 BY_NAME = {family.name: family for family in tiny_models.BUILDS}
 Damage = Callable[[Path], object]

@@ -15,11 +15,11 @@ from tiny_models import uneven
 from torch import Tensor, nn
 from transformers.models.bert import modeling_bert
 
-from cahp_opt.records import RecordError
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.output_check import CHECK_FILE
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.files.records import RecordError
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.checkpoints.output_check import CHECK_FILE
+from cahp_opt.torch.slicing.slicing import slice_heads
 
 
 def saved(model: nn.Module, folder: Path, batch: dict[str, Tensor] | None = None) -> Path:

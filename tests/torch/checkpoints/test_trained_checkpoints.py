@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import nn
 
-from cahp_opt.records import RecordError
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
-from cahp_opt.torch.loading import load_model
-from cahp_opt.torch.slicing import selection_of, slice_heads
+from cahp_opt.files.records import RecordError
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
+from cahp_opt.torch.checkpoints.model_loading import load_model
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 
 # Tools announce the end of each other's interfaces; that is not ours to fail on.
 pytestmark = pytest.mark.filterwarnings(

@@ -13,9 +13,9 @@ import transformers
 from test_cli import QUICK, save_model, sentences
 from test_torch_calibration import collate, texts
 
-from cahp_opt.choices import ObjectiveName
-from cahp_opt.cli import main
-from cahp_opt.report import Report
+from cahp_opt.cli.commands import main
+from cahp_opt.runs.method import ObjectiveName
+from cahp_opt.runs.report import Report
 from cahp_opt.torch import calibrate
 
 WORDS = "every token gave the same head outputs, so explained-variance tells no keep-sets apart"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.fidelity import (
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.fidelity import (
     ClassLogits,
     Fidelity,
     PooledEmbedding,
@@ -22,7 +22,7 @@ from cahp_opt.torch.fidelity import (
     TokenLogits,
     fidelity_of,
 )
-from cahp_opt.torch.tallies import neighbour_agreement
+from cahp_opt.torch.evaluation.figures import neighbour_agreement
 
 
 def rngs(size: int, seed: int = 0) -> list[np.random.Generator]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cahp_opt.torch import calibrate, fidelity_of, finetune, refit, slice_heads
-from cahp_opt.torch.evaluation import FEW, evaluate
-from cahp_opt.torch.fidelity import ClassLogits, Regression, TokenLogits
-from cahp_opt.torch.tallies import neighbour_agreement
+from cahp_opt.torch.evaluation.evaluation import FEW, evaluate
+from cahp_opt.torch.evaluation.fidelity import ClassLogits, Regression, TokenLogits
+from cahp_opt.torch.evaluation.figures import neighbour_agreement
 
 BATCH = tiny_models.batch(size=3)
 

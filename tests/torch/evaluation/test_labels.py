@@ -8,8 +8,8 @@ import pytest
 import tiny_models
 from test_cli import make_tokenizer
 
-from cahp_opt.texts import Example, TextError
-from cahp_opt.torch.encoding import encode
+from cahp_opt.runs.texts import Example, TextError
+from cahp_opt.torch.texts.encoding import encode
 
 
 def labels(given: list[str], **config: Any) -> list[float]:

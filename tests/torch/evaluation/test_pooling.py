@@ -18,13 +18,13 @@ from test_cli import QUICK, refused, save_model, sentences
 from test_torch_calibration import collate, texts
 from torch import Tensor
 
-from cahp_opt.cli import main
+from cahp_opt.cli.commands import main
 from cahp_opt.demo import demo_model
 from cahp_opt.objectives import Quadratic
-from cahp_opt.pooling import Pooling
-from cahp_opt.report import Report
+from cahp_opt.runs.report import Report
 from cahp_opt.selection import Selection
 from cahp_opt.solvers import LocalSearch
+from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch import (
     TokenWeights,
     calibrate,
@@ -35,9 +35,9 @@ from cahp_opt.torch import (
     select_staged,
     slice_heads,
 )
-from cahp_opt.torch.embedders import pooled
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.fidelity import ClassLogits, PooledEmbedding, embedding_notes
+from cahp_opt.torch.evaluation.embedders import pooled
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.fidelity import ClassLogits, PooledEmbedding, embedding_notes
 
 CLIP = next(f for f in [*tiny_models.FAMILIES, *tiny_models.BUILDS] if f.name == "clip")
 BY_HAND: dict[Pooling, Callable[[Tensor], Tensor]] = {

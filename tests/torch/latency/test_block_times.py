@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cahp_opt.latency import Execution, LatencyTable, Phase
-from cahp_opt.records import RecordError
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.decoding import decoding_step
-from cahp_opt.torch.executing import ExecutionError
-from cahp_opt.torch.samples import SampleFile
-from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.stopwatch import Piece, interleaved, timings
-from cahp_opt.torch.timing import Timing, measure_latency, time_models
+from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
+from cahp_opt.files.records import RecordError
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.latency.block_times import Timing, measure_latency, time_models
+from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.execution import ExecutionError
+from cahp_opt.torch.latency.stopwatch import Piece, interleaved, timings
+from cahp_opt.torch.latency.timing_log import SampleFile
+from cahp_opt.torch.slicing.slicing import slice_heads
 
 CPU = torch.device("cpu")
 FAMILIES = (tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2, tiny_models.LLAMA_GQA)
@@ -53,7 +53,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", made)
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", made)
     return made
 
 
@@ -164,7 +164,7 @@ def test_really_sliced_weights_are_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     """With a clock that counts the weights that ran, the table is exact and additive."""
     model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
     clock = Clock()
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", clock)
     count_weights(monkeypatch, clock)
     table = measure_latency(model, batch, repeats=1)
     per_unit = 4 * 32 * 8
@@ -247,7 +247,7 @@ def test_a_decoding_step_is_the_next_token(family: tiny_models.Family) -> None:
 def test_decoding_is_timed_on_really_sliced_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_models.LLAMA_GQA.build(), tiny_models.batch(size=2, length=6)
     clock = Clock()
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", clock)
     count_weights(monkeypatch, clock)
     lengths: list[int] = []
     plain = F.scaled_dot_product_attention
@@ -285,7 +285,7 @@ def test_an_interrupted_measurement_goes_on(
     """Nothing measured is measured again, and the table is that of an undisturbed measurement."""
     model, batch = tiny_models.BERT.build(), tiny_models.batch(size=2, length=6)
     clock = Clock()
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", clock)
     count_weights(monkeypatch, clock)
     whole = measure_latency(model, batch, repeats=4)
     path = tmp_path / "samples.jsonl"
@@ -321,7 +321,7 @@ def test_an_interrupted_measurement_goes_on(
 
 def test_drift_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", clock)
     pace, plain = [1.0], nn.Linear.forward
 
     def slower(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:

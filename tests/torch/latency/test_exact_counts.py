@@ -11,10 +11,10 @@ import torch
 from tiny_models import BUILDS, Family, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import Ints, Unit
+from cahp_opt.space import Ints, Unit
 from cahp_opt.torch import UnsupportedModelError, count_resources, find_attention, slice_heads
-from cahp_opt.torch.cache_tensors import tensors_in
-from cahp_opt.torch.skeletons import skeleton
+from cahp_opt.torch.latency.weightless import skeleton
+from cahp_opt.torch.running.cache_tensors import tensors_in
 
 T5 = next(family for family in BUILDS if family.name == "t5")
 
@@ -133,7 +133,9 @@ def test_units_of_different_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -
     unit_of = piece.unit_of.copy()
     unit_of[0] = 1
     object.__setattr__(piece, "unit_of", unit_of)
-    monkeypatch.setattr("cahp_opt.torch.resources.find_attention", lambda *_, **__: attention)
+    monkeypatch.setattr(
+        "cahp_opt.torch.latency.exact_counts.find_attention", lambda *_, **__: attention
+    )
     with pytest.raises(UnsupportedModelError, match=r"have \[7, 9, 8, 8\] entries of .*weight"):
         count_resources(model)
 

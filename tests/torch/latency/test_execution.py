@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cahp_opt.latency import Execution
-from cahp_opt.torch.executing import ExecutionError, captured
-from cahp_opt.torch.stopwatch import Piece
-from cahp_opt.torch.timing import measure_latency
+from cahp_opt.costs.latency_table import Execution
+from cahp_opt.torch.latency.block_times import measure_latency
+from cahp_opt.torch.latency.execution import ExecutionError, captured
+from cahp_opt.torch.latency.stopwatch import Piece
 
 
 class Graph:
@@ -96,7 +96,7 @@ def test_blocks_are_captured_with_what_the_captured_model_gives_them(
         return plain(*args, **kw)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
-    monkeypatch.setattr("cahp_opt.torch.timing.refuse_unfit", lambda *_: None)
+    monkeypatch.setattr("cahp_opt.torch.latency.block_times.refuse_unfit", lambda *_: None)
     ids = tiny_models.batch()["input_ids"]
     model = MaskedInGraphs()
     table = measure_latency(model, {"input_ids": ids}, execution=Execution.CUDA_GRAPH, repeats=2)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt import BudgetError, Execution, LatencyTable, Phase, Profile
-from cahp_opt.goals import LatencyGoal
+from cahp_opt.costs.goals import LatencyGoal
+from cahp_opt.costs.target import Target
 from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram
-from cahp_opt.target import Target
 from cahp_opt.torch import ForeignTableWarning, find_attention, measure_latency, select_measured
-from cahp_opt.torch.promise import here, measuring
+from cahp_opt.torch.latency.measured_selection import here, measuring
 
 BATCHES = {"prefill": tiny_models.batch(size=2, length=6)}
 
@@ -42,7 +42,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         return plain(self, x)
 
     monkeypatch.setattr(nn.Linear, "forward", counted)
-    monkeypatch.setattr("cahp_opt.torch.stopwatch.time.perf_counter", clock)
+    monkeypatch.setattr("cahp_opt.torch.latency.stopwatch.time.perf_counter", clock)
     return clock
 
 
@@ -79,12 +79,12 @@ def test_the_copy_shares_what_is_not_attention(monkeypatch: pytest.MonkeyPatch) 
     seen: list[dict[str, nn.Module]] = []
 
     def watch(models: dict[str, nn.Module], *args: object, **options: object) -> object:
-        from cahp_opt.torch.timing import time_models
+        from cahp_opt.torch.latency.block_times import time_models
 
         seen.append(models)
         return time_models(models, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("cahp_opt.torch.promise.time_models", watch)
+    monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", watch)
     target = Target((LatencyGoal(seconds=100.0),), heads=6)
     selection = select_measured(
         model, objective(table), Profile(table.space, {"prefill": table}), target, BATCHES,

@@ -11,12 +11,12 @@ import tiny_models
 import torch
 from tiny_models import BUILDS, Family
 
-from cahp_opt.hardware import Hardware
-from cahp_opt.heads import Unit
-from cahp_opt.latency import Phase
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.latency_table import Phase
+from cahp_opt.space import Unit
 from cahp_opt.torch import estimate_latency, find_attention, measure_hardware
-from cahp_opt.torch.operations import Operation, Operations
-from cahp_opt.torch.skeletons import skeleton
+from cahp_opt.torch.latency.operations import Operation, Operations
+from cahp_opt.torch.latency.weightless import skeleton
 
 ENDLESS = 1e30
 ARITHMETIC = Hardware(
@@ -133,9 +133,9 @@ def test_refusals() -> None:
 
 
 def test_measured_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cahp_opt.torch.probing._SIDE", {"cpu": 32})
-    monkeypatch.setattr("cahp_opt.torch.probing._COPIED", 2**12)
-    monkeypatch.setattr("cahp_opt.torch.probing._RUNS", 2)
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._SIDE", {"cpu": 32})
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._COPIED", 2**12)
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._RUNS", 2)
     found = measure_hardware("cpu", torch.float32, torch.bfloat16)
     assert list(found.flops_per_second) == ["float32", "bfloat16"]
     assert found.name and not found.runs_ahead
@@ -156,10 +156,12 @@ def test_devices_that_cannot_be_measured() -> None:
 def test_work_per_second_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     """With a clock that every run moves by a second, rates are the work itself."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr("cahp_opt.torch.probing.time.perf_counter", lambda: float(next(ticks)))
-    monkeypatch.setattr("cahp_opt.torch.probing._SIDE", {"cpu": length})
-    monkeypatch.setattr("cahp_opt.torch.probing._COPIED", 2**12)
-    monkeypatch.setattr("cahp_opt.torch.probing._RUNS", 2)
+    monkeypatch.setattr(
+        "cahp_opt.torch.latency.peak_rates.time.perf_counter", lambda: float(next(ticks))
+    )
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._SIDE", {"cpu": length})
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._COPIED", 2**12)
+    monkeypatch.setattr("cahp_opt.torch.latency.peak_rates._RUNS", 2)
     found = measure_hardware("cpu", torch.float32)
     assert found.flops_per_second == {"float32": 2 * length**3}
     assert found.bytes_per_second == 2**13

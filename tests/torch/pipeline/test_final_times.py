@@ -10,15 +10,15 @@ import pytest
 import tiny_models
 
 from cahp_opt import LatencyTable, Phase, Profile, Provenance, select
-from cahp_opt.goals import LatencyGoal
+from cahp_opt.costs.goals import LatencyGoal
+from cahp_opt.costs.target import Target
+from cahp_opt.costs.workloads import Workload
 from cahp_opt.objectives import Modular
 from cahp_opt.problem import Problem
-from cahp_opt.promise import Pair
 from cahp_opt.solvers import DynamicProgram
-from cahp_opt.target import Target
+from cahp_opt.studies.promise import Pair
 from cahp_opt.torch import find_attention
-from cahp_opt.torch.final_times import final_times
-from cahp_opt.workloads import Workload
+from cahp_opt.torch.pipeline.final_times import final_times
 
 PAIRS = {"prefill": Pair(10.0, 8.0, 0.0), "decode": Pair(1.0, 0.7, 0.0)}
 
@@ -48,7 +48,7 @@ def test_a_goal_without_a_name_among_several_workloads(
     def timed(dense: Any, small: Any, facts: Any, *_: Any, **options: Any) -> dict[str, Pair]:
         return {name: PAIRS[name] for name in facts}
 
-    monkeypatch.setattr("cahp_opt.torch.final_times.time_pairs", timed)
+    monkeypatch.setattr("cahp_opt.torch.pipeline.final_times.time_pairs", timed)
     workloads = [Workload(2, 6, name=name, phase=Phase(name)) for name in tables]
     batches = {name: tiny_models.batch(size=2, length=6) for name in tables}
     times = final_times(model, model, selection, workloads, batches)

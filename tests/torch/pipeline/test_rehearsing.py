@@ -17,11 +17,12 @@ from test_cli import decoder, make_tokenizer, model, prune, refused, text, threa
 from torch import nn
 from transformers import GenerationConfig
 
-from cahp_opt.cli import main
-from cahp_opt.report import Report
-from cahp_opt.torch import find_attention, pipeline, slice_heads
-from cahp_opt.torch.refitting import check_refittable, refit
-from cahp_opt.torch.rehearsing import rehearse_saving
+from cahp_opt.cli.commands import main
+from cahp_opt.runs.report import Report
+from cahp_opt.torch import find_attention, slice_heads
+from cahp_opt.torch.pipeline import pruning_run as pipeline
+from cahp_opt.torch.pipeline.rehearsing import rehearse_saving
+from cahp_opt.torch.recovery.refitting import check_refittable, refit
 
 
 class TooLateError(AssertionError):
@@ -179,5 +180,5 @@ def test_fine_tuning_without_accelerate(
     with monkeypatch.context() as patched:
         patched.setattr("transformers.TrainingArguments", old)
         refused(capsys, 2, "another release of accelerate", "accelerate>=99.0", run=run)
-    monkeypatch.setattr("cahp_opt.torch.finetuning.find_spec", lambda name: None)
+    monkeypatch.setattr("cahp_opt.torch.recovery.finetuning.find_spec", lambda name: None)
     refused(capsys, 2, "cahp-opt[finetune]", run=run)

@@ -11,11 +11,11 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch import finetuning
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.fidelity import ClassLogits, PooledEmbedding, TokenLogits
-from cahp_opt.torch.finetuning import finetune
-from cahp_opt.torch.slicing import slice_heads
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.evaluation.fidelity import ClassLogits, PooledEmbedding, TokenLogits
+from cahp_opt.torch.recovery import finetuning
+from cahp_opt.torch.recovery.finetuning import finetune
+from cahp_opt.torch.slicing.slicing import slice_heads
 
 pytest.importorskip("accelerate")
 

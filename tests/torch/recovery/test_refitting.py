@@ -12,17 +12,17 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.recovery import Weighting
-from cahp_opt.torch.attention import AttentionBlock, find_attention
-from cahp_opt.torch.blocks import out_bias, out_weight
-from cahp_opt.torch.calibration import calibrate
-from cahp_opt.torch.fidelity import ClassLogits, fidelity_of
-from cahp_opt.torch.refitting import RIDGES, refit
-from cahp_opt.torch.regression import RidgeSums
-from cahp_opt.torch.repeating import Repeated
-from cahp_opt.torch.sensitivity import flows
-from cahp_opt.torch.slicing import slice_heads, thin_copy
-from cahp_opt.torch.token_weights import TokenWeights
+from cahp_opt.runs.recovery import Weighting
+from cahp_opt.torch.blocks.blocks import out_bias, out_weight
+from cahp_opt.torch.blocks.finder import AttentionBlock, find_attention
+from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.token_gradients import flows
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.fidelity import ClassLogits, fidelity_of
+from cahp_opt.torch.recovery.refitting import RIDGES, refit
+from cahp_opt.torch.recovery.ridge import RidgeSums
+from cahp_opt.torch.running.repeatable_batches import Repeated
+from cahp_opt.torch.slicing.slicing import slice_heads, thin_copy
 
 TINY = 1e-10
 BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(6)]
@@ -658,7 +658,7 @@ def test_weights_taken_once_serve_several_refits(monkeypatch: pytest.MonkeyPatch
     weights = TokenWeights(dense)
     refit(first, dense, BATCHES, weighting=weights)
     monkeypatch.setattr(
-        "cahp_opt.torch.token_weights.flows", None
+        "cahp_opt.torch.calibration.token_weights.flows", None
     )  # from here on they must be known
     refit(second, dense, BATCHES, weighting=weights)
     for a, b, c in zip(*(m.parameters() for m in (alone, first, second)), strict=True):
@@ -686,7 +686,7 @@ def test_calibration_hands_over_the_weights_of_whole_batches(
         taken.append(len(args))
         return flows(*args)
 
-    monkeypatch.setattr("cahp_opt.torch.token_weights.flows", counted)
+    monkeypatch.setattr("cahp_opt.torch.calibration.token_weights.flows", counted)
     refit(shared, dense, BATCHES, weighting=weights)
     assert len(taken) == 4
     for a, b in zip(alone.parameters(), shared.parameters(), strict=True):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from cahp_opt import HeadStats, Moments
 from cahp_opt.objectives import ExplainedVariance
-from cahp_opt.sensitivity import Sensitivity
+from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.torch import calibrate, find_attention, refit, slice_heads
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.regression import RidgeSums
-from cahp_opt.torch.token_weights import TokenWeights
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.recovery.ridge import RidgeSums
 
 FAMILIES = [tiny_models.BERT, tiny_models.GPT2, tiny_models.LLAMA_GQA]
 

@@ -16,18 +16,18 @@ from test_cli import make_tokenizer, sentences
 from test_torch_calibration import assert_same
 from torch import Tensor
 
-from cahp_opt.cli import main
-from cahp_opt.latency import Phase
-from cahp_opt.texts import Example
+from cahp_opt.cli.commands import main
+from cahp_opt.costs.latency_table import Phase
+from cahp_opt.runs.texts import Example
 from cahp_opt.torch import calibrate, refit, slice_heads
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.batching import examples
-from cahp_opt.torch.encoding import encode, timing_batch
-from cahp_opt.torch.evaluation import evaluate
-from cahp_opt.torch.fidelity import ClassLogits
-from cahp_opt.torch.preparing import PaddingCheck
-from cahp_opt.torch.timing import time_models
-from cahp_opt.torch.unfit_inputs import MissingMaskWarning, longest
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.fidelity import ClassLogits
+from cahp_opt.torch.latency.block_times import time_models
+from cahp_opt.torch.running.batches import examples
+from cahp_opt.torch.running.preparing import PaddingCheck
+from cahp_opt.torch.running.unfit_inputs import MissingMaskWarning, longest
+from cahp_opt.torch.texts.encoding import encode, timing_batch
 
 Batch = dict[str, Tensor]
 TEXTS = [[5, 9, 12, 7], [6, 8], [11, 4, 13, 2, 9, 3], [10]]

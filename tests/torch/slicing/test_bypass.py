@@ -17,15 +17,15 @@ import transformers
 from tiny_models import FAMILIES, Family, run, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace
-from cahp_opt.torch import bypassing
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.blocks import out_bias
-from cahp_opt.torch.bypassing import Bypass, bypass_empty
-from cahp_opt.torch.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.verification import verify_slice
+from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.torch.blocks.blocks import out_bias
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.running.gates import head_mask
+from cahp_opt.torch.slicing import bypass as bypassing
+from cahp_opt.torch.slicing.bypass import Bypass, bypass_empty
+from cahp_opt.torch.slicing.slicing import slice_heads
+from cahp_opt.torch.slicing.verification import verify_slice
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 

@@ -20,11 +20,12 @@ from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import CLIPAttention, eager_attention_forward
 
-from cahp_opt.torch import from_pretrained, head_mask, save_pretrained, slice_heads, surgery
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.bypassing import Bypass, bypass_empty
-from cahp_opt.torch.plain_forward import PlainForward, takes_width_from_input
-from cahp_opt.torch.verification import SliceError
+from cahp_opt.torch import from_pretrained, head_mask, save_pretrained, slice_heads
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.slicing import surgery
+from cahp_opt.torch.slicing.bypass import Bypass, bypass_empty
+from cahp_opt.torch.slicing.plain_forward import PlainForward, takes_width_from_input
+from cahp_opt.torch.slicing.verification import SliceError
 
 Batch = dict[str, Tensor]
 

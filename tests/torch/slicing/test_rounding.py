@@ -11,13 +11,13 @@ import torch
 from tiny_models import Family, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.linears import row_weight
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.rounding import shaken
-from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.verification import SliceError, verify_slice
+from cahp_opt.space import Bools
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.linear_layers import row_weight
+from cahp_opt.torch.running.gates import head_mask
+from cahp_opt.torch.slicing.rounding import shaken
+from cahp_opt.torch.slicing.slicing import slice_heads
+from cahp_opt.torch.slicing.verification import SliceError, verify_slice
 
 families = pytest.mark.parametrize(
     "family", [tiny.BERT, tiny.GPT2, tiny.LLAMA_GQA, tiny.GPT_NEOX], ids=lambda f: f.name

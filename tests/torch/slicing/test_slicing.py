@@ -14,12 +14,12 @@ import transformers
 from tiny_models import FAMILIES, Family, run, uneven
 from torch import Tensor, nn
 
-from cahp_opt.heads import Bools, HeadSpace, Unit
 from cahp_opt.selection import Selection
-from cahp_opt.torch.attention import find_attention
-from cahp_opt.torch.masking import head_mask
-from cahp_opt.torch.slicing import selection_of, slice_heads
-from cahp_opt.torch.verification import verify_slice
+from cahp_opt.space import Bools, HeadSpace, Unit
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.running.gates import head_mask
+from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
+from cahp_opt.torch.slicing.verification import verify_slice
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 

@@ -12,9 +12,9 @@ from test_cli import WORDS, make_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cahp_opt.texts import Example, TextError
-from cahp_opt.torch.encoding import encode
-from cahp_opt.torch.tokenizing import token_rows
+from cahp_opt.runs.texts import Example, TextError
+from cahp_opt.torch.texts.encoding import encode
+from cahp_opt.torch.texts.tokenizing import token_rows
 
 VOCABULARY = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "<s>", "</s>", *WORDS])}
 PROCESSORS: dict[str, Any] = {

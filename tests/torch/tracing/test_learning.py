@@ -18,8 +18,8 @@ import transformers
 from small_builds import built
 from torch import Tensor, nn
 
-from cahp_opt.heads import Unit
-from cahp_opt.records import RecordError
+from cahp_opt.files.records import RecordError
+from cahp_opt.space import Unit
 from cahp_opt.torch import (
     Anchor,
     SliceError,
@@ -33,12 +33,24 @@ from cahp_opt.torch import (
     slice_heads,
     verify_slice,
 )
-from cahp_opt.torch import layouts as words
-from cahp_opt.torch.blocks import LAYOUT
-from cahp_opt.torch.checkpoint import LAYOUTS_FILE
-from cahp_opt.torch.fidelity import PooledEmbedding
-from cahp_opt.torch.layouts import HeadArgument, HeadParameter, Layout, Order, Part, Projection
-from cahp_opt.torch.learning import attach_layouts, learnt_layouts, load_layouts, save_layouts
+from cahp_opt.torch.blocks import layouts as words
+from cahp_opt.torch.blocks.blocks import LAYOUT
+from cahp_opt.torch.blocks.layouts import (
+    HeadArgument,
+    HeadParameter,
+    Layout,
+    Order,
+    Part,
+    Projection,
+)
+from cahp_opt.torch.checkpoints.checkpoint import LAYOUTS_FILE
+from cahp_opt.torch.evaluation.fidelity import PooledEmbedding
+from cahp_opt.torch.tracing.learning import (
+    attach_layouts,
+    learnt_layouts,
+    load_layouts,
+    save_layouts,
+)
 
 HIDDEN, HEADS, EACH = 24, 4, 5
 ANCHOR = Anchor("layers.0.mixer", "writes", units=HEADS)
@@ -318,7 +330,7 @@ def test_the_printed_entry_makes_learning_unnecessary(monkeypatch: pytest.Monkey
         (HeadParameter("temperature", 0),),
         ("number_of_heads",),
     )
-    monkeypatch.setattr("cahp_opt.torch.reading.LAYOUTS", (entry,))
+    monkeypatch.setattr("cahp_opt.torch.blocks.site_reader.LAYOUTS", (entry,))
     fresh = stack()
     attention = find_attention(fresh)
     assert attention.space == find_attention(model).space

@@ -14,12 +14,15 @@ from small_builds import FIELDS, built, configured
 from tiny_models import FAMILIES, Family
 from torch import Tensor, nn
 
-from cahp_opt.heads import Unit
-from cahp_opt.torch import layouts, reading
-from cahp_opt.torch.attention import UnsupportedModelError, find_attention
-from cahp_opt.torch.blocks import AttentionBlock, Piece
-from cahp_opt.torch.completion import Anchor, Cut, Description, Run, complete, runs_of
-from cahp_opt.torch.ownership import (
+from cahp_opt.space import Unit
+from cahp_opt.torch.blocks import layouts
+from cahp_opt.torch.blocks import site_reader as reading
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
+from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
+from cahp_opt.torch.running.made_up_inputs import sample_inputs
+from cahp_opt.torch.slicing.slicing import slice_heads
+from cahp_opt.torch.tracing.descriptions import Anchor, Cut, Description, Run, complete, runs_of
+from cahp_opt.torch.tracing.ownership import (
     arguments_of,
     contradictions,
     disagreements,
@@ -28,10 +31,8 @@ from cahp_opt.torch.ownership import (
     pieces_of,
     unreached,
 )
-from cahp_opt.torch.sample_inputs import sample_inputs
-from cahp_opt.torch.slicing import slice_heads
-from cahp_opt.torch.suggestion import suggest
-from cahp_opt.torch.tracing import Target, trace_targets, trace_units
+from cahp_opt.torch.tracing.to_layout import suggest
+from cahp_opt.torch.tracing.unit_gradients import Target, trace_targets, trace_units
 
 
 def ids(**options: Any) -> dict[str, Tensor]:
@@ -417,7 +418,7 @@ def test_words_that_the_table_lacks_are_suggested(monkeypatch: pytest.MonkeyPatc
     site = model.get_submodule("layers.1.self_attn")
     vars(site)["number_of_heads"] = 8
     (description,) = complete(model, [SITES["GptOss"]], ids())
-    monkeypatch.setattr("cahp_opt.torch.suggestion.PARAMETERS", ())
+    monkeypatch.setattr("cahp_opt.torch.tracing.to_layout.PARAMETERS", ())
     found = suggest(description, site)
     assert found is not None
     assert found.parameters == (layouts.HeadParameter("sinks", 0),)

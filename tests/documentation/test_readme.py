@@ -11,7 +11,7 @@ import tiny_models
 from scripts import run_script
 from stand_ins import count_weights_as_time, stand_in_for_the_demo
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -24,7 +24,7 @@ from test_laws import check_declared_facts, check_selection, check_tracker, chec
 
 from cahp_opt import HeadSpace, Problem
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
 READ: Any = nbformat.read  # it has no types
 INVENTED = FOLDER / "invent_an_objective_and_a_solver.ipynb"

@@ -1,0 +1,1 @@
+"""Proofs: how much better than a selection any other could be."""

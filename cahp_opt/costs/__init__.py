@@ -1,0 +1,1 @@
+"""What counts of kept units cost, and what a model may cost."""

@@ -1,0 +1,1 @@
+"""What one whole run is told, and what it reports: records alone."""

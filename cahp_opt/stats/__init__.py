@@ -1,0 +1,1 @@
+"""What calibration measured: records alone."""

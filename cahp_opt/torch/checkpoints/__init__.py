@@ -1,0 +1,1 @@
+"""Folders that hold models: loading and saving them."""

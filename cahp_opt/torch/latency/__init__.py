@@ -1,0 +1,1 @@
+"""Seconds, bytes and weights of a model: measured, counted or estimated."""

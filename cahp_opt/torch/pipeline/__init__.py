@@ -1,0 +1,1 @@
+"""The whole way, from a model and texts to a pruned folder."""

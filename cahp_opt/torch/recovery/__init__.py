@@ -1,0 +1,1 @@
+"""Repairing a sliced model: refit and fine-tuning."""

@@ -1,0 +1,1 @@
+"""What differentiation says belongs to which unit, and layouts learnt from it."""

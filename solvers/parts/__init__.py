@@ -1,0 +1,1 @@
+"""What several solvers share, and the pieces of the larger ones."""
