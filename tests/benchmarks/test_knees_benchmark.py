@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import save_model, sentences
+from command_line import save_model, sentences
 
 from benchmarks.knees import report, rules, run
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from batches_by_hand import collate, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from test_records import make_stats
-from test_torch_calibration import collate, texts
+from records_by_hand import make_stats
 
 from benchmarks.objectives import report, run, scoring
 from benchmarks.objectives.catalogue import OBJECTIVES, reconstruction

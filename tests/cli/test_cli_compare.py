@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_records import SPACE, make_stats, make_table
+from records_by_hand import SPACE, make_stats, make_table
 
 from cahp_opt import Comparison, HeadStats, Objective, Selection
 from cahp_opt.cli import plugins

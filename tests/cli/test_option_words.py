@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_records import make_stats
+from records_by_hand import make_stats
 
 from cahp_opt.cli.commands import main
 from cahp_opt.cli.option_words import as_options

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_records import make_stats, make_table
+from records_by_hand import make_stats, make_table
 
 from cahp_opt import Selection
 from cahp_opt.cli.commands import main

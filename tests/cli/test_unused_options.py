@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import typer
-from test_records import SPACE, make_stats, make_table
+from records_by_hand import SPACE, make_stats, make_table
 
 from cahp_opt import Budget, Problem
 from cahp_opt.cli.commands import app, main

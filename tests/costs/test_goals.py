@@ -360,8 +360,8 @@ def test_older_selections_tell_their_workload() -> None:
 
 
 def test_a_method_records_the_goals() -> None:
-    from test_records import SPACE as SMALL
-    from test_records import make_stats
+    from records_by_hand import SPACE as SMALL
+    from records_by_hand import make_stats
 
     cheap = ResourceTable(
         SMALL, 0, tuple(np.arange(u + 1.0) for u in SMALL.units.tolist()), "bytes"

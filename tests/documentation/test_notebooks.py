@@ -18,9 +18,9 @@ import torch
 from helpers import SPACES, problems
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import check_declared_facts, check_selection, check_tracker, check_value
 from nbclient import NotebookClient
 from stand_ins import count_weights_as_time, stand_in_for_the_demo
-from test_laws import check_declared_facts, check_selection, check_tracker, check_value
 
 from cahp_opt import HeadSpace, Problem
 

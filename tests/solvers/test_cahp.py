@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_records import make_stats
+from records_by_hand import make_stats
 
 from cahp_opt import Budget, HeadSpace, Problem, Signatures, knee, select
 from cahp_opt.objectives import Complementarity, FacilityLocation, Modular

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from batches_by_hand import assert_same
 from far_device import FAR, FarTensor, sent
-from test_torch_calibration import assert_same
 
 from cahp_opt.torch import TokenWeights, calibrate, find_attention, refit, slice_heads, verify_slice
 from cahp_opt.torch.evaluation.evaluation import evaluate

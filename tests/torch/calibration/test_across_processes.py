@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from test_torch_calibration import assert_same, collate, texts
+from batches_by_hand import assert_same, collate, texts
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from test_torch_calibration import Batch, assert_same, collate, texts
+from batches_by_hand import assert_same, collate, texts
 from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.finder import find_attention
@@ -20,7 +20,7 @@ from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.calibration import calibrate
 from cahp_opt.torch.calibration.output_moments import MomentSums
-from cahp_opt.torch.running.batches import device_of
+from cahp_opt.torch.running.batches import Batch, device_of
 
 
 def live_tensors() -> tuple[int, int]:

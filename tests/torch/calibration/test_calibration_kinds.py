@@ -13,7 +13,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
-from test_torch_calibration import assert_same
+from batches_by_hand import assert_same
 from torch import Tensor, nn
 
 from cahp_opt import Budget, Problem, select

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from test_torch_calibration import collate, texts
+from batches_by_hand import collate, texts
 
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch.calibration.calibration import calibrate

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from batches_by_hand import collate, texts, trace
 from hypothesis import given
 from hypothesis import strategies as st
-from test_torch_calibration import collate, texts, trace
 
 from cahp_opt import Budget, Objective, Problem, Status, select
 from cahp_opt.objectives import Curvature, ExplainedVariance, Modular, Quadratic

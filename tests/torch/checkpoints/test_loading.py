@@ -17,9 +17,9 @@ pytest.importorskip("torch", reason="models need PyTorch")
 import tiny_models
 import torch
 import transformers
+from command_line import make_tokenizer, refused, sentences
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
-from test_cli import make_tokenizer, refused, sentences
 
 from cahp_opt import HeadStats
 from cahp_opt.cli.commands import main

@@ -10,8 +10,8 @@ import tiny_models
 import tokenizers
 import torch
 import transformers
-from test_cli import QUICK, save_model, sentences
-from test_torch_calibration import collate, texts
+from batches_by_hand import collate, texts
+from command_line import QUICK, save_model, sentences
 
 from cahp_opt.cli.commands import main
 from cahp_opt.runs.method import ObjectiveName

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-from test_cli import make_tokenizer
+from command_line import make_tokenizer
 
 from cahp_opt.runs.texts import Example, TextError
 from cahp_opt.torch.texts.encoding import encode

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from batches_by_hand import collate, texts
+from command_line import QUICK, refused, save_model, sentences
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from test_cli import QUICK, refused, save_model, sentences
-from test_torch_calibration import collate, texts
 from torch import Tensor
 
 from cahp_opt.cli.commands import main

@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="models need PyTorch")
 import small_builds
 import tiny_models
 import torch
-from test_cli import decoder, make_tokenizer, model, prune, refused, text, threads  # noqa: F401
+from command_line import decoder, make_tokenizer, model, prune, refused, text, threads  # noqa: F401
 from torch import nn
 from transformers import GenerationConfig
 

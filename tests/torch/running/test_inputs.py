@@ -12,8 +12,8 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers
-from test_cli import make_tokenizer, sentences
-from test_torch_calibration import assert_same
+from batches_by_hand import assert_same
+from command_line import make_tokenizer, sentences
 from torch import Tensor
 
 from cahp_opt.cli.commands import main

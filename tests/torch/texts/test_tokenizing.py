@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
-from test_cli import WORDS, make_tokenizer
+from command_line import WORDS, make_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
