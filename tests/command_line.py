@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -51,26 +50,6 @@ def sentences(n: int) -> list[str]:
     return [" ".join(rng.choice(WORDS, size=rng.integers(3, 9))) for _ in range(n)]
 
 
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """The commands set the process's number of threads."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("texts") / "texts.txt"
-    path.write_text("\n\n".join(sentences(60)) + "\n", encoding="utf-8")
-    return path
-
-
 SMALL = ["--held-out", "10", "--batch-size", "16", "--repeats", "1", "--threads", "1"]
 
 
@@ -96,14 +75,3 @@ def refused(
     assert "Traceback" not in output.err
     for part in parts:
         assert part in told[0]
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "decoder"
-    model: Any = tiny_models.LLAMA_GQA.build(bare=False)
-    model.save_pretrained(folder)
-    tokenizer = make_tokenizer()
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    tokenizer.save_pretrained(folder)
-    return folder

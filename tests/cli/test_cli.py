@@ -18,19 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import (  # noqa: F401 (some are fixtures)
-    QUICK,
-    SMALL,
-    decoder,
-    make_tokenizer,
-    model,
-    prune,
-    refused,
-    save_model,
-    sentences,
-    text,
-    threads,
-)
+from command_line import QUICK, SMALL, make_tokenizer, prune, refused, save_model, sentences
 
 pytest.importorskip("torch", reason="the command line's models need PyTorch")
 

@@ -13,7 +13,7 @@ pytest.importorskip("torch", reason="models need PyTorch")
 import small_builds
 import tiny_models
 import torch
-from command_line import decoder, make_tokenizer, model, prune, refused, text, threads  # noqa: F401
+from command_line import make_tokenizer, prune, refused
 from torch import nn
 from transformers import GenerationConfig
 
@@ -53,7 +53,7 @@ def save(folder: Path, built: Any) -> Path:
 @pytest.mark.parametrize("limit", [("--heads", "8"), ("--latency", "9s"), ()])
 def test_a_refit_that_cannot_be_is_refused_at_once(
     tmp_path: Path,
-    text: Path,  # noqa: F811
+    text: Path,
     nothing_long: None,
     capsys: pytest.CaptureFixture[str],
     name: str,
@@ -67,7 +67,7 @@ def test_a_refit_that_cannot_be_is_refused_at_once(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_without_recovery_such_models_are_pruned(tmp_path: Path, text: Path) -> None:  # noqa: F811
+def test_without_recovery_such_models_are_pruned(tmp_path: Path, text: Path) -> None:
     folder = save(tmp_path / "model", small_builds.built("Albert"))
     given = ["--heads", "3", "--recovery", "none"]
     assert prune(folder, tmp_path / "out", "--text", text, *given) == 0
@@ -106,8 +106,8 @@ def test_the_rehearsal_says_what_the_refit_would(built: str) -> None:
     ],
 )
 def test_what_is_timed_in_the_end_is_tried_first(
-    model: Path,  # noqa: F811
-    text: Path,  # noqa: F811
+    model: Path,
+    text: Path,
     tmp_path: Path,
     nothing_long: None,
     capsys: pytest.CaptureFixture[str],
@@ -120,8 +120,8 @@ def test_what_is_timed_in_the_end_is_tried_first(
 
 
 def test_a_configuration_that_cannot_be_saved(
-    decoder: Path,  # noqa: F811
-    text: Path,  # noqa: F811
+    decoder: Path,
+    text: Path,
     tmp_path: Path,
     nothing_long: None,
     capsys: pytest.CaptureFixture[str],
@@ -164,8 +164,8 @@ def test_models_and_tokenizers_that_cannot_be_saved(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_without_accelerate(
-    model: Path,  # noqa: F811
-    text: Path,  # noqa: F811
+    model: Path,
+    text: Path,
     tmp_path: Path,
     nothing_long: None,
     capsys: pytest.CaptureFixture[str],
