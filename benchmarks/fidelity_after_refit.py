@@ -24,7 +24,7 @@ from cahp_opt.runs.texts import split
 from cahp_opt.solvers import DynamicProgram, Greedy, RandomSubset, TopK
 from cahp_opt.torch import TokenWeights, calibrate, refit, slice_heads
 from cahp_opt.torch.evaluation.evaluation import evaluate
-from cahp_opt.torch.latency.block_times import device_name
+from cahp_opt.torch.latency.model_times import device_name
 from cahp_opt.torch.texts.encoding import encode
 
 RESULTS = Path(__file__).parent / "results"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cahp_opt.torch.latency.block_times import device_name
+from cahp_opt.torch.latency.model_times import device_name
 
 
 def device_of(name: str) -> torch.device:

@@ -5,21 +5,25 @@ from cahp_opt.costs.checks import Check, Round
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
 from cahp_opt.costs.hardware import Hardware
-from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase, Provenance
+from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile, ResourceTable
+from cahp_opt.costs.provenance import Execution, Phase, Provenance
 from cahp_opt.costs.target import Target
 from cahp_opt.files.records import RecordError
-from cahp_opt.problem import Objective, Problem
+from cahp_opt.knees import knee
+from cahp_opt.objective import Objective
+from cahp_opt.problem import Problem
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.selection import Proposal, Selection, Solver, Status, select
+from cahp_opt.selection import Selection, select
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.space import Block, HeadSpace, Unit
-from cahp_opt.stats.head_stats import HeadStats, Moments, Total
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.moments import Moments, Total
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.signatures import Signatures
 from cahp_opt.studies.comparison import Comparison, compare
-from cahp_opt.studies.frontiers import Frontier, frontier, knee
-
-__version__ = "0.1.0"
+from cahp_opt.studies.frontiers import Frontier, frontier
+from cahp_opt.version import __version__
 
 __all__ = [
     "Block",

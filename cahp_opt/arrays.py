@@ -7,8 +7,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.space import Floats
-
 
 def finite(array: npt.ArrayLike, argument: str) -> Floats:
     """``array`` as a read-only float64 array.
@@ -45,3 +43,19 @@ def scatter_about_mean(outer: npt.ArrayLike, sum_: npt.ArrayLike, weight: float)
     total = np.asarray(sum_, dtype=np.float64)
     moved = np.asarray(outer, dtype=np.float64)
     return moved - np.outer(total, total / weight) if weight else moved
+
+
+Bools = npt.NDArray[np.bool_]
+
+
+Ints = npt.NDArray[np.int64]
+
+
+Floats = npt.NDArray[np.float64]
+
+
+def is_whole(x: object) -> bool:
+    """Whether ``x`` is a whole number, of any numeric type but bool."""
+    if isinstance(x, float):
+        return x.is_integer()
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)

@@ -1,16 +1,16 @@
-"""What is maximised, within what: objectives, their trackers, and the problem."""
+"""Objectives: set functions over keep-sets, their sums, and what follows them through single changes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cahp_opt.costs.budget import Budget
-from cahp_opt.space import Bools, Floats, HeadSpace
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.space import HeadSpace
+from cahp_opt.subsets import BestSubsets, modular_subsets
 
 
 class QuadraticForm(NamedTuple):
@@ -34,16 +34,6 @@ class BehaviourForm(NamedTuple):
 
     features: Floats
     salience: Floats
-
-
-class BestSubsets(NamedTuple):
-    """For one block and every count ``k``, the best set of ``k`` units and its value.
-
-    ``values`` has shape ``[units + 1]``, ``kept`` is bool ``[units + 1, units]``.
-    """
-
-    values: Floats
-    kept: Bools
 
 
 class Tracker(Protocol):
@@ -140,12 +130,10 @@ class Objective(ABC):
         return None if weights is None else modular_subsets(weights, space)
 
     def __add__(self, other: Objective) -> Objective:
-        from cahp_opt.objectives.weighted_sum import WeightedSum  # objectives build on this module
 
         return WeightedSum(((1.0, self), (1.0, other)))
 
     def __mul__(self, weight: float) -> Objective:
-        from cahp_opt.objectives.weighted_sum import WeightedSum
 
         return WeightedSum(((float(weight), self),))
 
@@ -179,46 +167,112 @@ class DirectTracker:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """Maximise an objective within a budget.
+class WeightedSum(Objective):
+    """``sum of weight * objective``; ``0.7 * f + 0.3 * g`` makes one (Lin and Bilmes 2012, "Learning
+    mixtures of submodular shells").
+
+    Args:
+        parts: pairs of a finite weight and an objective; sums inside are flattened.
 
     Raises:
-        ValueError: if the two are over different numbers of units.
+        ValueError: if there is no part, a weight is not finite, or the parts have different ``n``.
     """
 
-    objective: Objective
-    budget: Budget
+    parts: tuple[tuple[float, Objective], ...]
 
     def __post_init__(self) -> None:
-        if self.objective.n != self.budget.space.n:
-            raise ValueError(
-                f"`objective` is over {self.objective.n} units and `budget` over "
-                f"{self.budget.space.n}; both must describe the same model."
-            )
+        flat: list[tuple[float, Objective]] = []
+        for weight, part in self.parts:
+            if not np.isfinite(weight):
+                raise ValueError(f"a weight of an objective must be finite, got {weight}.")
+            inner = part.parts if isinstance(part, WeightedSum) else ((1.0, part),)
+            flat += [(float(weight) * w, p) for w, p in inner]
+        sizes = sorted({part.n for _, part in flat})
+        if len(sizes) != 1:
+            raise ValueError(f"objectives to be added must have the same units, got n = {sizes}.")
+        object.__setattr__(self, "parts", tuple(flat))
 
     @property
-    def space(self) -> HeadSpace:
-        """The blocks and their units."""
-        return self.budget.space
+    def n(self) -> int:
+        return self.parts[0][1].n
+
+    @property
+    def monotone(self) -> bool:
+        return all(weight >= 0 and part.monotone for weight, part in self.parts)
+
+    @property
+    def submodular(self) -> bool:
+        return all(
+            (weight >= 0 and part.submodular) or part.linear() is not None
+            for weight, part in self.parts
+        )
+
+    def value(self, kept: Bools) -> float:
+        return sum(weight * part.value(kept) for weight, part in self.parts)
+
+    def tracker(self, kept: Bools) -> WeightedSumTracker:
+        return WeightedSumTracker(self, kept)
+
+    def linear(self) -> Floats | None:
+        total = np.zeros(self.n)
+        for weight, part in self.parts:
+            own = part.linear()
+            if own is None:
+                return None
+            total += weight * own
+        return total
+
+    def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...] | None:
+        modular = super().separable(space)
+        if modular is not None or len(self.parts) != 1:
+            return modular  # the best subsets of a sum are not those of its parts
+        ((weight, part),) = self.parts
+        tables = part.separable(space) if weight >= 0 else None
+        return tables and tuple(BestSubsets(weight * t.values, t.kept) for t in tables)
+
+    def quadratic(self) -> QuadraticForm | None:
+        forms: list[tuple[float, QuadraticForm]] = []
+        for weight, part in self.parts:
+            own = part.quadratic()
+            if own is None:
+                return None
+            forms.append((weight, own))
+        linear, pairwise, constant = np.zeros(self.n), np.zeros((self.n, self.n)), 0.0
+        for weight, own in forms:
+            linear += weight * own.linear
+            pairwise += weight * own.pairwise
+            constant += weight * own.constant
+        return QuadraticForm(linear, pairwise, constant)
 
 
-def modular_subsets(weights: Floats, space: HeadSpace) -> tuple[BestSubsets, ...]:
-    """Best subsets per block of a sum of weights: the ``k`` heaviest units, for every ``k``."""
-    tables: list[BestSubsets] = []
-    for where in space.slices:
-        own = weights[where]
-        order = np.argsort(-own, kind="stable")
-        values = np.concatenate([[0.0], np.cumsum(own[order])])
-        rank = np.empty(len(own), dtype=np.int64)
-        rank[order] = np.arange(len(own))
-        kept: Bools = rank[None, :] < np.arange(len(own) + 1)[:, None]
-        tables.append(BestSubsets(values, kept))
-    return tuple(tables)
+class WeightedSumTracker:
+    """Follows every part with the part's own tracker."""
 
+    def __init__(self, objective: WeightedSum, kept: Bools) -> None:
+        self._parts: list[tuple[float, Tracker]] = [
+            (weight, part.tracker(kept)) for weight, part in objective.parts
+        ]
+        self.kept: Bools = np.array(kept, dtype=np.bool_)
 
-def join_subsets(
-    tables: Sequence[BestSubsets],
-    counts: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-) -> Bools:
-    """The keep-set that takes every block's best subset of these counts, bool ``[n]``."""
-    return np.concatenate([t.kept[k] for t, k in zip(tables, counts, strict=True)])
+    @property
+    def value(self) -> float:
+        return sum(weight * part.value for weight, part in self._parts)
+
+    def gain(self, unit: int) -> float:
+        return sum(weight * part.gain(unit) for weight, part in self._parts)
+
+    def gains(self) -> Floats:
+        total = np.zeros(len(self.kept))
+        for weight, part in self._parts:
+            total += weight * part.gains()
+        return total
+
+    def add(self, unit: int) -> None:
+        self.kept[unit] = True
+        for _, part in self._parts:
+            part.add(unit)
+
+    def remove(self, unit: int) -> None:
+        self.kept[unit] = False
+        for _, part in self._parts:
+            part.remove(unit)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, the steps done, and the steps in all (0 where that is unknown)."""
@@ -10,3 +12,33 @@ Progress = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, total: int) -> None:
     """The default: report nothing."""
+
+
+class Stages:
+    """Remembers how long each stage of a run took, and shows nothing; a subclass may show them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """Seconds by stage; a stage that ran twice counts both."""
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[Progress, None, None]:
+        """Run the body as a stage.
+
+        Yields:
+            The callback for the library's long work.
+        """
+        start = time.monotonic()
+        with self.shown(name) as progress:
+            yield progress
+        taken = time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + taken
+        self.done(name, taken)
+
+    def shown(self, name: str) -> AbstractContextManager[Progress]:
+        """What shows a stage while it runs."""
+        del name
+        return nullcontext(silent)
+
+    def done(self, name: str, seconds: float) -> None:
+        """Called after each stage with the seconds that it took."""

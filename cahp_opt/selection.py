@@ -4,72 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Bools
 from cahp_opt.bounds.certified import MOST_SECONDS, certified_bound
 from cahp_opt.costs.checks import Round
-from cahp_opt.costs.latency_table import check_counts
+from cahp_opt.costs.count_table import check_counts
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
-from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.solver import Number, Solver, Status, rounding_slack
+from cahp_opt.space import HeadSpace
 
 _KIND, _VERSION = "cahp-selection", 1
-
-Number = float | int | str
-
-
-class Status(Enum):
-    """How far the answer is proved; the value is a sentence for people."""
-
-    OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value (beyond rounding)."
-    FEASIBLE = "Within the budget; the gap tells how far from optimal it can be at most."
-    TIME_LIMIT = "The time limit ended the search; more time may find a better answer."
-    GIVEN = "A keep-set made by hand; no solver chose it."
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """What a solver hands to :func:`select`: a keep-set and, if it proved one, an upper bound.
-
-    Args:
-        kept: the keep-set, bool ``[n]``.
-        bound: an upper bound on the optimum that the solver has proved; infinity if none.
-        status: ``OPTIMAL`` only if the solver proved it.
-        certificate: in words, where the bound comes from.
-        stats: anything worth reporting, such as counts of evaluations.
-    """
-
-    kept: Bools
-    bound: float = math.inf
-    status: Status = Status.FEASIBLE
-    certificate: str = ""
-    stats: Mapping[str, Number] = field(default_factory=dict[str, Number])
-
-
-class Solver(ABC):
-    """A way to choose the units to keep. Subclasses are frozen dataclasses of options, without state."""
-
-    @abstractmethod
-    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
-        """A keep-set within the budget.
-
-        Args:
-            problem: what to maximise, within what.
-            deadline: the ``time.monotonic()`` at which to return what there is; may be infinite.
-            rng: the only source of randomness.
-
-        Raises:
-            ValueError: if the problem has a structure this solver cannot handle; the sentence names
-                an alternative.
-        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,12 +258,6 @@ def select(
 
 def _bound_seconds(time_limit: float | None) -> float:
     return MOST_SECONDS if time_limit is None else min(MOST_SECONDS, time_limit / 4)
-
-
-def rounding_slack(value: float, bound: float) -> float:
-    """How far two sums of the same terms in another order may lie apart."""
-    finite = [abs(x) for x in (value, bound) if math.isfinite(x)]
-    return 1e-9 * max([1e-12, *finite])
 
 
 def _number(x: float) -> float | None:

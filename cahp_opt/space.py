@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from cahp_opt.arrays import Bools, Ints, is_whole
 
 
 class Unit(str, Enum):
@@ -171,13 +169,6 @@ class HeadSpace:
                     f"block {theirs.name!r} of {theirs.units} x {theirs.unit.value}"
                 )
         return None
-
-
-def is_whole(x: object) -> bool:
-    """Whether ``x`` is a whole number, of any numeric type but bool."""
-    if isinstance(x, float):
-        return x.is_integer()
-    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def _frozen(array: Ints) -> Ints:

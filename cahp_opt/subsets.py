@@ -1,10 +1,14 @@
-"""A quadratic form at every subset of a few units."""
+"""Best subsets of a block by the number of units kept."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-from cahp_opt.space import Floats
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.space import HeadSpace
 
 
 def subset_values(linear: Floats, pairwise: Floats) -> Floats:
@@ -19,3 +23,68 @@ def subset_values(linear: Floats, pairwise: Floats) -> Floats:
         values = np.concatenate([values, values + gain])
         beside = np.concatenate([beside, beside + pairwise[u]])
     return values
+
+
+class BestSubsets(NamedTuple):
+    """For one block and every count ``k``, the best set of ``k`` units and its value.
+
+    ``values`` has shape ``[units + 1]``, ``kept`` is bool ``[units + 1, units]``.
+    """
+
+    values: Floats
+    kept: Bools
+
+
+def modular_subsets(weights: Floats, space: HeadSpace) -> tuple[BestSubsets, ...]:
+    """Best subsets per block of a sum of weights: the ``k`` heaviest units, for every ``k``."""
+    tables: list[BestSubsets] = []
+    for where in space.slices:
+        own = weights[where]
+        order = np.argsort(-own, kind="stable")
+        values = np.concatenate([[0.0], np.cumsum(own[order])])
+        rank = np.empty(len(own), dtype=np.int64)
+        rank[order] = np.arange(len(own))
+        kept: Bools = rank[None, :] < np.arange(len(own) + 1)[:, None]
+        tables.append(BestSubsets(values, kept))
+    return tuple(tables)
+
+
+def join_subsets(
+    tables: Sequence[BestSubsets],
+    counts: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+) -> Bools:
+    """The keep-set that takes every block's best subset of these counts, bool ``[n]``."""
+    return np.concatenate([t.kept[k] for t, k in zip(tables, counts, strict=True)])
+
+
+MOST_UNITS = 16
+"""A block of this many units has 65 536 subsets; beyond it, tabulating is refused."""
+
+
+def check_enumerable(name: str, units: int) -> None:
+    """Refuse a block whose subsets are too many to tabulate.
+
+    Raises:
+        ValueError: for more than :data:`MOST_UNITS` units.
+    """
+    if units > MOST_UNITS:
+        raise ValueError(
+            f"block {name!r} has {units} units, and its 2^{units} subsets are too many to tabulate "
+            f"(at most 2^{MOST_UNITS}); use `LazyGreedy` or `Greedy` for this model."
+        )
+
+
+def best_by_count(units: int, values: Floats) -> BestSubsets:
+    """The best subset of every size.
+
+    Args:
+        units: units of the block.
+        values: the value of every subset, shape ``[2^units]``; bit ``u`` of the index says whether
+            unit ``u`` is kept.
+    """
+    codes = np.arange(1 << units, dtype=np.int64)
+    bits = (codes[:, None] >> np.arange(units)) & 1
+    sizes = bits.sum(axis=1)
+    order = np.lexsort((codes, -values, sizes))  # by size, best first, smallest code among equals
+    best = order[np.searchsorted(sizes[order], np.arange(units + 1))]
+    return BestSubsets(values[best], bits[best].astype(np.bool_))

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver
+from cahp_opt.solver import Proposal, Solver
 from cahp_opt.solvers.best_of import BestOf
 from cahp_opt.solvers.branch_and_bound import BranchAndBound
 from cahp_opt.solvers.brute_force import BruteForce

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.parts.descending import Descent
 from cahp_opt.solvers.parts.filling import filled_up
-from cahp_opt.solvers.parts.flipping import flip_while_better
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
+from cahp_opt.solvers.parts.swaps import flip_while_better
 
 
 @dataclass(frozen=True)

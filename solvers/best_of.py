@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.solver import Number, Proposal, Solver, Status, rounding_slack
 
 
 @dataclass(frozen=True)

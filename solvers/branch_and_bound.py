@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.bounds.convex_split import Split, best_split, tabulated_parts
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.bounds.convex_split import ConvexSplit, best_split, tabulated_parts
 from cahp_opt.bounds.frank_wolfe import (
     Effort,
     bound_at,
@@ -19,11 +20,11 @@ from cahp_opt.bounds.frank_wolfe import (
 )
 from cahp_opt.bounds.mixture import Mixture
 from cahp_opt.bounds.oracle import Oracle
-from cahp_opt.problem import Problem, QuadraticForm
-from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.objective import QuadraticForm
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Number, Proposal, Solver, Status, rounding_slack
 from cahp_opt.solvers.parts.climbing import climb
 from cahp_opt.solvers.parts.polishing import Polisher
-from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Node:
 
     bound: float
     oracle: Oracle
-    split: Split
+    split: ConvexSplit
     point: Floats
     met: Bools
 

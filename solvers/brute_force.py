@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver, Status
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.costs.budget import Budget
-from cahp_opt.problem import BehaviourForm, Problem
-from cahp_opt.selection import Number, Proposal, Solver, Status
+from cahp_opt.knees import knee
+from cahp_opt.objective import BehaviourForm
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Number, Proposal, Solver, Status
 from cahp_opt.solvers.parts.filling import fill_in_order
 from cahp_opt.solvers.parts.medoids import Medoids, assigned, simplified_silhouette
-from cahp_opt.space import Bools, Floats
 from cahp_opt.stats.class_distances import euclidean
-from cahp_opt.studies.frontiers import knee
 
 _PERPLEXITY = 10.0
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.costs.knapsack import best_counts
-from cahp_opt.problem import Problem, join_subsets
-from cahp_opt.selection import Proposal, Solver, Status, rounding_slack
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Proposal, Solver, Status, rounding_slack
+from cahp_opt.subsets import join_subsets
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
 from cahp_opt.solvers.parts.exchanges import Exchanges
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood

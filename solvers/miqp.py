@@ -10,10 +10,12 @@ from enum import Enum
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.frank_wolfe import Effort, FrankWolfe, quadratic_frank_wolfe, split_oracle
 from cahp_opt.bounds.oracle import Oracle
-from cahp_opt.problem import CoverageForm, Problem, QuadraticForm
-from cahp_opt.selection import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.objective import CoverageForm, QuadraticForm
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Number, Proposal, Solver, Status, rounding_slack
 from cahp_opt.solvers.local_search import improve
 from cahp_opt.solvers.parts.climbing import climb
 from cahp_opt.solvers.parts.master import Answer, Master, Options, TimeUp, math_opt
@@ -21,7 +23,6 @@ from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 from cahp_opt.solvers.parts.polishing import Polisher
 from cahp_opt.solvers.parts.terms import Products, Rows, Squares, Terms
 from cahp_opt.solvers.row_prices import CERTIFICATE, price_rows
-from cahp_opt.space import Bools, Floats
 
 
 class Formulation(Enum):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver
+from cahp_opt.solver import Proposal, Solver
 from cahp_opt.solvers.parts.filling import fill_in_order
 
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from cahp_opt.bounds.convex_split import Split, best_split, single_parts, tabulated_parts
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.bounds.convex_split import ConvexSplit, best_split, single_parts, tabulated_parts
 from cahp_opt.bounds.frank_wolfe import bound_at, split_oracle
 from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.costs.budget import Budget
-from cahp_opt.problem import Problem, QuadraticForm
-from cahp_opt.selection import Proposal, Solver, Status, rounding_slack
+from cahp_opt.objective import QuadraticForm
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Proposal, Solver, Status, rounding_slack
 from cahp_opt.solvers.parts.climbing import climb
 from cahp_opt.solvers.parts.polishing import Polisher
-from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Relaxation(Solver):
         met: list[Bools] = [start]
         bound, point = math.inf, start.astype(np.float64)
         covariance = np.eye(n) * 0.25
-        split: Split | None = None
+        split: ConvexSplit | None = None
         solved = 0
         for _ in range(self.rounds):
             if solved and time.monotonic() > deadline:
@@ -118,7 +119,7 @@ def _cvxpy() -> Any:
 
 
 def _relaxed(
-    cvxpy: Any, budget: Budget, form: QuadraticForm, split: Split, deadline: float
+    cvxpy: Any, budget: Budget, form: QuadraticForm, split: ConvexSplit, deadline: float
 ) -> Floats | None:
     """The relaxation's maximiser, ``[n]``; None if cvxpy finds none in time."""
     space = budget.space

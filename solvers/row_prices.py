@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cahp_opt.arrays import Bools
 from cahp_opt.bounds.row_prices import CoverageBound, coverage_bound
-from cahp_opt.problem import CoverageForm, Problem
-from cahp_opt.selection import Proposal, Solver, Status, rounding_slack
+from cahp_opt.objective import CoverageForm
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Proposal, Solver, Status, rounding_slack
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
 from cahp_opt.solvers.local_search import LocalSearch, improve
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
-from cahp_opt.space import Bools
 
 CERTIFICATE = "Lagrangian prices of the rows over the exact oracle"
 """Where the bound comes from."""

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from cahp_opt.arrays import Floats
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.knapsack import best_counts
-from cahp_opt.problem import Objective, Problem
-from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.objective import Objective
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.parts.embedding import spectral_clusters
 from cahp_opt.solvers.parts.filling import fill_in_order, filled_up
-from cahp_opt.solvers.parts.flipping import flip_while_better
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
-from cahp_opt.space import Floats
+from cahp_opt.solvers.parts.swaps import flip_while_better
 
 
 class Grouping(Enum):

@@ -10,9 +10,9 @@ import numpy as np
 
 from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.parts.filling import filled_up
-from cahp_opt.solvers.parts.steps import Step, Walk, best_step
+from cahp_opt.solvers.parts.steps import Climb, Step, best_step
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StochasticGreedy(Solver):
             raise ValueError(f"`lookahead` must be at least 1, got {self.lookahead}.")
 
     def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
-        walk = Walk(problem, self.lookahead, lazy=problem.objective.submodular)
+        walk = Climb(problem, self.lookahead, lazy=problem.objective.submodular)
         share = _share_that_fits(problem.budget)
         size = max(1, math.ceil(math.log(1 / self.epsilon) / share))
         while time.monotonic() <= deadline:
@@ -52,7 +52,7 @@ class StochasticGreedy(Solver):
         return Proposal(kept, status=Status.TIME_LIMIT, stats={"evaluations": walk.evaluations})
 
     def _sampled_step(
-        self, walk: Walk, problem: Problem, size: int, rng: np.random.Generator
+        self, walk: Climb, problem: Problem, size: int, rng: np.random.Generator
     ) -> Step | None:
         """The best step of a sample's blocks; further samples only where a sample has no step."""
         order = rng.permutation(np.flatnonzero(~walk.kept))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.backward_greedy import BackwardGreedy
 from cahp_opt.solvers.local_search import LocalSearch
 from cahp_opt.solvers.parts.descending import Descent
@@ -16,7 +17,6 @@ from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 from cahp_opt.solvers.parts.plateaus import plateau_ends
 from cahp_opt.solvers.parts.rebuilding import drop_plateau, fill, raise_plateau
 from cahp_opt.solvers.parts.swaps import Swap, all_swaps, interaction, swaps_of
-from cahp_opt.space import Bools, Floats, Ints
 
 _TRIED = 6  # units that may leave, where pairs are followed one by one
 _DOWN = 0.5  # share of rebuildings that start by giving up plateaus

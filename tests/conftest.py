@@ -4,7 +4,9 @@ a clock; and the recorder of what works for which architecture."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before NumPy or torch are imported, here and in every process that a test starts: the models are tiny,
 # and threads of two workers would only be in each other's way.
@@ -72,3 +74,46 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--support-json")
     if path is not None:
         config.pluginmanager.register(SupportRecorder(path), "support-recorder")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The commands set the process's number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier and its tokenizer."""
+    from command_line import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty texts."""
+    from command_line import sentences
+
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n\n".join(sentences(60)) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny decoder and its tokenizer."""
+    import tiny_models
+    from command_line import make_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "decoder"
+    model: Any = tiny_models.LLAMA_GQA.build(bare=False)
+    model.save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -21,6 +21,7 @@ from cahp_opt import (
     Status,
     select,
 )
+from cahp_opt.arrays import Floats
 from cahp_opt.objectives import (
     Complementarity,
     Concave,
@@ -56,7 +57,6 @@ from cahp_opt.solvers import (
 )
 from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.solvers.spectral import Grouping
-from cahp_opt.space import Floats
 
 # Two lines to add a solver: import it above, list it here.
 SOLVERS: tuple[Solver, ...] = (

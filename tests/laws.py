@@ -12,7 +12,7 @@ from helpers import (
 )
 
 from cahp_opt import Budget, HeadSpace, Objective, Problem, Selection, Solver, Status, select
-from cahp_opt.problem import CoverageForm, QuadraticForm
+from cahp_opt.objective import CoverageForm, QuadraticForm
 
 CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-9}
 

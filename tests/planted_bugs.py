@@ -15,11 +15,13 @@ import torch
 from small_builds import built
 from torch import nn
 
-from cahp_opt.space import Bools, HeadSpace, Ints, Unit
+from cahp_opt.arrays import Bools, Ints
+from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks import site_reader as reading
 from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
 from cahp_opt.torch.blocks.layouts import ARGUMENTS, LAYOUTS, PARAMETERS, Layout, Order
 from cahp_opt.torch.running import gates as masking
+from cahp_opt.torch.running import undo
 from cahp_opt.torch.slicing import surgery
 from cahp_opt.torch.slicing.argument_hooks import KeepHeads
 
@@ -75,13 +77,13 @@ def _stale(*names: str) -> Plant:
     """Attributes of attention modules keep their old values."""
 
     def plant(patch: pytest.MonkeyPatch) -> None:
-        put = surgery.Journal.put
+        put = undo.Journal.put
 
-        def forgetful(self: surgery.Journal, module: nn.Module, name: str, value: object) -> None:
+        def forgetful(self: undo.Journal, module: nn.Module, name: str, value: object) -> None:
             if name not in names:
                 put(self, module, name, value)
 
-        patch.setattr(surgery.Journal, "put", forgetful)
+        patch.setattr(undo.Journal, "put", forgetful)
 
     return plant
 
@@ -157,7 +159,7 @@ def _first_columns(patch: pytest.MonkeyPatch) -> None:
     """The output projection keeps its first columns."""
     cut = surgery._cut_piece
 
-    def wrong(site: nn.Module, piece: Piece, staying: Bools, journal: surgery.Journal) -> None:
+    def wrong(site: nn.Module, piece: Piece, staying: Bools, journal: undo.Journal) -> None:
         if piece.path.startswith("out_lin"):
             early = np.arange(len(piece.unit_of)) < staying[piece.unit_of].sum()
             unit_of = np.where(early, staying.argmax(), staying.argmin())

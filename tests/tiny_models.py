@@ -17,7 +17,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.arrays import Bools
+from cahp_opt.space import HeadSpace
 from cahp_opt.torch import explicit_attention
 
 VOCABULARY = 48

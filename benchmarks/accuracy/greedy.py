@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools
+from cahp_opt.arrays import Bools
 from cahp_opt.torch import fidelity_of, find_attention
 from cahp_opt.torch.running.batches import Batch, inputs_of
 from cahp_opt.torch.running.gates import gated

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from torch import nn
 
 from benchmarks.accuracy.greedy import along, removal_path
 from cahp_opt import Budget, Problem, Selection, select
-from cahp_opt.cli.display import Display
+from cahp_opt.arrays import Ints
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
+from cahp_opt.objective import Objective
 from cahp_opt.objectives import (
     Complementarity,
     Curvature,
@@ -25,12 +24,12 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
-from cahp_opt.problem import Objective
+from cahp_opt.progress import Stages
 from cahp_opt.runs.method import Method as Choice
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.selection import Solver
+from cahp_opt.solver import Solver
 from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch, RandomSubset, TopK
-from cahp_opt.space import HeadSpace, Ints
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import calibrate
 from cahp_opt.torch.pipeline.pruning_run import measure_stats
@@ -137,7 +136,7 @@ class Needs:
         batches = batches_of(None)
         bare = batches if self.labels else [inputs_of(batch) for batch in batches]
         if self.choice is not None:
-            quiet = Display(Console(file=io.StringIO()))
+            quiet = Stages()
             return Measured(measure_stats(model, bare, self.choice.objective, seed, quiet))
         texts = sum(map(batch_size, batches))
         return Measured(

@@ -49,13 +49,13 @@ from benchmarks.accuracy.methods import METHODS, Measured, Needs, Task
 from benchmarks.accuracy.store import Busy, Row, Store
 from benchmarks.accuracy.training import CACHE, Recipe, fine_tuned
 from benchmarks.machine import described, device_of, facts, load
+from cahp_opt.arrays import Bools
 from cahp_opt.costs.goals import LatencyGoal
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
 from cahp_opt.files.records import whole_file
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.space import Bools
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import (
     TokenWeights,
@@ -65,7 +65,7 @@ from cahp_opt.torch import (
     refit,
     slice_heads,
 )
-from cahp_opt.torch.latency.block_times import device_name
+from cahp_opt.torch.latency.model_times import device_name
 from cahp_opt.torch.running.batches import batch_size
 from cahp_opt.torch.texts.encoding import encode, timing_batch
 

@@ -38,7 +38,7 @@ from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import Tensor
 
 from benchmarks.machine import device_of, facts, slug
-from cahp_opt.space import Bools
+from cahp_opt.arrays import Bools
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import (
     bypass_empty,
@@ -51,7 +51,7 @@ from cahp_opt.torch import (
     slice_heads,
 )
 from cahp_opt.torch.evaluation.fidelity import ClassLogits, Fidelity, PooledEmbedding
-from cahp_opt.torch.latency.block_times import device_name
+from cahp_opt.torch.latency.model_times import device_name
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures"

@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from benchmarks.knees.rules import DEGREES, measured_rules, value_rules
 from benchmarks.machine import facts
 from cahp_opt import Budget, Frontier, Problem, frontier, select
+from cahp_opt.arrays import Bools
 from cahp_opt.objectives import Complementarity, ExplainedVariance
 from cahp_opt.runs.texts import Example, read_table
 from cahp_opt.solvers import CAHP, DynamicProgram
-from cahp_opt.space import Bools
 from cahp_opt.torch import calibrate, find_attention, refit, slice_heads
 from cahp_opt.torch.texts.encoding import encode
 

@@ -18,7 +18,7 @@ from transformers import (
     ViTConfig,
 )
 
-from cahp_opt.costs.latency_table import Phase
+from cahp_opt.costs.provenance import Phase
 from cahp_opt.demo import DemoError, demo_model
 from cahp_opt.space import Unit
 

@@ -35,10 +35,13 @@ from torch import nn
 
 from benchmarks.latency.models import DTYPES, SHAPES, SIZES, TINY, Shape, Sizes
 from benchmarks.machine import device_of, facts, load, slug
-from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
-from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.arrays import Bools
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.provenance import Execution, Phase
+from cahp_opt.space import HeadSpace
 from cahp_opt.torch import find_attention, measure_latency, time_models
-from cahp_opt.torch.latency.block_times import Timing, device_name, dtype_name
+from cahp_opt.torch.latency.block_times import Timing
+from cahp_opt.torch.latency.model_times import device_name, dtype_name
 from cahp_opt.torch.slicing.slicing import thin_copy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.machine import described, device_of, facts
 from benchmarks.objectives.catalogue import OBJECTIVES
 from cahp_opt import Budget, HeadStats, Problem, Selection, select
+from cahp_opt.arrays import Bools
 from cahp_opt.objectives import Quadratic
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import read_table, split
 from cahp_opt.solvers import Auto
-from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.space import HeadSpace
 from cahp_opt.torch import (
     calibrate,
     fidelity_of,

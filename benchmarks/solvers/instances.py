@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem
+from cahp_opt.arrays import Floats
 from cahp_opt.objectives import FacilityLocation, Modular, Quadratic
-from cahp_opt.space import Floats
 
 Rng = np.random.Generator
 

@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.frank_wolfe import Effort, quadratic_frank_wolfe
 from cahp_opt.bounds.row_prices import coverage_bound
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.knapsack import best_counts
-from cahp_opt.problem import Problem, QuadraticForm, modular_subsets
-from cahp_opt.space import Bools, Floats
+from cahp_opt.objective import QuadraticForm
+from cahp_opt.problem import Problem
+from cahp_opt.subsets import modular_subsets
 
 # `select` calls for a bound every time: what follows keeps it at a tenth of a second or so. Solvers
 # that prove more call the functions below with more steps.

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cahp_opt.arrays import Floats
 from cahp_opt.bounds.oracle import MOST_TABULATED
-from cahp_opt.space import Floats, HeadSpace
+from cahp_opt.space import HeadSpace
 
 
-class Split(NamedTuple):
+class ConvexSplit(NamedTuple):
     """``pairwise = inside - rest``; ``excess`` bounds ``-(x - y)' rest (x - y)`` over the unit cube."""
 
     inside: Floats
@@ -45,7 +46,7 @@ def single_parts(start: int, stop: int) -> list[slice]:
     return [slice(i, i + 1) for i in range(start, stop)]
 
 
-def shifted(pairwise: Floats) -> Split:
+def shifted(pairwise: Floats) -> ConvexSplit:
     """The simplest split: the largest eigenvalue on the diagonal."""
     n = len(pairwise)
     return _certified(pairwise, np.eye(n) * float(np.linalg.eigvalsh(pairwise)[-1]))
@@ -55,12 +56,12 @@ def best_split(
     pairwise: Floats,
     parts: Sequence[slice],
     covariance: Floats,
-    start: Split | None = None,
+    start: ConvexSplit | None = None,
     *,
     precision: float = 1e-3,
     sweeps: int = 3,
     deadline: float = math.inf,
-) -> Split:
+) -> ConvexSplit:
     """The ``inside`` that minimises ``<covariance, inside>`` with a semidefinite ``rest``.
 
     Minimises ``<C, Q> - mu log det(Q - P)`` for falling ``mu`` by exact block-coordinate steps: the
@@ -106,7 +107,9 @@ def best_split(
     return _certified(pairwise, rest + pairwise, parts)
 
 
-def _certified(pairwise: Floats, inside: Floats, parts: Sequence[slice] | None = None) -> Split:
+def _certified(
+    pairwise: Floats, inside: Floats, parts: Sequence[slice] | None = None
+) -> ConvexSplit:
     """Clean ``inside`` outside of the parts, and measure how far the rest is from semidefinite."""
     if parts is not None:
         clean = np.zeros_like(inside)
@@ -119,4 +122,4 @@ def _certified(pairwise: Floats, inside: Floats, parts: Sequence[slice] | None =
     n = len(rest)
     # The computed eigenvalue is within a small multiple of n * eps * norm of the exact one.
     below = max(0.0, 10 * n * float(np.finfo(np.float64).eps) * norm - lowest)
-    return Split(inside, rest, n * below)
+    return ConvexSplit(inside, rest, n * below)

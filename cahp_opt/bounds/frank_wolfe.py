@@ -15,12 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cahp_opt.bounds.convex_split import Split, best_split, shifted, single_parts, tabulated_parts
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.bounds.convex_split import (
+    ConvexSplit,
+    best_split,
+    shifted,
+    single_parts,
+    tabulated_parts,
+)
 from cahp_opt.bounds.mixture import Mixture
 from cahp_opt.bounds.oracle import MOST_TABULATED, Oracle, Vertex
 from cahp_opt.costs.budget import Budget
-from cahp_opt.problem import QuadraticForm
-from cahp_opt.space import Bools, Floats, HeadSpace
+from cahp_opt.objective import QuadraticForm
+from cahp_opt.space import HeadSpace
 from cahp_opt.subsets import subset_values
 
 
@@ -53,7 +60,7 @@ class FrankWolfe:
 
     bound: float
     point: Floats
-    split: Split
+    split: ConvexSplit
     met: Bools
     """Keep-sets within the budget whose mean the point is, bool ``[m, n]``; good places to start."""
     steps: int
@@ -89,8 +96,8 @@ def quadratic_frank_wolfe(
     point = kept
     density = max(float(kept.mean()), 0.05)
     covariance = np.eye(n) * max(density * (1 - density), 0.01)
-    split: Split | None = None
-    chosen: Split | None = None
+    split: ConvexSplit | None = None
+    chosen: ConvexSplit | None = None
     taken = 0
     for turn in range(max(effort.splits, 1)):
         if effort.splits == 0:
@@ -118,7 +125,7 @@ def improve(
     active: Mixture,
     oracle: Oracle,
     form: QuadraticForm,
-    split: Split,
+    split: ConvexSplit,
     steps: int,
     precision: float,
     deadline: float,
@@ -156,7 +163,7 @@ def improve(
 
 
 def bound_at(
-    oracle: Oracle, form: QuadraticForm, split: Split, point: Floats
+    oracle: Oracle, form: QuadraticForm, split: ConvexSplit, point: Floats
 ) -> tuple[float, Vertex]:
     """The bound that any point ``[n]`` of the unit cube proves, and the keep-set that attains it.
 
@@ -173,7 +180,7 @@ def bound_at(
 
 
 def split_oracle(
-    budget: Budget, form: QuadraticForm, split: Split, deadline: float = float("inf")
+    budget: Budget, form: QuadraticForm, split: ConvexSplit, deadline: float = float("inf")
 ) -> Oracle:
     """The oracle of ``linear @ x + x' inside x`` plus weights, see :class:`Oracle`."""
     values, base = split_values(budget.space, form, split)
@@ -181,7 +188,7 @@ def split_oracle(
 
 
 def split_values(
-    space: HeadSpace, form: QuadraticForm, split: Split, *, every: bool = False
+    space: HeadSpace, form: QuadraticForm, split: ConvexSplit, *, every: bool = False
 ) -> tuple[list[Floats | None], Floats]:
     """The exact part of a split: tables of blocks by subset code, and weights of the other units.
 
@@ -205,7 +212,7 @@ def split_values(
     return values, weights
 
 
-def _rounding(form: QuadraticForm, split: Split) -> float:
+def _rounding(form: QuadraticForm, split: ConvexSplit) -> float:
     """What floating-point sums of these terms may be off by."""
     size = float(
         np.abs(form.linear).sum() + np.abs(split.inside).sum() + 3 * np.abs(split.rest).sum()

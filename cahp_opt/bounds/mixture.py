@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cahp_opt.problem import QuadraticForm
-from cahp_opt.space import Bools, Floats
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.objective import QuadraticForm
 
 
 class Mixture:

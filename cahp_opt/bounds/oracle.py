@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.knapsack import Knapsack
-from cahp_opt.problem import BestSubsets, join_subsets
-from cahp_opt.space import Bools, Floats, Ints
+from cahp_opt.subsets import BestSubsets, join_subsets
 
 MOST_TABULATED = 12
 """Blocks of at most this many units can carry a table of all their subsets."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.costs.budget import Budget
-from cahp_opt.problem import CoverageForm
-from cahp_opt.space import Bools, Floats
+from cahp_opt.objective import CoverageForm
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from cahp_opt.cli.errors import explain
 from cahp_opt.cli.option_words import as_options
 from cahp_opt.cli.stopping import stopping_in_order
 from cahp_opt.cli.streams import never_failing_streams
+from cahp_opt.cli.tables import comparison_tables, profile_lines, selection_tables, tables
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.budget import BudgetError
 from cahp_opt.costs.goals import (
@@ -32,8 +33,8 @@ from cahp_opt.costs.goals import (
     asked_latency,
 )
 from cahp_opt.costs.hardware import Hardware
-from cahp_opt.costs.latency_table import Execution
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Execution
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
 from cahp_opt.files.belongings import Belongings
@@ -48,14 +49,8 @@ from cahp_opt.runs.method import (
     Units,
 )
 from cahp_opt.runs.recovery import Recovery, Weighting
-from cahp_opt.runs.report import (
-    Report,
-    comparison_tables,
-    profile_lines,
-    selection_tables,
-    tables,
-)
-from cahp_opt.runs.texts import LineTexts, Split, TableTexts, split
+from cahp_opt.runs.report import Report
+from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit, split
 from cahp_opt.selection import Selection
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling, recorded_pooling
@@ -518,7 +513,7 @@ def calibrate(
         max_length=max_length,
         seed=seed,
     )
-    _note([*texts.notes, *notes_on_empty(Split(texts.calibration, ()), batches)])
+    _note([*texts.notes, *notes_on_empty(TextSplit(texts.calibration, ()), batches)])
     rehearse_texts(named.model, batches[0], fidelity)
     with display.stage("calibrate") as progress:
         stats = measure(
@@ -971,7 +966,9 @@ def _idle_units(units: Units, model: nn.Module) -> Iterable[str]:
         )
 
 
-def _texts(text: Path | None, data: Path | None, max_texts: int, held_out: int, seed: int) -> Split:
+def _texts(
+    text: Path | None, data: Path | None, max_texts: int, held_out: int, seed: int
+) -> TextSplit:
     if (text is None) == (data is None):
         raise ValueError("give the texts either as `--text FILE` or as `--data TSV`.")
     examples = LineTexts(text) if text is not None else TableTexts(data or "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -18,46 +17,40 @@ from rich.progress import (
 )
 
 from cahp_opt import progress
+from cahp_opt.progress import Stages
 
 
-class Display:
+class Display(Stages):
     """Shows stages and remembers how long each took."""
 
     def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
         self._console = console or Console(stderr=True, highlight=False)
-        self.seconds: dict[str, float] = {}
-        """Seconds by stage; a stage that ran twice counts both."""
 
     @contextmanager
-    def stage(self, name: str) -> Generator[progress.Progress, None, None]:
-        """Show a stage while the body runs.
-
-        Yields:
-            The callback for the library's long work.
-        """
-        start = time.monotonic()
-        if self._console.is_terminal:
-            with Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self._console,
-            ) as bars:
-                task = bars.add_task(name, total=None)
-
-                def show(stage: str, done: int, total: int) -> None:
-                    text = stage if stage.startswith(name) else f"{name}: {stage}"
-                    bars.update(task, description=text, completed=done, total=total or None)
-
-                yield show
-                bars.update(task, description=name)
-        else:
-            yield progress.silent
-        taken = time.monotonic() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + taken
+    def shown(self, name: str) -> Generator[progress.Progress, None, None]:
         if not self._console.is_terminal:
-            self._console.print(f"{name}: {taken:.1f} s", markup=False)
+            yield progress.silent
+            return
+        with Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        ) as bars:
+            task = bars.add_task(name, total=None)
+
+            def show(stage: str, done: int, total: int) -> None:
+                text = stage if stage.startswith(name) else f"{name}: {stage}"
+                bars.update(task, description=text, completed=done, total=total or None)
+
+            yield show
+            bars.update(task, description=name)
+
+    def done(self, name: str, seconds: float) -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"{name}: {seconds:.1f} s", markup=False)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cahp_opt.problem import Objective
+from cahp_opt.objective import Objective
 from cahp_opt.runs.method import ObjectiveName, SolverName
-from cahp_opt.selection import Solver
+from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats
 
 

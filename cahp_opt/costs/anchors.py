@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cahp_opt.space import Floats
+from cahp_opt.arrays import Floats
 
 _CLEAR = 0.5
 """A launch time is only believed if it halves the squared error: noise alone makes small kinks."""

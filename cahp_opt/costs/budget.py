@@ -10,12 +10,13 @@ from math import fsum
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.costs.count_table import CountTable
+from cahp_opt.arrays import Bools, Ints, is_whole
+from cahp_opt.costs.count_table import CountTable, count_arrays
 from cahp_opt.costs.knapsack import best_counts
-from cahp_opt.costs.latency_table import LatencyTable, count_arrays
-from cahp_opt.space import Bools, HeadSpace, Ints, is_whole
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.space import HeadSpace
 
-Units = int | Sequence[int] | Ints
+Counts = int | Sequence[int] | Ints
 """One number for all blocks, or one per block."""
 
 
@@ -44,9 +45,9 @@ class Budget:
 
     space: HeadSpace
     tables: tuple[CountTable, ...] = ()
-    minimum: Units = 0
-    maximum: Units | None = None
-    multiple_of: Units = 1
+    minimum: Counts = 0
+    maximum: Counts | None = None
+    multiple_of: Counts = 1
 
     def __post_init__(self) -> None:
         space = self.space
@@ -83,9 +84,9 @@ class Budget:
         space: HeadSpace,
         limit: int,
         *,
-        minimum: Units = 0,
-        maximum: Units | None = None,
-        multiple_of: Units = 1,
+        minimum: Counts = 0,
+        maximum: Counts | None = None,
+        multiple_of: Counts = 1,
     ) -> Budget:
         """Keep at most ``limit`` units in all."""
         if not is_whole(limit) or limit < 0:
@@ -98,7 +99,7 @@ class Budget:
 
     @staticmethod
     def heads_per_block(
-        space: HeadSpace, limit: Units, *, minimum: Units = 0, multiple_of: Units = 1
+        space: HeadSpace, limit: Counts, *, minimum: Counts = 0, multiple_of: Counts = 1
     ) -> Budget:
         """Keep at most ``limit`` units in every block; one number, or one per block."""
         return Budget(space, (), minimum, limit, multiple_of)
@@ -109,9 +110,9 @@ class Budget:
         ratio: float | None = None,
         *,
         seconds: float | None = None,
-        minimum: Units = 0,
-        maximum: Units | None = None,
-        multiple_of: Units = 1,
+        minimum: Counts = 0,
+        maximum: Counts | None = None,
+        multiple_of: Counts = 1,
     ) -> Budget:
         """Take at most ``ratio`` of the unpruned end-to-end time, or at most ``seconds``."""
         if (ratio is None) == (seconds is None):
@@ -126,7 +127,7 @@ class Budget:
 
     @staticmethod
     def latency_per_block(
-        table: LatencyTable, ratio: float, *, minimum: Units = 0, multiple_of: Units = 1
+        table: LatencyTable, ratio: float, *, minimum: Counts = 0, multiple_of: Counts = 1
     ) -> Budget:
         """Every block takes at most ``ratio`` of its own unpruned time."""
         _positive("ratio", ratio)
@@ -153,9 +154,9 @@ class Budget:
         name: str = "cost",
         fixed: float = 0.0,
         unit: str = "",
-        minimum: Units = 0,
-        maximum: Units | None = None,
-        multiple_of: Units = 1,
+        minimum: Counts = 0,
+        maximum: Counts | None = None,
+        multiple_of: Counts = 1,
     ) -> Budget:
         """Any cost of your own: ``costs[b][k]`` for ``k`` units kept in block ``b``, summed."""
         arrays = count_arrays(space, costs, "costs")
@@ -389,7 +390,7 @@ def _positive(argument: str, x: float | None) -> float:
     return float(x)
 
 
-def _per_block(space: HeadSpace, given: Units, argument: str, *, least: int = 0) -> Ints:
+def _per_block(space: HeadSpace, given: Counts, argument: str, *, least: int = 0) -> Ints:
     array = np.asarray(given)
     if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((), (len(space.blocks),)):
         raise ValueError(

@@ -8,8 +8,10 @@ from functools import cached_property
 from math import fsum
 
 import numpy as np
+import numpy.typing as npt
 
-from cahp_opt.space import Floats, Ints
+from cahp_opt.arrays import Floats, Ints
+from cahp_opt.space import HeadSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +53,54 @@ class CountTable:
         if len(varying) > 1:
             return None
         return varying[0] if varying else 0
+
+
+def check_counts(space: HeadSpace, counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """``counts`` as whole numbers, one per block, each within its block.
+
+    Raises:
+        ValueError: for another shape, or a count outside ``0 .. units``.
+    """
+    array = np.asarray(counts)
+    if array.shape != (len(space.blocks),) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"`counts` must be {len(space.blocks)} whole numbers, one per block, got "
+            f"{array.dtype} of shape {list(array.shape)}."
+        )
+    if np.any(array < 0) or np.any(array > space.units):
+        raise ValueError(
+            f"`counts` must lie within 0 and the units of each block {space.units.tolist()}, "
+            f"got {array.tolist()}."
+        )
+    return array.astype(np.int64)
+
+
+def count_arrays(
+    space: HeadSpace, given: Sequence[npt.ArrayLike], argument: str
+) -> tuple[Floats, ...]:
+    """One read-only array ``[units + 1]`` of finite numbers of at least 0 for every block.
+
+    Raises:
+        ValueError: naming ``argument`` and the block that is wrong.
+    """
+    if len(given) != len(space.blocks):
+        raise ValueError(
+            f"`{argument}` must have one array per block, {len(space.blocks)} in all, "
+            f"got {len(given)}."
+        )
+    arrays: list[Floats] = []
+    for block, row in zip(space.blocks, given, strict=True):
+        array = np.array(row, dtype=np.float64)
+        if array.shape != (block.units + 1,):
+            raise ValueError(
+                f"`{argument}` of block {block.name!r} must have {block.units + 1} entries (for 0 to "
+                f"{block.units} units kept), got shape {list(array.shape)}."
+            )
+        if not np.all(np.isfinite(array)) or np.any(array < 0):
+            raise ValueError(
+                f"`{argument}` of block {block.name!r} must be finite and at least 0, "
+                f"got {array.tolist()}."
+            )
+        array.flags.writeable = False
+        arrays.append(array)
+    return tuple(arrays)

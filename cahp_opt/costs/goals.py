@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import fsum
 
+from cahp_opt.arrays import is_whole
 from cahp_opt.costs.count_table import CountTable
-from cahp_opt.costs.latency_table import LatencyTable, Phase
+from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
-from cahp_opt.space import is_whole
+from cahp_opt.costs.provenance import Phase
 
 PARAMETERS = "parameters"
 """The resource counted in weights."""

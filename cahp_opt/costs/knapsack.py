@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.count_table import CountTable
-from cahp_opt.space import Bools, Floats, Ints
 
 _MOST_STATES = 200_000
 _PAIRWISE_DOMINANCE = 2_000

@@ -2,130 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from enum import Enum
-from math import fsum, inf
+from math import fsum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Floats
 from cahp_opt.costs.anchors import fit_anchors
+from cahp_opt.costs.count_table import check_counts, count_arrays
+from cahp_opt.costs.provenance import Execution, Phase, Provenance
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
-from cahp_opt.space import Floats, HeadSpace, is_whole
+from cahp_opt.space import HeadSpace
 
 LATENCY_KIND, _VERSION = "cahp-latency", 1
 
 NOISY = 0.1
 """A spread, a drift or an error of that much is worth a remark."""
-
-
-class Phase(str, Enum):
-    """The workload that was timed."""
-
-    PREFILL = "prefill"
-    """One forward pass over the whole input; for encoders the only phase there is."""
-    DECODE = "decode"
-    """One new token against a filled key/value cache."""
-
-
-class Execution(str, Enum):
-    """How the model was run."""
-
-    EAGER = "eager"
-    """Operation by operation, as Python asks for them."""
-    COMPILED = "compiled"
-    """Through ``torch.compile``."""
-    CUDA_GRAPH = "cuda_graph"
-    """Captured once as a CUDA graph and replayed, without the cost of launching single operations."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where and how a table was measured; unknown facts are empty or 0.
-
-    Args:
-        device: name of the processor; of an estimate, ``estimate for`` and that.
-        dtype: precision of the weights.
-        batch: examples per batch.
-        sequence_length: tokens per example; while decoding, those in the cache.
-        phase: prefill or decode.
-        execution: how the model was run.
-        attention: implementation of attention, such as ``sdpa``.
-        threads: threads of the CPU.
-        quota: processors' worth of time that a container is granted; 0 for no limit. More threads than that
-            are stopped together for a part of the time.
-        repeats: timed runs of every whole model.
-        spread: the largest relative distance between the reported quantile and the median over all
-            measured points: the noise of the machine meanwhile.
-        drift: by how much the unpruned model was slower in the second half of the measurement than in
-            the first, relative; negative if it was faster.
-        error: the largest relative error of the prediction on whole uneven models that were timed as a
-            check, and that it was not fitted to.
-        estimated: whether the times were computed from a description of the hardware, and not measured.
-        versions: of the software, by name.
-        model: the model's class and shapes, as :func:`~cahp_opt.identity.structure_of` has them.
-
-    Raises:
-        ValueError: for a fact of another type, a negative number of things, or a share that is not finite.
-    """
-
-    device: str = ""
-    dtype: str = ""
-    batch: int = 0
-    sequence_length: int = 0
-    phase: Phase = Phase.PREFILL
-    execution: Execution = Execution.EAGER
-    attention: str = ""
-    threads: int = 0
-    quota: float = 0.0
-    repeats: int = 0
-    spread: float = 0.0
-    drift: float = 0.0
-    error: float = 0.0
-    estimated: bool = False
-    versions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
-    model: str = ""
-
-    def __post_init__(self) -> None:
-        for names, fine, allowed in _FACTS:
-            for name in names:
-                given = getattr(self, name)
-                if not fine(given):
-                    raise ValueError(f"`{name}` of a provenance must be {allowed}, got {given!r}.")
-
-
-def _is_finite(given: object) -> bool:
-    return isinstance(given, (int, float)) and not isinstance(given, bool) and -inf < given < inf
-
-
-def _is_text(given: object) -> bool:
-    return isinstance(given, str)
-
-
-_FACTS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
-    (("device", "dtype", "attention", "model"), _is_text, "text"),
-    (
-        ("batch", "sequence_length", "threads", "repeats"),
-        lambda n: is_whole(n) and n >= 0,
-        "a whole number of at least 0",
-    ),
-    (
-        ("spread", "error", "quota"),
-        lambda x: _is_finite(x) and x >= 0,
-        "a finite number of at least 0",
-    ),
-    (("drift",), _is_finite, "a finite number"),
-    (("phase",), lambda p: isinstance(p, Phase), "a `Phase`"),
-    (("execution",), lambda e: isinstance(e, Execution), "an `Execution`"),
-    (("estimated",), lambda e: isinstance(e, bool), "true or false"),
-    (
-        ("versions",),
-        lambda v: isinstance(v, Mapping) and all(map(_is_text, [*v, *v.values()])),  # pyright: ignore
-        "texts by name",
-    ),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +43,7 @@ class LatencyTable:
     space: HeadSpace
     fixed: float
     seconds: tuple[Floats, ...]
-    provenance: Provenance = Provenance()
+    provenance: Provenance = field(default_factory=Provenance)
     least: float = 0.0
 
     def __post_init__(self) -> None:
@@ -323,54 +218,3 @@ class LatencyTable:
             Provenance(**facts),
             data.get("least", 0.0),
         )
-
-
-def check_counts(space: HeadSpace, counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """``counts`` as whole numbers, one per block, each within its block.
-
-    Raises:
-        ValueError: for another shape, or a count outside ``0 .. units``.
-    """
-    array = np.asarray(counts)
-    if array.shape != (len(space.blocks),) or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
-            f"`counts` must be {len(space.blocks)} whole numbers, one per block, got "
-            f"{array.dtype} of shape {list(array.shape)}."
-        )
-    if np.any(array < 0) or np.any(array > space.units):
-        raise ValueError(
-            f"`counts` must lie within 0 and the units of each block {space.units.tolist()}, "
-            f"got {array.tolist()}."
-        )
-    return array.astype(np.int64)
-
-
-def count_arrays(
-    space: HeadSpace, given: Sequence[npt.ArrayLike], argument: str
-) -> tuple[Floats, ...]:
-    """One read-only array ``[units + 1]`` of finite numbers of at least 0 for every block.
-
-    Raises:
-        ValueError: naming ``argument`` and the block that is wrong.
-    """
-    if len(given) != len(space.blocks):
-        raise ValueError(
-            f"`{argument}` must have one array per block, {len(space.blocks)} in all, "
-            f"got {len(given)}."
-        )
-    arrays: list[Floats] = []
-    for block, row in zip(space.blocks, given, strict=True):
-        array = np.array(row, dtype=np.float64)
-        if array.shape != (block.units + 1,):
-            raise ValueError(
-                f"`{argument}` of block {block.name!r} must have {block.units + 1} entries (for 0 to "
-                f"{block.units} units kept), got shape {list(array.shape)}."
-            )
-        if not np.all(np.isfinite(array)) or np.any(array < 0):
-            raise ValueError(
-                f"`{argument}` of block {block.name!r} must be finite and at least 0, "
-                f"got {array.tolist()}."
-            )
-        array.flags.writeable = False
-        arrays.append(array)
-    return tuple(arrays)

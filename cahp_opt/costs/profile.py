@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.costs.latency_table import LATENCY_KIND, LatencyTable, check_counts, count_arrays
+from cahp_opt.arrays import Floats
+from cahp_opt.costs.count_table import check_counts, count_arrays
+from cahp_opt.costs.latency_table import LATENCY_KIND, LatencyTable
 from cahp_opt.files.records import PathLike, kind_of, read_json, reading, write_json
 from cahp_opt.identity import difference, structure_of
-from cahp_opt.space import Floats, HeadSpace
+from cahp_opt.space import HeadSpace
 
 _KIND, _VERSION = "cahp-profile", 1
 

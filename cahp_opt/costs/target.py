@@ -10,8 +10,9 @@ from typing import cast
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.goals import Goal, LatencyGoal, goals_to_text
-from cahp_opt.costs.latency_table import LatencyTable, Phase
+from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Phase
 from cahp_opt.space import HeadSpace
 
 

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any
 
 from cahp_opt.costs.goals import LatencyGoal
-from cahp_opt.costs.latency_table import Execution, Phase, Provenance
+from cahp_opt.costs.provenance import Execution, Phase, Provenance
 
 _FORM = re.compile(r"\s*(?:([a-z][a-z0-9_-]*)=)?([a-z]+):(\d{1,9})(?:x(\d{1,9}))?\s*", re.ASCII)
 

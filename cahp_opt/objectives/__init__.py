@@ -1,5 +1,6 @@
 """Set functions over keep-sets, to be maximised; each file names its source paper."""
 
+from cahp_opt.objective import WeightedSum
 from cahp_opt.objectives.complementarity import Complementarity
 from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.objectives.explained_variance import ExplainedVariance
@@ -11,7 +12,6 @@ from cahp_opt.objectives.modular import Modular
 from cahp_opt.objectives.quadratic import Quadratic
 from cahp_opt.objectives.saturated_coverage import SaturatedCoverage
 from cahp_opt.objectives.sparse_facility_location import SparseFacilityLocation
-from cahp_opt.objectives.weighted_sum import WeightedSum
 
 __all__ = [
     "Complementarity",

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
+from cahp_opt.arrays import Floats, finite
+from cahp_opt.objective import BehaviourForm
 from cahp_opt.objectives.facility_location import FacilityLocation
-from cahp_opt.problem import BehaviourForm
-from cahp_opt.space import Floats
 from cahp_opt.stats.class_distances import closeness, signature_features
 from cahp_opt.stats.head_stats import HeadStats
 

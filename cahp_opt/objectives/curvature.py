@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from cahp_opt.space import Floats
-from cahp_opt.stats.head_stats import HeadStats, Total
+from cahp_opt.arrays import Floats
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.moments import Total
 
 
 class Curvature(Enum):

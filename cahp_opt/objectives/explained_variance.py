@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
-from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
-from cahp_opt.problem import BestSubsets, Objective
-from cahp_opt.space import Bools, Floats, HeadSpace
+from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.objective import Objective
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable
 
 _UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
 _BATCH_BYTES = 2**18

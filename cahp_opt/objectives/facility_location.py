@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
-from cahp_opt.objectives.similarities import Matrix, checked_matrix, columns_of
-from cahp_opt.problem import CoverageForm, Objective
-from cahp_opt.space import Bools, Floats, Ints
+from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.objective import CoverageForm, Objective
+from cahp_opt.objectives.similarities import Matrix, checked_matrix, columns_of, row_weights
 from cahp_opt.stats.class_distances import closeness, signature_features
 from cahp_opt.stats.head_stats import HeadStats
 
@@ -97,24 +96,6 @@ class FacilityLocation(Objective):
 
     def coverage(self) -> CoverageForm:
         return CoverageForm(self.similarity.astype(np.float64, copy=False), self.weights)
-
-
-def row_weights(weights: npt.ArrayLike | None, m: int) -> Floats:
-    """Weights of ``m`` rows, 1 each for None.
-
-    Raises:
-        ValueError: for NaN, infinity, negative numbers or another shape.
-    """
-    rows = finite(np.ones(m) if weights is None else weights, "weights")
-    if rows.shape != (m,):
-        raise ValueError(
-            f"`weights` must have shape [{m}], one per row of `similarity`, got {list(rows.shape)}."
-        )
-    if np.any(rows < 0):
-        raise ValueError(
-            f"`weights` must be at least 0, got {rows.min():.6g}; shift or clip it first."
-        )
-    return rows
 
 
 def best_of(columns: Matrix, units: npt.NDArray[np.intp]) -> npt.NDArray[Any]:

@@ -8,10 +8,9 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.objectives.facility_location import row_weights
-from cahp_opt.objectives.similarities import Matrix, checked_matrix, sum_rows
-from cahp_opt.problem import Objective
-from cahp_opt.space import Bools, Floats
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.objective import Objective
+from cahp_opt.objectives.similarities import Matrix, checked_matrix, row_weights, sum_rows
 
 _CHUNK = 2**16
 

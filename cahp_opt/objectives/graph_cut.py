@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.similarities import Matrix, checked_matrix, sum_rows, symmetric
-from cahp_opt.problem import Objective, QuadraticForm
-from cahp_opt.space import Bools, Floats
 
 
 @dataclass(frozen=True, eq=False)

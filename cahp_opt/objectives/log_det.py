@@ -8,9 +8,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
-from cahp_opt.problem import Objective
-from cahp_opt.space import Bools, Floats
+from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.objective import Objective
 
 
 @dataclass(frozen=True, eq=False)

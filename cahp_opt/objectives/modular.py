@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.arrays import finite
+from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.curvature import Curvature
-from cahp_opt.problem import Objective, QuadraticForm
-from cahp_opt.space import Bools, Floats
 from cahp_opt.stats.head_stats import HeadStats
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
+from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.curvature import Curvature
-from cahp_opt.objectives.enumeration import best_by_count, check_enumerable
 from cahp_opt.objectives.similarities import checked_matrix, square
-from cahp_opt.problem import BestSubsets, Objective, QuadraticForm
-from cahp_opt.space import Bools, Floats, HeadSpace
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.subsets import subset_values
+from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable, subset_values
 
 
 @dataclass(frozen=True, eq=False)

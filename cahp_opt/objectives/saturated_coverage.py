@@ -8,10 +8,15 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.objectives.facility_location import row_weights
-from cahp_opt.objectives.similarities import Matrix, checked_matrix, columns_of, sum_rows
-from cahp_opt.problem import Objective
-from cahp_opt.space import Bools, Floats
+from cahp_opt.arrays import Bools, Floats
+from cahp_opt.objective import Objective
+from cahp_opt.objectives.similarities import (
+    Matrix,
+    checked_matrix,
+    columns_of,
+    row_weights,
+    sum_rows,
+)
 
 _CHUNK = 2**16
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Floats, finite
+
 Matrix = npt.NDArray[np.float32 | np.float64]
 """A matrix of similarities or features, in single or double precision."""
 
@@ -111,3 +113,21 @@ def sum_rows(matrix: Matrix, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.floa
     for start in range(0, len(rows), 64):
         total += matrix[rows[start : start + 64]].sum(axis=0, dtype=np.float64)
     return total
+
+
+def row_weights(weights: npt.ArrayLike | None, m: int) -> Floats:
+    """Weights of ``m`` rows, 1 each for None.
+
+    Raises:
+        ValueError: for NaN, infinity, negative numbers or another shape.
+    """
+    rows = finite(np.ones(m) if weights is None else weights, "weights")
+    if rows.shape != (m,):
+        raise ValueError(
+            f"`weights` must have shape [{m}], one per row of `similarity`, got {list(rows.shape)}."
+        )
+    if np.any(rows < 0):
+        raise ValueError(
+            f"`weights` must be at least 0, got {rows.min():.6g}; shift or clip it first."
+        )
+    return rows

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite
-from cahp_opt.objectives.facility_location import row_weights
-from cahp_opt.objectives.similarities import check_range, checked_matrix
-from cahp_opt.problem import CoverageForm, Objective
-from cahp_opt.space import Bools, Floats, Ints
+from cahp_opt.arrays import Bools, Floats, Ints, finite
+from cahp_opt.objective import CoverageForm, Objective
+from cahp_opt.objectives.similarities import check_range, checked_matrix, row_weights
 
 _BLOCK = 2**22  # numbers of a distance block held at once
 _DENSE = 2**22  # the dense form is offered up to this many numbers

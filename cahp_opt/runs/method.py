@@ -9,11 +9,11 @@ from enum import Enum
 
 import numpy as np
 
-import cahp_opt
 from cahp_opt import solvers
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
+from cahp_opt.objective import Objective
 from cahp_opt.objectives import (
     Complementarity,
     ExplainedVariance,
@@ -21,14 +21,17 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
-from cahp_opt.problem import Objective, Problem
+from cahp_opt.problem import Problem
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.selection import Selection, Solver, select
+from cahp_opt.selection import Selection, select
+from cahp_opt.solver import Solver
 from cahp_opt.space import HeadSpace, Unit
-from cahp_opt.stats.head_stats import HeadStats, Moments, Total
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.moments import Moments, Total
 from cahp_opt.stats.pooling import provenance_of
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.signatures import Signatures
+from cahp_opt.version import __version__
 
 
 class ObjectiveName(str, Enum):
@@ -253,7 +256,7 @@ class Method:
             "model": stats.model,
             "objective": self.objective.value,
             "solver": self.solver.value,
-            "cahp-opt": cahp_opt.__version__,
+            "cahp-opt": __version__,
             **provenance_of(stats.pooling),
             **target.provenance(profile),
         }

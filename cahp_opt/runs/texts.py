@@ -40,7 +40,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Split:
+class TextSplit:
     """Texts to measure and refit on, and texts kept back to judge the result by.
 
     Args:
@@ -141,7 +141,7 @@ def read_table(path: PathLike) -> list[Example]:
     return list(TableTexts(path))
 
 
-def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -> Split:
+def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -> TextSplit:
     """Shuffle the distinct texts, keep some back, and take at most ``most`` of the others.
 
     Texts are the same if they and their pairs differ in white space at most. They are on one side
@@ -180,7 +180,7 @@ def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -
         if same is not None:
             same.setdefault(_plain(example), example)
     sides = list(taken.values())
-    return Split(
+    return TextSplit(
         tuple(islice(chain.from_iterable(side.values() for side in sides[back:]), most)),
         tuple(islice(chain.from_iterable(side.values() for side in sides[:back]), back)),
         examples.notes if isinstance(examples, (LineTexts, TableTexts)) else (),

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
-from cahp_opt.space import Floats
+from cahp_opt.arrays import Floats
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.signatures import Signatures
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import finite, scatter_about_mean, scatter_between
+from cahp_opt.arrays import Bools, Floats, scatter_about_mean
 from cahp_opt.files.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.identity import difference
-from cahp_opt.space import Block, Bools, Floats, HeadSpace
+from cahp_opt.space import Block, HeadSpace
+from cahp_opt.stats.moments import Moments, Total
 from cahp_opt.stats.pooling import Pooling, in_words
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.signatures import Signatures
@@ -23,105 +24,6 @@ _KIND, _VERSION = "cahp-stats", 2
 _ABOUT_ZERO = 1  # the version whose second moments are about zero
 _BY_BLOCK = ("moments", "sensitivity")  # statistics with one record per block
 _BY_DENSITY = ("gauss_newton", "fisher")  # statistics with one matrix per density of the masks
-
-
-@dataclass(frozen=True, eq=False)
-class Total:
-    """A sum and how many samples it adds up; ``count`` is 0 where nothing was measured.
-
-    Raises:
-        ValueError: if the sum holds NaN or infinity, or the count is negative.
-    """
-
-    sum: Floats
-    count: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sum", finite(self.sum, "sum"))
-        if self.count < 0:
-            raise ValueError(f"`count` must be at least 0, got {self.count}.")
-
-    def __add__(self, other: Total) -> Total:
-        return Total(self.sum + other.sum, self.count + other.count)
-
-    @property
-    def mean(self) -> Floats:
-        """The sum over the count.
-
-        Raises:
-            ValueError: if nothing was measured.
-        """
-        if not self.count:
-            raise ValueError("this statistic was not measured; calibrate with it switched on.")
-        return self.sum / self.count
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Second moments of the head outputs of one block, over real tokens; ``a + b`` pools two runs.
-
-    ``z`` is the input of the block's output projection, the heads' outputs side by side, ``d`` wide:
-    unit ``u`` owns the columns ``[u * d / units, (u + 1) * d / units)``.
-
-    Args:
-        sum: sum of ``z``, shape ``[d]``.
-        scatter: sum of ``(z - m) (z - m)'`` about their mean ``m``, shape ``[d, d]``. Not about zero: what is
-            left of that where the mean is large against the spread is rounding, and no covariance.
-        readout: ``W' W`` of the output projection ``W [hidden, d]``, shape ``[d, d]``: the squared
-            length of a change of ``z`` as the block's output sees it. Not a sum: a fact of the model.
-        count: tokens added up.
-
-    Raises:
-        ValueError: for a wrong shape, NaN or infinity.
-    """
-
-    sum: Floats
-    scatter: Floats
-    readout: Floats
-    count: int
-
-    def __post_init__(self) -> None:
-        d = np.shape(self.sum)[0] if np.ndim(self.sum) == 1 else -1
-        for name in ("sum", "scatter", "readout"):
-            array = finite(getattr(self, name), name)
-            if array.shape != ((d,) if name == "sum" else (d, d)):
-                raise ValueError(
-                    f"`{name}` of a block's moments has shape {list(array.shape)}; expected sum [d], "
-                    "scatter [d, d] and readout [d, d]."
-                )
-            object.__setattr__(self, name, array)
-        if self.count < 0:
-            raise ValueError(f"`count` must be at least 0, got {self.count}.")
-
-    def __add__(self, other: Moments) -> Moments:
-        between = scatter_between(self.sum, self.count, other.sum, other.count)
-        return Moments(
-            self.sum + other.sum,
-            self.scatter + other.scatter + between,
-            self.readout,
-            self.count + other.count,
-        )
-
-    def of(self, columns: Bools) -> Moments:
-        """Those of some columns alone, bool ``[d]``."""
-        both = np.ix_(columns, columns)
-        return Moments(self.sum[columns], self.scatter[both], self.readout[both], self.count)
-
-    @property
-    def covariance(self) -> Floats:
-        """Covariance of ``z``, shape ``[d, d]``.
-
-        Raises:
-            ValueError: if nothing was measured.
-        """
-        if not self.count:
-            raise ValueError("no head outputs were measured in a block; calibrate with texts.")
-        return self.scatter / self.count
-
-    @property
-    def constant(self) -> bool:
-        """Whether the heads put out the same at every token, but for rounding (in float32, about 1e-15 here)."""
-        return bool(np.trace(self.scatter) * self.count <= 1e-12 * (self.sum @ self.sum))
 
 
 @dataclass(frozen=True, eq=False)

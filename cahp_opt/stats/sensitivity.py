@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.arrays import finite, scatter_between
-from cahp_opt.space import Bools, Floats
+from cahp_opt.arrays import Bools, Floats, finite, scatter_between
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +20,7 @@ class Sensitivity:
     the other, as in K-FAC (Martens and Grosse 2015), but with the tokens that matter counting more.
 
     Args:
-        sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.head_stats.Moments`.
+        sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.moments.Moments`.
         scatter: sum of ``(g' g) (z - m) (z - m)'`` about the weighted mean ``m``, shape ``[d, d]``.
         metric: sum of ``(W' g) (W' g)'``, shape ``[d, d]``.
         weight: sum of ``g' g``.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.space import Bools, Floats, Ints
+from cahp_opt.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)

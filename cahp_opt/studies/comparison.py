@@ -16,7 +16,8 @@ from typing import Any, cast
 from cahp_opt.files.records import PathLike, RecordError, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
-from cahp_opt.selection import Solver, rounding_slack, select
+from cahp_opt.selection import select
+from cahp_opt.solver import Solver, rounding_slack
 
 _KIND, _VERSION = "cahp-comparison", 1
 _LINE = '{"key": '  # how a finished run begins in a file of them

@@ -10,15 +10,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Ints
 from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import SLACK, TOLERANCE, Check, Round
 from cahp_opt.costs.goals import LatencyGoal
-from cahp_opt.costs.latency_table import LatencyTable, Provenance
+from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.target import Target
-from cahp_opt.problem import Objective, Problem
-from cahp_opt.selection import Selection, Solver, select
-from cahp_opt.space import Ints
+from cahp_opt.objective import Objective
+from cahp_opt.problem import Problem
+from cahp_opt.selection import Selection, select
+from cahp_opt.solver import Solver
 
 _CAREFUL = 3
 """So many times the repeats, where the noise of the first ones is as large as the miss."""

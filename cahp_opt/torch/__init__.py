@@ -17,10 +17,12 @@ from cahp_opt.torch.calibration.calibration import calibrate
 from cahp_opt.torch.calibration.staged_selection import select_staged
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.latency.block_times import measure_latency, time_models
+from cahp_opt.torch.latency.block_times import measure_latency
 from cahp_opt.torch.latency.exact_counts import count_resources
 from cahp_opt.torch.latency.measured_selection import ForeignTableWarning, select_measured
+from cahp_opt.torch.latency.model_times import time_models
 from cahp_opt.torch.latency.peak_rates import measure_hardware
 from cahp_opt.torch.latency.roofline import estimate_latency
 from cahp_opt.torch.latency.timing_log import SampleFile
@@ -51,6 +53,7 @@ __all__ = [
     "capture_head_outputs",
     "count_resources",
     "estimate_latency",
+    "evaluate",
     "explicit_attention",
     "fidelity_of",
     "find_attention",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Proposal, Status
+from cahp_opt.solver import Proposal, Status
 from cahp_opt.solvers.parts.filling import filled_up
 from cahp_opt.solvers.parts.single_units import climb_units, costs_alike
-from cahp_opt.solvers.parts.steps import Step, Walk, best_step
+from cahp_opt.solvers.parts.steps import Climb, Step, best_step
 
 
 def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> Proposal:
@@ -24,7 +24,7 @@ def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> P
     """
     if problem.objective.submodular and costs_alike(problem.budget):
         return climb_units(problem, lazy=lazy, deadline=deadline)
-    walk = Walk(problem, lookahead, lazy)
+    walk = Climb(problem, lookahead, lazy)
     blocks = range(len(problem.space.blocks))
     while time.monotonic() <= deadline:
         steps: list[Step] = []

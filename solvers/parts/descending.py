@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cahp_opt.arrays import Floats, Ints
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 from cahp_opt.solvers.parts.plateaus import plateau_ends
-from cahp_opt.space import Floats, Ints
 
 
 class _Step(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cahp_opt.space import Floats, Ints
+from cahp_opt.arrays import Floats, Ints
 
 _ROUNDS = 50
 

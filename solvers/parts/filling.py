@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Problem
 from cahp_opt.solvers.parts.spending import Spending
-from cahp_opt.space import Bools, Floats
 
 
 def filled_up(problem: Problem, kept: Bools, gains: Floats) -> Bools:

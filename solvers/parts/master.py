@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.budget import Budget
-from cahp_opt.space import Bools, Floats, Ints
 
 _log = logging.getLogger(__name__)
 

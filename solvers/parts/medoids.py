@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from cahp_opt.space import Floats, Ints
+from cahp_opt.arrays import Floats, Ints
 
 
 class Medoids:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.problem import Problem
 from cahp_opt.solvers.parts.rooms import Rooms
-from cahp_opt.space import Bools, Floats, Ints
 
 CLOSE = 1e-10
 """Changes of the value below this share of its scale are rounding, not improvement."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cahp_opt.arrays import Bools
 from cahp_opt.costs.budget import Budget
-from cahp_opt.space import Bools
 
 
 def plateau_ends(budget: Budget) -> list[Bools]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.oracle import MOST_TABULATED, Oracle
 from cahp_opt.costs.budget import Budget
-from cahp_opt.problem import QuadraticForm
+from cahp_opt.objective import QuadraticForm
 from cahp_opt.solvers.parts.rooms import Rooms
 from cahp_opt.solvers.parts.spending import Spending
-from cahp_opt.space import Bools, Floats
 from cahp_opt.subsets import subset_values
 
 

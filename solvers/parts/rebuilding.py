@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
+from cahp_opt.arrays import Bools
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
-from cahp_opt.space import Bools
 
 
 def drop_plateau(here: Neighbourhood, ends: list[Bools], block: int) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.count_table import CountTable
-from cahp_opt.space import Bools, Floats, Ints
 
 _MOST_ROOMS = 1_000
 

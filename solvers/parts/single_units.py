@@ -9,13 +9,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.count_table import CountTable
-from cahp_opt.problem import Problem, Tracker
-from cahp_opt.selection import Proposal, Status
+from cahp_opt.objective import Tracker
+from cahp_opt.problem import Problem
+from cahp_opt.solver import Proposal, Status
 from cahp_opt.solvers.parts.filling import filled_up
 from cahp_opt.solvers.parts.spending import whole
-from cahp_opt.space import Bools, Floats, Ints
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 _BATCH = 4  # old gains looked at anew together at first; more and more while none stands

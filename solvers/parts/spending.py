@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cahp_opt.arrays import Ints
 from cahp_opt.costs.budget import Budget
-from cahp_opt.space import Ints
 
 _NEAR = 1e-12  # costs this near to a limit, as a share of it, are summed exactly
 _ANEW = 256  # moves after which running sums are taken anew, long before they are off by that share

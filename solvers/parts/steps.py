@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.problem import Problem
 from cahp_opt.solvers.parts.plateaus import plateau_ends
 from cahp_opt.solvers.parts.spending import Spending
-from cahp_opt.space import Bools, Floats
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 
@@ -40,7 +40,7 @@ def best_step(steps: Sequence[Step]) -> Step | None:
     return min(tied, key=lambda step: (step.block, len(step.units)))
 
 
-class Walk:
+class Climb:
     """A keep-set on its way up, within the budget at every moment.
 
     Args:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.problem import CoverageForm, Objective, QuadraticForm
+from cahp_opt.arrays import Floats
+from cahp_opt.objective import CoverageForm, Objective, QuadraticForm
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
-from cahp_opt.space import Floats
 
 _MOST_UNITS = 4096  # beyond it a matrix of all pairs is too large
 
@@ -147,3 +147,21 @@ def swap_in_turn(here: Neighbourhood, deadline: float) -> bool:
                 improved = True
             break
     return improved
+
+
+def flip_while_better(here: Neighbourhood, deadline: float) -> bool:
+    """Flip the unit that gains most until none that fits gains; whether that came before the deadline.
+
+    For a monotone objective this fills what the budget leaves.
+    """
+    block_of = here.space.block_of
+    while time.monotonic() <= deadline:
+        gains = here.tracker.gains()
+        room = here.room()
+        fits = np.where(here.tracker.kept, room[:, -1][block_of], room[-1][block_of])
+        gains = np.where(fits, gains, -np.inf)
+        best = int(gains.argmax())
+        if not gains[best] > here.tolerance(np.where(fits, gains, 0.0)):
+            return True
+        here.flip(best)
+    return False

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cahp_opt.problem import CoverageForm
+from cahp_opt.arrays import Floats
+from cahp_opt.objective import CoverageForm
 from cahp_opt.solvers.parts.master import Master
-from cahp_opt.space import Floats
 
 
 class Terms(Protocol):

@@ -25,7 +25,8 @@ from benchmarks.accuracy.training import Recipe, accuracy, groups, train
 from benchmarks.machine import described
 from benchmarks.pages import stale
 from cahp_opt.costs.budget import BudgetError
-from cahp_opt.costs.latency_table import LatencyTable, Provenance
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.target import Target
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.torch import find_attention, head_mask

@@ -20,7 +20,7 @@ from benchmarks.objectives.catalogue import OBJECTIVES, reconstruction
 from cahp_opt.objectives import ExplainedVariance, Modular
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.space import HeadSpace
-from cahp_opt.stats.head_stats import Total
+from cahp_opt.stats.moments import Total
 from cahp_opt.torch import refit, slice_heads
 from cahp_opt.torch.evaluation.evaluation import evaluate
 

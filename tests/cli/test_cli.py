@@ -34,6 +34,8 @@ from cahp_opt.torch.latency.block_times import Timing
 from cahp_opt.torch.pipeline import pruning_run as pipeline
 from cahp_opt.torch.running.batches import inputs_of
 
+pytestmark = pytest.mark.usefixtures("threads")
+
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:

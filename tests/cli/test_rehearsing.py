@@ -24,6 +24,8 @@ from cahp_opt.torch.pipeline import pruning_run as pipeline
 from cahp_opt.torch.pipeline.rehearsing import rehearse_saving
 from cahp_opt.torch.recovery.refitting import check_refittable, refit
 
+pytestmark = pytest.mark.usefixtures("threads")
+
 
 class TooLateError(AssertionError):
     """Something long has begun."""

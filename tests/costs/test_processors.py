@@ -14,9 +14,10 @@ import torch
 
 from cahp_opt import HeadSpace
 from cahp_opt.cli.commands import main
-from cahp_opt.costs.latency_table import LatencyTable, Provenance
+from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.processors import fitting_threads, granted
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.space import Block
 from cahp_opt.studies.promise import foreign
 from cahp_opt.torch.latency.block_times import measure_latency

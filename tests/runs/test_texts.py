@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from cahp_opt.runs import texts as module
-from cahp_opt.runs.texts import Example, LineTexts, Split, TableTexts, TextError, read_table, split
+from cahp_opt.runs.texts import (
+    Example,
+    LineTexts,
+    TableTexts,
+    TextError,
+    TextSplit,
+    read_table,
+    split,
+)
 
 
 def lines(path: Path, content: bytes) -> LineTexts:
@@ -156,7 +164,7 @@ def test_columns_that_are_not_read_are_noted(tmp_path: Path) -> None:
     assert "'id', 'sentence'" in found.notes[0]
 
 
-def sides(found: Split) -> tuple[set[str], set[str]]:
+def sides(found: TextSplit) -> tuple[set[str], set[str]]:
     return tuple(  # type: ignore[return-value]
         {" ".join(e.text.split()) + "|" + " ".join((e.pair or "").split()) for e in side}
         for side in (found.calibration, found.held_out)
@@ -180,12 +188,12 @@ def test_pairs_are_the_same_if_both_texts_are(tmp_path: Path) -> None:
     assert not calibration & held_out and len(calibration | held_out) >= 36
 
 
-def today(examples: Sequence[Example], most: int, held_out: int, seed: int) -> Split:
+def today(examples: Sequence[Example], most: int, held_out: int, seed: int) -> TextSplit:
     """The draw of distinct texts as it was when all texts were held in memory."""
     found = list(dict.fromkeys(examples))
     random.Random(seed).shuffle(found)
     back = min(held_out, max(len(found) // 5, 1))
-    return Split(tuple(found[back : back + most]), tuple(found[:back]))
+    return TextSplit(tuple(found[back : back + most]), tuple(found[:back]))
 
 
 def test_the_same_texts_are_drawn_as_ever(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from cahp_opt.bounds.convex_split import best_split, single_parts
 from cahp_opt.costs import knapsack
 from cahp_opt.costs.budget import Budget as BudgetClass
 from cahp_opt.costs.count_table import CountTable
+from cahp_opt.objective import QuadraticForm
 from cahp_opt.objectives import FacilityLocation, GraphCut, Modular
-from cahp_opt.problem import QuadraticForm
 from cahp_opt.solvers import (
     MIQP,
     Auto,

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahp_opt import BudgetError, HeadSpace, LatencyTable, Profile, Provenance, Round, Selection
+from cahp_opt.arrays import Ints
 from cahp_opt.costs.checks import SLACK
 from cahp_opt.costs.goals import LatencyGoal
 from cahp_opt.costs.target import Target
 from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram
-from cahp_opt.space import Ints
 from cahp_opt.studies.promise import Pair, Promise, corrected, foreign
 
 SPACE = HeadSpace.uniform(12, 12)

@@ -12,7 +12,8 @@ import torch
 from tiny_models import BUILDS, Family, outputs, to, uneven
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools, HeadSpace, Unit
+from cahp_opt.arrays import Bools
+from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch import (
     find_attention,
     from_pretrained,

@@ -9,7 +9,8 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from cahp_opt.space import Block, HeadSpace, Ints, Unit
+from cahp_opt.arrays import Ints
+from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.layouts import Layout
 from cahp_opt.torch.blocks.linear_layers import bias_of, effective_weight
 

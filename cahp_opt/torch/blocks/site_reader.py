@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from cahp_opt.space import Ints, Unit
+from cahp_opt.arrays import Ints
+from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import CUT, LAYOUT, AttentionBlock, Cut, Piece
 from cahp_opt.torch.blocks.layouts import (
     GROUPS,

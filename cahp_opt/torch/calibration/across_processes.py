@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import distributed
 
-from cahp_opt.space import Floats
-from cahp_opt.stats.head_stats import HeadStats, Moments, Total
+from cahp_opt.arrays import Floats
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.moments import Moments, Total
 from cahp_opt.stats.pooling import Pooling, in_words
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.signatures import Signatures

@@ -13,8 +13,8 @@ from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.blocks.finder import Attention, find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
+from cahp_opt.torch.calibration.attention_maps import DivergenceSums
 from cahp_opt.torch.calibration.class_maps import SignatureSums
-from cahp_opt.torch.calibration.divergence import DivergenceSums
 from cahp_opt.torch.calibration.gate_gradients import GradientSums
 from cahp_opt.torch.calibration.output_moments import MomentSums
 from cahp_opt.torch.calibration.token_gradients import SensitivitySums

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.space import Floats
+from cahp_opt.arrays import Floats
 from cahp_opt.stats.signatures import Signatures
 from cahp_opt.torch.blocks.finder import Attention
 from cahp_opt.torch.calibration.attention_maps import AttentionMaps

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.space import Floats, Ints
-from cahp_opt.stats.head_stats import Moments
+from cahp_opt.arrays import Floats, Ints
+from cahp_opt.stats.moments import Moments
 from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
 from cahp_opt.torch.blocks.out_weight import readout_weight
-from cahp_opt.torch.evaluation.fidelity import wide
-from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.running.batches import Batch, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred
 from cahp_opt.torch.running.padding import Padding
 

@@ -10,9 +10,11 @@ import numpy as np
 from torch import nn
 
 from cahp_opt.costs.budget import Budget
-from cahp_opt.problem import Objective, Problem
+from cahp_opt.objective import Objective
+from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
-from cahp_opt.selection import Selection, Solver, Status, select
+from cahp_opt.selection import Selection, select
+from cahp_opt.solver import Solver, Status
 from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling, provenance_of

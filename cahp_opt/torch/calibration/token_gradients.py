@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.space import Floats, Ints
+from cahp_opt.arrays import Floats, Ints
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.torch.blocks.finder import Attention
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.output_moments import column_order
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
-from cahp_opt.torch.evaluation.fidelity import Fidelity, wide
-from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred, in_double
 from cahp_opt.torch.running.padding import Padding
 

@@ -41,8 +41,9 @@ from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
 from cahp_opt.torch.running.gates import attention_for
+from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.slicing import SELECTION, selection_of
-from cahp_opt.torch.slicing.surgery import Journal, cut, freeze_ghosts
+from cahp_opt.torch.slicing.surgery import cut, freeze_ghosts
 from cahp_opt.torch.slicing.travelling import (
     EXPLICIT,
     Plan,

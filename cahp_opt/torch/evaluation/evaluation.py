@@ -21,7 +21,7 @@ FEW = 30
 
 
 @dataclass(frozen=True)
-class Report:
+class Evaluation:
     """Figures by name, in the order a table shows them.
 
     Classifiers: ``kl``, ``agreement`` and with labels ``dense_accuracy``, ``accuracy``. Encoders without a
@@ -53,7 +53,7 @@ def evaluate(
     fidelity: Fidelity | None = None,
     *,
     progress: Progress = silent,
-) -> Report:
+) -> Evaluation:
     """Compare ``model`` with the ``dense`` model on texts; both are left as found.
 
     Args:
@@ -86,4 +86,4 @@ def evaluate(
         "apart that differ a little."
     )
     notes = tally.notes() if examples >= FEW else (few, *tally.notes())
-    return Report(examples, tally.figures(), pooling, notes)
+    return Evaluation(examples, tally.figures(), pooling, notes)

@@ -30,7 +30,7 @@ from cahp_opt.torch.evaluation.figures import (
     TokenTally,
 )
 from cahp_opt.torch.evaluation.labels import class_numbers, numbers
-from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens, real_tokens
+from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens, real_tokens, wide
 
 Generators = Sequence[np.random.Generator]
 
@@ -490,11 +490,6 @@ def random_signs(output: Tensor, rngs: Generators) -> Tensor:
     """Independent signs of the shape of ``output``, one generator per example."""
     signs = np.stack([2.0 * rng.integers(0, 2, size=tuple(output.shape[1:])) - 1 for rng in rngs])
     return torch.as_tensor(signs).to(output)
-
-
-def wide(values: Tensor) -> Tensor:
-    """``values`` in at least single precision: half precision is for storage, not for statistics."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _field(model_output: Any, name: str, ndim: int, shape: str) -> Tensor:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-import platform
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.anchors import Fit, fit_anchors
-from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase, Provenance
-from cahp_opt.costs.processors import granted
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.provenance import Execution, Phase, Provenance
 from cahp_opt.progress import Progress, silent
-from cahp_opt.space import Bools, Floats, HeadSpace, Ints, Unit
+from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import submodules
 from cahp_opt.torch.blocks.finder import Attention, AttentionBlock, find_attention
-from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.cache import caches_in, snapshot
-from cahp_opt.torch.latency.decoding_step import decoding_step
 from cahp_opt.torch.latency.execution import (
     captured,
     compiled,
@@ -34,16 +30,14 @@ from cahp_opt.torch.latency.execution import (
     room_to_compile,
     run_through,
 )
-from cahp_opt.torch.latency.stopwatch import Piece, Timing, interleaved
+from cahp_opt.torch.latency.model_times import provenance, time_models, whole_model
+from cahp_opt.torch.latency.stopwatch import Timing, Work, interleaved
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.running.batches import (
     Batch,
-    batch_size,
     device_of,
     examples,
-    inputs_of,
     prepare,
-    real_tokens,
 )
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.slicing import thin_copy
@@ -55,51 +49,6 @@ _PLACE = ("layer_idx", "layer_id")  # attributes that say where a block is, not 
 _DENSE = "unpruned"
 _EVEN = {"three quarters": 0.75, "half": 0.5, "quarter": 0.25, "nothing": 0.0}
 _UNEVEN = 3
-
-
-def time_models(
-    models: Mapping[str, nn.Module],
-    batch: Batch,
-    *,
-    phase: Phase = Phase.PREFILL,
-    execution: Execution = Execution.EAGER,
-    repeats: int = 20,
-    progress: Progress = silent,
-) -> dict[str, Timing]:
-    """Time whole models on one batch, in interleaved rounds, as :func:`measure_latency` times its blocks.
-
-    Args:
-        models: by name; all on one device.
-        batch: keyword arguments for the models; labels are left out.
-        phase: whether the forward pass over the batch is timed, or one new token per example after it.
-        execution: how the models are run.
-        repeats: rounds.
-        progress: called once per round.
-
-    Raises:
-        ExecutionError: if the models cannot be run in that way.
-        ValueError: without models, for a batch or a phase that cannot be used, or if ``repeats`` is
-            below 1.
-    """
-    if not models:
-        raise ValueError("`models` is empty; name at least one model to time.")
-    first = next(iter(models.values()))
-    refuse_unfit(execution, device_of(first))
-    inputs = prepare(batch, first, "batch")
-    with (
-        on(device_of(first)),
-        evaluating(*models.values()),
-        torch.inference_mode(),
-        room_to_compile(execution),
-    ):
-        work = {name: _whole(model, inputs, phase, execution) for name, model in models.items()}
-        return interleaved(
-            captured(work, execution),
-            device=device_of(first),
-            repeats=repeats,
-            progress=progress,
-            stage="time models",
-        )
 
 
 def measure_latency(
@@ -158,7 +107,7 @@ def measure_latency(
     # One checked copy: what is misread ends here, and the others are cut in the same way.
     thin_copy(model, anchors["half"], batch=examples(batch, 0, 1), unit=unit)
 
-    def timed(work: Mapping[Any, Piece], rounds: int, stage: str) -> dict[Any, Timing]:
+    def timed(work: Mapping[Any, Work], rounds: int, stage: str) -> dict[Any, Timing]:
         return interleaved(
             captured(work, execution),
             device=device,
@@ -172,7 +121,7 @@ def measure_latency(
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = timed(
             {
-                name: _whole(thin_copy(model, kept, unit=unit), batch, phase, execution)
+                name: whole_model(thin_copy(model, kept, unit=unit), batch, phase, execution)
                 for name, kept in anchors.items()
             },
             repeats,
@@ -185,7 +134,9 @@ def measure_latency(
             "time blocks",
         )
         again = timed(
-            {_DENSE: _whole(model, batch, phase, execution)}, math.ceil(repeats / 2), "time again"
+            {_DENSE: whole_model(model, batch, phase, execution)},
+            math.ceil(repeats / 2),
+            "time again",
         )
     alone = tuple(
         np.zeros(units + 1)
@@ -213,50 +164,8 @@ def _predicted(fit: Fit, blocks: Floats) -> Floats:
     return np.maximum(fit.least, fit.fixed + fit.scale * blocks)
 
 
-def _whole(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Piece:
-    """The work of a whole model."""
-    run = compiled(model, execution)
-    if phase is Phase.DECODE:
-        return decoding_step(model, batch, run)
-    inputs = inputs_of(batch)
-    return Piece(lambda: run(**inputs))
-
-
 def _total(seconds: Sequence[Floats], counts: Ints) -> float:
     return sum(float(s[k]) for s, k in zip(seconds, counts, strict=True))
-
-
-def provenance(model: nn.Module, batch: Batch, phase: Phase, execution: Execution) -> Provenance:
-    """Where and how a model is timed here.
-
-    Args:
-        model: the model.
-        batch: one that is prepared for it.
-        phase: what is timed.
-        execution: how the model is run.
-    """
-    parameter = next(model.parameters())
-    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    versions = {
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
-    if parameter.device.type == "cuda":
-        versions["cuda"] = str(torch.version.cuda)
-    return Provenance(
-        device=device_name(parameter.device),
-        dtype=dtype_name(parameter.dtype),
-        batch=batch_size(batch),
-        sequence_length=int(real_tokens(batch).shape[1]),
-        phase=phase,
-        execution=execution,
-        attention=attention if isinstance(attention, str) else "",
-        threads=torch.get_num_threads(),
-        quota=granted() if parameter.device.type == "cpu" else 0.0,
-        versions=versions,
-        model=structure(model),
-    )
 
 
 def _subject(model: nn.Module) -> dict[str, object]:
@@ -272,26 +181,6 @@ def _setting(facts: Provenance) -> dict[str, object]:
     if facts.quota:  # a file of runs from before it was recorded goes on where there is none
         told["quota"] = facts.quota
     return told | {"phase": facts.phase.value, "execution": facts.execution.value}
-
-
-def device_name(device: torch.device) -> str:
-    """The name of the processor behind ``device``, as the machine gives it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type != "cpu":
-        return device.type
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """A precision as records name it, such as ``float32``."""
-    return str(dtype).removeprefix("torch.")
 
 
 class _Call(NamedTuple):
@@ -327,7 +216,9 @@ def _calls(
             stack.callback(hook.remove)
 
     with ExitStack() as stack:
-        keep = run_through(_whole(model, batch, phase, Execution.EAGER), execution, listen_to_all)
+        keep = run_through(
+            whole_model(model, batch, phase, Execution.EAGER), execution, listen_to_all
+        )
     return {b: call._replace(keep=keep) for b, call in calls.items()}, times
 
 
@@ -374,7 +265,7 @@ def _sliced_sites(
     phase: Phase,
     execution: Execution,
     unit: Unit | None,
-) -> dict[tuple[int, int], Piece]:
+) -> dict[tuple[int, int], Work]:
     """By block and count, the work of the attention site with only so many units.
 
     The inputs come from a model whose blocks all have that many, because a key/value cache does.
@@ -382,7 +273,7 @@ def _sliced_sites(
     space = attention.space
     place = places(space)
     firsts = sorted({b for b in alike if b is not None})
-    work: dict[tuple[int, int], Piece] = {}
+    work: dict[tuple[int, int], Work] = {}
     for k in range(int(space.units.max()) + 1):
         small = thin_copy(model, place < k, unit=unit)
         wanted = [b for b in firsts if k <= space.units[b]]
@@ -392,7 +283,7 @@ def _sliced_sites(
     return work
 
 
-def _part(site: nn.Module, call: _Call, execution: Execution) -> Piece:
+def _part(site: nn.Module, call: _Call, execution: Execution) -> Work:
     """The work of one block."""
     run = compiled(site, execution)
 
@@ -400,7 +291,7 @@ def _part(site: nn.Module, call: _Call, execution: Execution) -> Piece:
         for step in call.restore:
             step()
 
-    return Piece(
+    return Work(
         lambda: run(*call.args, **call.kwargs), restore if call.restore else None, alone=True
     )
 

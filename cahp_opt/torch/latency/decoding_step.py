@@ -11,14 +11,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutput
 
 from cahp_opt.torch.latency.cache import snapshot
-from cahp_opt.torch.latency.stopwatch import Piece
+from cahp_opt.torch.latency.stopwatch import Work
 from cahp_opt.torch.running.batches import Batch, has_decoder_input, inputs_of
 from cahp_opt.torch.running.cache_tensors import CACHE_NAMES, cache_of
 
 _ENCODED = ("encoder_hidden_states", "encoder_attention_mask")  # what decoders of a pair still read
 
 
-def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) -> Piece:
+def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) -> Work:
     """The step after ``batch``, ready to be run again and again.
 
     Args:
@@ -62,4 +62,4 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
     if isinstance(mask, Tensor):
         step[grown] = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     runner = model if run is None else run
-    return Piece(lambda: runner(**step), snapshot(cache))
+    return Work(lambda: runner(**step), snapshot(cache))

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.arrays import Floats, Ints
 from cahp_opt.costs.profile import ResourceTable
-from cahp_opt.space import Floats, Ints, Unit
+from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
 from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks.fingerprint import structure
@@ -20,8 +21,9 @@ from cahp_opt.torch.latency.weightless import rehearse
 from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
 from cahp_opt.torch.running.cache_tensors import bytes_of, cache_bytes
 from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.running.undo import Journal
+from cahp_opt.torch.slicing.shared_bias import untied
 from cahp_opt.torch.slicing.slicing import thin_copy
-from cahp_opt.torch.slicing.surgery import Journal, untied
 
 Slot = tuple[nn.Module, str]
 """A parameter by the module that holds it and its name there: slicing replaces it there alone."""

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from cahp_opt.costs.latency_table import Execution
-from cahp_opt.torch.latency.stopwatch import Piece
+from cahp_opt.costs.provenance import Execution
+from cahp_opt.torch.latency.stopwatch import Work
 
 _WARM_UP = 3
 """Runs before a capture, in which libraries choose their kernels and take their memory."""
@@ -70,7 +70,7 @@ def compiled(module: nn.Module, execution: Execution) -> nn.Module:
     return cast("nn.Module", cast("Any", torch).compile(module, dynamic=False))
 
 
-def captured(work: Mapping[Name, Piece], execution: Execution) -> dict[Name, Piece]:
+def captured(work: Mapping[Name, Work], execution: Execution) -> dict[Name, Work]:
     """The same pieces, as replays of CUDA graphs if they are to be run like that.
 
     Raises:
@@ -82,7 +82,7 @@ def captured(work: Mapping[Name, Piece], execution: Execution) -> dict[Name, Pie
     return {name: _capture(piece, pool) for name, piece in work.items()}
 
 
-def run_through(piece: Piece, execution: Execution, prepare: Callable[[], None]) -> object:
+def run_through(piece: Work, execution: Execution, prepare: Callable[[], None]) -> object:
     """Run a piece once in the way it will be timed, so that its parts are called as they will be.
 
     Model code asks whether it is being captured, and then takes other ways: transformers makes masks that
@@ -108,17 +108,17 @@ def run_through(piece: Piece, execution: Execution, prepare: Callable[[], None])
     return graph
 
 
-def _capture(piece: Piece, pool: Any) -> Piece:
+def _capture(piece: Work, pool: Any) -> Work:
     graph = _graph(piece, pool, lambda: None)
 
-    def replay(read: Piece = piece) -> None:
+    def replay(read: Work = piece) -> None:
         """Keeps alive what the graph reads: weights, inputs and caches."""
         graph.replay()
 
-    return Piece(replay, alone=piece.alone)
+    return Work(replay, alone=piece.alone)
 
 
-def _graph(piece: Piece, pool: Any, prepare: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def _graph(piece: Work, pool: Any, prepare: Callable[[], None]) -> torch.cuda.CUDAGraph:
     stream: Callable[[], Any] = torch.cuda.Stream
     current, side = torch.cuda.current_stream(), stream()
     side.wait_stream(current)

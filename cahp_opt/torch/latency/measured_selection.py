@@ -8,16 +8,17 @@ from dataclasses import replace
 
 from torch import nn
 
-from cahp_opt.costs.latency_table import Execution, Provenance
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Execution, Provenance
 from cahp_opt.costs.target import Target
-from cahp_opt.problem import Objective
+from cahp_opt.objective import Objective
 from cahp_opt.progress import Progress, silent
-from cahp_opt.selection import Selection, Solver
+from cahp_opt.selection import Selection
+from cahp_opt.solver import Solver
 from cahp_opt.space import Unit
 from cahp_opt.studies.promise import ForeignTableWarning, Measure, Pair, Promise, foreign
 from cahp_opt.torch.blocks.fingerprint import structure
-from cahp_opt.torch.latency.block_times import device_name, provenance, time_models
+from cahp_opt.torch.latency.model_times import device_name, provenance, time_models
 from cahp_opt.torch.running.batches import Batch, device_of, prepare
 from cahp_opt.torch.slicing.slicing import thin_copy
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.costs.hardware import Hardware
-from cahp_opt.torch.latency.block_times import device_name, dtype_name
+from cahp_opt.torch.latency.model_times import device_name, dtype_name
 from cahp_opt.torch.latency.operations import Operation, Operations
 from cahp_opt.torch.latency.stopwatch import waiting
 

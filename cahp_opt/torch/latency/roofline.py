@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from cahp_opt.costs.hardware import Hardware
-from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.finder import find_attention
-from cahp_opt.torch.latency.block_times import dtype_name, places, provenance
+from cahp_opt.torch.latency.block_times import places
 from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.model_times import dtype_name, provenance
 from cahp_opt.torch.latency.operations import Operation, Operations
-from cahp_opt.torch.latency.stopwatch import Piece
+from cahp_opt.torch.latency.stopwatch import Work
 from cahp_opt.torch.latency.weightless import rehearse, skeleton
 from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
 from cahp_opt.torch.slicing.slicing import thin_copy
@@ -132,7 +134,7 @@ def _rehearsed(
             inside.pop()
 
         decoding = phase is Phase.DECODE
-        piece = decoding_step(copied, given) if decoding else Piece(lambda: copied(**given))
+        piece = decoding_step(copied, given) if decoding else Work(lambda: copied(**given))
         for b, site in enumerate(sites):
             site.register_forward_pre_hook(enter(b), prepend=True)
             site.register_forward_hook(leave)

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from cahp_opt.arrays import Floats
 from cahp_opt.progress import Progress, silent
-from cahp_opt.space import Floats
 from cahp_opt.torch.latency.timing_log import SampleFile
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Work:
     """One piece of work.
 
     Args:
@@ -78,7 +78,7 @@ Name = TypeVar("Name")
 
 
 def interleaved(
-    work: Mapping[Name, Piece],
+    work: Mapping[Name, Work],
     *,
     device: torch.device,
     repeats: int,
@@ -195,7 +195,7 @@ class _Clock:
     def __init__(self, device: torch.device) -> None:
         self._wait = waiting(device)
 
-    def __call__(self, piece: Piece) -> float:
+    def __call__(self, piece: Work) -> float:
         if piece.before is not None:
             piece.before()
         self._wait()
@@ -214,7 +214,7 @@ class _CudaClock:
         self._plug_seconds = 0.0
         self._launching: dict[int, float] = {}
 
-    def __call__(self, piece: Piece) -> float:
+    def __call__(self, piece: Work) -> float:
         if piece.before is not None:
             piece.before()
         torch.cuda.synchronize(self._device)
@@ -231,7 +231,7 @@ class _CudaClock:
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
 
-    def _hold(self, piece: Piece) -> None:
+    def _hold(self, piece: Work) -> None:
         """Keep the device busy for longer than launching the piece takes, and its caches full."""
         if not self._plug_seconds:
             self._plug = torch.empty(_PLUG_BYTES, dtype=torch.uint8, device=self._device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cahp_opt.costs.checks import TOLERANCE, Check
 from cahp_opt.costs.goals import LatencyGoal, goals_from_text
-from cahp_opt.costs.latency_table import Provenance
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.workloads import Workload, recorded_tables
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.report import LatencyReport, verdict

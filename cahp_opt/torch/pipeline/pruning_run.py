@@ -12,22 +12,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.cli.display import Display
 from cahp_opt.costs.budget import BudgetError
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.hardware import Hardware
-from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
+from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile, ResourceTable
+from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.costs.target import Target, remarks
 from cahp_opt.costs.workloads import Workload, recorded_tables
 from cahp_opt.files.belongings import CARD_FILE, LIST_FILE
 from cahp_opt.files.folders import whole_folder
 from cahp_opt.identity import coverage_note
-from cahp_opt.progress import Progress
+from cahp_opt.progress import Progress, Stages
 from cahp_opt.runs.method import Method, ObjectiveName
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.report import REPORT_FILE, FidelityReport, Report
-from cahp_opt.runs.texts import Split
+from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.stats.head_stats import HeadStats
@@ -40,19 +40,19 @@ from cahp_opt.torch.calibration.class_maps import class_labels
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.card import give_way
 from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
-from cahp_opt.torch.evaluation.evaluation import Report as Judgement
-from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.evaluation import Evaluation, evaluate
 from cahp_opt.torch.evaluation.fidelity import (
     Fidelity,
     PooledEmbedding,
     embedding_notes,
     fidelity_of,
 )
-from cahp_opt.torch.latency.block_times import device_name, measure_latency
+from cahp_opt.torch.latency.block_times import measure_latency
 from cahp_opt.torch.latency.decoding_step import decoding_step
 from cahp_opt.torch.latency.exact_counts import count_resources
 from cahp_opt.torch.latency.execution import ExecutionError, refuse_unfit
 from cahp_opt.torch.latency.measured_selection import measuring
+from cahp_opt.torch.latency.model_times import device_name
 from cahp_opt.torch.latency.roofline import estimate_latency
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.latency.weightless import skeleton
@@ -139,7 +139,7 @@ class Applying:
 
 def run_pipeline(
     named: Named,
-    texts: Split,
+    texts: TextSplit,
     target: Target,
     method: Method,
     applying: Applying,
@@ -149,7 +149,7 @@ def run_pipeline(
     unit: Unit | None = None,
     samples: Mapping[str, Path] | None = None,
     overwrite: bool = False,
-    display: Display,
+    display: Stages,
 ) -> Report:
     """Prune a model to a target and write it, with all records, to a folder.
 
@@ -237,7 +237,7 @@ def run_pipeline(
         return _finish(report, folder, display)
 
 
-def _check_labels(objective: ObjectiveName, texts: Split) -> None:
+def _check_labels(objective: ObjectiveName, texts: TextSplit) -> None:
     """Refuse texts without the classes that an objective tells units apart by."""
     if objective.signature_size and any(example.label is None for example in texts.calibration):
         raise ValueError(
@@ -276,7 +276,7 @@ def _reach(
     method: Method,
     profile: Profile | None,
     applying: Applying,
-    display: Display,
+    display: Stages,
     unit: Unit | None,
 ) -> Round | None:
     """End here, before calibrating, with a target that nothing meets; see :meth:`Promise.reach`."""
@@ -298,12 +298,12 @@ def _reach(
 def apply_selection(
     named: Named,
     selection: Selection,
-    texts: Split | None,
+    texts: TextSplit | None,
     applying: Applying,
     output: Path,
     *,
     overwrite: bool = False,
-    display: Display,
+    display: Stages,
 ) -> Report:
     """Slice a model to a selection and write it to a folder: the second half of :func:`run_pipeline`.
 
@@ -347,7 +347,7 @@ def measure_stats(
     batches: Batches,
     objective: ObjectiveName,
     seed: int,
-    display: Display,
+    display: Stages,
     *,
     gradient_examples: int = 256,
     sensitivity_examples: int = 2048,
@@ -377,7 +377,7 @@ def measure_stats(
 def measure_profile(
     model: nn.Module,
     workloads: Sequence[Workload],
-    display: Display,
+    display: Stages,
     unit: Unit | None = None,
     *,
     timed: bool = True,
@@ -420,7 +420,7 @@ def estimate_profile(
     model: nn.Module,
     workloads: Sequence[Workload],
     hardware: Hardware,
-    display: Display,
+    display: Stages,
     unit: Unit | None = None,
 ) -> Profile:
     """As :func:`measure_profile`, with estimates for a device that is not here.
@@ -462,7 +462,7 @@ def _counted(
     model: nn.Module,
     workloads: Sequence[Workload],
     batches: Mapping[str, Mapping[str, Tensor]],
-    display: Display,
+    display: Stages,
     unit: Unit | None,
 ) -> dict[str, ResourceTable]:
     filling = next((w for w in workloads if w.phase is Phase.DECODE), workloads[0])
@@ -518,7 +518,7 @@ class _Batches:
     notes: tuple[str, ...] = ()
 
     @staticmethod
-    def of(named: Named, texts: Split, reading: Reading) -> _Batches:
+    def of(named: Named, texts: TextSplit, reading: Reading) -> _Batches:
         def encoded(part: Any) -> Batches:
             return encode(
                 part,
@@ -545,7 +545,7 @@ def _apply(
     applying: Applying,
     fidelity: Fidelity | None,
     folder: Path,
-    display: Display,
+    display: Stages,
     weights: TokenWeights | None = None,
 ) -> Report:
     """Slice, refit, check, time and save; the report still lacks its files.
@@ -662,8 +662,8 @@ def _evaluate(
     small: nn.Module,
     batches: Batches,
     fidelity: Fidelity | None,
-    display: Display,
-) -> Judgement | None:
+    display: Stages,
+) -> Evaluation | None:
     if not batches:
         return None
     with display.stage("evaluate") as progress:
@@ -700,7 +700,7 @@ def _weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _finish(report: Report, folder: Path, display: Display) -> Report:
+def _finish(report: Report, folder: Path, display: Stages) -> Report:
     """Add times and files to the report, and write it."""
     with os.scandir(folder) as entries:
         found = sorted((e for e in entries if e.name != LIST_FILE), key=lambda e: e.name)

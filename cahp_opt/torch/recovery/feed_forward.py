@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.blocks import submodules
 from cahp_opt.torch.blocks.linear_layers import NotLinearError, base_linear, check_linear
-from cahp_opt.torch.evaluation.fidelity import wide
-from cahp_opt.torch.running.batches import Batch
-from cahp_opt.torch.running.layer_walk import Walk
+from cahp_opt.torch.running.batches import Batch, wide
+from cahp_opt.torch.running.layer_walk import LayerWalk
 
 _TOLERANCE = 0.05  # of a shift that is looked for again; half precision rounds by less
 
@@ -33,7 +32,7 @@ class FeedForward:
     norm: str | None
 
     def meet(
-        self, walk: Walk, batch: Batch, number: int, shift: Tensor | None = None
+        self, walk: LayerWalk, batch: Batch, number: int, shift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Its input ``[batch, tokens, inner width]`` and the stream behind it ``[batch, tokens, hidden]``.
 
@@ -72,7 +71,7 @@ class FeedForward:
         return found["inner"], found.get("stream", layer)
 
 
-def find_feed_forward(walk: Walk, block: int, batch: Batch, number: int) -> FeedForward | None:
+def find_feed_forward(walk: LayerWalk, block: int, batch: Batch, number: int) -> FeedForward | None:
     """Find it by running the layer: nothing is known about it beforehand.
 
     It is the last plain linear layer outside of the attention that runs once and adds to the residual
@@ -120,7 +119,7 @@ def is_used_once(model: nn.Module, path: str) -> bool:
 
 
 def _runs(
-    walk: Walk, block: int, batch: Batch, number: int
+    walk: LayerWalk, block: int, batch: Batch, number: int
 ) -> tuple[list[tuple[nn.Module, Tensor]], Tensor]:
     """Modules of the layer in the order in which they end, each with its output; and the layer's."""
     runs: list[tuple[nn.Module, Tensor]] = []
@@ -138,7 +137,7 @@ def _runs(
     return runs, output
 
 
-def _adds(found: FeedForward, walk: Walk, batch: Batch, number: int) -> bool:
+def _adds(found: FeedForward, walk: LayerWalk, batch: Batch, number: int) -> bool:
     """Whether a shift of what it writes is found again in the stream."""
     before = wide(found.meet(walk, batch, number)[1])
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,6 @@ from cahp_opt.torch.blocks.blocks import out_weight
 from cahp_opt.torch.blocks.finder import Attention, AttentionBlock, find_attention
 from cahp_opt.torch.blocks.linear_layers import bias_of, is_conv1d, row_weight
 from cahp_opt.torch.calibration.token_weights import TokenWeights
-from cahp_opt.torch.evaluation.fidelity import wide
 from cahp_opt.torch.recovery.feed_forward import (
     FeedForward,
     find_feed_forward,
@@ -24,8 +23,8 @@ from cahp_opt.torch.recovery.feed_forward import (
     is_used_once,
 )
 from cahp_opt.torch.recovery.ridge import RidgeSums
-from cahp_opt.torch.running.batches import Batch, batch_size, length, prepare
-from cahp_opt.torch.running.layer_walk import Walk, check_runs_once
+from cahp_opt.torch.running.batches import Batch, batch_size, length, prepare, wide
+from cahp_opt.torch.running.layer_walk import LayerWalk, check_runs_once
 from cahp_opt.torch.running.padding import Padding
 from cahp_opt.torch.running.preparing import PaddingCheck, prepared
 from cahp_opt.torch.running.repeatable_batches import Repeated
@@ -137,8 +136,8 @@ def refit(
         passes = _Passes(
             data,
             length(batches),
-            Walk(dense, reference, memory // 2),
-            Walk(model, attention, memory // 2),
+            LayerWalk(dense, reference, memory // 2),
+            LayerWalk(model, attention, memory // 2),
             Padding(model, attention),
             _token_weights(dense, weighting),
             progress,
@@ -176,7 +175,7 @@ def check_refittable(model: nn.Module, batch: Batch) -> None:
     with torch.no_grad(), evaluating(model):
         ready = prepare(batch, model, "batches[0]")
         check_runs_once(model, attention, ready)
-        walk = Walk(model, attention, 2**29)
+        walk = LayerWalk(model, attention, 2**29)
         for block in range(len(attention)):
             walk.to(block, ready, 0)
 
@@ -198,7 +197,7 @@ class _Place(NamedTuple):
     name: str
     out: nn.Module
     inputs: int
-    meet: Callable[[Walk, Batch, int], tuple[Tensor, Tensor]]
+    meet: Callable[[LayerWalk, Batch, int], tuple[Tensor, Tensor]]
 
     def sums(self) -> RidgeSums:
         weight = row_weight(self.out)
@@ -206,7 +205,7 @@ class _Place(NamedTuple):
 
 
 def _of_attention(number: int, block: AttentionBlock) -> _Place:
-    def meet(walk: Walk, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+    def meet(walk: LayerWalk, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         """The stream is before the norm, in models that have it there."""
         point = walk.to(number, batch, index)
         return point.heads, wide(point.residual) + wide(point.out)
@@ -240,8 +239,8 @@ class _Passes:
 
     data: Repeated
     total: int
-    ahead: Walk
-    behind: Walk
+    ahead: LayerWalk
+    behind: LayerWalk
     padding: Padding
     weights: TokenWeights | None
     progress: Progress

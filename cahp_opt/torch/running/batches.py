@@ -231,3 +231,8 @@ def _main(batch: Batch) -> Tensor:
         if isinstance(value, Tensor):
             return value
     return next(v for v in batch.values() if isinstance(v, Tensor) and v.ndim)
+
+
+def wide(values: Tensor) -> Tensor:
+    """``values`` in at least single precision: half precision is for storage, not for statistics."""
+    return values if values.dtype == torch.float64 else values.float()

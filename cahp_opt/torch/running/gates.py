@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
-from cahp_opt.space import Bools, HeadSpace, Unit
+from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.finder import Attention, find_attention
 
 Sink = Callable[[int, Tensor], None]

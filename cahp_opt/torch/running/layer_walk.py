@@ -33,7 +33,7 @@ class Point:
     out: Tensor
 
 
-class Walk:
+class LayerWalk:
     """Runs one model block after block over the same batches.
 
     A transformer layer reads the residual stream as its first input, before or after the norm alike, so

@@ -5,6 +5,7 @@ Classes rather than closures, so that models with them can be copied and pickled
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,3 +87,8 @@ class KeepHeads(_ArgumentHook):
             return value.index_select(1, self.index)
         split = value.reshape(rows // self.heads, self.heads, *value.shape[1:])
         return split.index_select(1, self.index).flatten(0, 1)
+
+
+def argument_position(owner: nn.Module, argument: str) -> int | None:
+    names = list(inspect.signature(type(owner).forward).parameters)[1:]
+    return names.index(argument) if argument in names else None

@@ -22,9 +22,9 @@ from cahp_opt.torch.blocks.blocks import AttentionBlock, submodules
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
 from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.running.probes import Probe, make_probes
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.plain_forward import PlainForward
-from cahp_opt.torch.slicing.verification import Probe, make_probes
 
 _WEIGHTS_WANTED = ("output_attentions", "need_weights")
 """Arguments by which a caller asks for attention weights; a block that does not run has none."""

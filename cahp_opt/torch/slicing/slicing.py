@@ -17,10 +17,12 @@ from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
 from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
 from cahp_opt.torch.running.gates import attention_for, is_gated, kept_units
-from cahp_opt.torch.slicing.surgery import Journal, cut
+from cahp_opt.torch.running.probes import Probe, make_probes
+from cahp_opt.torch.running.undo import Journal
+from cahp_opt.torch.slicing.surgery import cut
 from cahp_opt.torch.slicing.travelling import send_along
-from cahp_opt.torch.slicing.verification import Probe, SliceError, compare, make_probes, references
-from cahp_opt.torch.tracing.confirming import Unconfirmed, contradiction, is_coarse
+from cahp_opt.torch.slicing.verification import SliceError, check_outputs, references
+from cahp_opt.torch.tracing.ownership import Unconfirmed, contradiction, is_coarse
 
 SELECTION = "cahp_selection"
 """Attribute of a sliced model: the :class:`Selection` over the units of the *original* model."""
@@ -90,7 +92,7 @@ def slice_heads(
         inner: nn.Module = small if unwrap is None else unwrap()
         left = _left(after, known)
         journal.put(inner, SELECTION, left)
-        compare(before, small, after, probes)
+        check_outputs(before, small, after, probes)
         send_along(inner, left)
     except BaseException as error:
         # Ctrl-C too must leave a model that was to be sliced in place whole.

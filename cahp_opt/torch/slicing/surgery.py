@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
@@ -11,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from cahp_opt.space import Bools, Ints, Unit
+from cahp_opt.arrays import Bools, Ints
+from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import CUT, Attention, AttentionBlock, Cut, Piece, submodules
 from cahp_opt.torch.blocks.layouts import (
     ARGUMENTS,
@@ -24,38 +23,12 @@ from cahp_opt.torch.blocks.layouts import (
     HeadArgument,
 )
 from cahp_opt.torch.blocks.linear_layers import resize
-from cahp_opt.torch.blocks.site_reader import read_block
 from cahp_opt.torch.blocks.source_code import reads
-from cahp_opt.torch.slicing.argument_hooks import DropArgument, KeepHeads
+from cahp_opt.torch.running.undo import Journal
+from cahp_opt.torch.slicing.argument_hooks import KeepHeads, argument_position
 from cahp_opt.torch.slicing.config_view import config_view
 from cahp_opt.torch.slicing.plain_forward import PlainForward, takes_width_from_input
-
-_ABSENT = object()
-
-
-class Journal:
-    """What surgery replaced, so that it can be put back."""
-
-    def __init__(self) -> None:
-        self._undo: list[Callable[[], None]] = []
-
-    def put(self, module: nn.Module, name: str, value: object) -> None:
-        """Set an attribute or parameter of ``module`` and remember what was there."""
-        old: object = getattr(module, name, _ABSENT)
-        if old is _ABSENT:
-            self._undo.append(lambda: delattr(module, name))
-        else:
-            self._undo.append(lambda: setattr(module, name, old))
-        setattr(module, name, value)
-
-    def call_later(self, undo: Callable[[], None]) -> None:
-        """Remember another step to take on the way back."""
-        self._undo.append(undo)
-
-    def restore(self) -> None:
-        """Put everything back, latest first."""
-        while self._undo:
-            self._undo.pop()()
+from cahp_opt.torch.slicing.shared_bias import untied
 
 
 def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -> None:
@@ -106,7 +79,7 @@ def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Jo
     by_group = block.units == block.kv_heads and block.unit is not Unit.QUERY_SLOT
     _cut_counts(block, len(heads), int(staying.sum()) if by_group else block.kv_heads, journal)
     for argument in (*block.layout.arguments, *ARGUMENTS):
-        position = _position(owner, argument.name)
+        position = argument_position(owner, argument.name)
         if position is not None and _may_have_heads(model, block, argument):
             hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
             journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -191,67 +164,6 @@ def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
     own = {id(parameter) for parameter in block.out.parameters()}
     both = zip(block.pieces, block.weights, strict=True)
     return (piece for piece, weight in both if id(weight) in own)
-
-
-def untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
-    """Give every block its own table of biases where the first block's serves all (T5).
-
-    Blocks that share one stay as they are if all of them keep all units, so that a stack of its own and
-    one in a larger model are cut alike.
-    """
-    shared = SHARED_BIAS
-    tables = {b.name: b.module for b in attention if _has_table(b.module)}
-    places = zip(attention, attention.space.slices, strict=True)
-    losing = [block.name for block, where in places if not kept[where].all()]
-    untied: list[AttentionBlock] = []
-    for block in attention:
-        owner = block.module
-        position = _position(owner, shared.argument)
-        if (
-            hasattr(owner, shared.flag)
-            and position is not None
-            and any(_same_place(name, block.name) for name in losing)
-        ):
-            source = next((m for name, m in tables.items() if _same_place(name, block.name)), None)
-            if source is not None and not _has_table(owner):
-                for table in _tables(source):
-                    journal.put(owner, table, copy.deepcopy(getattr(source, table)))
-                journal.put(owner, shared.flag, True)
-                block = read_block(block.name, block.site, block.layout, block.unit)
-            if not _drops(owner):
-                hook = DropArgument(shared.argument, position)
-                journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        untied.append(block)
-    return tuple(untied)
-
-
-def _drops(owner: nn.Module) -> bool:
-    hooks: dict[int, object] = vars(owner)["_forward_pre_hooks"]
-    return any(isinstance(hook, DropArgument) for hook in hooks.values())
-
-
-def _tables(owner: nn.Module) -> list[str]:
-    return [name for name in SHARED_BIAS.tables if hasattr(owner, name)]
-
-
-def _has_table(owner: nn.Module) -> bool:
-    return bool(getattr(owner, SHARED_BIAS.flag, False)) and bool(_tables(owner))
-
-
-def _same_place(one: str, other: str) -> bool:
-    """Whether two paths name the same module of two layers: they differ in one number alone."""
-    a, b = one.split("."), other.split(".")
-    differing = [(x, y) for x, y in zip(a, b, strict=False) if x != y]
-    return (
-        len(a) == len(b)
-        and len(differing) <= 1
-        and all(x.isdecimal() and y.isdecimal() for x, y in differing)
-    )
-
-
-def _position(owner: nn.Module, argument: str) -> int | None:
-    names = list(inspect.signature(type(owner).forward).parameters)[1:]
-    return names.index(argument) if argument in names else None
 
 
 def _may_have_heads(model: nn.Module, block: AttentionBlock, argument: HeadArgument) -> bool:

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
-from cahp_opt.space import Bools, Unit
+from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.running.batches import Batch, device_of, inputs_of, prepare
-from cahp_opt.torch.running.cache_tensors import takes_cache
 from cahp_opt.torch.running.centring import in_double
 from cahp_opt.torch.running.gates import attention_for, gated, kept_units
-from cahp_opt.torch.running.made_up_inputs import headless, sample_inputs
+from cahp_opt.torch.running.probes import Probe, failure, make_probes
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.rounding import shaken
 
@@ -39,19 +37,7 @@ class SliceError(RuntimeError):
     """The sliced model does not compute what the masked model does; the sentence says where."""
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """One run: a batch, and whether to run the model without its head."""
-
-    batch: Batch
-    bare: bool
-
-    def part_of(self, model: nn.Module) -> nn.Module:
-        """What to run: the model, or what its head stands on."""
-        return headless(model) if self.bare else model
-
-
-Trace = Mapping[str, Tensor]
+Outputs = Mapping[str, Tensor]
 """Every block's output and the model's outputs, by name, at real tokens."""
 
 
@@ -86,67 +72,12 @@ def verify_slice(
     kept = kept_units(attention.space, selection)
     probes = make_probes(dense, batch)
     before = references(dense, attention, probes, kept)
-    return compare(before, small, sliced, probes)
-
-
-def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
-    """The runs to compare: one with padding and one without, if the unpruned model takes both.
-
-    Raises:
-        ValueError: if the batch cannot be used, or none is given and the model's configuration does
-            not tell what it takes.
-    """
-    bare = batch is None
-    given = _made_up(model) if bare else inputs_of(prepare(batch, model, "batch"))
-    probes = [Probe(given, bare)]
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    if isinstance(ids, Tensor) and ids.ndim == 2:
-        other = {**given, "attention_mask": _some_padding(ids)}
-        if isinstance(mask, Tensor) and not bool((mask != 0).all()):
-            del other["attention_mask"]
-        probe = Probe(other, bare)
-        if _why_not(model, probe) is None:  # some models want a mask, or padding of another kind
-            probes.append(probe)
-    return probes
-
-
-def _why_not(model: nn.Module, probe: Probe) -> Exception | None:
-    """What the unpruned model ends in on a probe; None if it runs."""
-    try:
-        with evaluating(model), torch.no_grad():
-            probe.part_of(model)(**probe.batch)
-    except Exception as error:  # model code raises anything over inputs that it did not expect
-        return error
-    return None
-
-
-def _made_up(model: nn.Module) -> Batch:
-    """Random inputs on which the model runs without its head."""
-    name, base = type(model).__name__, headless(model)
-    made = sample_inputs(base)
-    if made is None:
-        raise _batch_needed(f"the configuration of {name} does not tell what it takes")
-    device = device_of(base)
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    batch: dict[str, Any] = {
-        k: v.to(device, dtype if v.is_floating_point() else None) for k, v in made.items()
-    }
-    if takes_cache(base):
-        batch["use_cache"] = False
-    error = _why_not(model, Probe(batch, bare=True))
-    if error is not None:
-        what = f"{name} does not run on inputs made from its configuration ({error})"
-        raise _batch_needed(what) from error
-    return batch
-
-
-def _batch_needed(why: str) -> ValueError:
-    return ValueError(f"`batch` is needed to check the sliced model: {why}; pass a small batch.")
+    return check_outputs(before, small, sliced, probes)
 
 
 def references(
     model: nn.Module, attention: Attention, probes: list[Probe], kept: Bools
-) -> list[Trace]:
+) -> list[Outputs]:
     """What the sliced model is to compute: the traces of the masked model.
 
     Raises:
@@ -154,12 +85,12 @@ def references(
             model computes NaN, so that nothing could be said about it.
         UnsupportedModelError: if the model replaced modules of its attention while it ran.
     """
-    traces = list[Trace]()
+    traces = list[Outputs]()
     for probe in probes:
         try:
-            traces.append(trace(model, attention, probe, kept))
+            traces.append(run_outputs(model, attention, probe, kept))
         except Exception as error:
-            if _why_not(model, probe) is None:
+            if failure(model, probe) is None:
                 raise
             raise ValueError(
                 f"`batch` cannot be run by {type(model).__name__} even before slicing: "
@@ -187,7 +118,9 @@ def references(
     return traces
 
 
-def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | None) -> Trace:
+def run_outputs(
+    model: nn.Module, attention: Attention, probe: Probe, kept: Bools | None
+) -> Outputs:
     """Run ``model``, masked to ``kept`` if given, and keep what is to be compared."""
     found: dict[str, Tensor] = {}
     calls = [0] * len(attention)  # a block that layers share runs several times
@@ -228,8 +161,8 @@ def trace(model: nn.Module, attention: Attention, probe: Probe, kept: Bools | No
     return found
 
 
-def compare(
-    before: list[Trace], small: nn.Module, attention: Attention, probes: list[Probe]
+def check_outputs(
+    before: list[Outputs], small: nn.Module, attention: Attention, probes: list[Probe]
 ) -> float:
     """Run the sliced model on the same probes and return the largest difference of its outputs.
 
@@ -242,7 +175,7 @@ def compare(
     names = [block.name for block in attention]
     for expected, probe in zip(before, probes, strict=True):
         try:
-            found = trace(small, attention, probe, None)
+            found = run_outputs(small, attention, probe, None)
         except Exception as error:  # model code raises anything over a shape, failed assertions too
             what = str(error) or f"it ends in a {type(error).__name__}"
             raise SliceError(f"the sliced model cannot run: {what}") from error
@@ -274,13 +207,13 @@ def compare(
 
 
 def _moves(
-    small: nn.Module, attention: Attention, probe: Probe, found: Trace, fraction: float
+    small: nn.Module, attention: Attention, probe: Probe, found: Outputs, fraction: float
 ) -> Mapping[str, float]:
     """How far everything in a trace moves when the blocks' outputs do."""
     moves = dict.fromkeys(found, 0.0)
     for seed in range(_SHAKEN):
         with shaken(attention, fraction, seed):
-            again = trace(small, attention, probe, None)
+            again = run_outputs(small, attention, probe, None)
         for name, value in found.items():
             moved = again.get(name)
             if moved is not None and moved.shape == value.shape:
@@ -293,13 +226,6 @@ def _difference(value: Tensor, reference: Tensor) -> tuple[float, float]:
     apart = (value - reference).abs().masked_fill(value == reference, 0.0)
     finite = reference.masked_fill(~reference.isfinite(), 0.0)
     return float(apart.amax()), float(finite.abs().amax())
-
-
-def _some_padding(ids: Tensor) -> Tensor:
-    """An attention mask in which the last third of every other row is padding."""
-    mask = torch.ones_like(ids)
-    mask[1 - len(ids) % 2 :: 2, ids.shape[1] - ids.shape[1] // 3 :] = 0
-    return mask
 
 
 def _tolerance(attention: Attention) -> float:

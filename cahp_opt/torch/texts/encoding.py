@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.runs.texts import Example, Split, TextError
+from cahp_opt.runs.texts import Example, TextError, TextSplit
 from cahp_opt.torch.running.batches import batch_size, device_of, examples, inputs_of, prepare
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.running.undisturbed import evaluating
@@ -94,7 +94,7 @@ def encode(
     return batches
 
 
-def notes_on_empty(texts: Split, batches: Iterable[Mapping[str, Any]]) -> list[str]:
+def notes_on_empty(texts: TextSplit, batches: Iterable[Mapping[str, Any]]) -> list[str]:
     """A sentence about the texts that :func:`encode` left out; none if there are none.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor, nn
 
-from cahp_opt.space import Ints
+from cahp_opt.arrays import Ints
 from cahp_opt.torch.blocks.blocks import Piece, submodules
 from cahp_opt.torch.blocks.finder import UnsupportedModelError
 from cahp_opt.torch.blocks.layouts import (
@@ -30,7 +30,7 @@ from cahp_opt.torch.blocks.layouts import (
 from cahp_opt.torch.blocks.linear_layers import is_linear
 from cahp_opt.torch.blocks.source_code import reads
 from cahp_opt.torch.tracing.ownership import arguments_of, obstacles, pieces_of
-from cahp_opt.torch.tracing.unit_gradients import Target, Trace, trace_targets
+from cahp_opt.torch.tracing.unit_gradients import TracedSite, UnitTrace, trace_targets
 
 _KNOWN = {*HEADS, *KV_HEADS, *GROUPS, *HEAD_DIMS, *WIDTHS, *MAYBE_WIDTHS}
 
@@ -67,7 +67,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Cut:
+class TracedCut:
     """A parameter that is cut with the units, whatever their number.
 
     Args:
@@ -114,7 +114,7 @@ class Description:
     cls: str
     out: str
     heads_per_unit: int
-    cuts: tuple[Cut, ...]
+    cuts: tuple[TracedCut, ...]
     heads: tuple[str, ...] = ()
     kv_heads: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
@@ -174,7 +174,7 @@ class Description:
         """
         try:
             cuts = tuple(
-                Cut(
+                TracedCut(
                     str(c["path"]),
                     int(c["axis"]),
                     tuple(Run(abs(int(r)), int(r) < 0) for r in c["runs"]),
@@ -276,7 +276,7 @@ def _length(unit_of: Ints, start: int) -> int:
     return int(others[0]) if len(others) else len(unit_of) - start
 
 
-def _target(model: nn.Module, anchor: Anchor) -> Target:
+def _target(model: nn.Module, anchor: Anchor) -> TracedSite:
     try:
         site = model.get_submodule(anchor.site)
         out = site.get_submodule(anchor.out)
@@ -296,14 +296,16 @@ def _target(model: nn.Module, anchor: Anchor) -> Target:
             f"at least must share the heads, and the heads the {width} input columns of {anchor.out}."
         )
     columns = np.repeat(np.arange(anchor.units), width // anchor.units).astype(np.int64)
-    return Target(anchor.site, site, anchor.out, columns)
+    return TracedSite(anchor.site, site, anchor.out, columns)
 
 
-def _description(anchor: Anchor, target: Target, trace: Trace, by_head: Trace) -> Description:
+def _description(
+    anchor: Anchor, target: TracedSite, trace: UnitTrace, by_head: UnitTrace
+) -> Description:
     for sentence in obstacles(trace):
         raise UnsupportedModelError(sentence)
     of_heads = {(piece.path, piece.axis) for piece in pieces_of(by_head)}
-    cuts: list[Cut] = []
+    cuts: list[TracedCut] = []
     for piece in pieces_of(trace):
         runs = runs_of(piece.unit_of, trace.units)
         if runs is None:
@@ -311,7 +313,7 @@ def _description(anchor: Anchor, target: Target, trace: Trace, by_head: Trace) -
                 f"{trace.name}: the entries of {piece.path} on axis {piece.axis} belong to units in no "
                 "regular order, or the batch did not reach all of them; try another batch."
             )
-        cuts.append(Cut(piece.path, piece.axis, runs, (piece.path, piece.axis) in of_heads))
+        cuts.append(TracedCut(piece.path, piece.axis, runs, (piece.path, piece.axis) in of_heads))
     if not any(cut.path.startswith(f"{anchor.out}.") for cut in cuts):
         raise UnsupportedModelError(
             f"{trace.name}: the columns of {anchor.out} do not follow from its weights."
@@ -330,7 +332,7 @@ def _description(anchor: Anchor, target: Target, trace: Trace, by_head: Trace) -
     )
 
 
-def _shared(trace: Trace, cut: set[str], out: str) -> Iterator[str]:
+def _shared(trace: UnitTrace, cut: set[str], out: str) -> Iterator[str]:
     for path, axes in trace.touched.items():
         before = path not in cut and not path.startswith(f"{out}.")
         if before and axes and bool(axes[0].any(axis=1).all()):

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
-from cahp_opt.space import Bools, Ints
+from cahp_opt.arrays import Bools, Ints
 from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock, Piece
-from cahp_opt.torch.tracing.unit_gradients import Trace, trace_units
+from cahp_opt.torch.running.probes import Probe
+from cahp_opt.torch.tracing.unit_gradients import UnitTrace, trace_units
 
 _SHARED = -1
 
 
-def pieces_of(trace: Trace) -> tuple[Piece, ...]:
+def pieces_of(trace: UnitTrace) -> tuple[Piece, ...]:
     """The parameters of which every unit owns entries, and along which axis.
 
     Entries that no gradient reached take their unit from their neighbours, or from the weight whose
@@ -40,7 +42,7 @@ def pieces_of(trace: Trace) -> tuple[Piece, ...]:
     return tuple(filled)
 
 
-def arguments_of(trace: Trace) -> tuple[Piece, ...]:
+def arguments_of(trace: UnitTrace) -> tuple[Piece, ...]:
     """The arguments of the site's forward with a slice of their own for every unit."""
     return tuple(
         Piece(name, axis, unit_of)
@@ -49,12 +51,12 @@ def arguments_of(trace: Trace) -> tuple[Piece, ...]:
     )
 
 
-def unreached(trace: Trace) -> tuple[str, ...]:
+def unreached(trace: UnitTrace) -> tuple[str, ...]:
     """Parameters on which no unit's output depends: behind the attention, or not run at all."""
     return tuple(path for path, axes in trace.touched.items() if not any(t.any() for t in axes))
 
 
-def obstacles(trace: Trace) -> tuple[str, ...]:
+def obstacles(trace: UnitTrace) -> tuple[str, ...]:
     """Why units cannot be removed one by one: a sentence for every parameter that ties them.
 
     A parameter of which the batch shows a part only is an obstacle as well.
@@ -127,7 +129,7 @@ def one_of_each(attention: Attention) -> Attention:
     return Attention(tuple(first.values()), attention.skipped)
 
 
-def disagreements(trace: Trace, pieces: Sequence[Piece]) -> tuple[str, ...]:
+def disagreements(trace: UnitTrace, pieces: Sequence[Piece]) -> tuple[str, ...]:
     """Where pieces said to be those of a block differ from what was traced, in sentences."""
     if trace.units == 1 or not trace.reached:
         return ()
@@ -163,7 +165,7 @@ def disagreements(trace: Trace, pieces: Sequence[Piece]) -> tuple[str, ...]:
     return tuple(f"{trace.name}: {sentence}" for sentence in sentences)
 
 
-def _touched(trace: Trace, path: str) -> tuple[Bools, ...]:
+def _touched(trace: UnitTrace, path: str) -> tuple[Bools, ...]:
     """What gradients reached of a parameter, by axis.
 
     A bias adds to what the rows of its weight give, and serves the units that they serve. Where all do, as
@@ -260,3 +262,30 @@ def _place(axis: int, axes: int) -> str:
 def _listed(units: Sequence[int]) -> str:
     shown = ", ".join(map(str, units[:6]))
     return shown + (", ..." if len(units) > 6 else "")
+
+
+_COARSE = (torch.float16, torch.bfloat16)
+
+
+def is_coarse(attention: Attention) -> bool:
+    """Whether the weights are so coarse that comparing outputs may miss a wrong head."""
+    return any(weight.dtype in _COARSE for block in attention for weight in block.weights)
+
+
+class Unconfirmed(Exception):
+    """The model's code cannot be differentiated, which says nothing either way."""
+
+
+def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str | None:
+    """The first thing in which differentiation contradicts the table, in a sentence; None if nothing.
+
+    One block of every kind is traced: blocks that are alike are right or wrong together.
+
+    Raises:
+        Unconfirmed: if it cannot be told.
+    """
+    try:
+        found = contradictions(probe.part_of(model), one_of_each(attention), probe.batch)
+    except RuntimeError as error:
+        raise Unconfirmed(str(error).partition("\n")[0]) from error
+    return next(iter(found), None)

@@ -22,7 +22,7 @@ from cahp_opt.torch.blocks.layouts import (
     Projection,
 )
 from cahp_opt.torch.blocks.linear_layers import is_linear
-from cahp_opt.torch.tracing.descriptions import Cut, Description
+from cahp_opt.torch.tracing.descriptions import Description, TracedCut
 
 
 def suggest(description: Description, site: nn.Module) -> Layout | None:
@@ -76,7 +76,7 @@ def suggest(description: Description, site: nn.Module) -> Layout | None:
     )
 
 
-def _projection(path: str, description: Description, cut: Cut) -> Projection | None:
+def _projection(path: str, description: Description, cut: TracedCut) -> Projection | None:
     """A linear module as the table says it; None if it has no words for it."""
     sizes = [run.each for run in cut.runs]
     columns = next(c for c in description.cuts if c.path.startswith(f"{description.out}."))
@@ -95,7 +95,7 @@ def _projection(path: str, description: Description, cut: Cut) -> Projection | N
     return Projection(path, tuple(kinds[s] for s in sizes)) if {*sizes} <= {*kinds} else None
 
 
-def _even(cut: Cut) -> Part:
+def _even(cut: TracedCut) -> Part:
     return Part.EVEN if cut.by_head else Part.EVEN_KEY
 
 

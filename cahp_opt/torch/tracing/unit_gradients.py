@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools, Ints
+from cahp_opt.arrays import Bools, Ints
 from cahp_opt.torch.blocks.blocks import Attention, submodules
 from cahp_opt.torch.running.undisturbed import evaluating
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class TracedSite:
     """What to trace.
 
     Args:
@@ -46,7 +46,7 @@ class Target:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class UnitTrace:
     """What differentiation found out about one block.
 
     Args:
@@ -70,7 +70,7 @@ class Trace:
 
 def trace_units(
     model: nn.Module, attention: Attention, batch: Mapping[str, Any]
-) -> tuple[Trace, ...]:
+) -> tuple[UnitTrace, ...]:
     """Trace every block of a model in one forward pass.
 
     Args:
@@ -79,13 +79,13 @@ def trace_units(
         batch: keyword arguments for the model; a few examples of at least two tokens, since a query
             with a single key does not depend on either.
     """
-    targets = [Target(b.name, b.site, _path(b.site, b.out), b.columns) for b in attention]
+    targets = [TracedSite(b.name, b.site, _path(b.site, b.out), b.columns) for b in attention]
     return trace_targets(model, targets, batch)
 
 
 def trace_targets(
-    model: nn.Module, targets: Sequence[Target], batch: Mapping[str, Any]
-) -> tuple[Trace, ...]:
+    model: nn.Module, targets: Sequence[TracedSite], batch: Mapping[str, Any]
+) -> tuple[UnitTrace, ...]:
     """Trace sites in one forward pass; as :func:`trace_units`, for sites that no table describes.
 
     A module that runs several times is traced at its first run: later runs depend on earlier ones
@@ -103,7 +103,7 @@ def trace_targets(
 class _Recorder:
     """Traces one site while the model runs."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: TracedSite) -> None:
         self._target = target
         self._out = target.site.get_submodule(target.out)
         named: dict[str, Tensor] = _named(target.site.named_parameters())
@@ -133,7 +133,7 @@ class _Recorder:
             for tensor, before in wanted:
                 tensor.requires_grad_(before)
 
-    def trace(self) -> Trace:
+    def trace(self) -> UnitTrace:
         shapes = {path: t.shape for path, t in self._tensors.items()}
         shapes |= {_argument(name): t.shape for name, t in self._arguments.items()}
         shapes |= {_norm(path): t.shape for path, t in self._norm_inputs.items()}
@@ -142,7 +142,7 @@ class _Recorder:
             key: tuple(self._touched.get(key) or (np.zeros((units, n), dtype=bool) for n in shape))
             for key, shape in shapes.items()
         }
-        return Trace(
+        return UnitTrace(
             name=self._target.name,
             units=units,
             reached=self._done,

@@ -14,7 +14,8 @@ from small_builds import built
 from tiny_models import outputs
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.arrays import Bools
+from cahp_opt.space import HeadSpace
 from cahp_opt.torch.blocks import site_reader as reading
 from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks.layouts import HEADLESS

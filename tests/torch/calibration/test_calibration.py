@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cahp_opt.torch.blocks.blocks import out_weight
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
+from cahp_opt.torch.calibration.attention_maps import jensen_shannon
 from cahp_opt.torch.calibration.calibration import calibrate
-from cahp_opt.torch.calibration.divergence import jensen_shannon
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
 from cahp_opt.torch.calibration.token_gradients import flows
 from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, fidelity_of

@@ -13,7 +13,8 @@ import pytest
 import tiny_models as tiny
 from tiny_models import run, uneven
 
-from cahp_opt.selection import Selection, Status
+from cahp_opt.selection import Selection
+from cahp_opt.solver import Status
 from cahp_opt.space import HeadSpace
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.checkpoints.card import model_card, write_card

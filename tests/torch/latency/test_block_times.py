@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cahp_opt.costs.latency_table import Execution, LatencyTable, Phase
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.files.records import RecordError
 from cahp_opt.torch.blocks.finder import find_attention
-from cahp_opt.torch.latency.block_times import Timing, measure_latency, time_models
+from cahp_opt.torch.latency.block_times import Timing, measure_latency
 from cahp_opt.torch.latency.decoding_step import decoding_step
 from cahp_opt.torch.latency.execution import ExecutionError
-from cahp_opt.torch.latency.stopwatch import Piece, interleaved, timings
+from cahp_opt.torch.latency.model_times import time_models
+from cahp_opt.torch.latency.stopwatch import Work, interleaved, timings
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.slicing.slicing import slice_heads
 
@@ -59,8 +61,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_low_quantile_and_spread(clock: Clock) -> None:
     work = {
-        "a": Piece(clock.work([9, 9, 1, 2, 3, 4, 5, 6])),
-        "b": Piece(clock.work([0, 0, *[2.0] * 6]), before=lambda: clock.wait(5)),
+        "a": Work(clock.work([9, 9, 1, 2, 3, 4, 5, 6])),
+        "b": Work(clock.work([0, 0, *[2.0] * 6]), before=lambda: clock.wait(5)),
     }
     timings = interleaved(work, device=CPU, repeats=6)
     assert timings["a"] == Timing(2.0, 3.5, 0.75)  # the 0.2 quantile of 1..6
@@ -76,7 +78,7 @@ def test_other_devices_are_waited_for(clock: Clock, monkeypatch: pytest.MonkeyPa
         told.clear()
 
     monkeypatch.setattr("torch.mps.synchronize", synchronize)
-    work = {"a": Piece(lambda: told.append(2.0), before=lambda: told.append(5.0))}
+    work = {"a": Work(lambda: told.append(2.0), before=lambda: told.append(5.0))}
     assert interleaved(work, device=torch.device("mps"), repeats=2)["a"].seconds == 2.0
 
 
@@ -98,7 +100,7 @@ def test_the_pace_of_the_machine_is_taken_out() -> None:
 def test_rounds_are_interleaved_shuffled_and_repeatable() -> None:
     def order() -> str:
         seen: list[str] = []
-        work = {name: Piece(functools.partial(seen.append, name)) for name in "abcd"}
+        work = {name: Work(functools.partial(seen.append, name)) for name in "abcd"}
         rounds: list[int] = []
         interleaved(
             work, device=CPU, repeats=5, warm_up=1, progress=lambda *where: rounds.append(where[1])

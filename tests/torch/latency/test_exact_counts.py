@@ -11,7 +11,8 @@ import torch
 from tiny_models import BUILDS, Family, uneven
 from torch import Tensor, nn
 
-from cahp_opt.space import Ints, Unit
+from cahp_opt.arrays import Ints
+from cahp_opt.space import Unit
 from cahp_opt.torch import UnsupportedModelError, count_resources, find_attention, slice_heads
 from cahp_opt.torch.latency.weightless import skeleton
 from cahp_opt.torch.running.cache_tensors import tensors_in

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cahp_opt.costs.latency_table import Execution
+from cahp_opt.costs.provenance import Execution
 from cahp_opt.torch.latency.block_times import measure_latency
 from cahp_opt.torch.latency.execution import ExecutionError, captured
-from cahp_opt.torch.latency.stopwatch import Piece
+from cahp_opt.torch.latency.stopwatch import Work
 
 
 class Graph:
@@ -115,14 +115,14 @@ def test_what_a_graph_reads_stays_alive(pretended: list[Graph]) -> None:
     weights = nn.Linear(2, 2)
     alive: list[bool] = []
 
-    class Work:
+    class Call:
         def __call__(self) -> None:
             weights(torch.ones(1, 2))
 
         def __del__(self) -> None:
             alive.append(False)
 
-    pieces = captured({"a": Piece(Work())}, Execution.CUDA_GRAPH)
+    pieces = captured({"a": Work(Call())}, Execution.CUDA_GRAPH)
     assert pretended and not alive
     pieces.clear()
     assert alive == [False]
@@ -136,5 +136,5 @@ def test_a_capture_that_fails_is_told(pretended: list[Graph]) -> None:
     with pytest.raises(
         ExecutionError, match=r"\(operation not permitted when stream is capturing\)"
     ):
-        captured({"a": Piece(run)}, Execution.CUDA_GRAPH)
+        captured({"a": Work(run)}, Execution.CUDA_GRAPH)
     assert pretended[0].replays == 0

@@ -79,7 +79,7 @@ def test_the_copy_shares_what_is_not_attention(monkeypatch: pytest.MonkeyPatch) 
     seen: list[dict[str, nn.Module]] = []
 
     def watch(models: dict[str, nn.Module], *args: object, **options: object) -> object:
-        from cahp_opt.torch.latency.block_times import time_models
+        from cahp_opt.torch.latency.model_times import time_models
 
         seen.append(models)
         return time_models(models, *args, **options)  # type: ignore[arg-type]

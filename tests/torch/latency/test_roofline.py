@@ -12,7 +12,7 @@ import torch
 from tiny_models import BUILDS, Family
 
 from cahp_opt.costs.hardware import Hardware
-from cahp_opt.costs.latency_table import Phase
+from cahp_opt.costs.provenance import Phase
 from cahp_opt.space import Unit
 from cahp_opt.torch import estimate_latency, find_attention, measure_hardware
 from cahp_opt.torch.latency.operations import Operation, Operations

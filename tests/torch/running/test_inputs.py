@@ -17,13 +17,13 @@ from command_line import make_tokenizer, sentences
 from torch import Tensor
 
 from cahp_opt.cli.commands import main
-from cahp_opt.costs.latency_table import Phase
+from cahp_opt.costs.provenance import Phase
 from cahp_opt.runs.texts import Example
 from cahp_opt.torch import calibrate, refit, slice_heads
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.evaluation.fidelity import ClassLogits
-from cahp_opt.torch.latency.block_times import time_models
+from cahp_opt.torch.latency.model_times import time_models
 from cahp_opt.torch.running.batches import examples
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.running.unfit_inputs import MissingMaskWarning, longest

@@ -17,7 +17,8 @@ import transformers
 from tiny_models import FAMILIES, Family, run, uneven
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools, HeadSpace
+from cahp_opt.arrays import Bools
+from cahp_opt.space import HeadSpace
 from cahp_opt.torch.blocks.blocks import out_bias
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained

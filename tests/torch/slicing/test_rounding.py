@@ -11,7 +11,7 @@ import torch
 from tiny_models import Family, uneven
 from torch import Tensor, nn
 
-from cahp_opt.space import Bools
+from cahp_opt.arrays import Bools
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.linear_layers import row_weight
 from cahp_opt.torch.running.gates import head_mask

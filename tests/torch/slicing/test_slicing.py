@@ -14,8 +14,9 @@ import transformers
 from tiny_models import FAMILIES, Family, run, uneven
 from torch import Tensor, nn
 
+from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
-from cahp_opt.space import Bools, HeadSpace, Unit
+from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.running.gates import head_mask
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads

@@ -21,7 +21,14 @@ from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
 from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
 from cahp_opt.torch.running.made_up_inputs import sample_inputs
 from cahp_opt.torch.slicing.slicing import slice_heads
-from cahp_opt.torch.tracing.descriptions import Anchor, Cut, Description, Run, complete, runs_of
+from cahp_opt.torch.tracing.descriptions import (
+    Anchor,
+    Description,
+    Run,
+    TracedCut,
+    complete,
+    runs_of,
+)
 from cahp_opt.torch.tracing.ownership import (
     arguments_of,
     contradictions,
@@ -32,7 +39,7 @@ from cahp_opt.torch.tracing.ownership import (
     unreached,
 )
 from cahp_opt.torch.tracing.to_layout import suggest
-from cahp_opt.torch.tracing.unit_gradients import Target, trace_targets, trace_units
+from cahp_opt.torch.tracing.unit_gradients import TracedSite, trace_targets, trace_units
 
 
 def ids(**options: Any) -> dict[str, Tensor]:
@@ -147,7 +154,7 @@ def test_wrong_mapping_of_query_heads_is_named() -> None:
     (sentence,) = disagreements(trace, changed(block, "q_proj.weight", strided))
     assert "q_proj.weight: row 4 belongs to unit 1 by the table and to unit 0" in sentence
     # Wrong columns of the output projection: the keys then serve several units.
-    target = Target("layer", block.site, "o_proj", np.asarray(strided, dtype=np.int64))
+    target = TracedSite("layer", block.site, "o_proj", np.asarray(strided, dtype=np.int64))
     (wrong,) = trace_targets(model, [target], ids())
     sentences = disagreements(wrong, block.pieces)
     assert any("k_proj.weight: row 0 belongs to unit 0 by the table and to" in s for s in sentences)
@@ -197,7 +204,7 @@ def test_what_no_gradient_reaches_is_not_contradicted() -> None:
 def test_a_block_that_does_not_run_is_reported() -> None:
     model = tiny.BERT.build(bare=True)
     site = model.get_submodule("encoder.layer.0.attention")
-    target = Target("nowhere", nn.Sequential(site, nn.Linear(32, 4)), "1", np.arange(32) // 8)
+    target = TracedSite("nowhere", nn.Sequential(site, nn.Linear(32, 4)), "1", np.arange(32) // 8)
     (trace,) = trace_targets(model, [target], ids())
     assert not trace.reached
     assert obstacles(trace) == ("nowhere: the batch does not reach its output projection.",)
@@ -231,9 +238,9 @@ DEEPSEEK = Description(
     out="o_proj",
     heads_per_unit=1,
     cuts=(
-        Cut("q_b_proj.weight", 0, (Run(10),)),
-        Cut("kv_b_proj.weight", 0, (Run(14),)),
-        Cut("o_proj.weight", 1, (Run(8),)),
+        TracedCut("q_b_proj.weight", 0, (Run(10),)),
+        TracedCut("kv_b_proj.weight", 0, (Run(14),)),
+        TracedCut("o_proj.weight", 1, (Run(8),)),
     ),
     heads=("num_heads",),
     shared=(
@@ -257,10 +264,10 @@ def test_gated_queries_are_completed_from_their_anchor() -> None:
     )
     assert found.heads_per_unit == 2
     assert found.cuts == (
-        Cut("q_proj.weight", 0, (Run(32),)),
-        Cut("k_proj.weight", 0, (Run(8),), by_head=False),
-        Cut("v_proj.weight", 0, (Run(8),), by_head=False),
-        Cut("o_proj.weight", 1, (Run(16),)),
+        TracedCut("q_proj.weight", 0, (Run(32),)),
+        TracedCut("k_proj.weight", 0, (Run(8),), by_head=False),
+        TracedCut("v_proj.weight", 0, (Run(8),), by_head=False),
+        TracedCut("o_proj.weight", 1, (Run(16),)),
     )
 
 
@@ -292,7 +299,7 @@ def test_tables_of_biases_are_cut_on_their_own_axis() -> None:
     first, cross = complete(
         built("T5"), anchors, {**batch, "decoder_input_ids": batch["input_ids"]}
     )
-    assert Cut("relative_attention_bias.weight", 1, (Run(1),)) in first.cuts
+    assert TracedCut("relative_attention_bias.weight", 1, (Run(1),)) in first.cuts
     assert {c.path for c in cross.cuts} == {f"{x}.weight" for x in "qkvo"}
 
 
@@ -316,21 +323,25 @@ def test_a_description_fits_other_sizes_and_the_meta_device() -> None:
         ("kv_b_proj.weight", 0): repeated(14, 6),
         ("o_proj.weight", 1): repeated(8, 6),
     }
-    other = dataclasses.replace(DEEPSEEK, cuts=(*DEEPSEEK.cuts, Cut("o_proj.weight", 0, (Run(3),))))
+    other = dataclasses.replace(
+        DEEPSEEK, cuts=(*DEEPSEEK.cuts, TracedCut("o_proj.weight", 0, (Run(3),)))
+    )
     with pytest.raises(UnsupportedModelError, match=r"does not fit its description: .*None units"):
         other.pieces(site)
-    missing = dataclasses.replace(DEEPSEEK, cuts=(Cut("v_proj.weight", 0, (Run(3),)),))
+    missing = dataclasses.replace(DEEPSEEK, cuts=(TracedCut("v_proj.weight", 0, (Run(3),)),))
     with pytest.raises(UnsupportedModelError, match=r"v_proj.weight on axis 0 of size None"):
         missing.pieces(site)
 
 
 def test_descriptions_can_be_saved_and_pasted() -> None:
     shared = dataclasses.replace(
-        DEEPSEEK, cuts=(Cut("a.b", 1, (Run(2, shared=True), Run(3))),), arguments=(("mask", 1),)
+        DEEPSEEK,
+        cuts=(TracedCut("a.b", 1, (Run(2, shared=True), Run(3))),),
+        arguments=(("mask", 1),),
     )
     for description in (DEEPSEEK, shared):
         assert Description.from_json(description.to_json()) == description
-        names: dict[str, Any] = {"Description": Description, "Cut": Cut, "Run": Run}
+        names: dict[str, Any] = {"Description": Description, "TracedCut": TracedCut, "Run": Run}
         assert eval(str(description), names) == description
     good = DEEPSEEK.to_json()
     for bad in ({**good, "cuts": []}, {**good, "cuts": [{}]}, {**good, "heads_per_unit": None}, {}):
@@ -352,7 +363,7 @@ def test_runs_are_recognised_and_nothing_else() -> None:
         found = runs_of(np.asarray(unit_of, dtype=np.int64), units)
         assert found == expected
         if found is not None:
-            cut = Cut("x", 0, found)
+            cut = TracedCut("x", 0, found)
             assert cut.units(len(unit_of)) == units
             assert cut.piece(units).unit_of.tolist() == unit_of
 
@@ -426,5 +437,5 @@ def test_words_that_the_table_lacks_are_suggested(monkeypatch: pytest.MonkeyPatc
     assert str(found).endswith(
         "parameters=(HeadParameter(path='sinks', axis=0),), heads=('number_of_heads',))"
     )
-    odd = dataclasses.replace(description, cuts=(Cut("q_proj.weight", 0, (Run(1), Run(3))),))
+    odd = dataclasses.replace(description, cuts=(TracedCut("q_proj.weight", 0, (Run(1), Run(3))),))
     assert suggest(dataclasses.replace(odd, cuts=(*odd.cuts, *description.cuts)), site) is None

@@ -1,0 +1,295 @@
+"""The report and the selection as tables for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.checks import Check
+from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Execution
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.report import FidelityReport, LatencyReport, Report, seconds, verdict
+from cahp_opt.selection import Selection
+from cahp_opt.space import Unit
+from cahp_opt.studies.comparison import Comparison
+
+_PLURAL = {Unit.HEAD: "heads", Unit.KV_GROUP: "key/value groups", Unit.QUERY_SLOT: "query slots"}
+
+
+def tables(report: Report, folder: str) -> RenderableType:
+    """The final table for people.
+
+    Args:
+        report: what to show.
+        folder: where the files are.
+    """
+    parts: list[RenderableType] = [_kept(report.selection), _answer(report.selection)]
+    parts.extend(_latency(name, found) for name, found in report.latency.items())
+    if report.goals:
+        parts.append(_goals(report.goals))
+    if report.selection.rounds:
+        parts.append(_rounds(report.selection))
+    if report.fidelity is not None:
+        parts.append(_fidelity(report.fidelity, report.recovery))
+    parts.append(_result(report, folder))
+    parts.extend(f"Note: {note}" for note in report.notes)
+    return Group(*(_unwrapped(part) for part in parts))
+
+
+def selection_tables(selection: Selection) -> RenderableType:
+    """What is kept, at what value, for people."""
+    return Group(_unwrapped(_kept(selection)), _unwrapped(_answer(selection)))
+
+
+def profile_lines(profile: Profile) -> list[str]:
+    """For every table of a profile, what the unpruned model costs and what pruning can reach."""
+    goals: list[Goal] = [LatencyGoal(((name, 1.0),), ratio=1) for name in profile.latency]
+    goals += [ResourceGoal(name, ratio=1) for name in profile.resources]
+    lines = list[str]()
+    for goal in goals:
+        table = goal.table(profile)
+        floor = Budget(profile.space, (table,), minimum=1).floors()[table.name]
+        share = f" ({floor / table.limit:.3f} of it)" if table.limit else ""
+        lines.append(
+            f"{table.name}: unpruned {_amount(table.limit, table.unit)}, with one unit per block or more "
+            f"at least {_amount(floor, table.unit)}{share}"
+        )
+    for line, timed in enumerate(profile.latency.values()):
+        where = timed.provenance
+        if where.estimated:
+            lines[line] += f", an {where.device or 'estimate'}, not measured"
+        else:
+            lines[line] += f", {where.execution.value} on {where.device or 'an unknown device'}"
+    return lines
+
+
+def comparison_tables(comparison: Comparison) -> list[RenderableType]:
+    """For every problem its solvers, best value first, with what refused at the end."""
+    return [
+        _unwrapped(_compared(comparison, problem))
+        for problem in dict.fromkeys(row.problem for row in comparison.rows)
+    ]
+
+
+def _compared(comparison: Comparison, problem: str) -> Table:
+    bound = comparison.bound(problem)
+    table = _table(f"{problem} (tightest bound {bound:.6g})")
+    for name in ("solver", "value", "gap", "own bound", "seconds", "evals", "per block"):
+        table.add_column(name, justify="left" if name in ("solver", "per block") else "right")
+    rows = [row for row in comparison.rows if row.problem == problem]
+    refusals: dict[str, None] = {}
+    for row in sorted(rows, key=lambda row: (bool(row.refusal), -row.value)):
+        name = row.solver if row.seed == 0 else f"{row.solver}, seed {row.seed}"
+        if row.refusal:
+            table.add_row(name, "refused")
+            refusals[row.refusal] = None
+            continue
+        gap = comparison.gap(row)
+        table.add_row(
+            name,
+            f"{row.value:.6g}",
+            f"{100 * gap:.3g} %" if math.isfinite(gap) else "unknown",
+            f"{row.bound:.6g}" if math.isfinite(row.bound) else "none",
+            f"{row.seconds:.3g}",
+            str(row.evaluations) if row.evaluations >= 0 else "",
+            "/".join(str(k) for k in row.counts),
+        )
+    for row in comparison.refuted:
+        if row.problem == problem:
+            refusals[
+                f"The bound {row.bound:.6g} of {row.solver} is wrong: another run reached more. It does "
+                "not count."
+            ] = None
+    table.caption = "\n".join(refusals) or None
+    return table
+
+
+def _unwrapped(part: RenderableType) -> RenderableType:
+    """A table with its title and caption as lines of their own, which its width does not break."""
+    if not isinstance(part, Table):
+        return part
+    lines: list[RenderableType] = [Text(str(part.title), style="bold"), part]
+    if part.caption is not None:
+        lines.append(Text(str(part.caption)))
+    part.title = part.caption = None
+    return Group("", *lines)
+
+
+def _kept(selection: Selection) -> Table:
+    table = _table("Kept")
+    table.add_column("block")
+    table.add_column("kept", justify="right")
+    table.add_column("of", justify="right")
+    table.add_column("ids")
+    space = selection.space
+    for block, count, ids in zip(
+        space.blocks, selection.counts, selection.heads().values(), strict=True
+    ):
+        what = f"{block.units} {_PLURAL[block.unit]}"
+        table.add_row(block.name, str(count), what, " ".join(str(i) for i in ids))
+    table.add_section()
+    table.add_row("all", str(int(selection.kept.sum())), str(space.n), "")
+    return table
+
+
+def _answer(selection: Selection) -> Table:
+    table = _facts("Selection")
+    for name in ("objective", "solver"):
+        if name in selection.provenance:
+            table.add_row(name, selection.provenance[name])
+    table.add_row("value", f"{selection.value:.6g}")
+    known = math.isfinite(selection.bound)
+    table.add_row("upper bound", f"{selection.bound:.6g}" if known else "none known")
+    table.add_row("gap", f"{100 * selection.gap:.3g} %" if known else "unknown")
+    table.add_row("status", selection.status.value)
+    if selection.certificate:
+        table.add_row("certificate", selection.certificate)
+    for name, (cost, limit) in selection.costs.items():
+        timed = name.startswith("latency")
+        table.add_row(
+            f"predicted {name}" if timed else name,
+            f"{seconds(cost)} of {seconds(limit)}"
+            if timed
+            else f"{cost:,.10g} of at most {limit:,.10g}",
+        )
+    return table
+
+
+def _latency(name: str, latency: LatencyReport) -> Table:
+    where = f"{latency.batch_size} x {latency.sequence_length} tokens, {latency.dtype}, {latency.device}"
+    if latency.threads:
+        where += f", {latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    if latency.execution != Execution.EAGER.value:
+        where += f", {latency.execution}"
+    table = _table(f"End-to-end latency of {name} ({where})")
+    for column in ("", "predicted", "measured", "error"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row(
+        "dense",
+        seconds(latency.predicted_dense),
+        seconds(latency.dense),
+        _percent(latency.error_dense),
+    )
+    table.add_row(
+        "sliced", seconds(latency.predicted), seconds(latency.sliced), _percent(latency.error)
+    )
+    predicted = None
+    if latency.predicted is not None and latency.predicted_dense is not None:
+        predicted = latency.predicted / latency.predicted_dense
+    measured = latency.sliced / latency.dense
+    table.add_row(
+        "sliced / dense",
+        "" if predicted is None else f"{predicted:.3f}",
+        f"{measured:.3f}",
+        "" if predicted is None else _percent(measured / predicted - 1),
+    )
+    table.add_row("speed-up", "", f"{latency.speed_up:.2f} x", "")
+    table.add_row("spread of the machine", "", f"{100 * latency.spread:.1f} %", "")
+    return table
+
+
+def _goals(goals: Mapping[str, Check]) -> Table:
+    table = _table("Latency goals, measured on the model that was saved")
+    for column in ("goal", "limit", "predicted", "measured", "error", ""):
+        table.add_column(column, justify="left" if column in ("goal", "") else "right")
+    for name, check in goals.items():
+        table.add_row(
+            name,
+            seconds(check.limit),
+            seconds(check.predicted),
+            seconds(check.measured),
+            _percent(check.error),
+            verdict(check),
+        )
+    return table
+
+
+def _rounds(selection: Selection) -> Table:
+    table = _table(
+        "Rounds of selecting, slicing and measuring, in shares of their own unpruned time"
+    )
+    several = any(len(found.goals) > 1 for found in selection.rounds)
+    for name in ("round", "kept", *(["goal"] * several), "predicted", "measured", "limit"):
+        table.add_column(name, justify="left" if name == "goal" else "right")
+    table.add_column("error", justify="right")
+    table.add_column("over", justify="right")
+    table.add_column("")
+    for number, found in enumerate(selection.rounds, start=1):
+        lead = [str(number), str(sum(found.counts))]
+        remarks = ["fastest"] * found.floor + ["chosen"] * (found == selection.measured)
+        for name, check in found.goals.items():
+            table.add_row(
+                *lead,
+                *([name] * several),
+                f"{check.predicted_ratio:.3f}",
+                f"{check.ratio:.3f}",
+                "" if check.limit is None else f"{check.limit / check.dense_measured:.3f}",
+                _percent(check.ratio / check.predicted_ratio - 1),
+                _percent(check.over),
+                ", ".join(remarks),
+            )
+            lead, remarks = ["", ""], []
+    return table
+
+
+def _fidelity(fidelity: FidelityReport, recovery: Recovery) -> Table:
+    pooled = f", {fidelity.pooling} pooling" if fidelity.pooling else ""
+    table = _table(f"Fidelity to the dense model ({fidelity.examples} texts kept back{pooled})")
+    table.add_column("")
+    table.add_column("sliced", justify="right")
+    if fidelity.after is not None:
+        table.add_column(f"after {recovery.value}", justify="right")
+    for name, value in fidelity.before.items():
+        row = [name.replace("_", " ").replace(" at ", "@"), f"{value:.4g}"]
+        if fidelity.after is not None:
+            row.append(f"{fidelity.after[name]:.4g}")
+        table.add_row(*row)
+    return table
+
+
+def _result(report: Report, folder: str) -> Table:
+    table = _facts("Result")
+    table.add_row("model", report.model)
+    before, after = report.parameters
+    table.add_row("weights", f"{after:,} of {before:,} ({100 * after / before:.1f} %)")
+    table.add_row("sliced against gated", f"outputs differ by at most {report.mask_difference:.2g}")
+    equal = "outputs equal the sliced model's exactly" if report.reloaded else "outputs DIFFER"
+    table.add_row("loaded again", equal)
+    table.add_row("recovery", report.recovery.value)
+    if report.calibration_texts:
+        table.add_row("calibration texts", f"{report.calibration_texts:,}")
+    stages = ", ".join(f"{name} {taken:.1f}" for name, taken in report.seconds.items())
+    table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({stages})")
+    files = ", ".join(f"{name} ({_bytes(size)})" for name, size in report.files.items())
+    table.add_row(f"written to {folder}", files)
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, header_style="bold")
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    return table
+
+
+def _percent(x: float | None) -> str:
+    return "" if x is None else f"{100 * x:+.1f} %"
+
+
+def _amount(cost: float, unit: str) -> str:
+    return (seconds(cost) or "") if unit == "s" else f"{cost:,.0f} {unit}".rstrip()
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

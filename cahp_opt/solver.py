@@ -1,0 +1,68 @@
+"""The protocol of a solver: what it is given, and what it proposes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from cahp_opt.arrays import Bools
+from cahp_opt.problem import Problem
+
+Number = float | int | str
+
+
+class Status(Enum):
+    """How far the answer is proved; the value is a sentence for people."""
+
+    OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value (beyond rounding)."
+    FEASIBLE = "Within the budget; the gap tells how far from optimal it can be at most."
+    TIME_LIMIT = "The time limit ended the search; more time may find a better answer."
+    GIVEN = "A keep-set made by hand; no solver chose it."
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a solver hands to :func:`select`: a keep-set and, if it proved one, an upper bound.
+
+    Args:
+        kept: the keep-set, bool ``[n]``.
+        bound: an upper bound on the optimum that the solver has proved; infinity if none.
+        status: ``OPTIMAL`` only if the solver proved it.
+        certificate: in words, where the bound comes from.
+        stats: anything worth reporting, such as counts of evaluations.
+    """
+
+    kept: Bools
+    bound: float = math.inf
+    status: Status = Status.FEASIBLE
+    certificate: str = ""
+    stats: Mapping[str, Number] = field(default_factory=dict[str, Number])
+
+
+class Solver(ABC):
+    """A way to choose the units to keep. Subclasses are frozen dataclasses of options, without state."""
+
+    @abstractmethod
+    def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+        """A keep-set within the budget.
+
+        Args:
+            problem: what to maximise, within what.
+            deadline: the ``time.monotonic()`` at which to return what there is; may be infinite.
+            rng: the only source of randomness.
+
+        Raises:
+            ValueError: if the problem has a structure this solver cannot handle; the sentence names
+                an alternative.
+        """
+
+
+def rounding_slack(value: float, bound: float) -> float:
+    """How far two sums of the same terms in another order may lie apart."""
+    finite = [abs(x) for x in (value, bound) if math.isfinite(x)]
+    return 1e-9 * max([1e-12, *finite])

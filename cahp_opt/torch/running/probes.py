@@ -1,0 +1,88 @@
+"""Runs that two models are compared on: a batch, with padding and without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch.running.batches import Batch, device_of, inputs_of, prepare
+from cahp_opt.torch.running.cache_tensors import takes_cache
+from cahp_opt.torch.running.made_up_inputs import headless, sample_inputs
+from cahp_opt.torch.running.undisturbed import evaluating
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """One run: a batch, and whether to run the model without its head."""
+
+    batch: Batch
+    bare: bool
+
+    def part_of(self, model: nn.Module) -> nn.Module:
+        """What to run: the model, or what its head stands on."""
+        return headless(model) if self.bare else model
+
+
+def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
+    """The runs to compare: one with padding and one without, if the unpruned model takes both.
+
+    Raises:
+        ValueError: if the batch cannot be used, or none is given and the model's configuration does
+            not tell what it takes.
+    """
+    bare = batch is None
+    given = _made_up(model) if bare else inputs_of(prepare(batch, model, "batch"))
+    probes = [Probe(given, bare)]
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    if isinstance(ids, Tensor) and ids.ndim == 2:
+        other = {**given, "attention_mask": _some_padding(ids)}
+        if isinstance(mask, Tensor) and not bool((mask != 0).all()):
+            del other["attention_mask"]
+        probe = Probe(other, bare)
+        if failure(model, probe) is None:  # some models want a mask, or padding of another kind
+            probes.append(probe)
+    return probes
+
+
+def _made_up(model: nn.Module) -> Batch:
+    """Random inputs on which the model runs without its head."""
+    name, base = type(model).__name__, headless(model)
+    made = sample_inputs(base)
+    if made is None:
+        raise _batch_needed(f"the configuration of {name} does not tell what it takes")
+    device = device_of(base)
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    batch: dict[str, Any] = {
+        k: v.to(device, dtype if v.is_floating_point() else None) for k, v in made.items()
+    }
+    if takes_cache(base):
+        batch["use_cache"] = False
+    error = failure(model, Probe(batch, bare=True))
+    if error is not None:
+        what = f"{name} does not run on inputs made from its configuration ({error})"
+        raise _batch_needed(what) from error
+    return batch
+
+
+def _batch_needed(why: str) -> ValueError:
+    return ValueError(f"`batch` is needed to check the sliced model: {why}; pass a small batch.")
+
+
+def _some_padding(ids: Tensor) -> Tensor:
+    """An attention mask in which the last third of every other row is padding."""
+    mask = torch.ones_like(ids)
+    mask[1 - len(ids) % 2 :: 2, ids.shape[1] - ids.shape[1] // 3 :] = 0
+    return mask
+
+
+def failure(model: nn.Module, probe: Probe) -> Exception | None:
+    """What the unpruned model ends in on a probe; None if it runs."""
+    try:
+        with evaluating(model), torch.no_grad():
+            probe.part_of(model)(**probe.batch)
+    except Exception as error:  # model code raises anything over inputs that it did not expect
+        return error
+    return None
