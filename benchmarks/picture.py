@@ -11,7 +11,7 @@ from typing import Any
 
 from cahp_opt import Selection
 from cahp_opt.runs.report import REPORT_FILE, Report
-from cahp_opt.torch.pipeline.pruning_run import SELECTION_FILE
+from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE
 
 CELL, GAP, LEFT, TOP = 22, 4, 150, 64
 INK, MUTED, KEPT, DROPPED = "#1f2933", "#64748b", "#2563eb", "#e2e8f0"

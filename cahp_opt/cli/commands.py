@@ -48,6 +48,7 @@ from cahp_opt.runs.method import (
     SolverName,
     Units,
 )
+from cahp_opt.runs.plan import Applying, Reading
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit, split
@@ -59,7 +60,7 @@ from cahp_opt.studies.comparison import is_journal
 if TYPE_CHECKING:
     from torch import nn
 
-    from cahp_opt.torch.pipeline.pruning_run import Named
+    from cahp_opt.torch.pipeline.run import Named
 
 app = typer.Typer(
     name="cahp",
@@ -395,7 +396,7 @@ def prune(
     _note(given.check(solvers=(method.solver,)))
     _note(_idle_units(units, named.model))
 
-    from cahp_opt.torch.pipeline.pruning_run import Applying, Reading, run_pipeline
+    from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     with _kept_runs(output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
@@ -584,7 +585,7 @@ def latency(
     loaded = _model(model, threads, where, precision, display, leave_out)
     _note(_idle_units(units, loaded))
 
-    from cahp_opt.torch.pipeline.pruning_run import estimate_profile, measure_profile
+    from cahp_opt.torch.pipeline.profiles import estimate_profile, measure_profile
 
     if hardware is not None:
         profile = estimate_profile(loaded, workloads, hardware, display, units.unit)
@@ -857,7 +858,7 @@ def apply(
     if texts is not None:
         _embeds(replace(named, pooling=pooling or recorded_pooling(chosen.provenance)))
 
-    from cahp_opt.torch.pipeline.pruning_run import Applying, Reading, apply_selection
+    from cahp_opt.torch.pipeline.applying import apply_selection
 
     timed = recorded_workloads(chosen.provenance, repeats) or (Workload(repeats=repeats),)
     workloads = tuple(
@@ -916,7 +917,7 @@ def demo(
     named = _named(str(demo_model()), threads, "cpu", None, display)
     texts = split(demo_texts(), most=2000, held_out=256, seed=seed)
 
-    from cahp_opt.torch.pipeline.pruning_run import Applying, Reading, run_pipeline
+    from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     with _kept_runs(output_dir.resolve(), workloads) as samples:
         report = run_pipeline(
@@ -1119,7 +1120,7 @@ def _named(
     model = _model(name, threads, device, precision, display, leave_out)
 
     from cahp_opt.torch.checkpoints.model_loading import ModelError, foreign_tokens, load_tokenizer
-    from cahp_opt.torch.pipeline.pruning_run import Named
+    from cahp_opt.torch.pipeline.run import Named
 
     try:
         tokenizer = load_tokenizer(name)

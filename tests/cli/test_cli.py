@@ -31,7 +31,7 @@ from cahp_opt.cli.commands import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import SampleFile, find_attention, from_pretrained
 from cahp_opt.torch.latency.block_times import Timing
-from cahp_opt.torch.pipeline import pruning_run as pipeline
+from cahp_opt.torch.pipeline import applying, profiles, pruning_run
 from cahp_opt.torch.running.batches import inputs_of
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -50,7 +50,7 @@ def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         space = find_attention(model).space
         return LatencyTable(space, 1e-3, tuple(1e-3 * np.arange(u + 1) for u in space.units))
 
-    monkeypatch.setattr(pipeline, "measure_latency", measure)
+    monkeypatch.setattr(profiles, "measure_latency", measure)
     monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", SteadyTimes())
 
 
@@ -546,7 +546,7 @@ def test_an_interrupted_prune_keeps_its_timings(
 
     with monkeypatch.context() as patched:
         if late:
-            patched.setattr(pipeline, "calibrate", stop)
+            patched.setattr(pruning_run, "calibrate", stop)
         else:
             patched.setattr(SampleFile, "add", interrupted)
         runs = tmp_path / "out.prefill.jsonl"
@@ -1011,7 +1011,7 @@ def test_records_that_do_not_fit(
         damaged = {**told, "provenance": {**told["provenance"], **change}}
         (tmp_path / "damaged.json").write_text(json.dumps(damaged))
         with monkeypatch.context() as patched:
-            patched.setattr(pipeline, "slice_heads", None)
+            patched.setattr(applying, "slice_heads", None)
             apply = ["apply", str(model), "--selection", str(tmp_path / "damaged.json")]
             apply += ["--output-dir", str(tmp_path / "x"), *QUICK]
             refused(capsys, 2, run=partial(main, apply))

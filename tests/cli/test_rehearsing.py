@@ -20,7 +20,7 @@ from transformers import GenerationConfig
 from cahp_opt.cli.commands import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import find_attention, slice_heads
-from cahp_opt.torch.pipeline import pruning_run as pipeline
+from cahp_opt.torch.pipeline import applying, profiles, pruning_run
 from cahp_opt.torch.pipeline.rehearsing import rehearse_saving
 from cahp_opt.torch.recovery.refitting import check_refittable, refit
 
@@ -37,8 +37,10 @@ def late(*args: Any, **options: Any) -> NoReturn:
 
 @pytest.fixture
 def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("measure_latency", "calibrate", "slice_heads", "count_resources"):
-        monkeypatch.setattr(pipeline, name, late)
+    monkeypatch.setattr(profiles, "measure_latency", late)
+    monkeypatch.setattr(profiles, "count_resources", late)
+    monkeypatch.setattr(pruning_run, "calibrate", late)
+    monkeypatch.setattr(applying, "slice_heads", late)
 
 
 def save(folder: Path, built: Any) -> Path:

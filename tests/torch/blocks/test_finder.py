@@ -16,7 +16,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace
 from cahp_opt.torch.blocks.blocks import out_weight
 from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
-from cahp_opt.torch.pipeline.pruning_run import left_alone
+from cahp_opt.torch.pipeline.applying import left_alone
 from cahp_opt.torch.running.gates import capture_head_outputs, head_mask
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)

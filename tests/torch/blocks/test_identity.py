@@ -39,7 +39,7 @@ from cahp_opt.torch import (
 )
 from cahp_opt.torch.blocks.fingerprint import fingerprint, mismatch, output_fingerprint, structure
 from cahp_opt.torch.checkpoints.model_loading import load_model
-from cahp_opt.torch.pipeline.pruning_run import check_selection
+from cahp_opt.torch.pipeline.applying import check_selection
 
 EARLIER = Path(__file__).parents[2] / "earlier"
 """Records of a tiny BERT that the release before identities covered all weights wrote."""

@@ -1,0 +1,147 @@
+"""What a model takes at every number of kept units: measured here, or estimated for a device that is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.profile import Profile, ResourceTable
+from cahp_opt.costs.provenance import Execution, Phase
+from cahp_opt.costs.workloads import Workload
+from cahp_opt.progress import Stages
+from cahp_opt.space import Unit
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.latency.block_times import measure_latency
+from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.exact_counts import count_resources
+from cahp_opt.torch.latency.execution import ExecutionError, refuse_unfit
+from cahp_opt.torch.latency.roofline import estimate_latency
+from cahp_opt.torch.latency.timing_log import SampleFile
+from cahp_opt.torch.latency.weightless import skeleton
+from cahp_opt.torch.running.batches import device_of
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.texts.encoding import timing_batch
+
+
+def measure_profile(
+    model: nn.Module,
+    workloads: Sequence[Workload],
+    display: Stages,
+    unit: Unit | None = None,
+    *,
+    timed: bool = True,
+    samples: Mapping[str, Path] | None = None,
+) -> Profile:
+    """The latency tables of a model on this machine, and the exact counts of what it holds.
+
+    The key/value cache is that of the first workload that decodes, or of the first if none does.
+
+    Args:
+        model: the unpruned model.
+        workloads: what to time it with, at least one.
+        display: shows the stages.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+        timed: whether there are latency tables, and not only the counts.
+        samples: by name of the workload, a file that keeps every run; removing it is left to the caller.
+    """
+    if timed:
+        batches = timed_batches(model, workloads)
+    else:
+        batches = {workload.name: batch_of(model, workload) for workload in workloads}
+    resources = _counted(model, workloads, batches, display, unit)
+    tables: dict[str, LatencyTable] = {}
+    for workload in workloads if timed else ():
+        with display.stage("latency") as progress:
+            tables[workload.name] = measure_latency(
+                model,
+                batches[workload.name],
+                phase=workload.phase,
+                execution=workload.execution,
+                repeats=workload.repeats,
+                unit=unit,
+                samples=SampleFile(samples[workload.name]) if samples else None,
+                progress=progress,
+            )
+    return Profile(find_attention(model, unit=unit).space, tables, resources)
+
+
+def estimate_profile(
+    model: nn.Module,
+    workloads: Sequence[Workload],
+    hardware: Hardware,
+    display: Stages,
+    unit: Unit | None = None,
+) -> Profile:
+    """As :func:`measure_profile`, with estimates for a device that is not here.
+
+    Args:
+        model: the unpruned model.
+        workloads: what to estimate, all run eagerly, at least one.
+        hardware: what the device can do.
+        display: shows the stages.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+
+    Raises:
+        ExecutionError: for a workload that is not run eagerly.
+    """
+    for workload in workloads:
+        if workload.execution is not Execution.EAGER:
+            raise ExecutionError(
+                f"`execution` is {workload.execution.value}, and only eager execution can be estimated; "
+                "measure on the device."
+            )
+    batches = {workload.name: batch_of(model, workload) for workload in workloads}
+    bare = skeleton(model)
+    resources = _counted(bare, workloads, batches, display, unit)
+    tables: dict[str, LatencyTable] = {}
+    for workload in workloads:
+        with display.stage("estimate") as progress:
+            tables[workload.name] = estimate_latency(
+                bare,
+                batches[workload.name],
+                hardware,
+                phase=workload.phase,
+                unit=unit,
+                progress=progress,
+            )
+    return Profile(find_attention(model, unit=unit).space, tables, resources)
+
+
+def _counted(
+    model: nn.Module,
+    workloads: Sequence[Workload],
+    batches: Mapping[str, Mapping[str, Tensor]],
+    display: Stages,
+    unit: Unit | None,
+) -> dict[str, ResourceTable]:
+    filling = next((w for w in workloads if w.phase is Phase.DECODE), workloads[0])
+    with display.stage("count"):
+        return count_resources(model, batches[filling.name], unit=unit)
+
+
+def timed_batches(
+    model: nn.Module, workloads: Sequence[Workload]
+) -> dict[str, Mapping[str, Tensor]]:
+    """The batch of every workload; what cannot be run ends here, before what takes long."""
+    batches: dict[str, Mapping[str, Tensor]] = {}
+    for workload in workloads:
+        batches[workload.name] = batch_of(model, workload)
+        refuse_unfit(workload.execution, device_of(model))
+        if workload.phase is Phase.DECODE:
+            with evaluating(model):
+                decoding_step(model, batches[workload.name])
+    return batches
+
+
+def batch_of(model: nn.Module, workload: Workload) -> dict[str, Tensor]:
+    """The batch of a workload; while decoding, the context that fills the cache."""
+    return timing_batch(
+        model,
+        batch_size=workload.batch_size,
+        sequence_length=workload.sequence_length,
+        new_tokens=int(workload.phase is Phase.DECODE),
+    )

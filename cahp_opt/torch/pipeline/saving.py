@@ -1,0 +1,61 @@
+"""Writing the sliced model, and reading it again to see that it is the same."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.files.belongings import LIST_FILE
+from cahp_opt.progress import Stages
+from cahp_opt.runs.report import REPORT_FILE, Report
+from cahp_opt.torch.checkpoints.checkpoint import from_pretrained
+from cahp_opt.torch.running.batches import device_of, inputs_of, prepare
+from cahp_opt.torch.running.undisturbed import evaluating
+
+
+class ReloadError(RuntimeError):
+    """The saved model, loaded again, is not the model that was saved."""
+
+
+def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Load a saved model again and compare its outputs with those of ``model``, bit by bit.
+
+    Raises:
+        ReloadError: if anything differs.
+    """
+    device = device_of(model)
+    # Weights that lie in memory as the file has them may be summed in another order: a copy is aligned.
+    loaded = copy.deepcopy(cast("nn.Module", from_pretrained(folder))).to(device)
+    with torch.inference_mode(), evaluating(model, loaded):
+        for batch in batches:
+            inputs = inputs_of(prepare(batch, model, "batches", device))
+            mine, theirs = _tensors(model(**inputs)), _tensors(loaded(**inputs))
+            for name, value in mine.items():
+                if name not in theirs or not torch.equal(value, theirs[name]):
+                    raise ReloadError(
+                        f"the saved model, loaded again, gives another {name!r} than the sliced model "
+                        "in memory; nothing was kept."
+                    )
+
+
+def _tensors(output: Any) -> dict[str, Tensor]:
+    items = cast("Mapping[str, object]", output).items()
+    return {name: value for name, value in items if isinstance(value, Tensor)}
+
+
+def finish(report: Report, folder: Path, display: Stages) -> Report:
+    """Add times and files to the report, and write it."""
+    with os.scandir(folder) as entries:
+        found = sorted((e for e in entries if e.name != LIST_FILE), key=lambda e: e.name)
+        files = {e.name: e.stat().st_size for e in found}
+    report = replace(report, seconds=dict(display.seconds), files=files)
+    report.save(folder / REPORT_FILE)
+    size = (folder / REPORT_FILE).stat().st_size
+    return replace(report, files={**files, REPORT_FILE: size})
