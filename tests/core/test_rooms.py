@@ -121,3 +121,13 @@ def test_few_files_lie_outside_of_rooms() -> None:
     core = [name for name, path in modules() if path.parent == ROOT / "cahp_opt"]
     torch = [name for name, path in modules() if path.parent == ROOT / "cahp_opt" / "torch"]
     assert len(core) <= 14 and torch == ["torch"]
+
+
+def test_every_room_is_packaged() -> None:
+    """``pyproject.toml`` lists the packages by hand, because ``solvers/`` lies outside of ``cahp_opt/``."""
+    listed = (ROOT / "pyproject.toml").read_text("utf-8")
+    rooms = {path.parent for _, path in modules()}
+    for room in rooms:
+        inside = room.relative_to(ROOT).parts
+        name = ".".join(("cahp_opt", *inside) if inside[0] == "solvers" else inside)
+        assert f'"{name}"' in listed, name
