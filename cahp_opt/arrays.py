@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 def finite(array: npt.ArrayLike, argument: str) -> Floats:
-    """``array`` as a read-only float64 array.
+    """``array`` as a read-only float64 array of the same shape, ``[...]``.
 
     Raises:
         ValueError: naming ``argument`` if it holds NaN or infinity.
@@ -25,8 +25,9 @@ def finite(array: npt.ArrayLike, argument: str) -> Floats:
 
 
 def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight: float) -> Floats:
-    """What the distance of two means adds to the second moment of both parts about their common mean,
-    ``[d, d]`` (Chan, Golub and LeVeque 1979); the sums of weighted rows are ``[d]``.
+    """What two parts' different means add to the scatter about their common mean, ``[d, d]``:
+    ``w v / (w + v) * (b - a)(b - a)'`` with weights ``w``, ``v`` and means ``a``, ``b`` (Chan,
+    Golub and LeVeque 1979). The sums of weighted rows are ``[d]``.
     """
     if not (weight and other_weight):
         return np.zeros((len(sum_), len(sum_)))
@@ -36,9 +37,10 @@ def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight
 
 
 def scatter_about_mean(outer: npt.ArrayLike, sum_: npt.ArrayLike, weight: float) -> Floats:
-    """The sum of outer products about the mean, from that about zero, as older records hold it.
+    """The scatter about the mean, ``[d, d]``, from that about zero, which older records hold, and
+    the sum ``[d]``: ``outer - sum sum' / weight``.
 
-    Where the mean is large against the spread, few digits are left.
+    Few digits are left if the mean is large against the spread.
     """
     total = np.asarray(sum_, dtype=np.float64)
     moved = np.asarray(outer, dtype=np.float64)

@@ -1,4 +1,5 @@
-"""What the demonstration runs on: a small public encoder, and text that every Python carries."""
+"""The model and texts of the demonstration: a small public encoder, and text that comes with
+Python."""
 
 from __future__ import annotations
 

@@ -11,17 +11,17 @@ _PARTS = ("classes", "shapes of the weights", "weights")
 
 
 def structure_of(identity: str) -> str:
-    """The class and the shapes alone; empty where a record does not tell them."""
+    """The class and the shapes alone; empty if a record does not state them."""
     return "/".join(identity.split("/")[:2]) if "/" in identity else ""
 
 
 def covers_outputs_alone(identity: str) -> bool:
-    """Whether it is of the first releases, and tells of the output projections alone."""
+    """Whether it is of the first releases and covers the output projections alone."""
     return bool(identity) and "/" not in identity
 
 
 def difference(one: str, other: str) -> str | None:
-    """In what two models differ, in words; None if in nothing that both records tell."""
+    """How two models differ, in words; None if in nothing that both records state."""
     if not one or not other or one == other:
         return None
     if covers_outputs_alone(one) or covers_outputs_alone(other):
@@ -35,11 +35,11 @@ def difference(one: str, other: str) -> str | None:
 
 
 def coverage_note(what: str, identity: str) -> str | None:
-    """A sentence about what the identity in a record of an earlier release leaves open; None of others.
+    """A sentence on what an earlier release's record leaves unchecked; None for other records.
 
     Args:
         what: the record, such as "the selection".
-        identity: what it holds.
+        identity: the identity in it.
     """
     if not covers_outputs_alone(identity):
         return None

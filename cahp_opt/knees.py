@@ -11,19 +11,19 @@ def knee(x: npt.ArrayLike, y: npt.ArrayLike, *, degree: int | None = None) -> fl
     'kneedle' in a haystack").
 
     Both axes are scaled to 0..1, and the knee is the point farthest above the diagonal. So it depends
-    on where the curve begins and ends, not only on its shape: leave a steep start away and the knee moves
+    on where the curve begins and ends, not only on its shape: without a steep start, the knee moves
     up. On a polynomial of low degree it says more about the degree than about the data: degree 2
-    always gives the middle of ``x``. Where a loss can be named, :meth:`Frontier.cheapest_within`
-    does not have these faults.
+    always gives the middle of ``x``. :meth:`Frontier.cheapest_within` takes an acceptable loss
+    instead and does not have these faults.
 
     Args:
-        x: the abscissae, at least three different ones, in any order.
-        y: the ordinates.
+        x: the abscissae, ``[points]``, at least three different ones, in any order.
+        y: the ordinates, ``[points]``.
         degree: of a polynomial that smooths the curve first, as the seed method does (its degree is in
             effect the dial of sparsity: a larger one stops earlier); None for the points themselves.
 
     Returns:
-        The abscissa of the knee, one of ``x``; the largest where the curve never rises above the
+        The abscissa of the knee, one of ``x``; the largest if the curve never rises above the
         diagonal.
 
     Raises:
@@ -33,7 +33,7 @@ def knee(x: npt.ArrayLike, y: npt.ArrayLike, *, degree: int | None = None) -> fl
     abscissa, ordinate = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if abscissa.ndim != 1 or abscissa.shape != ordinate.shape:
         raise ValueError(
-            f"`x` and `y` must be as many numbers, got shapes {list(abscissa.shape)} and "
+            f"`x` and `y` must be lists of the same length, got shapes {list(abscissa.shape)} and "
             f"{list(ordinate.shape)}."
         )
     if not (np.all(np.isfinite(abscissa)) and np.all(np.isfinite(ordinate))):

@@ -1,4 +1,4 @@
-"""Objectives: set functions over keep-sets, their sums, and what follows them through single changes."""
+"""Objectives: set functions over keep-sets, their sums, and trackers that follow single flips."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from cahp_opt.subsets import BestSubsets, modular_subsets
 
 
 class QuadraticForm(NamedTuple):
-    """``constant + linear @ x + x @ pairwise @ x`` over 0/1 vectors ``x``; ``pairwise`` symmetric."""
+    """``constant + linear @ x + x @ pairwise @ x`` over 0/1 vectors ``x``; ``linear`` is ``[n]``,
+    ``pairwise`` symmetric ``[n, n]``."""
 
     linear: Floats
     pairwise: Floats
@@ -22,15 +23,16 @@ class QuadraticForm(NamedTuple):
 
 
 class CoverageForm(NamedTuple):
-    """``sum_i weights[i] * max over kept j of similarity[i, j]``; similarity ``[m, n]``, at least 0."""
+    """``sum_i weights[i] * max over kept j of similarity[i, j]``; similarity ``[m, n]``, at least
+    0; weights ``[m]``."""
 
     similarity: Floats
     weights: Floats
 
 
 class BehaviourForm(NamedTuple):
-    """Units as points ``[n, d]`` that lie apart as far as they behave differently, and their salience
-    ``[n]``: what clustering needs."""
+    """For clustering: units as points ``[n, d]``, as far apart as they behave differently, and
+    their salience ``[n]``."""
 
     features: Floats
     salience: Floats
@@ -69,9 +71,8 @@ class Tracker(Protocol):
 class Objective(ABC):
     """A set function over keep-sets, to be maximised.
 
-    A subclass needs ``n`` and ``value``; everything else has a correct, slow default. What it
-    declares in ``monotone`` and ``submodular`` solvers and bounds rely on: declare only what holds
-    for every keep-set.
+    A subclass needs ``n`` and ``value``; everything else has a correct, slow default. Solvers and
+    bounds rely on ``monotone`` and ``submodular``: declare only what holds for every keep-set.
     """
 
     @property
@@ -98,7 +99,7 @@ class Objective(ABC):
         return self.tracker(kept).gains()
 
     def tracker(self, kept: Bools) -> Tracker:
-        """A tracker that starts at this keep-set."""
+        """A tracker that starts at this keep-set, bool ``[n]``."""
         return DirectTracker(self, kept)
 
     def linear(self) -> Floats | None:
@@ -106,15 +107,16 @@ class Objective(ABC):
         return None
 
     def quadratic(self) -> QuadraticForm | None:
-        """The objective as a quadratic form, if it is one."""
+        """The objective as a quadratic form if it is one; None otherwise."""
         return None
 
     def coverage(self) -> CoverageForm | None:
-        """The objective as a weighted coverage by the best kept unit, if it is one."""
+        """The objective as a weighted coverage by the best kept unit if it is one; None
+        otherwise."""
         return None
 
     def behaviour(self) -> BehaviourForm | None:
-        """How differently the units behave, if the objective is about that."""
+        """How differently the units behave, if the objective is about that; None otherwise."""
         return None
 
     def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...] | None:
@@ -184,7 +186,7 @@ class WeightedSum(Objective):
         flat: list[tuple[float, Objective]] = []
         for weight, part in self.parts:
             if not np.isfinite(weight):
-                raise ValueError(f"a weight of an objective must be finite, got {weight}.")
+                raise ValueError(f"the weight of an objective must be finite, got {weight}.")
             inner = part.parts if isinstance(part, WeightedSum) else ((1.0, part),)
             flat += [(float(weight) * w, p) for w, p in inner]
         sizes = sorted({part.n for _, part in flat})

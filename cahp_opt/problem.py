@@ -1,4 +1,4 @@
-"""The problem: what is maximised, within what."""
+"""The problem: an objective to be maximised within a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long work reports where it stands; the library never prints."""
+"""How long-running work reports its progress; the library never prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 class Stages:
-    """Remembers how long each stage of a run took, and shows nothing; a subclass may show them."""
+    """Records how long each stage of a run took; shows nothing, but a subclass may."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -26,7 +26,7 @@ class Stages:
         """Run the body as a stage.
 
         Yields:
-            The callback for the library's long work.
+            The progress callback to pass to the library.
         """
         start = time.monotonic()
         with self.shown(name) as progress:
@@ -36,7 +36,7 @@ class Stages:
         self.done(name, taken)
 
     def shown(self, name: str) -> AbstractContextManager[Progress]:
-        """What shows a stage while it runs."""
+        """A context that shows a stage while it runs."""
         del name
         return nullcontext(silent)
 

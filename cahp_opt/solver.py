@@ -1,4 +1,4 @@
-"""The protocol of a solver: what it is given, and what it proposes."""
+"""The protocol of a solver, which takes a problem and makes a proposal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Status(Enum):
     """How far the answer is proved; the value is a sentence for people."""
 
     OPTIMAL = "Proved optimal: no keep-set within the budget has a larger value (beyond rounding)."
-    FEASIBLE = "Within the budget; the gap tells how far from optimal it can be at most."
+    FEASIBLE = "Within the budget; the gap bounds how far it is from the optimum."
     TIME_LIMIT = "The time limit ended the search; more time may find a better answer."
     GIVEN = "A keep-set made by hand; no solver chose it."
 
@@ -33,7 +33,7 @@ class Proposal:
         kept: the keep-set, bool ``[n]``.
         bound: an upper bound on the optimum that the solver has proved; infinity if none.
         status: ``OPTIMAL`` only if the solver proved it.
-        certificate: in words, where the bound comes from.
+        certificate: where the bound comes from, in words.
         stats: anything worth reporting, such as counts of evaluations.
     """
 
@@ -52,12 +52,13 @@ class Solver(ABC):
         """A keep-set within the budget.
 
         Args:
-            problem: what to maximise, within what.
-            deadline: the ``time.monotonic()`` at which to return what there is; may be infinite.
+            problem: the objective and the budget.
+            deadline: the ``time.monotonic()`` at which to return the best found so far; may be
+                infinite.
             rng: the only source of randomness.
 
         Raises:
-            ValueError: if the problem has a structure this solver cannot handle; the sentence names
+            ValueError: if the solver cannot handle the structure of the problem; the sentence names
                 an alternative.
         """
 

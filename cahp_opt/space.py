@@ -15,7 +15,7 @@ from cahp_opt.arrays import Bools, Ints, is_whole
 
 
 class Unit(str, Enum):
-    """What is kept or dropped as one piece."""
+    """The kind of unit: what is kept or dropped as one piece."""
 
     HEAD = "head"
     """One attention head."""
@@ -77,12 +77,13 @@ class HeadSpace:
 
     @cached_property
     def n(self) -> int:
-        """How many units there are in all."""
+        """The number of units."""
         return sum(block.units for block in self.blocks)
 
     @property
     def kinds(self) -> list[tuple[int, Unit]]:
-        """Units and their kind per block; names may differ where models are built in other ways."""
+        """Units and their kind per block, without the names, which differ between ways to build a
+        model."""
         return [(block.units, block.unit) for block in self.blocks]
 
     @cached_property
@@ -97,7 +98,7 @@ class HeadSpace:
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
-        """For every block the slice of flat indices that are its units."""
+        """The slice of flat indices of every block's units."""
         ends = np.cumsum(self.units)
         return tuple(slice(int(e - u), int(e)) for e, u in zip(ends, self.units, strict=True))
 
@@ -116,13 +117,14 @@ class HeadSpace:
         return array
 
     def counts(self, kept: npt.ArrayLike) -> Ints:
-        """How many units each block keeps, shape ``[blocks]``."""
+        """The number of units each block keeps, shape ``[blocks]``; ``kept`` is bool ``[n]``."""
         return np.bincount(self.block_of[self.check(kept)], minlength=len(self.blocks)).astype(
             np.int64
         )
 
     def split(self, kept: npt.ArrayLike) -> dict[str, list[int]]:
-        """The kept unit ids of every block, by block name; ids count from 0 inside the block."""
+        """The unit ids of a keep-set, bool ``[n]``, by block name; ids count from 0 inside the
+        block."""
         array = self.check(kept)
         return {
             block.name: [int(i) for i in np.flatnonzero(array[where])]
@@ -130,10 +132,10 @@ class HeadSpace:
         }
 
     def join(self, heads: Mapping[str, Iterable[int]]) -> Bools:
-        """The keep-set with these unit ids per block; blocks not named keep nothing.
+        """The keep-set, bool ``[n]``, with these unit ids per block; blocks not named keep nothing.
 
         Raises:
-            ValueError: for an unknown block, or an id that is outside its block or repeats.
+            ValueError: for an unknown block, or an id that lies outside its block or repeats.
         """
         where = {b.name: (b.units, s) for b, s in zip(self.blocks, self.slices, strict=True)}
         kept = np.zeros(self.n, dtype=np.bool_)

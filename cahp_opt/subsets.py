@@ -12,9 +12,11 @@ from cahp_opt.space import HeadSpace
 
 
 def subset_values(linear: Floats, pairwise: Floats) -> Floats:
-    """``linear @ x + x' pairwise x`` of every subset, by code (bit ``u`` set: unit ``u`` kept).
+    """``linear @ x + x' pairwise x`` of every subset ``x``, by code (bit ``u`` set: unit ``u``
+    kept), ``[2^units]``; ``linear`` is ``[units]``, ``pairwise`` ``[units, units]``.
 
-    Doubling: the subsets with unit ``u`` are those without it plus the gain of ``u`` beside them.
+    By doubling: the subsets with unit ``u`` are those without it plus the gain of ``u`` beside
+        them.
     """
     values = np.zeros(1)
     beside = np.zeros((1, len(linear)))  # pairwise @ x of every subset
@@ -36,7 +38,8 @@ class BestSubsets(NamedTuple):
 
 
 def modular_subsets(weights: Floats, space: HeadSpace) -> tuple[BestSubsets, ...]:
-    """Best subsets per block of a sum of weights: the ``k`` heaviest units, for every ``k``."""
+    """Best subsets per block of a sum of weights ``[n]``: the ``k`` heaviest units, for every
+    ``k``."""
     tables: list[BestSubsets] = []
     for where in space.slices:
         own = weights[where]
@@ -53,7 +56,7 @@ def join_subsets(
     tables: Sequence[BestSubsets],
     counts: Sequence[int] | np.ndarray[tuple[int, ...], np.dtype[np.int64]],
 ) -> Bools:
-    """The keep-set that takes every block's best subset of these counts, bool ``[n]``."""
+    """The keep-set, bool ``[n]``, of every block's best subset of these counts, ``[blocks]``."""
     return np.concatenate([t.kept[k] for t, k in zip(tables, counts, strict=True)])
 
 

@@ -1,1 +1,1 @@
-"""Proofs: how much better than a selection any other could be."""
+"""Upper bounds: proofs of how much better than a selection any other could be."""

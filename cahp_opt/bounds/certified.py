@@ -17,13 +17,13 @@ from cahp_opt.objective import QuadraticForm
 from cahp_opt.problem import Problem
 from cahp_opt.subsets import modular_subsets
 
-# `select` calls for a bound every time: what follows keeps it at a tenth of a second or so. Solvers
+# `select` asks for a bound every time: these limits keep it at about a tenth of a second. Solvers
 # that prove more call the functions below with more steps.
 _MOST_UNITS = 700
 _MOST_SPLIT = 200
 _COVERAGE_WORK = 4_000_000
 MOST_SECONDS = 2.0
-"""What proving a bound may take; it takes a tenth of a second or so unless a budget is hard."""
+"""Time for proving a bound; about a tenth of a second is needed unless a budget is hard."""
 
 
 class Bound(NamedTuple):
@@ -44,7 +44,7 @@ def certified_bound(
         problem: the objective and the budget.
         kept: a keep-set within the budget, bool ``[n]``; good ones give tight bounds.
         value: its value.
-        seconds: about how long it may take; only hard budgets, of several tables, need more.
+        seconds: about how long it may take; only hard budgets, of several tables, use it up.
     """
     deadline = time.monotonic() + seconds
     objective = problem.objective
@@ -100,7 +100,7 @@ def modular_bound(budget: Budget, weights: Floats, deadline: float = math.inf) -
     Args:
         budget: the limits.
         weights: one per unit, shape ``[n]``.
-        deadline: the ``time.monotonic()`` from which on any valid bound will do.
+        deadline: the ``time.monotonic()`` after which any valid bound will do.
     """
     values = [table.values for table in modular_subsets(weights, budget.space)]
     return best_counts(values, budget.allowed, budget.coupling, deadline).bound
@@ -109,12 +109,25 @@ def modular_bound(budget: Budget, weights: Floats, deadline: float = math.inf) -
 def submodular_bound(
     problem: Problem, kept: Bools, value: float, deadline: float = math.inf
 ) -> float:
-    """A bound for any submodular objective from its gains at ``kept`` and at the empty set.
+    """A bound for any submodular objective from its gains at ``S``, which is ``kept``, bool
+    ``[n]``.
 
-    For a monotone objective, ``f(T) <= f(S) + sum of gains at S over T - S`` (Leskovec et al. 2007,
-    "Cost-effective outbreak detection", section 3.2). Nemhauser, Wolsey and Fisher (1978, proposition
-    2.1) sharpen it, monotone or not, by what the units of ``S - T`` are worth at least, which is their
-    worth in the full set. Over count tables the best ``T`` for such a sum is found exactly.
+    With ``f(j | A) = f(A + j) - f(A)``, it is the smallest of three maxima over ``T`` within the
+    budget, each of a sum of weights, which is found exactly (Nemhauser, Wolsey and Fisher 1978,
+    proposition 2.1)::
+
+        f(S) + sum_{j in T - S} f(j | S) - sum_{j in S - T} f(j | all but j)
+        f(S) + sum_{j in T - S} f(j | none) - sum_{j in S - T} f(j | S - j)
+        f(none) + sum_{j in T} f(j | none)
+
+    For a monotone objective the first implies the bound of Leskovec et al. (2007, "Cost-effective
+    outbreak detection", section 3.2), which lacks its last sum.
+
+    Args:
+        problem: the objective and the budget.
+        kept: a keep-set within the budget, bool ``[n]``.
+        value: its value.
+        deadline: the ``time.monotonic()`` after which any valid bound will do.
     """
     objective, budget = problem.objective, problem.budget
     everything = np.ones(objective.n, dtype=np.bool_)
@@ -123,12 +136,9 @@ def submodular_bound(
     first_gains = objective.gains(nothing)
     at_kept = objective.gains(kept)
     bounds: list[float] = []
-    # T - S gains at most its gains at S; S - T is worth at least its worth in the full set.
     weights = np.where(kept, worth_least, at_kept)
     bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights, deadline))
-    # The same from the empty set, where only the first gains count.
     bounds.append(objective.value(nothing) + modular_bound(budget, first_gains, deadline))
-    # T - S gains at most its first gains; S - T is worth exactly at least its last gains at S.
     weights = np.where(kept, -at_kept, first_gains)
     bounds.append(value - float(weights[kept].sum()) + modular_bound(budget, weights, deadline))
     return min(bounds)

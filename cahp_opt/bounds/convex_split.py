@@ -23,7 +23,8 @@ from cahp_opt.space import HeadSpace
 
 
 class ConvexSplit(NamedTuple):
-    """``pairwise = inside - rest``; ``excess`` bounds ``-(x - y)' rest (x - y)`` over the unit cube."""
+    """``pairwise = inside - rest``, each ``[n, n]``; ``excess`` bounds ``-(x - y)' rest (x - y)``
+    over the unit cube."""
 
     inside: Floats
     rest: Floats
@@ -42,12 +43,12 @@ def tabulated_parts(space: HeadSpace) -> list[slice]:
 
 
 def single_parts(start: int, stop: int) -> list[slice]:
-    """Every unit on its own."""
+    """One part per unit."""
     return [slice(i, i + 1) for i in range(start, stop)]
 
 
 def shifted(pairwise: Floats) -> ConvexSplit:
-    """The simplest split: the largest eigenvalue on the diagonal."""
+    """The simplest split of ``pairwise``, ``[n, n]``: its largest eigenvalue on the diagonal."""
     n = len(pairwise)
     return _certified(pairwise, np.eye(n) * float(np.linalg.eigvalsh(pairwise)[-1]))
 
@@ -76,7 +77,7 @@ def best_split(
         start: a split to start from.
         precision: the relative suboptimality at which ``mu`` stops falling.
         sweeps: passes over the parts for each ``mu``.
-        deadline: the ``time.monotonic()`` at which to take the split found so far.
+        deadline: the ``time.monotonic()`` at which to return the split found so far.
     """
     n = len(pairwise)
     scale = max(float(np.abs(pairwise).max()), 1e-300)

@@ -36,7 +36,7 @@ class Effort:
     """How much work a bound may take.
 
     Args:
-        splits: how often the split is fitted to the point found.
+        splits: how often the split is fitted to the point found so far.
         steps: oracle calls per split.
         precision: relative gap between the bound and the concave maximum at which steps stop.
     """
@@ -47,7 +47,8 @@ class Effort:
 
 
 class Improved(NamedTuple):
-    """The smallest bound of some steps, the point that proves it, and how many steps were taken."""
+    """The smallest bound of some steps, the point ``[n]`` that proves it, and the number of
+    steps."""
 
     bound: float
     point: Floats
@@ -56,7 +57,8 @@ class Improved(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FrankWolfe:
-    """The outcome: the bound, the point ``y`` that proves it, its split, and the keep-sets met."""
+    """The outcome: the bound, the point ``y``, ``[n]``, that proves it, its split, and the
+    keep-sets met."""
 
     bound: float
     point: Floats
@@ -81,11 +83,11 @@ def quadratic_frank_wolfe(
     Args:
         budget: the limits.
         form: the objective.
-        start: a keep-set within the budget; good ones save steps.
-        effort: how much work.
+        start: a keep-set within the budget, bool ``[n]``; good ones save steps.
+        effort: how much work; None for the default.
         deadline: the ``time.monotonic()`` at which to stop, between two steps.
-        tabulate: use exact tables of all subsets in blocks small enough.
-        floor: stop once the bound is this small; the value of a keep-set, say.
+        tabulate: use exact tables of all subsets in blocks that are small enough.
+        floor: stop once the bound is this small, such as the value of a keep-set.
     """
     effort = Effort() if effort is None else effort
     n = len(form.linear)
@@ -131,10 +133,10 @@ def improve(
     deadline: float,
     floor: float,
 ) -> Improved:
-    """Fully corrective Frank-Wolfe steps from a mixture, which they change.
+    """Take fully corrective Frank-Wolfe steps from a mixture, in place.
 
     Args:
-        active: keep-sets to start from; it must use the rest of the split.
+        active: the mixture to start from; it must use the rest of the split.
         oracle: that of the split.
         form: the objective.
         split: its split.
@@ -190,13 +192,14 @@ def split_oracle(
 def split_values(
     space: HeadSpace, form: QuadraticForm, split: ConvexSplit, *, every: bool = False
 ) -> tuple[list[Floats | None], Floats]:
-    """The exact part of a split: tables of blocks by subset code, and weights of the other units.
+    """The exact part of a split: tables of blocks by subset code, ``[2^units]`` or None, and
+    weights of the other units, ``[n]``.
 
     Args:
         space: the blocks.
         form: the objective.
         split: its split.
-        every: tabulate every block small enough, not only those with pairs inside.
+        every: tabulate every block that is small enough, not only those with pairs inside.
     """
     inside = split.inside
     off = inside - np.diag(np.diagonal(inside))
@@ -213,7 +216,7 @@ def split_values(
 
 
 def _rounding(form: QuadraticForm, split: ConvexSplit) -> float:
-    """What floating-point sums of these terms may be off by."""
+    """A bound on the rounding error of sums of these terms."""
     size = float(
         np.abs(form.linear).sum() + np.abs(split.inside).sum() + 3 * np.abs(split.rest).sum()
     )

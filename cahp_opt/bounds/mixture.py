@@ -30,13 +30,13 @@ class Mixture:
 
     @property
     def met(self) -> Bools:
-        """The keep-sets met, those of the largest share first."""
+        """The keep-sets met, bool ``[m, n]``, those of the largest share first."""
         result: Bools = self._sets[np.argsort(-self._share, kind="stable")] > 0.5
         return result
 
     @property
     def point(self) -> Floats:
-        """The mean keep-set."""
+        """The mean keep-set, ``[n]``."""
         result: Floats = self._share @ self._sets
         return result
 
@@ -47,18 +47,19 @@ class Mixture:
 
     @property
     def worst(self) -> float:
-        """The least value among the keep-sets met: gives the scale of a gap."""
+        """The least value among the keep-sets met, for the scale of a gap."""
         return float(self._true.min())
 
     def use(self, rest: Floats) -> None:
-        """Take another split; the true values of the keep-sets stay what they are."""
+        """Take the rest ``[n, n]`` of another split; the true values of the keep-sets do not
+        change."""
         self._rest = rest
         self._gram = self._sets @ rest @ self._sets.T
         self._own = self._true + np.diagonal(self._gram)
         self.correct()
 
     def add(self, kept: Bools) -> None:
-        """Another keep-set, with no share yet."""
+        """Add a keep-set, bool ``[n]``, with no share yet."""
         if kept.tobytes() in self._seen:
             return
         self._seen.add(kept.tobytes())
@@ -76,7 +77,7 @@ class Mixture:
 
         Args:
             enough: the difference of slopes at which to stop.
-            most: most steps.
+            most: the largest number of steps.
         """
         share, gram = self._share, self._gram
         slope = self._own - 2 * gram @ share
@@ -95,7 +96,8 @@ class Mixture:
         share /= share.sum()
 
     def covariance(self, parts: Sequence[slice]) -> Floats:
-        """The covariance of the distribution inside each part, made definite."""
+        """The covariance of the distribution inside each part, ``[n, n]``, made positive
+        definite."""
         n = self._sets.shape[1]
         mean = self.point
         result = np.zeros((n, n))

@@ -1,4 +1,4 @@
-"""The exact oracle: the best keep-set within a budget for values inside blocks plus a sum of weights."""
+"""The exact oracle: the best keep-set within a budget, for values inside blocks plus weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MOST_TABULATED = 12
 
 
 class Vertex(NamedTuple):
-    """The best keep-set found, and an upper bound on the maximum; they agree but for rounding."""
+    """The best keep-set found, bool ``[n]``, and an upper bound on the maximum, equal to its value
+    but for rounding unless the deadline passed."""
 
     kept: Bools
     bound: float
@@ -32,8 +33,8 @@ class Oracle:
         values: for every block None, or the value of each of its subsets by code (bit ``u`` set:
             unit ``u`` kept), ``[2^units]``.
         base: weights that are always added, ``[n]``; None for none.
-        deadline: the ``time.monotonic()`` from which on keep-sets are good ones and bounds valid ones,
-            and no longer the best.
+        deadline: the ``time.monotonic()`` after which keep-sets may be less than the best, and
+            bounds, still valid, less than tight.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Oracle:
         ]
 
     def best(self, weights: Floats) -> Vertex:
-        """The maximum for these weights, ``[n]``; the bound is minus infinity if nothing is left."""
+        """The maximum for these weights, ``[n]``; the bound is minus infinity if no keep-set
+        is left."""
         tables = self.tables(weights)
         found = self._knapsack.best([t.values for t in tables], self._deadline)
         counts = self._budget.cheapest if found.counts is None else found.counts
@@ -65,7 +67,7 @@ class Oracle:
         return [b.best(weights[where]) for b, where in zip(self._blocks, slices, strict=True)]
 
     def fixing(self, unit: int, kept: bool) -> Oracle:
-        """The same with one unit kept, or left out, for good."""
+        """The same with one unit kept, or left out, always."""
         block = int(self._budget.space.block_of[unit])
         blocks = list(self._blocks)
         place = unit - self._budget.space.slices[block].start
@@ -73,7 +75,7 @@ class Oracle:
         return self._with(blocks, self._base)
 
     def revalued(self, values: Sequence[Floats | None], base: Floats) -> Oracle:
-        """The same choices with other values and base weights, as in the constructor."""
+        """The same choices with other values, ``[2^units]`` or None, and base weights, ``[n]``."""
         blocks: list[_Block] = [
             b if v is None else b.revalued(v) for b, v in zip(self._blocks, values, strict=True)
         ]

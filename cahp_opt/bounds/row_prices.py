@@ -21,7 +21,8 @@ from cahp_opt.objective import CoverageForm
 
 @dataclass(frozen=True, eq=False)
 class CoverageBound:
-    """The bound, the prices that prove it, ``[m]``, and the best keep-set met on the way."""
+    """The bound, the prices that prove it, ``[m]``, the best keep-set met on the way, bool ``[n]``,
+    and its value."""
 
     bound: float
     prices: Floats
@@ -44,8 +45,8 @@ def coverage_bound(
     Args:
         budget: the limits.
         form: the objective.
-        start: a keep-set within the budget; good ones give tight bounds.
-        steps: oracle calls.
+        start: a keep-set within the budget, bool ``[n]``; good ones give tight bounds.
+        steps: oracle calls, at most.
         deadline: the ``time.monotonic()`` at which to stop, between two steps.
         precision: relative gap at which to stop.
     """
@@ -93,7 +94,7 @@ def _value(form: CoverageForm, kept: Bools) -> float:
 
 
 def _rounding(form: CoverageForm, prices: Floats) -> float:
-    """What floating-point sums of these terms may be off by."""
+    """A bound on the rounding error of sums of these terms."""
     m, n = form.similarity.shape
     size = float(form.weights @ (form.similarity.sum(axis=1) + prices))
     return 4 * float(np.finfo(np.float64).eps) * size * float(np.log2(m + n + 1))

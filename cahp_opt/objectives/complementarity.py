@@ -20,12 +20,12 @@ class Complementarity(FacilityLocation):
     ("Complementary Attention Head Pruning for Efficient Transformers", arXiv 2606.19150) as a set
     function, for any budget and solver.
 
-    A unit ``i`` counts ``max over kept j of 1 - distance(i, j) / largest distance``, so the value is
-    ``n`` minus the scaled sum of distances to the nearest kept unit, and 0 for no unit.
+    The value is ``sum_i max over kept j of (1 - distance(i, j) / largest distance)``: ``n`` minus
+    the scaled sum of distances to the nearest kept unit, and 0 if none is kept.
     :class:`~cahp_opt.solvers.CAHP` is the seed method itself on it.
 
     Args:
-        features: what tells units apart, shape ``[n, d]``; distances are Euclidean.
+        features: the behaviour of every unit, shape ``[n, d]``; distances are Euclidean.
         salience: how much each unit matters by itself, shape ``[n]``, at least 0: the value does not
             depend on it, but the seed method takes the most salient unit of each cluster.
 
@@ -52,7 +52,7 @@ class Complementarity(FacilityLocation):
 
     @staticmethod
     def from_stats(stats: HeadStats) -> Complementarity:
-        """Units are told apart by their Jeffries-Matusita features.
+        """Features are the Jeffries-Matusita features of the units' signatures.
 
         Raises:
             ValueError: if signatures or salience were not measured, or of one class only.

@@ -1,4 +1,4 @@
-"""Matrices that say how the output, or the task loss, changes with pairs of gates."""
+"""Second-order matrices: how the output, or the task loss, changes with pairs of gates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cahp_opt.stats.moments import Total
 
 
 class Curvature(Enum):
-    """Which second-order matrix of the gates, taken under random masks."""
+    """A second-order matrix of the gates, taken under random masks."""
 
     GAUSS_NEWTON = "Gauss-Newton"
     """That of the fidelity distance (Schraudolph 2002), which needs no labels."""
@@ -22,16 +22,17 @@ class Curvature(Enum):
     def of(self, stats: HeadStats, density: float | None = None) -> Floats:
         """The mean matrix, ``[n, n]``.
 
-        It is a smooth function (a polynomial) of the density of the masks, so between two densities that
-        were measured it is interpolated linearly, and beyond them it is refused.
+        It is a polynomial in the density of the masks: between two measured densities it is
+            interpolated
+        linearly, and outside of them it is refused.
 
         Args:
             stats: calibration statistics.
-            density: of the masks; the share of units that will be kept is where the expansion is
-                needed. None for the smallest measured.
+            density: of the masks; best the share of units that will be kept. None for the smallest
+                measured.
 
         Raises:
-            ValueError: if there is none, or the density lies outside of what was measured.
+            ValueError: if there is none, or the density lies outside of those measured.
         """
         measured: Mapping[float, Total] = (
             stats.fisher if self is Curvature.FISHER else stats.gauss_newton
@@ -44,8 +45,8 @@ class Curvature(Enum):
         above = min((found for found in measured if found >= rho), default=None)
         if below is None or above is None:
             raise ValueError(
-                f"`density` {rho} was not measured, nor is it between two that were: {list(measured)}; "
-                "calibrate with this one among `densities`."
+                f"`density` {rho} was not measured and does not lie between two that were, "
+                f"{list(measured)}; calibrate with this one among `densities`."
             )
         if below == above:
             return measured[below].mean

@@ -1,4 +1,4 @@
-"""How much of each block's dense output least squares on the kept heads can still explain."""
+"""The variance of each block's dense output that least squares on the kept heads still explains."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ class ExplainedVariance(Objective):
     blocks, so :class:`~cahp_opt.solvers.DynamicProgram` is exact for it.
 
     Args:
-        covariance: for every block the covariance of its head outputs, ``[d, d]``; ``d`` is a
+        covariance: for every block the covariance ``C`` of its head outputs, ``[d, d]``; ``d`` is a
             multiple of the block's units, and unit ``u`` owns the ``u``-th share of the columns.
         readout: for every block ``W'W``, ``[d, d]``.
-        units: units of every block.
+        units: the number of units of every block.
         ridge: added to the diagonal, as a share of its mean; above 0.
         weights: how much each block counts, ``[blocks]``; None for 1 each.
 
     Raises:
-        ValueError: for NaN, infinity, wrong shapes, a matrix that is no covariance, or a bad ridge.
+        ValueError: for NaN, infinity, wrong shapes, a matrix that is not a covariance, or a bad
+            ridge.
     """
 
     covariance: tuple[Floats, ...]
@@ -93,7 +94,7 @@ class ExplainedVariance(Objective):
 
         Args:
             stats: calibration statistics with moments.
-            ridge: as in the class; the same as the one that the refit will use.
+            ridge: as in the class; use that of the refit.
             relative: count every block's explained variance as a share of its own total.
 
         Raises:
@@ -112,14 +113,13 @@ class ExplainedVariance(Objective):
 
     @staticmethod
     def from_sensitivity(stats: HeadStats, *, ridge: float = 1e-2) -> ExplainedVariance:
-        """The same as it shows in the model's output: in the units of the distance (nats for
-        probabilities), so that blocks are weighed against each other.
+        """The same, weighted by the effect on the model's output: in the unit of the output's
+        distance (nats for probabilities), so that blocks compare.
 
-        Tokens count by how strongly the output depends on what the block writes there (in a classifier that
-        reads one token, nothing else counts in the last block), and errors by their direction: the
-        squared error of a block is taken in the metric of the output's gradient. That is the
-        layer-wise reconstruction above with the Kronecker-factored Gauss-Newton matrix of the output
-        (Martens and Grosse 2015) in place of the identity.
+        Tokens count by the output's squared gradient there (in a classifier that reads one token,
+        no other token counts in the last block), and a block's squared error is taken in the metric
+        of that gradient. That is the layer-wise reconstruction above with the Kronecker-factored
+        Gauss-Newton matrix of the output (Martens and Grosse 2015) in place of the identity.
 
         Args:
             stats: calibration statistics with ``sensitivity``.
@@ -198,7 +198,7 @@ class ExplainedVariance(Objective):
 
 
 class _State(NamedTuple):
-    """What a block held before a unit was added."""
+    """The state of a block before a unit was added."""
 
     added: int
     left: tuple[Floats, Floats]
@@ -211,7 +211,8 @@ class ExplainedVarianceTracker:
 
     For every block it holds the Gram and target matrices conditioned on the kept units, so that
     adding a unit is one elimination of its columns. Taking back the latest additions of a block, as
-    solvers that look ahead do, restores what was before; removing another unit starts the block over.
+    solvers that look ahead do, restores the earlier matrices; removing another unit starts the
+    block over.
     """
 
     def __init__(self, objective: ExplainedVariance, kept: Bools) -> None:
@@ -299,12 +300,12 @@ class ExplainedVarianceTracker:
 
 
 def eliminate(gram: Floats, target: Floats, pivots: int) -> tuple[Floats, Floats, Floats]:
-    """Condition on the first columns: what is left of both matrices, and the variance explained.
+    """Condition on the first columns: the Schur complements and the variance explained.
 
     Args:
         gram: ``[batch, d, d]``, positive definite on the pivots.
         target: ``[batch, d, d]``.
-        pivots: how many columns to condition on.
+        pivots: the number of columns to condition on.
 
     Returns:
         The Schur complements ``[batch, d - pivots, d - pivots]`` of ``gram`` and of ``target``, and the
@@ -387,7 +388,7 @@ def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
         np.linalg.cholesky(array + 1e-6 * max(scale, 1e-300) * d * np.eye(d))
     except np.linalg.LinAlgError:
         raise ValueError(
-            f"`{argument}` has a negative eigenvalue, as second moments never do: rounding may have "
-            "cancelled what they tell, as in statistics of earlier releases; calibrate again."
+            f"`{argument}` has a negative eigenvalue, which second moments cannot: rounding "
+            "may have spoilt them, as in statistics of earlier releases; calibrate again."
         ) from None
     return array

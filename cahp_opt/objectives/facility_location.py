@@ -30,7 +30,7 @@ class FacilityLocation(Objective):
             float32 array is held as it is, without a copy (do not write to it afterwards); sums are
             in double precision all the same. Where it is symmetric to the bit, or in Fortran order,
             solving needs no second copy either.
-        weights: how much each row counts, shape ``[m]``, at least 0; None for 1 each.
+        weights: weight of each row, shape ``[m]``, at least 0; None for 1 each.
 
     Raises:
         ValueError: for NaN, infinity, negative numbers or a wrong shape.
@@ -85,7 +85,7 @@ class FacilityLocation(Objective):
 
     @cached_property
     def columns(self) -> Matrix:
-        """What each unit gives to every row, ``[n, m]``, contiguous per unit."""
+        """The similarity of each unit to every row, ``[n, m]``, contiguous per unit."""
         return columns_of(self.similarity)
 
     def value(self, kept: Bools) -> float:

@@ -17,18 +17,18 @@ from cahp_opt.objectives.similarities import Matrix, checked_matrix, sum_rows, s
 class GraphCut(Objective):
     """``sum over all i, kept j of similarity[i, j] - redundancy * sum over kept i, j of
     similarity[i, j]`` (Lin and Bilmes 2010, "Multi-document summarization via budgeted maximization of
-    submodular functions"). With ``redundancy`` 1 it is the cut between the kept and the others.
+    submodular functions"). With ``redundancy`` 1 it is the cut between the kept units and the
+    others.
 
-    The second sum counts every pair in both orders, and every unit with itself. So do the two other
-    libraries: submodlib's ``GraphCutFunction`` is the same function with ``lambdaVal`` for
-    ``redundancy``; apricot's ``GraphCutSelection`` weighs the first sum instead, by its ``alpha``: it is
-    ``alpha`` times this with ``redundancy = 1 / alpha``, and its default, 1, is the cut (the default
-    here is an ``alpha`` of 2).
+    The second sum counts every pair in both orders, and every unit with itself. submodlib's
+    ``GraphCutFunction`` is the same function with ``lambdaVal`` for ``redundancy``; apricot's
+    ``GraphCutSelection`` is ``alpha`` times this with ``redundancy = 1 / alpha`` (its default
+    ``alpha`` is 1, the cut; the default here is an ``alpha`` of 2).
 
     Args:
         similarity: symmetric, at least 0, shape ``[n, n]``; a float32 array that is symmetric to the
             bit is held as it is, without a copy.
-        redundancy: how much similarity among the kept counts against them, at least 0.
+        redundancy: weight of the similarity among kept units, at least 0.
 
     Raises:
         ValueError: for NaN, infinity, negative numbers, a wrong shape or an asymmetric matrix.

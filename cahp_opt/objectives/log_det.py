@@ -14,10 +14,10 @@ from cahp_opt.objective import Objective
 
 @dataclass(frozen=True, eq=False)
 class LogDet(Objective):
-    """``log det(I + K_SS / ridge)``: what observing the kept units under noise of variance ``ridge``
-    tells about a Gaussian process with the kernel ``K`` (Krause, Singh and Guestrin 2008,
-    "Near-optimal sensor placements in Gaussian processes"). :meth:`determinantal` makes the
-    unnormalised ``log det(K_SS + ridge I)``.
+    """``log det(I + K_SS / ridge)``: twice the information, in nats, that observing the kept units
+    under noise of variance ``ridge`` gives about a Gaussian process with the kernel ``K`` (Krause,
+    Singh and Guestrin 2008, "Near-optimal sensor placements in Gaussian processes").
+    :meth:`determinantal` makes the unnormalised ``log det(K_SS + ridge I)``.
 
     Args:
         kernel: symmetric positive semidefinite, shape ``[n, n]``.
@@ -58,9 +58,9 @@ class LogDet(Objective):
 
     @staticmethod
     def determinantal(kernel: npt.ArrayLike, ridge: float = 1e-6) -> LogDet:
-        """``log det(K_SS + ridge I)``: the likelihood of the keep-set under a determinantal point
-        process, up to a constant (Kulesza and Taskar 2012, "Determinantal point processes for machine
-        learning")."""
+        """``log det(K_SS + ridge I)`` for a kernel ``[n, n]``: the log-likelihood of the keep-set
+        under a determinantal point process, up to a constant (Kulesza and Taskar 2012,
+        "Determinantal point processes for machine learning")."""
         return LogDet(kernel, ridge, normalised=False)
 
     @property
@@ -74,7 +74,7 @@ class LogDet(Objective):
 
     @property
     def charge(self) -> float:
-        """What each kept unit is charged."""
+        """The amount subtracted for each kept unit."""
         return float(np.log(self.ridge)) if self.normalised else 0.0
 
     @property

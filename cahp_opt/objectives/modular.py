@@ -1,4 +1,4 @@
-"""A sum of weights: every unit counts for itself."""
+"""A sum of weights, one per unit."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Modular(Objective):
 
     @staticmethod
     def from_energy(stats: HeadStats) -> Modular:
-        """What leaves the residual stream with each unit alone: the variance of ``W_u z_u`` over real
-        tokens, ``tr(C_uu W_u'W_u)``, where ``C`` is the covariance of the block's head outputs. The mean
-        of a unit does not count; a bias can replace it.
+        """The variance that each unit alone writes to the residual stream: that of ``W_u z_u`` over
+        real tokens, ``tr(C_uu W_u'W_u)``, with ``C`` the covariance of the block's head outputs. A
+        unit's mean does not count, because a bias can replace it.
 
         Raises:
             ValueError: if the moments of head outputs were not measured.

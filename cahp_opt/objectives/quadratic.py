@@ -22,7 +22,7 @@ class Quadratic(Objective):
 
     Args:
         linear: shape ``[n]``.
-        pairwise: symmetric, shape ``[n, n]``; a diagonal counts like ``linear``.
+        pairwise: symmetric, shape ``[n, n]``; its diagonal counts like ``linear``.
 
     Raises:
         ValueError: for NaN, infinity, a wrong shape, or a matrix that is not symmetric.
@@ -49,8 +49,8 @@ class Quadratic(Objective):
 
     @staticmethod
     def damage_avoided(hessian: npt.ArrayLike) -> Quadratic:
-        """The part of ``(1 - x)' H (1 - x)``, the estimated damage of dropping units, that keeping
-        ``x`` avoids: ``1'H1 - (1 - x)'H(1 - x)``."""
+        """``1'H1 - (1 - x)'H(1 - x)``: the part of the estimated damage of dropping all units that
+        keeping ``x`` avoids; ``hessian`` is ``H``, ``[n, n]``."""
         matrix = finite(hessian, "hessian")
         return Quadratic(2 * matrix.sum(axis=1), -matrix)
 
@@ -65,7 +65,7 @@ class Quadratic(Objective):
         Args:
             salience: shape ``[n]``.
             similarity: symmetric, at least 0, shape ``[n, n]``; its diagonal does not count.
-            weight: how much similarity counts against salience, at least 0.
+            weight: weight of similarity against salience, at least 0.
 
         Raises:
             ValueError: for NaN, infinity, negative numbers, a wrong shape or an asymmetric matrix.
@@ -83,9 +83,9 @@ class Quadratic(Objective):
         density: float | None = None,
         matrix: Curvature = Curvature.GAUSS_NEWTON,
     ) -> Quadratic:
-        """Damage avoided under a second-order matrix of the gates, halved as in a Taylor expansion, taken
-        under random masks of this density (the masks keep the expansion valid far from the unpruned
-        model; Kwon et al. 2022 take the Fisher matrix at density 1).
+        """Damage avoided with ``H`` half a second-order matrix of the gates, as in a Taylor
+        expansion, taken under random masks of this density (which keep the expansion valid far from
+        the unpruned model; Kwon et al. 2022 take the Fisher matrix at density 1).
 
         Args:
             stats: calibration statistics with such matrices.

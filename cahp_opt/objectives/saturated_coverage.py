@@ -29,7 +29,7 @@ class SaturatedCoverage(Objective):
 
     Args:
         similarity: shape ``[m, n]``, at least 0; a float32 array is held as it is, without a copy.
-        fill: the share of a row's whole similarity that covers it, above 0 and at most 1.
+        fill: the share of a row's total similarity at which it is covered, above 0 and at most 1.
         weights: how much each row counts, shape ``[m]``, at least 0; None for 1 each.
 
     Raises:
@@ -64,7 +64,7 @@ class SaturatedCoverage(Objective):
 
     @cached_property
     def columns(self) -> Matrix:
-        """What each unit gives to every row, ``[n, m]``, contiguous per unit."""
+        """The similarity of each unit to every row, ``[n, m]``, contiguous per unit."""
         return columns_of(self.similarity)
 
     @cached_property

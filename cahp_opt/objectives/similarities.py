@@ -16,7 +16,7 @@ _TILE = 256  # two tiles of this side fit a second-level cache
 
 
 def checked_matrix(given: npt.ArrayLike, argument: str, shape: str = "[m, n]") -> Matrix:
-    """``given`` as a read-only matrix of numbers of at least 0.
+    """``given`` as a read-only matrix ``[m, n]`` of numbers of at least 0.
 
     A float32 array is used as it is, without a copy, so that one of gigabytes is held once; do not
     write to it afterwards. Everything else is copied to float64.
@@ -24,7 +24,7 @@ def checked_matrix(given: npt.ArrayLike, argument: str, shape: str = "[m, n]") -
     Args:
         given: the numbers.
         argument: its name, for messages.
-        shape: the shape wanted, for messages.
+        shape: the required shape, for messages.
 
     Raises:
         ValueError: for NaN, infinity, negative numbers, or another number of axes than two.
@@ -39,7 +39,7 @@ def checked_matrix(given: npt.ArrayLike, argument: str, shape: str = "[m, n]") -
 
 
 def check_range(array: npt.NDArray[Any], argument: str) -> None:
-    """Refuse NaN, infinity and negative numbers, without temporary arrays.
+    """Refuse NaN, infinity and negative numbers in an array ``[...]``, without temporary arrays.
 
     Raises:
         ValueError: naming ``argument``.
@@ -81,7 +81,7 @@ def is_symmetric(matrix: Matrix) -> bool:
 
 
 def columns_of(matrix: Matrix) -> Matrix:
-    """The transpose with contiguous rows: the matrix itself where that is the same."""
+    """The transpose with contiguous rows, ``[n, m]``; the matrix itself if that is the same."""
     if matrix.flags.c_contiguous and is_symmetric(matrix):
         return matrix
     return np.ascontiguousarray(matrix.T)
@@ -107,7 +107,8 @@ def symmetric(matrix: Matrix, argument: str) -> Matrix:
 
 
 def sum_rows(matrix: Matrix, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """The sum of the kept rows in double precision, ``[columns]``, a few rows at a time."""
+    """The sum of the kept rows of ``[rows, columns]`` in double precision, ``[columns]``, a few
+    rows at a time."""
     total = np.zeros(matrix.shape[1])
     rows = np.flatnonzero(kept)
     for start in range(0, len(rows), 64):
@@ -116,7 +117,7 @@ def sum_rows(matrix: Matrix, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.floa
 
 
 def row_weights(weights: npt.ArrayLike | None, m: int) -> Floats:
-    """Weights of ``m`` rows, 1 each for None.
+    """Weights of ``m`` rows, ``[m]``; 1 each for None.
 
     Raises:
         ValueError: for NaN, infinity, negative numbers or another shape.

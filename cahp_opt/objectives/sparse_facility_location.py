@@ -24,13 +24,13 @@ class SparseFacilityLocation(Objective):
     submodular data summarization"). Never holds a matrix of ``m x n``.
 
     The similarity comes in compressed sparse rows: row ``i`` lists the units
-    ``units[starts[i]:starts[i + 1]]`` with as many numbers of ``similarity``.
+    ``units[starts[i]:starts[i + 1]]`` with the numbers of ``similarity`` at the same places.
 
     Args:
         starts: shape ``[m + 1]``, from 0 to the number of entries, never falling.
         units: the unit of every entry, ``[entries]``; no unit twice in a row.
         similarity: the number of every entry, ``[entries]``, at least 0; float32 stays float32.
-        n: how many units there are.
+        n: the number of units.
         weights: how much each row counts, shape ``[m]``, at least 0; None for 1 each.
 
     Raises:
@@ -77,7 +77,9 @@ class SparseFacilityLocation(Objective):
         rows = np.repeat(np.arange(len(first) - 1), np.diff(first))
         order = np.lexsort((entries, rows))
         if np.any((np.diff(rows) == 0) & (np.diff(entries[order]) == 0)):
-            raise ValueError("`units` lists a unit twice in one row; add up or drop one entry.")
+            raise ValueError(
+                "`units` lists a unit twice in one row; merge the entries or drop one."
+            )
         object.__setattr__(self, "starts", first)
         object.__setattr__(self, "units", entries)
         object.__setattr__(self, "similarity", numbers)
@@ -115,7 +117,7 @@ class SparseFacilityLocation(Objective):
 
         Args:
             points: one per unit, shape ``[n, d]``.
-            neighbours: how many per point, at least 1 and at most ``n``.
+            neighbours: the number per point, at least 1 and at most ``n``.
             width: the distance at which similarity has fallen to ``1 / e``; None for the root mean
                 square distance to the neighbours.
             weights: how much each point counts, shape ``[n]``; None for 1 each.
@@ -258,7 +260,7 @@ class SparseFacilityLocationTracker:
     # -- inside ------------------------------------------------------------------------------------
 
     def _sums(self, rows: Ints, reach: npt.NDArray[Any], lengths: Ints) -> Floats:
-        """What units with these rows and similarities, ``lengths`` of each, would gain."""
+        """The gains of units with these rows and similarities, ``lengths`` of each."""
         above = np.subtract(reach, self._best[rows], dtype=np.float64)
         np.maximum(above, 0, out=above)
         above *= self._weights[rows]
