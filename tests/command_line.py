@@ -12,7 +12,7 @@ import tiny_models
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 
 WORDS = [f"w{i}" for i in range(tiny_models.VOCABULARY - 4)]
 

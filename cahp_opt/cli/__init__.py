@@ -1,5 +1,5 @@
 """The terminal: the command ``cahp``."""
 
-from cahp_opt.cli.commands import app, main
+from cahp_opt.cli.stages import app, main
 
 __all__ = ["app", "main"]

@@ -27,7 +27,7 @@ import torch
 from transformers import AutoModel
 
 from cahp_opt import HeadStats, LatencyTable, Profile, Provenance, Selection, Unit
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import SampleFile, find_attention, from_pretrained
 from cahp_opt.torch.latency.block_times import Timing
@@ -647,7 +647,7 @@ def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
     stats = tmp_path / "stats.safetensors"
     assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
     code = (
-        "import sys; from cahp_opt.cli.commands import main; "
+        "import sys; from cahp_opt.cli import main; "
         f"code = main(['select', '--stats', {str(stats)!r}, '--heads', '6', '--output', "
         f"{str(tmp_path / 'selection.json')!r}]); "
         "assert not {'torch', 'transformers'} & set(sys.modules); sys.exit(code)"
@@ -934,7 +934,7 @@ def test_signals_reach_a_process(
         "import sys, time; import cahp_opt.torch.calibration.calibration as c; real = c.inputs_of\n"
         "def slow(batch): print('calibrating', flush=True); time.sleep(60); return real(batch)\n"
         "c.inputs_of = slow\n"
-        f"from cahp_opt.cli.commands import main; sys.exit(main(['prune', {str(model)!r}, '--text', "
+        f"from cahp_opt.cli import main; sys.exit(main(['prune', {str(model)!r}, '--text', "
         f"{str(text)!r}, '--heads', '6', '--output-dir', {str(tmp_path / 'out')!r}]))"
     )
     with subprocess.Popen(
@@ -1026,7 +1026,7 @@ def test_records_that_do_not_fit(
 
 def test_without_pytorch(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None; from cahp_opt.cli.commands import main; "
+        "import sys; sys.modules['torch'] = None; from cahp_opt.cli import main; "
         "sys.exit(main(['latency', 'nowhere']))"
     )
     done = subprocess.run(

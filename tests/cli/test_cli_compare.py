@@ -10,8 +10,7 @@ import pytest
 from records_by_hand import SPACE, make_stats, make_table
 
 from cahp_opt import Comparison, HeadStats, Objective, Selection
-from cahp_opt.cli import plugins
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main, plugins
 
 OWN = '''
 from dataclasses import dataclass

@@ -50,7 +50,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @slow
 def test_the_whole_demonstration(folder: Path, tmp_path: Path) -> None:
-    from cahp_opt.cli.commands import main
+    from cahp_opt.cli import main
 
     output = tmp_path / "pruned-minilm"
     assert main(["demo", "--output-dir", str(output)]) == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from records_by_hand import make_stats
 
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.cli.option_words import as_options
 
 COMMANDS = {

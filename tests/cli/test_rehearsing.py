@@ -17,7 +17,7 @@ from command_line import make_tokenizer, prune, refused
 from torch import nn
 from transformers import GenerationConfig
 
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import find_attention, slice_heads
 from cahp_opt.torch.pipeline import applying, profiles, pruning_run

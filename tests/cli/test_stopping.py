@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cahp_opt.cli import commands as cli
+from cahp_opt.cli import stages as cli
 from cahp_opt.cli.stopping import stopping_in_order
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.files.belongings import LIST_FILE

@@ -12,7 +12,7 @@ import pytest
 from records_by_hand import make_stats, make_table
 
 from cahp_opt import Selection
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 
 NAMES = ["modèle", "模型", "a\udce8b"]
 """The last one is a name that is not of the system's encoding."""
@@ -63,7 +63,7 @@ def test_a_real_process(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        "import sys; from cahp_opt.cli.commands import main; sys.exit(main())",
+        "import sys; from cahp_opt.cli import main; sys.exit(main())",
     ]
     given = ["select", "--stats", str(folder / "s.safetensors"), "--heads", "3"]
     done = subprocess.run(

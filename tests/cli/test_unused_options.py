@@ -13,7 +13,7 @@ import typer
 from records_by_hand import SPACE, make_stats, make_table
 
 from cahp_opt import Budget, Problem
-from cahp_opt.cli.commands import app, main
+from cahp_opt.cli import app, main
 from cahp_opt.cli.unused_options import _RULES, Given, UnusedOptionError
 from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.runs.recovery import Recovery

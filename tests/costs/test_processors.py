@@ -13,7 +13,7 @@ import tiny_models as tiny
 import torch
 
 from cahp_opt import HeadSpace
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.processors import fitting_threads, granted
 from cahp_opt.costs.profile import Profile

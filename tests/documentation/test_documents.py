@@ -31,7 +31,7 @@ from documents import (
 )
 from stand_ins import save
 
-from cahp_opt.cli.commands import app
+from cahp_opt.cli import app
 from cahp_opt.demo import demo_texts
 
 MINE = '''

@@ -18,7 +18,7 @@ import transformers
 from torch import nn
 
 from cahp_opt import HeadStats, LatencyTable, Selection
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target

@@ -22,7 +22,7 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from cahp_opt import HeadStats
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.torch.checkpoints.model_loading import (
     ModelError,
     device_named,

@@ -18,7 +18,7 @@ from command_line import QUICK, refused, save_model, sentences
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor
 
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.demo import demo_model
 from cahp_opt.objectives import Quadratic
 from cahp_opt.runs.report import Report

@@ -16,7 +16,7 @@ from batches_by_hand import assert_same
 from command_line import make_tokenizer, sentences
 from torch import Tensor
 
-from cahp_opt.cli.commands import main
+from cahp_opt.cli import main
 from cahp_opt.costs.provenance import Phase
 from cahp_opt.runs.texts import Example
 from cahp_opt.torch import calibrate, refit, slice_heads
