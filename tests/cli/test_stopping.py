@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cahp_opt.cli import stages as cli
+from cahp_opt.cli import running
+from cahp_opt.cli.outputs import kept_runs
 from cahp_opt.cli.stopping import stopping_in_order
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.files.belongings import LIST_FILE
@@ -51,7 +52,7 @@ def test_half_written_folders_and_files_go_and_timed_runs_stay(
 
     def work(**options: Any) -> None:
         with (
-            cli._kept_runs(old, [Workload(2, 8)]),
+            kept_runs(old, [Workload(2, 8)]),
             whole_folder(old, overwrite=True) as folder,
             whole_file(tmp_path / "stats") as file,
         ):
@@ -59,8 +60,8 @@ def test_half_written_folders_and_files_go_and_timed_runs_stay(
                 path.write_text("half")
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(cli, "app", work)
-    assert cli.main([]) == code
+    monkeypatch.setattr(running, "app", work)
+    assert running.main([]) == code
     assert {p.name for p in tmp_path.iterdir()} == {"pruned", runs.name}
     assert {p.name for p in old.iterdir()} == {"old.txt", LIST_FILE}
     told = capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""The model that a command works on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from cahp_opt.cli.display import Display
+from cahp_opt.cli.notes import note
+from cahp_opt.runs.method import (
+    Precision,
+    Units,
+)
+from cahp_opt.stats.pooling import Pooling
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cahp_opt.torch.pipeline.run import Named
+
+
+def set_threads(threads: int | None) -> list[str]:
+    """Set the threads of the CPU: those asked for, or as many of PyTorch's as have a processor.
+
+    Returns:
+        What there is to say about it.
+    """
+    import torch
+
+    from cahp_opt.costs.processors import fitting_threads, granted
+
+    usual = torch.get_num_threads()
+    wanted = usual if threads is None else threads
+    fitting = fitting_threads(wanted)
+    share = f"control groups grant {granted():g} of the processors" if granted() else ""
+    told = list[str]()
+    if threads is None and fitting < usual and "OMP_NUM_THREADS" not in os.environ:
+        wanted = fitting
+        why = share or "the process may run on no more processors"
+        told.append(f"{wanted} threads of {usual}, because {why}; `--threads` overrides it.")
+    elif share and fitting < wanted:
+        told.append(f"{wanted} threads are stopped for a part of the time, because {share}.")
+    torch.set_num_threads(wanted)
+    return told
+
+
+def model_of(
+    name: str,
+    threads: int | None,
+    device: str | None,
+    precision: Precision | None,
+    display: Display,
+    leave_out: Sequence[str] | None = None,
+) -> nn.Module:
+    with display.stage("load"):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+        from cahp_opt.torch.checkpoints.model_loading import foreign_code, load_model, quiet
+
+        quiet()
+        told = set_threads(threads)
+        lost = tuple(dict.fromkeys(leave_out or ()))
+        model = load_model(name, device=device, precision=precision, leave_out=lost)
+    note([*told, *foreign_code(name, model)])
+    note(f"the weights of {module} in {name} are left out." for module in lost)
+    return model
+
+
+def named_of(
+    name: str,
+    threads: int | None,
+    device: str | None,
+    precision: Precision | None,
+    display: Display,
+    *,
+    texts_needed: bool = True,
+    pooling: Pooling | None = None,
+    leave_out: Sequence[str] | None = None,
+) -> Named:
+    model = model_of(name, threads, device, precision, display, leave_out)
+
+    from cahp_opt.torch.checkpoints.model_loading import ModelError, foreign_tokens, load_tokenizer
+    from cahp_opt.torch.pipeline.run import Named
+
+    try:
+        tokenizer = load_tokenizer(name)
+    except ModelError:
+        if texts_needed:
+            raise
+        tokenizer = None
+    note(foreign_tokens(name, tokenizer))
+    return Named(name, model, tokenizer, pooling)
+
+
+def embeds(named: Named) -> bool:
+    """Whether a model's output is an embedding that all of its tokens make; refuses an output that cannot be
+    compared."""
+    from cahp_opt.torch.checkpoints.model_loading import output_of
+    from cahp_opt.torch.evaluation.fidelity import PooledEmbedding
+
+    output = output_of(named.name, named.model, named.pooling)
+    return isinstance(output, PooledEmbedding) and not output.pooling.reads_one_token
+
+
+def idle_units(units: Units, model: nn.Module) -> Iterable[str]:
+    """A sentence if the units that were asked for are those that the model has anyway."""
+    from cahp_opt.torch import find_attention
+
+    if units.unit is not None and not any(
+        block.unit is units.unit for block in find_attention(model, unit=units.unit)
+    ):
+        yield (
+            f"`--units {units.value}` does nothing here: no query heads of this model share key/value "
+            "heads."
+        )

@@ -1,0 +1,106 @@
+"""What a command writes: refused early where it could not be, kept where it was interrupted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from cahp_opt.cli.notes import note
+from cahp_opt.cli.tables import tables
+from cahp_opt.costs.workloads import Workload
+from cahp_opt.files.belongings import Belongings
+from cahp_opt.files.records import RecordError, is_record
+from cahp_opt.runs.report import Report
+
+
+class InterruptedMeasurement(Exception):
+    """Ctrl-C or a signal came while something could be kept; the sentence says what."""
+
+
+@contextmanager
+def kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[str, Path]]:
+    """Files beside ``output`` that keep timed runs, by workload, until the body has ended well."""
+    files = {w.name: output.with_name(f"{output.name}.{w.name}.jsonl") for w in workloads}
+    try:
+        yield files
+    except RecordError:  # which may be about these files
+        raise
+    except (KeyboardInterrupt, Exception) as stop:
+        runs = [str(path) for path in files.values() if path.exists()]
+        if not runs:
+            raise
+        told = f"the runs so far are in {', '.join(runs)}, and the same command goes on from there."
+        if isinstance(stop, KeyboardInterrupt):
+            raise InterruptedMeasurement(f"interrupted; {told}") from None
+        note([told])
+        raise
+    for path in files.values():
+        path.unlink(missing_ok=True)
+
+
+def check_folder(path: Path, overwrite: bool, model: str | None = None) -> None:
+    """Refuse an output folder that could not be written in the end, and tell what goes and what stays."""
+    if path.is_file():
+        raise ValueError(f"`--output-dir` {path} is a file; name a folder.")
+    if model is not None and path.is_dir() and Path(model).resolve() == path.resolve():
+        raise ValueError(
+            f"`--output-dir` {path} is the folder of the model that is to be pruned; name another one."
+        )
+    there = Belongings.of(path)
+    if there.ours or there.foreign:
+        what = f"`--output-dir` {path}"
+        if not overwrite:
+            raise ValueError(
+                f"{what} is not empty; name another folder, or give `--overwrite` where the command has it."
+            )
+        if not there.recognised:
+            raise ValueError(
+                f"{what} holds {some(there.foreign)}, and no model that this command wrote, so nothing in "
+                "it is replaced; name another folder."
+            )
+        if there.foreign_weights:
+            raise ValueError(
+                f"{what} holds weights that this command did not write, {some(there.foreign_weights)}, "
+                "and would be unusable with others beside them; move them away, or name another folder."
+            )
+        note([f"{path}: {some(there.ours)} will be replaced in the end."])
+        if there.foreign:
+            stay = "stays" if len(there.foreign) == 1 else "stay"
+            note([f"{path}: {some(there.foreign)} {stay}, which this command did not write."])
+    check_writable(path)
+
+
+def some(names: Sequence[str]) -> str:
+    return ", ".join(names[:9]) + (f" and {len(names) - 9} more" if len(names) > 9 else "")
+
+
+def check_file(path: Path, *kinds: str) -> None:
+    """Refuse an output file that could not be written in the end, or that is no earlier record."""
+    if path.is_dir():
+        raise ValueError(f"`--output` {path} is a folder; name a file.")
+    if path.is_file() and path.stat().st_size and not is_record(path, *kinds):
+        raise ValueError(
+            f"`--output` {path} is no {kinds[0]} that this command wrote before, so it is not replaced; name "
+            "another file."
+        )
+    if path.is_file() and path.name in Belongings.of(path.parent).ours:
+        raise ValueError(
+            f"`--output` {path} belongs to the model that was saved in {path.parent}; name another file."
+        )
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written, because nothing can be made in {above}.")
+
+
+def show(report: Report, folder: Path) -> None:
+    Console().print(tables(report, str(folder)))
