@@ -1,4 +1,4 @@
-"""How a model embeds texts, as the files of sentence-transformers beside it tell."""
+"""How a model embeds texts, according to the files of sentence-transformers beside it."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _HARMLESS = ("Transformer", "Normalize", "Dropout")  # nothing that changes a di
 
 @dataclass(frozen=True)
 class Embedder:
-    """What the files beside a model tell.
+    """How a model embeds texts, as the files beside it state.
 
     Args:
-        pooling: how they pool; None if they do not tell, or what cannot be done here.
-        problem: why that cannot be done here; empty if it can.
-        notes: what they tell besides, and nothing here does.
+        pooling: the pooling they state; None if they state none, or one that cannot be done here.
+        problem: why it cannot be done here; empty if it can.
+        notes: sentences on what else they state and is not done here.
     """
 
     pooling: Pooling | None = None
@@ -61,8 +61,8 @@ def pooled(hidden: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
 
     Args:
         hidden: last hidden states, ``[batch, tokens, width]``.
-        real: which tokens are no padding, bool ``[batch, tokens]``, at least one per text.
-        pooling: how.
+        real: which tokens are not padding, bool ``[batch, tokens]``, at least one per text.
+        pooling: how to pool.
     """
     if pooling.reads_one_token:
         flags = real.int()
@@ -78,16 +78,17 @@ def pooled(hidden: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
     total = weights.sum(dim=1, keepdim=True)
     if pooling is Pooling.MEAN_SQRT_LEN:
         total = total.sqrt()
-    # What padding holds may be NaN, which a weight of 0 would not keep out.
+    # Padding may hold NaN, which a weight of 0 would not keep out.
     rows = hidden.masked_fill(~real[..., None], 0)
     return (rows * weights[..., None]).sum(dim=1) / total
 
 
 def embedder_of(model: nn.Module) -> Embedder:
-    """What is known about how a model embeds texts.
+    """How a model embeds texts.
 
-    A sliced model's selection tells, or else the files of sentence-transformers in the folder or the
-    repository that the model was loaded from. They are fetched where they are not here.
+    A sliced model's selection states it; for other models, the files of sentence-transformers in
+    the folder or the repository that the model was loaded from, which are fetched if they are
+    missing.
     """
     selection = selection_of(model)
     recorded = None if selection is None else recorded_pooling(selection.provenance)
@@ -113,7 +114,7 @@ class _Files:
     revision: str | None
 
     def read(self, file: str) -> Any:
-        """What a JSON file holds; None if it is not there.
+        """The content of a JSON file; None if it is not there.
 
         Raises:
             _OutOfReach: if that cannot be known.
@@ -170,13 +171,13 @@ def _read(files: _Files) -> Embedder:
         )
     except _OutOfReach:
         note = (
-            f"whether {files.name} says how its embeddings are pooled could not be looked up, so the mean "
-            "over all tokens is taken; give the pooling if it is another."
+            f"the pooling of {files.name} could not be looked up, so the mean over all tokens is taken; "
+            "give the pooling if it is another."
         )
         return Embedder(notes=(note,))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return Embedder(
-            problem=f"the files that tell the pooling of {files.name} cannot be understood ({error!r})"
+            problem=f"the files that state the pooling of {files.name} cannot be understood ({error!r})"
         )
 
 

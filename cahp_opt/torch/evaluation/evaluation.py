@@ -17,7 +17,7 @@ from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.undisturbed import evaluating
 
 FEW = 30
-"""Figures of fewer texts than that are noted to be of few."""
+"""If there are fewer texts than this, a note says so."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evaluation:
         examples: examples compared.
         figures: the figures.
         pooling: how hidden states became the embeddings that were compared; None for other outputs.
-        notes: what some of the figures cannot say of these texts.
+        notes: sentences on the limits of the figures for these texts.
     """
 
     examples: int
@@ -61,7 +61,7 @@ def evaluate(
         model: the changed model; the same model under :func:`~cahp_opt.torch.running.gates.head_mask` cannot
             be compared with itself, slice a copy for that.
         batches: keyword arguments for the models; ``labels`` are used for accuracies only.
-        fidelity: what to compare; None for what fits the dense model's head.
+        fidelity: how to compare outputs; None for the one that fits the dense model's head.
         progress: called once per batch.
 
     Raises:
@@ -82,8 +82,8 @@ def evaluate(
             examples += batch_size(batch)
             progress("evaluate", done, total)
     few = (
-        f"the figures compare {examples} text{'s' if examples > 1 else ''} only, too few to tell models "
-        "apart that differ a little."
+        f"the figures compare {examples} text{'s' if examples > 1 else ''} only, too few to tell apart "
+        "models that differ a little."
     )
     notes = tally.notes() if examples >= FEW else (few, *tally.notes())
     return Evaluation(examples, tally.figures(), pooling, notes)

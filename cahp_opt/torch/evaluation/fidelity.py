@@ -1,10 +1,10 @@
 """Fidelity: how far a changed model's output is from the dense model's.
 
-The only thing that calibration and evaluation need to know about a task. Every fidelity gives the
-distance per example and a *probe*: a random vector ``u`` whose ``E[u u']`` is the Hessian of the distance at
-the dense output (the metric of the generalised Gauss-Newton matrix; Schraudolph 2002). With
-``g = J' u`` for the Jacobian ``J`` of the output by the gates, the mean of ``g g'`` estimates the
-Gauss-Newton matrix of the distance with one backward per probe, whatever the size of the output.
+Calibration and evaluation need to know nothing else about a task. Every fidelity gives the distance
+per example and a *probe*: a random vector ``u`` for which ``E[u u']`` is the Hessian of the
+distance at the dense output (Schraudolph 2002). With ``g = J' u`` for the Jacobian ``J`` of the
+output by the gates, ``E[g g']`` is the Gauss-Newton matrix of the distance, estimated with one
+backward pass per probe, whatever the size of the output.
 """
 
 from __future__ import annotations
@@ -36,57 +36,59 @@ Generators = Sequence[np.random.Generator]
 
 _EMBEDDINGS = ("text_embeds", "image_embeds")
 _EMBEDDERS = ("get_text_features", "get_image_features")  # methods of models that hand these out
-_FEW = 8  # of so many classes or values, every one gets a probe of its own
+_FEW = 8  # up to this many classes or values, each gets its own probe
 
 
 class PoolingError(ValueError):
-    """A pooling that does not fit the model, or that cannot be done here; the sentence says which."""
+    """A pooling that does not fit the model or cannot be done here; the message says which."""
 
 
 class Fidelity(ABC):
-    """What a model's output is, how far two outputs are apart, and how to probe that distance."""
+    """Takes a model's output, the distance of two outputs, and probes of that distance."""
 
     @abstractmethod
     def output(self, model_output: Any, batch: Batch) -> Tensor:
-        """The tensor to compare, first axis the examples, from what ``model(**batch)`` returned.
+        """The tensor to compare, ``[batch, ...]``, from the return value of ``model(**batch)``.
 
         Raises:
             ValueError: if the model returned something else.
         """
 
     def pooling_of(self, model_output: Any) -> Pooling | None:
-        """How what ``model(**batch)`` returned is pooled; None where nothing is."""
+        """How the return value of ``model(**batch)`` is pooled; None if it is not."""
         del model_output
         return None
 
     @abstractmethod
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        """Distance of ``other`` from ``dense`` per example, ``[batch]``; both are :meth:`output`."""
+        """Distance of ``other`` from ``dense`` per example, ``[batch]``; both come from
+        :meth:`output`."""
 
     def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
         """:meth:`distance` for training, ``[batch]``: between probabilities at a temperature, times its
-        square, which keeps gradients at one scale (Hinton et al. 2015); outputs that are no logits
-        know no temperature."""
+        square, which keeps gradients at one scale (Hinton et al. 2015); without effect on outputs
+        that are not logits."""
         del temperature
         return self.distance(dense, other, batch)
 
     @abstractmethod
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
-        """A random vector of the shape of ``output``; see the module's description.
+        """A random ``u`` of the shape of ``output`` with ``E[u u']`` the Hessian of the distance
+        there.
 
         Args:
-            output: the dense output.
+            output: the dense output, ``[batch, ...]``.
             batch: its batch.
             rngs: one generator per example; padding draws nothing, so that the draws of an example
                 do not depend on the batch it is in.
         """
 
     def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
-        """Several vectors whose outer products add up to the Hessian, on average or exactly.
+        """Several vectors ``u`` of the shape of ``output``, ``[batch, ...]``, whose ``sum u u'`` is
+        the Hessian, on average or exactly.
 
-        One probe is enough where many examples are added up. Where single tokens are told apart, several
-        are needed: here four random ones, half as long, and where the output is small, its exact
-        factor.
+        One probe is enough for a sum over many examples. For weights of single tokens several are
+        needed: four random ones, half as long, or for a small output an exact factor.
         """
         return [self.probe(output, batch, rngs) / 2 for _ in range(4)]
 
@@ -95,7 +97,8 @@ class Fidelity(ABC):
         """An empty tally of the figures that :func:`~cahp_opt.torch.evaluation.evaluation.evaluate` reports."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
-        """Task loss per example, ``[batch]``, if the batch has labels that this output can be judged by."""
+        """Task loss per example, ``[batch]``, if the batch has labels for this output; None
+        otherwise."""
         del output, batch
         return None
 
@@ -182,8 +185,9 @@ class Regression(Fidelity):
 class TokenLogits(Fidelity):
     """Language models and token classifiers, logits ``[batch, tokens, vocabulary]``.
 
-    In encoder-decoder models the tokens are the decoder's. The distance is the KL divergence (nats) from the dense probabilities, as the mean over the
-    example's real tokens, so that every example counts the same however long it is.
+    In encoder-decoder models the tokens are the decoder's. The distance is the KL divergence (nats)
+    from the dense probabilities, the mean over the example's real tokens, so that every example
+    counts the same however long it is.
 
     Args:
         causal: whether position ``t`` predicts the token at ``t + 1`` (labels are shifted).
@@ -238,9 +242,11 @@ class TokenLogits(Fidelity):
 
 @dataclass(frozen=True)
 class SpanLogits(Fidelity):
-    """Extractive question answering: the two KL divergences (nats) of where the answer starts and ends.
+    """Extractive question answering: the sum of the KL divergences (nats) of the answer's start and
+    end.
 
-    The output are the logits over the tokens that the model reads, ``[batch, 2, tokens]``; padding has none.
+    The output is the logits over the tokens that the model reads, ``[batch, 2, tokens]``; at
+    padding the smallest number.
     """
 
     def output(self, model_output: Any, batch: Batch) -> Tensor:
@@ -275,11 +281,12 @@ class SpanLogits(Fidelity):
 
 @dataclass(frozen=True)
 class PooledEmbedding(Fidelity):
-    """Models without a head: one minus the cosine of what represents an example.
+    """Models without a head: one minus the cosine of embeddings, ``[batch, width]``.
 
-    That is what the pooling makes of the last hidden states of real tokens (the decoder's in
-    encoder-decoder models) or of all patches of an image; in models that hand out an embedding of the text,
-    the image or both (CLIP), that embedding, with the mean of the two distances for pairs.
+    An embedding is pooled from the last hidden states of real tokens (the decoder's in
+    encoder-decoder models) or of all patches of an image. Models that return an embedding of the
+    text, the image or both (CLIP) are compared by that, with the mean of the two distances for
+    pairs.
 
     Args:
         pooling: how the hidden states become one vector.
@@ -288,7 +295,8 @@ class PooledEmbedding(Fidelity):
     pooling: Pooling = Pooling.MEAN
 
     def pooling_of(self, model_output: Any) -> Pooling | None:
-        """How what ``model(**batch)`` returned is pooled; None where it is an embedding already."""
+        """How the return value of ``model(**batch)`` is pooled; None if it is an embedding
+        already."""
         return None if _embeddings(model_output) else self.pooling
 
     def output(self, model_output: Any, batch: Batch) -> Tensor:
@@ -345,7 +353,8 @@ def fidelity_of(model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
     Args:
         model: the model.
         pooling: of a model that embeds texts; None for what the files of sentence-transformers in the folder
-            or the repository that it was loaded from say, and for the mean over all tokens without such.
+            or the repository that it was loaded from state, or the mean over all tokens without
+            such files.
 
     Raises:
         PoolingError: if ``pooling`` is given for a model that pools nothing, or the files name a pooling that
@@ -379,7 +388,7 @@ def fidelity_of(model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
 
 
 def embedding_notes(model: nn.Module, fidelity: Fidelity | None) -> tuple[str, ...]:
-    """What the files beside a model that embeds tell, and nothing here does, in sentences."""
+    """Sentences on what the files beside a model that embeds state and is not done here."""
     if not isinstance(fidelity, PooledEmbedding):
         return ()
     known = embedder_of(model)
@@ -400,7 +409,7 @@ def _sequence_head(config: Any) -> Fidelity:
     kind = getattr(config, "problem_type", None)
     if kind == "multi_label_classification":
         raise ValueError(
-            "`model` is a multi-label classifier, which no fidelity is known for; pass a `fidelity` of "
+            "`model` is a multi-label classifier, for which no fidelity is known; pass a `fidelity` of "
             "your own."
         )
     if kind == "regression" or (kind is None and getattr(config, "num_labels", 2) == 1):
@@ -425,7 +434,7 @@ def _token_classes(config: Any) -> Fidelity:
 def _told_apart(config: Any, fidelity: Fidelity) -> Fidelity:
     if getattr(config, "num_labels", 2) == 1:
         raise ValueError(
-            "`model` is a classifier of one class, whose probability is 1 whatever it computes, so that "
+            "`model` is a classifier of one class, whose probability is always 1, so that "
             "nothing can be measured on its output; pass a `fidelity` of your own, such as `Regression()`."
         )
     return fidelity
@@ -466,7 +475,7 @@ _HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
 
 
 def kl_divergence(dense: Tensor, other: Tensor) -> Tensor:
-    """KL(softmax(dense) || softmax(other)) over the last axis, in nats."""
+    """``KL(softmax(dense) || softmax(other))`` in nats of logits ``[..., classes]``, ``[...]``."""
     dense, other = wide(dense).log_softmax(dim=-1), wide(other).log_softmax(dim=-1)
     p = dense.exp()
     return torch.where(p > 0, p * (dense - other), 0).sum(dim=-1)
@@ -487,13 +496,13 @@ def softmax_probe(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def random_signs(output: Tensor, rngs: Generators) -> Tensor:
-    """Independent signs of the shape of ``output``, one generator per example."""
+    """Independent signs of the shape of ``output``, ``[batch, ...]``, one generator per example."""
     signs = np.stack([2.0 * rng.integers(0, 2, size=tuple(output.shape[1:])) - 1 for rng in rngs])
     return torch.as_tensor(signs).to(output)
 
 
 def _field(model_output: Any, name: str, ndim: int, shape: str) -> Tensor:
-    # Models that are not of transformers return the tensor itself.
+    # Models from outside of transformers return the tensor itself.
     value = model_output if isinstance(model_output, Tensor) else getattr(model_output, name, None)
     if not isinstance(value, Tensor) or value.ndim != ndim:
         found = list(value.shape) if isinstance(value, Tensor) else type(model_output).__name__

@@ -1,4 +1,4 @@
-"""Running figures of one model against the dense one: what a table shows about each kind of task."""
+"""Running figures of a model against the dense one, for each kind of task."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ class Tally(ABC):
 
     @abstractmethod
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
-        """Add one batch: both outputs, the distance per example ``[batch]``, and the batch itself."""
+        """Add one batch: both outputs ``[batch, ...]``, the distance per example ``[batch]``, the
+        batch."""
 
     @abstractmethod
     def figures(self) -> dict[str, float]:
         """The figures over everything added, by name."""
 
     def notes(self) -> tuple[str, ...]:
-        """What some of the figures cannot say, in sentences."""
+        """Sentences on the limits of the figures."""
         return ()
 
 
 class Mean:
-    """A mean of what is added; NaN while nothing was."""
+    """The mean of all values added; NaN without any."""
 
     def __init__(self) -> None:
         self.sum, self.count = 0.0, 0
 
     def add(self, values: Tensor) -> None:
-        """Add every value of a tensor."""
+        """Add every value of a tensor ``[...]``."""
         self.sum += float(in_double(values).sum())
         self.count += values.numel()
 
@@ -167,9 +168,9 @@ class EmbeddingTally(Tally):
     """``cosine_distance``, and ``neighbour_agreement_at_10``: the mean share of a text's ten nearest
     other texts (by cosine) that both models agree on.
 
-    Of few other texts everyone is near: where ten are more than a quarter of them, it is a quarter of them,
-    and the figure is named after the number; below five texts there is none. So two models that have nothing
-    to do with each other agree on a quarter at most.
+    If ten are more than a quarter of the other texts, a quarter of them is taken, and the figure is
+    named after that number; below five texts there is no figure. So two unrelated models agree on a
+    quarter at most.
     """
 
     NEIGHBOURS, SHARE = 10, 4
@@ -194,10 +195,11 @@ class EmbeddingTally(Tally):
 
 
 def neighbour_agreement(dense: Tensor, other: Tensor, k: int) -> float:
-    """Mean overlap, 0 to 1, of the ``k`` nearest other rows by inner product in both matrices.
+    """Mean overlap, 0 to 1, of the ``k`` nearest other rows by inner product in both matrices
+    ``[n, d]``.
 
     Raises:
-        ValueError: if that is all of them, and so says nothing.
+        ValueError: if ``k`` is below 1, or all other rows.
     """
     n = len(dense)
     if not 0 < k < n - 1:
@@ -240,12 +242,13 @@ def _of_one_class(predicted: _Seen, labels: _Seen) -> tuple[str, ...]:
     notes = list[str]()
     if predicted.alike:
         notes.append(
-            "the unpruned model gives the same answer everywhere in the texts kept back, so that agreement "
-            "with it says little."
+            "the unpruned model gives the same answer to all held-out texts, so that agreement with "
+            "it says little."
         )
     if labels.alike:
         notes.append(
-            "the texts kept back have a single label, so that a model that always gives it has the accuracy 1."
+            "the held-out texts have a single label, so that a model that always gives it has the "
+            "accuracy 1."
         )
     return tuple(notes)
 

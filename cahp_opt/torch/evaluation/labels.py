@@ -18,11 +18,11 @@ def class_numbers(
     Args:
         batch: the batch.
         shape: of the labels: ``[batch]``, or ``[batch, tokens]``.
-        classes: how many there are.
+        classes: the number of classes.
         device: where the labels go.
 
     Raises:
-        ValueError: for labels of another shape, or that are no class numbers.
+        ValueError: for labels of another shape, or that are not class numbers.
     """
     labels = labels_of(batch, device)
     if labels is None:
@@ -30,7 +30,7 @@ def class_numbers(
     _check_size(labels, shape)
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(
-            f"`labels` are of the type {labels.dtype}, and this model tells classes apart; give class numbers "
+            f"`labels` are of the type {labels.dtype}, and this model is a classifier; give class numbers "
             f"from 0 to {classes - 1}."
         )
     labels = labels.reshape(tuple(shape)).long()
@@ -38,13 +38,14 @@ def class_numbers(
     if bool(wrong.any()):
         raise ValueError(
             f"`labels` hold {int(labels[wrong][0])}, and the classes of this model are 0 to {classes - 1}; "
-            f"give one of them, or {IGNORED} where there is no label."
+            f"give one of them, or {IGNORED} for no label."
         )
     return labels
 
 
 def numbers(batch: Batch, shape: Sequence[int], device: torch.device) -> Tensor | None:
-    """The labels of a batch as numbers of this shape, on ``device``; None without labels.
+    """The labels of a batch as numbers of this shape, ``[...]``, on ``device``; None without
+    labels.
 
     Raises:
         ValueError: for labels of another shape.

@@ -1,4 +1,5 @@
-"""The feed-forward part of a transformer layer: the linear layer by which it adds to the residual stream."""
+"""The feed-forward part of a transformer layer: finding the linear layer that adds to the
+stream."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ from cahp_opt.torch.blocks.linear_layers import NotLinearError, base_linear, che
 from cahp_opt.torch.running.batches import Batch, wide
 from cahp_opt.torch.running.layer_walk import LayerWalk
 
-_TOLERANCE = 0.05  # of a shift that is looked for again; half precision rounds by less
+_TOLERANCE = (
+    0.05  # relative, for a shift that must appear in the stream; half precision rounds by less
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,9 @@ class FeedForward:
 
     Args:
         block: number of the attention block of the layer.
-        out: path in the model of the linear layer that writes; plain, and in use once per pass.
-        norm: path of what makes the layer's output of the stream, in models that have the norm there.
+        out: path in the model of the linear layer that writes; plain, and used once per pass.
+        norm: path of the norm between the stream and the layer's output, in models that have it
+            there.
     """
 
     block: int
@@ -40,7 +44,7 @@ class FeedForward:
             walk: through the model, as far as the block.
             batch: the batch.
             number: the position of the batch in the data.
-            shift: is added to what it writes.
+            shift: added to its output.
 
         Raises:
             ValueError: if the layer does not run on this batch.
@@ -65,19 +69,19 @@ class FeedForward:
             layer = walk.through(self.block, batch, number)
         if "inner" not in found:
             raise ValueError(
-                f"`model` did not run {self.out!r} on batches[{number}], and did on batches[0]; refit with "
+                f"`model` ran {self.out!r} on batches[0] but not on batches[{number}]; refit with "
                 "`feed_forward=False`, or with batches that every layer sees."
             )
         return found["inner"], found.get("stream", layer)
 
 
 def find_feed_forward(walk: LayerWalk, block: int, batch: Batch, number: int) -> FeedForward | None:
-    """Find it by running the layer: nothing is known about it beforehand.
+    """Find the feed-forward part by running the layer; None if it has none that can be refitted.
 
-    It is the last plain linear layer outside of the attention that runs once and adds to the residual
-    stream what it writes, unchanged, which is tried by adding to that. A layer may have none: with a norm
-    or a factor behind the feed-forward part, routed experts, flattened rows (OPT), quantised weights, adapters,
-    or weights that other layers use too.
+    It is the last plain linear layer outside of the attention that runs once and whose output is
+    added to the residual stream unchanged, which is tried by shifting that output. There is none
+    with a norm or a factor behind the feed-forward part, routed experts, flattened rows (OPT),
+    quantised weights, adapters, or weights that other layers use too.
 
     Args:
         walk: through the model, as far as ``block``.
@@ -88,7 +92,7 @@ def find_feed_forward(walk: LayerWalk, block: int, batch: Batch, number: int) ->
     runs, output = _runs(walk, block, batch, number)
     apart = {id(module) for each in walk.attention for module in each.site.modules()}
     for module in walk.layer(block).modules():
-        if base_linear(module) is not module:  # nothing inside of a wrapper, such as an adapter
+        if base_linear(module) is not module:  # inside of a wrapper, such as an adapter
             apart |= {id(inner) for inner in module.modules()}
     names = {id(module): name for name, module in submodules(walk.model)}
     ends = [names[id(m)] for m, out in runs if _is_leaf(m) and _same(out, output)]
@@ -104,7 +108,7 @@ def find_feed_forward(walk: LayerWalk, block: int, batch: Batch, number: int) ->
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer without anything around it, whose weights may be set."""
+    """Whether a module is a linear layer without a wrapper, whose weights may be set."""
     with suppress(NotLinearError):
         check_linear(module)
         return base_linear(module) is module
@@ -112,7 +116,7 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 
 def is_used_once(model: nn.Module, path: str) -> bool:
-    """Whether no other place of the model uses the parameters of the module at ``path``."""
+    """Whether only the module at ``path`` uses its parameters in the model."""
     own = {id(parameter) for parameter in model.get_submodule(path).parameters()}
     every = model.named_parameters(remove_duplicate=False)
     return sum(id(parameter) in own for _, parameter in every) == len(own)
@@ -138,7 +142,7 @@ def _runs(
 
 
 def _adds(found: FeedForward, walk: LayerWalk, batch: Batch, number: int) -> bool:
-    """Whether a shift of what it writes is found again in the stream."""
+    """Whether a shift of its output appears unchanged in the stream."""
     before = wide(found.meet(walk, batch, number)[1])
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     shift = noise.to(before) * before.std()

@@ -40,21 +40,22 @@ def finetune(
     AdamW with a linear warm-up over 6 % of the steps and a linear decay; gradients are clipped to the norm 1.
     One step per batch, in an order drawn anew every epoch. Frozen weights stay: those of blocks
     without units are, and so are any that the caller freezes. On a CPU the same seed gives the same
-    weights; on a GPU as far as its kernels do. The model's mode and all random states are left as found.
+    weights; on a GPU only if its kernels are deterministic. The model's mode and all random states
+    are left as found.
 
     Args:
         model: the sliced model, in float32 or bfloat16, on a CPU or on the first GPU.
-        batches: keyword arguments for the model, kept in memory for the time of the call; with
+        batches: keyword arguments for the model, kept in memory during the call; with
             ``labels`` (the tokens themselves for causal language models, -100 where there is
             padding) unless ``dense`` is given.
         dense: the model that it was sliced from, to distil from; None for labels alone.
-        fidelity: what the models' outputs are; None for what fits the model's head.
-        epochs: how often every batch is seen.
-        learning_rate: of AdamW, at its highest.
+        fidelity: the distance of the models' outputs; None for the one that fits the model's head.
+        epochs: passes over the batches.
+        learning_rate: the highest of AdamW.
         weight_decay: of AdamW.
         distillation: share of the distance to the dense model in the loss, from 0 to 1; the rest is the
             labels' loss. Batches without labels are trained on the distance alone.
-        temperature: of the probabilities that the distance compares.
+        temperature: of the probabilities that the distance is taken of.
         seed: of the order of the batches and of dropout.
         progress: called once per step.
 
@@ -62,8 +63,9 @@ def finetune(
         The loss of every step.
 
     Raises:
-        ValueError: without the package accelerate, if an argument is out of its range, ``model`` is ``dense`` or in half precision, a
-            batch cannot be used, there is nothing to learn from, or the loss is not finite.
+        ValueError: without the package accelerate, if an argument is out of its range, ``model`` is
+            ``dense`` or in half precision, a batch cannot be used, there is nothing to learn from,
+            or the loss is not finite.
     """
     _check(epochs, learning_rate, weight_decay, distillation, temperature)
     if model is dense:
@@ -83,7 +85,9 @@ def finetune(
         label_loss = fidelity.loss(output, batch)
         if dense is None:
             if label_loss is None:
-                raise ValueError(f"{fidelity} knows no loss of labels; pass `dense` to learn from.")
+                raise ValueError(
+                    f"{fidelity} has no loss of labels; pass `dense` to learn from its outputs."
+                )
             return label_loss.mean()
         there = prepare(inputs, dense, "batches")
         with torch.no_grad():
@@ -108,7 +112,7 @@ def finetune(
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse what :func:`finetune` could not train.
+    """Refuse a model that :func:`finetune` could not train.
 
     Raises:
         ValueError: for weights in half precision, or without a usable release of the package accelerate.
@@ -122,9 +126,7 @@ def check_trainable(model: nn.Module) -> None:
     try:
         with TemporaryDirectory() as folder:
             TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
-    except (
-        ImportError
-    ) as error:  # a release of accelerate that this one of transformers does not take
+    except ImportError as error:  # a release of accelerate that this transformers does not support
         why = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
             f"fine-tuning needs another release of accelerate ({why}); install it with "
@@ -147,7 +149,7 @@ def _train(
     class Steps(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             del model, args, kwargs
-            torch.clear_autocast_cache()  # or a caller's autocast computes with weights of before
+            torch.clear_autocast_cache()  # or a caller's autocast computes with earlier weights
             loss = loss_of(inputs)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
@@ -169,7 +171,7 @@ def _train(
         report_to="none",
         disable_tqdm=True,
     )
-    if arguments.n_gpu > 1:  # no copies on other devices: they would each want a batch
+    if arguments.n_gpu > 1:  # no copies on other devices: each would need a batch of its own
         arguments._n_gpu = 1
     items: Any = data
     trainer: Any = Steps(model=model, args=arguments, data_collator=_only, train_dataset=items)
@@ -206,7 +208,7 @@ def _check(
 
 @contextmanager
 def _random_kept() -> Generator[None, None, None]:
-    """The random states of Python and NumPy, which the trainer seeds, are as before afterwards."""
+    """Restores the random states of Python and NumPy, which the trainer seeds."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         yield

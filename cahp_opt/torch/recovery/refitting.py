@@ -1,4 +1,4 @@
-"""Closed-form recovery: kept units take over what the removed ones can no longer say."""
+"""Closed-form recovery: least squares on the outputs of the kept units."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from cahp_opt.torch.running.repeatable_batches import Repeated
 from cahp_opt.torch.running.undisturbed import evaluating
 
 RIDGES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
-"""What :func:`refit` chooses the penalty from."""
+"""The penalties that :func:`refit` chooses from."""
 
-_USUAL = 1e-2  # where there are too few examples to hold some out
-_SHARE = 5  # one example in so many is held out
+_USUAL = 1e-2  # the penalty if there are too few examples to hold some out
+_SHARE = 5  # one example in this many is held out
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class BlockFit:
     Args:
         block: the name of its attention block.
         ridge: the penalty of the fit.
-        unexplained: what the fit leaves of the squared error on examples that it did not see, as a
-            share of the error without a fit; where that is more than 1, a loss, the layer was left as it
-            was. None where no example was held out.
+        unexplained: the squared error of the fit on held-out examples, relative to that without a
+            fit; if above 1, the layer was left as it was. None if no example was held out.
         feed_forward: whether it is the output of the feed-forward part behind the block rather than the
             block's output projection.
     """
@@ -68,47 +67,55 @@ def refit(
     memory: int = 2**29,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
-    """Give what a sliced ``model`` writes to its residual stream new weights and biases, in place.
+    """Refit the layers by which a sliced ``model`` writes to its residual stream, in place.
 
-    Block after block along the pruned path, least squares on the kept units' outputs of what is missing
-    in the residual stream after the attention: the dense block's output, and the drift that the
-    stream has already picked up, so that later blocks repair what earlier ones lost. Then the same for the
-    last linear layer of the feed-forward part behind the block, where it is understood. No labels, no
-    gradient steps. Re-fitting the remaining weights of a layer on its pruned inputs is the step of ThiNet
-    (Luo et al. 2017) and OSSCAR (Meng et al. 2024).
+    In the order of the blocks, first the output projection of each block's attention and then the
+    last linear layer of the feed-forward part behind it, where that is understood, change by the
+    weights ``D`` and the bias ``d`` of::
 
-    The ridge penalty is on the *change* of the weights: where the texts do not say better, they stay.
-    Without a removed unit nothing changes, whatever the penalty; and a large one does less harm than
-    one that pulls the weights towards 0. It is chosen per layer: every fifth example is held out, the
-    penalty of :data:`RIDGES` whose fit on the others is best there wins, and the layer is fitted with it
-    on all examples, or left as it is if no penalty makes it better there. All of that comes from the same running sums, without another pass over the data.
+        min over D, d: sum_t w_t |r_t - D z_t - d|^2 / sum_t w_t + ridge * mean(diag C) * |D|^2
 
-    Tokens count by how strongly the dense model's output depends on what the block writes there, so that
-    no weight is spent on what is never read: a classifier that reads one token needs nothing else from
-    its last block. That takes one more forward and backward pass of the dense model per example.
+    ``z_t`` is the layer's input at token ``t`` in the sliced model, and ``C`` its covariance;
+    ``r_t`` is what is missing in the stream behind the layer, dense minus sliced, so that later
+    layers repair what earlier ones lost; and ``w_t = E[g_t' g_t]``, with ``g_t`` the gradient of
+    the dense model's probed output by what the block's attention writes at ``t`` (see
+    :class:`~cahp_opt.torch.TokenWeights`). No labels, no gradient steps. Refitting the remaining
+    weights of a layer on its pruned inputs is the step of ThiNet (Luo et al. 2017) and OSSCAR (Meng
+    et al. 2024).
+
+    The penalty is on the *change* of the weights, so that without a removed unit nothing changes.
+    It is chosen per layer: every fifth example is held out, the penalty of :data:`RIDGES` whose fit
+    on
+        the
+    others is best there wins, and the layer is fitted with it on all examples, or left as it is if
+    no penalty improves it. All of that comes from the same running sums.
 
     Few texts overfit: take 1 500 or more. A block without kept units only gets a new bias; one
-    without a bias is fitted without an intercept.
+        without a
+    bias is fitted without ``d``, and then ``C`` is about 0.
 
     Args:
         model: the sliced model. Only these layers change; its mode stays.
         dense: the model that it was sliced from.
         batches: keyword arguments for both models, with ``attention_mask`` where there is padding. They
-            are walked through once per layer that is fitted and must be the same every time, such as a list or a
-            ``DataLoader`` that does not shuffle; a generator's are kept in memory for the time of the
-            call.
-        ridge: penalty on the change, relative to the mean variance of the kept units' outputs; None to
-            choose it (1e-2 with fewer than five examples).
-        weighting: how much each token counts; :class:`~cahp_opt.torch.TokenWeights` of ``dense`` for a
-            fidelity of your own, or to take the weights once for several refits on the same batches.
-        feed_forward: whether the feed-forward parts are fitted too. It repairs more, and takes several times
-            as long and more memory: up to six square matrices of its inner width in double precision. What does
-            not add to the stream unchanged and alone is left as it is: routed experts, parts with a norm
-            or a factor behind them, layers with adapters or with weights in use elsewhere.
-        memory: bytes of residual streams that may be remembered, so that a block costs one layer rather
-            than all layers before it. Half of it is for each model; what the default holds is 175 000
-            tokens of models 384 wide, or 16 000 of models 4096 wide, padding included. Beside it
-            the weights are kept, one number per token and block.
+            are iterated once per layer that is fitted and must be the same every time, such as a
+            list or a ``DataLoader`` that does not shuffle; those of a generator are kept in memory
+            during the call.
+        ridge: the penalty, as above; None to choose it (1e-2 with fewer than five examples).
+        weighting: the weights ``w_t``, which take one more forward and backward pass of ``dense``
+            per example, or 1 for every token; :class:`~cahp_opt.torch.TokenWeights` of ``dense``
+            for a fidelity of your own, or to take the weights once for several refits on the same
+            batches.
+        feed_forward: whether the feed-forward parts are fitted too. It repairs more, takes several
+            times as long, and up to six square matrices of its inner width in double precision. A
+            part that does not add to the stream unchanged and alone is left as it is: routed
+            experts, a norm or a
+                factor
+            behind it, adapters, weights that are used elsewhere too.
+        memory: bytes of residual streams to remember, half for each model, so that a block costs
+            one layer rather than all layers before it. The default holds 175 000 tokens, padding
+            included, of models 384 wide, or 16 000 of models 4096 wide. The weights, one number per
+            token and block, are kept beside it.
         progress: called once per layer and batch.
 
     Returns:
@@ -154,14 +161,14 @@ def refit(
     if passes.unknown:
         raise ValueError(
             "the gradients of the output of `dense` hold NaN or infinite values, although its activations "
-            "do not; load it in float32, or pass `weighting=Weighting.EQUAL`. `model` was refitted with "
-            "equal weights where there were none."
+            "are finite; load it in float32, or pass `weighting=Weighting.EQUAL`. `model` was refitted with "
+            "the weight 1 for those tokens."
         )
     return tuple(fits)
 
 
 def check_refittable(model: nn.Module, batch: Batch) -> None:
-    """Refuse a model that :func:`refit` could not walk, sliced or not: one batch goes through all blocks.
+    """Refuse a model, sliced or not, that :func:`refit` could not walk: run one batch through it.
 
     Args:
         model: the model, unpruned or sliced.
@@ -185,11 +192,12 @@ class _Place(NamedTuple):
 
     Args:
         block: the number of its block.
-        fit: how it is told.
+        fit: how the fit is reported.
         name: for messages.
         out: the layer.
-        inputs: how many of its input features are fitted, which are the first.
-        meet: its input and the stream behind it, in the model that a walk goes through.
+        inputs: the number of its input features that are fitted, from the first.
+        meet: gives its input ``[..., inputs]`` and the stream behind it ``[..., hidden]``, in the
+            model of a walk.
     """
 
     block: int
@@ -227,14 +235,14 @@ class _Passes:
 
     Args:
         data: the batches.
-        total: how many; 0 before they were counted.
+        total: the number of batches; 0 before they were counted.
         ahead: through the dense model.
         behind: through the sliced model.
         padding: which tokens count.
-        weights: how much; None for all the same.
+        weights: their weights; None for 1 each.
         progress: called once per layer and batch.
         rows: refuses batches in which padding changes what is read.
-        unknown: whether there were tokens without a finite weight.
+        unknown: whether a token had no finite weight.
     """
 
     data: Repeated
@@ -258,7 +266,7 @@ class _Passes:
         bias = bias_of(place.out)
         fit = _choose(place.fit, sums, held_out, ridge, intercept=bias is not None)
         sums.merge(held_out)
-        # Without a weight the output depends on nothing that is written here.
+        # If all weights are 0, the output does not depend on this layer.
         if sums.count and (fit.unexplained is None or fit.unexplained <= 1):
             _correct(place, bias, *sums.solve(fit.ridge, intercept=bias is not None))
         return fit
@@ -283,7 +291,9 @@ class _Passes:
                 w = self.padding.rows(b, by_token, batch)[:, 0]
                 known = w.isfinite()
                 self.unknown |= not bool(known.all())
-                w = torch.where(known, w, 1)  # activations tell better where it went wrong
+                w = torch.where(
+                    known, w, 1
+                )  # the check of activations reports better where it went wrong
             apart = self.padding.rows(b, _held_out(inputs, examples, batch), batch)[:, 0]
             if hold_out and bool(apart.any()):
                 held_out.add(x[apart], y[apart], w[apart])
@@ -299,7 +309,7 @@ def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> Tok
     if isinstance(weighting, TokenWeights):
         if weighting.dense is not dense:
             raise ValueError(
-                "`weighting` was taken on another model than `dense`; take it on that."
+                "`weighting` was taken on another model than `dense`; take it on `dense`."
             )
         return weighting
     if weighting is Weighting.EQUAL:
@@ -308,8 +318,8 @@ def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> Tok
         return TokenWeights(dense)
     except ValueError as error:
         raise ValueError(
-            f"`weighting` needs to know what the output of `dense` is: {error} Give it as "
-            "`weighting=TokenWeights(dense, fidelity=...)`, or take `Weighting.EQUAL`."
+            f"`weighting` cannot be taken for the output of `dense`: {error} Pass "
+            "`weighting=TokenWeights(dense, fidelity=...)` or `Weighting.EQUAL`."
         ) from None
 
 
@@ -355,7 +365,7 @@ def _correct(place: _Place, bias: Tensor | None, weights: Tensor, intercept: Ten
 
 
 def _there(change: Tensor, weight: Tensor) -> Tensor:
-    """A change where the weight is; where double precision is unknown, in single."""
+    """A change on the device of the weight; in single precision on another device."""
     return change if change.device == weight.device else change.float().to(weight.device)
 
 

@@ -15,15 +15,15 @@ Solution = tuple[Tensor, Tensor | None]
 
 
 class RidgeSums:
-    """Adds up what a linear fit of targets ``y`` on inputs ``x`` needs, and what judging one needs.
+    """Running sums for fitting targets ``y`` linearly on inputs ``x``, and for the error of a fit.
 
-    A batch is centred and multiplied in its own precision and added up in double, about the mean, so that
-    large means cost no precision.
+    A batch is centred and multiplied in its own precision, and added up in double precision about
+    the mean, so that large means cost no precision.
 
     Args:
         inputs: width of ``x``.
         targets: width of ``y``.
-        device: what computes the rows; the sums live there, or in main memory if it does not know double
+        device: the device of the rows; the sums live there, or in main memory if it lacks double
             precision.
     """
 
@@ -36,9 +36,8 @@ class RidgeSums:
         self._yy = torch.zeros((), dtype=torch.float64, device=device)
         self.inputs = inputs
         self.count = 0.0
-        """Rows added, each counted with its weight.
-
-        Beside it there are the means ``_x`` and ``_y``, and the sums of ``(x - _x)(x - _x)'`` and so on."""
+        """The sum of the weights of the rows added. Beside it are the means ``_x`` and ``_y``, and
+        the weighted sums ``_xx`` of ``(x - _x)(x - _x)'``, and ``_xy`` and ``_yy`` likewise."""
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor | None = None) -> None:
         """Add rows ``x [rows, inputs]`` and ``y [rows, targets]``, with ``weights [rows]`` or 1 each."""
@@ -86,17 +85,26 @@ class RidgeSums:
         return torch.zeros_like(self._xy.T)
 
     def solve(self, ridge: float, *, intercept: bool) -> Solution:
-        """The ridge regression.
+        """The ridge regression over rows ``t`` with weights ``w_t``::
 
-        The penalty is ``ridge`` times the mean diagonal of the second moment of ``x``, which is centred
-        where there is an intercept. Directions in which ``x`` does not vary get the weight 0.
+            min over D, d: sum_t w_t |y_t - D x_t - d|^2 / sum_t w_t + ridge * mean(diag C) * |D|^2
+
+        ``C`` is the weighted covariance of ``x``; without an intercept ``d`` is 0 and ``C`` the
+        second moment about 0. Directions in which ``x`` does not vary get the weight 0.
+
+        Args:
+            ridge: the penalty, at least 0.
+            intercept: whether there is a ``d``.
+
+        Returns:
+            ``D``, ``[targets, inputs]``, and ``d``, ``[targets]``, or None.
         """
         return next(self.solutions((ridge,), intercept=intercept))
 
     def solutions(self, ridges: Sequence[float], *, intercept: bool) -> Iterator[Solution]:
         """:meth:`solve` for several penalties."""
         xx, xy, x, y = self._moments(intercept)
-        if not len(x):  # nothing to fit on: the intercept is the mean target
+        if not len(x):  # no inputs: the intercept is the mean target
             yield from ((xy.T, y if intercept else None) for _ in ridges)
             return
         for ridge in ridges:
@@ -104,7 +112,9 @@ class RidgeSums:
             yield weights, y - weights @ x if intercept else None
 
     def error(self, weights: Tensor, intercept: Tensor | None) -> float:
-        """Mean over the rows of ``|y - weights x - intercept|^2``, of a solution of any sums."""
+        """``sum_t w_t |y_t - D x_t - d|^2 / sum_t w_t`` over these rows, for weights ``D``,
+        ``[targets, inputs]``, and an intercept ``d``, ``[targets]``, such as a solution of other
+        sums."""
         about = self._yy + (weights * (weights @ self._xx - 2 * self._xy.T)).sum()
         off = self._y - weights @ self._x
         if intercept is not None:
@@ -112,7 +122,8 @@ class RidgeSums:
         return float(about.clamp(min=0)) / self.count + float(off @ off)
 
     def _moments(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Second moments of ``x`` and with ``y``, centred where there is an intercept, and the means."""
+        """Second moments of ``x``, and of ``x`` with ``y``, centred if there is an intercept; the
+        means."""
         xx, xy = self._xx / self.count, self._xy / self.count
         x, y = self._x, self._y
         if not intercept:

@@ -57,7 +57,7 @@ def test_few_texts_and_single_answers_are_noted() -> None:
     assert len(one.notes) == 1 and "a single label" in one.notes[0]
     with torch.no_grad():
         dense.classifier.bias[1] += 1e3
-    assert "the same answer everywhere" in evaluate(dense, dense, many).notes[0]
+    assert "the same answer to all" in evaluate(dense, dense, many).notes[0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -81,7 +81,10 @@ def test_labels_that_are_no_numbers_are_refused_by_everything(bad: float) -> Non
     ("labels", "words"),
     [
         ([0, 1, 1], "`labels` of the type list; give them as a tensor"),
-        (torch.tensor([0.0, 1.0, 2.0]), "of the type torch.float32, and this model tells classes"),
+        (
+            torch.tensor([0.0, 1.0, 2.0]),
+            "of the type torch.float32, and this model is a classifier",
+        ),
         (torch.tensor([0, 1, 3]), "hold 3, and the classes of this model are 0 to 2"),
         (torch.tensor([0, -1, 2]), "hold -1, and the classes"),
         (torch.tensor([0, 1]), r"have the shape \[2\], and .* the shape \[3\]"),
@@ -130,6 +133,8 @@ def test_a_classifier_of_one_class_is_refused() -> None:
     classifier.config.problem_type = "single_label_classification"
     make = tiny_models.of_transformers("BertForTokenClassification")
     for model in (classifier, make(tiny_models.BERT.config(num_labels=1))):
-        with pytest.raises(ValueError, match="a classifier of one class, whose probability is 1"):
+        with pytest.raises(
+            ValueError, match="a classifier of one class, whose probability is always 1"
+        ):
             fidelity_of(model)
     assert fidelity_of(tiny_models.BERT.build(num_labels=1)) == Regression()
