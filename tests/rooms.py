@@ -79,3 +79,13 @@ def imported(source: str) -> Iterator[tuple[int, tuple[str, ...]]]:
             package, *parts = name.split(".")
             if package == "cahp_opt":
                 yield node.lineno, tuple(parts)
+
+
+def of_module(module: str) -> str:
+    """The room of a module as :func:`modules` names it."""
+    return room_of(tuple(filter(None, module.split("/"))))
+
+
+def room_imported(parts: tuple[str, ...]) -> str:
+    """The room of an import; its last part may be a name in a module rather than a module."""
+    return room_of(parts) if room_of(parts) in FLOOR else room_of(parts[:-1])

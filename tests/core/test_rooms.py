@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import pytest
-from rooms import FLOOR, ROOT, imported, modules, room_of
+from rooms import FLOOR, ROOT, imported, modules, of_module, room_imported
 
 
 def upward(module: str, source: str) -> list[str]:
     """The imports of a module from its own floor or above, except from its own room."""
-    here = room_of(tuple(filter(None, module.split("/"))))
+    here = of_module(module)
     found: list[str] = []
     for line, parts in imported(source):
-        # The last part may be a name in a module rather than a module.
-        there = room_of(parts) if room_of(parts) in FLOOR else room_of(parts[:-1])
-        if there != here and FLOOR[there] >= FLOOR[here]:
-            found.append(f"{module}:{line} imports from {there}, which is not below {here}")
+        room = room_imported(parts)
+        if room != here and FLOOR[room] >= FLOOR[here]:
+            found.append(f"{module}:{line} imports from {room}, which is not below {here}")
     return found
 
 
 def test_a_room_imports_only_from_below() -> None:
     listed = dict(modules())
-    assert {room_of(tuple(filter(None, name.split("/")))) for name in listed} == FLOOR.keys()
+    assert {of_module(name) for name in listed} == FLOOR.keys()
     wrong = [w for name, path in listed.items() for w in upward(name, path.read_text("utf-8"))]
     assert not wrong, "\n".join(wrong)
 

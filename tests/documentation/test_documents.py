@@ -171,6 +171,15 @@ def test_every_file_exists() -> None:
         assert any((folder / name).is_file() for folder in (beside, ROOT)), f"{document}: {name}"
 
 
+def test_every_link_leads_to_a_file() -> None:
+    for document in (*DOCUMENTS, "CHANGELOG.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        found = re.findall(r"(?<!\\)\]\(([^)#\s]+)[^)]*\)", re.sub(r"`[^`\n]*`", "", text))
+        for link in found:
+            if "://" not in link:
+                assert (ROOT / document).parent.joinpath(link).exists(), f"{document}: {link}"
+
+
 @pytest.mark.parametrize("document", RUN)
 def test_the_commands_of_a_document_run(document: str, tmp_path: Path) -> None:
     """In order, in a clean copy; the pages that they write are those of the repository."""
