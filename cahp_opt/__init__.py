@@ -2,6 +2,7 @@
 
 from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import Check, Round
+from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
 from cahp_opt.costs.hardware import Hardware
@@ -31,6 +32,7 @@ __all__ = [
     "BudgetError",
     "Check",
     "Comparison",
+    "CostTable",
     "CountTable",
     "Execution",
     "Frontier",

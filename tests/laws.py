@@ -43,7 +43,7 @@ def check_selection(solver: Solver, problem: Problem, seed: int) -> None:
         return
     best = optimum(problem)
     counts = problem.space.counts(selection.kept)
-    assert np.all(problem.budget.least <= counts) and np.all(counts <= problem.budget.most)
+    assert np.all(problem.budget.fewest <= counts) and np.all(counts <= problem.budget.most)
     uneven = counts % problem.budget.multiples > 0
     assert np.all(counts[uneven] == problem.space.units[uneven])
     for table in problem.budget.tables:
@@ -82,7 +82,7 @@ def check_relabelling(solver: Solver, problem: Problem, rng: np.random.Generator
             dataclasses.replace(t, costs=tuple(t.costs[b] for b in blocks))
             for t in problem.budget.tables
         ),
-        problem.budget.least[blocks],
+        problem.budget.fewest[blocks],
         problem.budget.most[blocks],
         problem.budget.multiples[blocks],
     )

@@ -68,7 +68,7 @@ class Task:
     def even(self) -> Ints:
         """Counts as even over the blocks as the budget has room for, ``[blocks]``."""
         counts = np.zeros(len(self.space.blocks), dtype=np.int64)
-        counts[:] = self.budget.least
+        counts[:] = self.budget.fewest
         grown = True
         while grown:
             grown = False

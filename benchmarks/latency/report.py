@@ -16,7 +16,7 @@ from benchmarks.latency.models import SHAPES
 from benchmarks.latency.pictures import BAND, EXECUTIONS, Row, blocks, predictions
 from benchmarks.latency.run import EXECUTIONS as DEFAULTS
 from benchmarks.pages import records, write_or_check
-from cahp_opt.costs.latency_table import NOISY
+from cahp_opt.costs.cost_table import NOISY
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "latency"

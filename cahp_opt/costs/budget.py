@@ -26,14 +26,14 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """Limits on count tables, all at once, with a least and a largest number of units per block.
+    """Limits on count tables, all at once, with a fewest and a largest number of units per block.
 
     A budget sees only how many units each block keeps. Combine budgets with ``&``.
 
     Args:
         space: the blocks.
         tables: costs with their limits; each one must hold.
-        minimum: least units per block, one number or one per block.
+        minimum: fewest units per block, one number or one per block.
         maximum: most units per block; None for all of them.
         multiple_of: every block keeps a multiple of this many units, one number or one per block; all
             units of a block may be kept in any case. Some hardware runs only such widths fast.
@@ -122,7 +122,7 @@ class Budget:
             limit = table.dense if ratio == 1 else ratio * table.dense
         else:
             limit = _positive("seconds", seconds)
-        costs = CountTable("latency", table.seconds, limit, table.fixed, "s", table.least)
+        costs = table.within(limit, "latency")
         return Budget(table.space, (costs,), minimum, maximum, multiple_of)
 
     @staticmethod
@@ -171,7 +171,7 @@ class Budget:
         return Budget(
             self.space,
             self.tables + other.tables,
-            np.maximum(self.least, other.least),
+            np.maximum(self.fewest, other.fewest),
             np.minimum(self.most, other.most),
             np.lcm(self.multiples, other.multiples),
         )
@@ -208,8 +208,8 @@ class Budget:
     # -- questions ---------------------------------------------------------------------------------
 
     @property
-    def least(self) -> Ints:
-        """Least units per block, ``[blocks]``."""
+    def fewest(self) -> Ints:
+        """Fewest units per block, ``[blocks]``."""
         return np.asarray(self.minimum, dtype=np.int64)
 
     @property
@@ -224,7 +224,7 @@ class Budget:
 
     def floors(self) -> dict[str, float]:
         """By table name: the smallest cost that this table alone can reach within the ranges."""
-        return {table.name: _smallest(table, self._in_range()) for table in self.tables}
+        return {table.name: table.smallest(self._in_range()) for table in self.tables}
 
     def costs(self, counts: Ints) -> dict[str, tuple[float, float]]:
         """By table name: the cost of these counts and its limit."""
@@ -233,7 +233,7 @@ class Budget:
     def violation(self, counts: Ints) -> str | None:
         """The first limit these counts break, as a sentence; None if they are within the budget."""
         for block, count, least, most, multiple in zip(
-            self.space.blocks, counts, self.least, self.most, self.multiples, strict=True
+            self.space.blocks, counts, self.fewest, self.most, self.multiples, strict=True
         ):
             if not least <= count <= most:
                 return (
@@ -292,7 +292,7 @@ class Budget:
         if found.counts is None:
             missing = "meet" if found.bound == -np.inf else "were found that meet"
             floors = "; ".join(
-                f"{t.name} alone can reach {_amount(t, _smallest(t, self.allowed))} "
+                f"{t.name} alone can reach {_amount(t, t.smallest(self.allowed))} "
                 f"(limit {_amount(t, t.limit)})"
                 for t in self.tables
                 if t.only_block is None
@@ -322,7 +322,7 @@ class Budget:
         """For every block a bool ``[units + 1]``: the multiples from the least to the most."""
         result: list[Bools] = []
         for block, least, most, multiple in zip(
-            self.space.blocks, self.least, self.most, self.multiples, strict=True
+            self.space.blocks, self.fewest, self.most, self.multiples, strict=True
         ):
             k = np.arange(block.units + 1)
             even = (k % multiple == 0) | (k == block.units)
@@ -330,7 +330,7 @@ class Budget:
         return result
 
     def _refuse_unreachable(self) -> None:
-        for block, least, most in zip(self.space.blocks, self.least, self.most, strict=True):
+        for block, least, most in zip(self.space.blocks, self.fewest, self.most, strict=True):
             if least > most:
                 raise BudgetError(
                     f"block {block.name!r} must keep at least {least} units and may keep at most "
@@ -340,12 +340,12 @@ class Budget:
         for b, (block, fine) in enumerate(zip(self.space.blocks, ranges, strict=True)):
             if not fine.any():
                 raise BudgetError(
-                    f"block {block.name!r} must keep {self.least[b]} to {self.most[b]} of its "
+                    f"block {block.name!r} must keep {self.fewest[b]} to {self.most[b]} of its "
                     f"{block.units} units, and none of that is a multiple of {self.multiples[b]}; change "
                     "`minimum`, `maximum` or `multiple_of`."
                 )
         for table in self.tables:
-            floor = _smallest(table, ranges)
+            floor = table.smallest(ranges)
             if floor > table.limit:
                 raise BudgetError(_unreachable(table, floor, table.cost(self.space.units)))
         for block, fine in zip(self.space.blocks, self.allowed, strict=True):
@@ -354,11 +354,6 @@ class Budget:
                     f"no count of block {block.name!r} meets all of its limits at once; raise one."
                 )
         _ = self.cheapest  # raises if the limits exclude each other
-
-
-def _smallest(table: CountTable, allowed: Sequence[Bools]) -> float:
-    cheapest = (float(c[f].min()) for c, f in zip(table.costs, allowed, strict=True))
-    return max(table.least, fsum([table.fixed, *cheapest]))
 
 
 def _unreachable(table: CountTable, floor: float, full: float) -> str:

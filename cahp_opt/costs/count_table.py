@@ -1,8 +1,8 @@
-"""One cost that depends on how many units each block keeps, with its limit."""
+"""One cost with its limit, and the sum that every cost is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import fsum
@@ -10,7 +10,7 @@ from math import fsum
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Floats, Ints
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.space import HeadSpace
 
 
@@ -18,8 +18,7 @@ from cahp_opt.space import HeadSpace
 class CountTable:
     """``max(least, fixed + sum over blocks of costs[b][counts[b]]) <= limit``.
 
-    The sum is correctly rounded (``math.fsum``), so it does not depend on the order of the blocks,
-    and the comparison with the limit is exact.
+    The comparison with the limit is exact, see :func:`whole_cost`.
 
     Args:
         name: what is counted, such as ``latency``.
@@ -39,8 +38,13 @@ class CountTable:
 
     def cost(self, counts: Sequence[int] | Ints) -> float:
         """The cost of these counts."""
-        total = fsum([self.fixed, *(float(c[k]) for c, k in zip(self.costs, counts, strict=True))])
-        return max(self.least, total)
+        parts = (float(c[k]) for c, k in zip(self.costs, counts, strict=True))
+        return whole_cost(self.least, self.fixed, parts)
+
+    def smallest(self, allowed: Sequence[Bools]) -> float:
+        """The smallest cost that counts out of ``allowed``, for every block a bool ``[units + 1]``, reach."""
+        cheapest = (float(c[f].min()) for c, f in zip(self.costs, allowed, strict=True))
+        return whole_cost(self.least, self.fixed, cheapest)
 
     def fits(self, counts: Sequence[int] | Ints) -> bool:
         """Whether these counts are within the limit."""
@@ -53,6 +57,14 @@ class CountTable:
         if len(varying) > 1:
             return None
         return varying[0] if varying else 0
+
+
+def whole_cost(least: float, fixed: float, parts: Iterable[float]) -> float:
+    """``max(least, fixed + sum(parts))``: the cost of a whole model, from those of its blocks.
+
+    The sum is correctly rounded (``math.fsum``), so it does not depend on the order of the blocks.
+    """
+    return max(least, fsum([fixed, *parts]))
 
 
 def check_counts(space: HeadSpace, counts: npt.ArrayLike) -> npt.NDArray[np.int64]:

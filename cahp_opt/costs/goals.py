@@ -196,7 +196,7 @@ class LatencyGoal:
             whole = LatencyTable.mix([(runs[name], table) for name, table in tables.items()])
             if self.ratio is not None and self.ratio >= 1:
                 limit = max(limit, whole.dense)  # a mix may predict a little too much
-        return CountTable(self.name, whole.seconds, limit, whole.fixed, "s", whole.least)
+        return whole.within(limit, self.name)
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ class ResourceGoal:
                 f"`{self.option}` needs a profile that counts {self.name!r}, and "
                 f"there are {list(profile.resources) or 'no resources'}; write one with `cahp latency`."
             )
-        return CountTable(self.name, found.costs, self.limit(found.dense), found.fixed, found.unit)
+        return found.within(self.limit(found.dense), self.name)
 
 
 Goal = LatencyGoal | ResourceGoal

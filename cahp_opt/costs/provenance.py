@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from math import inf
 from typing import Any
@@ -84,6 +84,22 @@ class Provenance:
                 given = getattr(self, name)
                 if not fine(given):
                     raise ValueError(f"`{name}` of a provenance must be {allowed}, got {given!r}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {**asdict(self), "phase": self.phase.value, "execution": self.execution.value}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Provenance:
+        """The inverse of :meth:`to_json`; facts that are missing are unknown.
+
+        Raises:
+            ValueError, TypeError: if it is no provenance.
+        """
+        facts = dict(data)
+        facts["phase"] = Phase(facts.get("phase", Phase.PREFILL.value))
+        facts["execution"] = Execution(facts.get("execution", Execution.EAGER.value))
+        return Provenance(**facts)
 
 
 def _is_finite(given: object) -> bool:

@@ -180,7 +180,7 @@ class Promise:
             goals = named_goals(target.latencies)
             if not goals:
                 raise
-            space, least = profile.space, _fastest(target, profile).least
+            space, least = profile.space, _fastest(target, profile).fewest
         kept = space.join({b.name: range(k) for b, k in zip(space.blocks, least, strict=True)})
         selection = Selection.from_kept(space, kept)
         found = self._measured(selection, profile, goals, measure, device, True)

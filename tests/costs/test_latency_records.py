@@ -21,6 +21,7 @@ from cahp_opt import (
     Block,
     Budget,
     BudgetError,
+    CostTable,
     CountTable,
     HeadSpace,
     HeadStats,
@@ -272,6 +273,18 @@ def test_a_limit_below_the_launch_time_says_so() -> None:
         Budget(SPACE, (CountTable("cost", table.seconds, 1.0, least=5.0, unit="bytes"),))
 
 
+def test_a_measured_resource_keeps_where_it_was_measured(tmp_path: Path) -> None:
+    where = Provenance(device="cpu", batch=8, spread=0.2)
+    costs = tuple(np.arange(units + 1.0) for units in SPACE.units.tolist())
+    energy = CostTable(SPACE, 0.5, costs, "J", where, least=1.0)
+    assert energy.measured and "noisy" in energy.remarks[0]
+    Profile(SPACE, resources={"energy": energy}).save(tmp_path / "profile.json")
+    again = Profile.load(tmp_path / "profile.json").resources["energy"]
+    assert (again.unit, again.least, again.provenance) == ("J", 1.0, where)
+    assert type(energy.corrected([(SPACE.units, 9.0)])) is CostTable
+    assert CostTable.mix([(2.0, energy)]).unit == "J"
+
+
 # -- mixes and corrections ---------------------------------------------------------------------------
 
 
@@ -313,7 +326,7 @@ def test_a_mix_of_one_launch_bound_table_is_exact_at_the_ends() -> None:
 def test_a_correction_finds_factor_and_offset(seed: int, factor: float, offset: float) -> None:
     table = make_table(seed)
     truth = replace(
-        table, fixed=table.fixed + offset, seconds=tuple(factor * s for s in table.seconds)
+        table, fixed=table.fixed + offset, costs=tuple(factor * s for s in table.seconds)
     )
     evidence = [(counts, truth.predict(counts)) for counts in all_counts(SPACE)]
     corrected = table.corrected(evidence)

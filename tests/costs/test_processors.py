@@ -136,7 +136,7 @@ def test_the_command_line_takes_no_more_threads_than_are_granted(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("cahp_opt.costs.processors.granted", lambda root=None: 2.5)
-    monkeypatch.setattr("cahp_opt.torch.latency.block_times.granted", lambda: 2.5)
+    monkeypatch.setattr("cahp_opt.torch.latency.model_times.granted", lambda: 2.5)
     torch.set_num_threads(4)
     size = ["--batch-size", "1", "--sequence-length", "4", "--repeats", "1"]
     path = tmp_path / "profile.json"
@@ -167,6 +167,6 @@ def test_a_table_tells_its_quota_and_one_of_before_is_read(tmp_path: Path) -> No
 
 
 def test_python_records_the_quota_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cahp_opt.torch.latency.block_times.granted", lambda: 1.5)
+    monkeypatch.setattr("cahp_opt.torch.latency.model_times.granted", lambda: 1.5)
     table = measure_latency(tiny.BERT.build(), tiny.batch(padded=False), repeats=1)
     assert table.provenance.quota == 1.5

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats, Ints
-from cahp_opt.costs.profile import ResourceTable
+from cahp_opt.costs.cost_table import CostTable
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
 from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
@@ -31,7 +32,7 @@ Slot = tuple[nn.Module, str]
 
 def count_resources(
     model: nn.Module, batch: Batch | None = None, *, unit: Unit | None = None
-) -> dict[str, ResourceTable]:
+) -> dict[str, CostTable]:
     """What every block holds at every number of kept units: exact tables, computed and not measured.
 
     ``parameters`` counts the weights, and ``memory`` the bytes of parameters and buffers, each tensor once.
@@ -66,10 +67,12 @@ def count_resources(
         cache = _cache_table(model, attention, inputs, unit)
         if cache is not None:
             tables["kv_cache"] = cache
-    return {kind: replace(table, model=name) for kind, table in tables.items()}
+    return {
+        kind: replace(table, provenance=Provenance(model=name)) for kind, table in tables.items()
+    }
 
 
-def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, ResourceTable]:
+def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, CostTable]:
     space, journal = attention.space, Journal()
     costs = {"parameters": list[Floats](), "memory": list[Floats]()}
     try:  # what the blocks hold is told after untying, and the model is left as it was
@@ -97,8 +100,8 @@ def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, Resource
     weights = sum(tensor.numel() for tensor in others)
     total = sum(bytes_of(tensor) for tensor in (*others, *model.buffers()))
     return {
-        "parameters": ResourceTable(space, weights, tuple(costs["parameters"]), "weights"),
-        "memory": ResourceTable(space, total, tuple(costs["memory"]), "bytes"),
+        "parameters": CostTable(space, weights, tuple(costs["parameters"]), "weights"),
+        "memory": CostTable(space, total, tuple(costs["memory"]), "bytes"),
     }
 
 
@@ -132,7 +135,7 @@ def _stored(units: int) -> Ints:
 
 def _cache_table(
     model: nn.Module, attention: Attention, inputs: Mapping[str, Any], unit: Unit | None
-) -> ResourceTable | None:
+) -> CostTable | None:
     """From two runs, of all units and of one per block; in between, the cache grows evenly."""
     space = attention.space
     with evaluating(model):
@@ -157,7 +160,7 @@ def _cache_table(
                 "its units differ in size; leave `batch` out to count the weights alone."
             )
         costs.append(np.asarray(low + (_stored(block.units) - 1) * size, dtype=np.float64))
-    return ResourceTable(space, most[1], tuple(costs), "bytes")
+    return CostTable(space, most[1], tuple(costs), "bytes")
 
 
 def _run(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[int], int] | None:

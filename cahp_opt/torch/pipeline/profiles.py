@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.latency_table import LatencyTable
-from cahp_opt.costs.profile import Profile, ResourceTable
+from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.progress import Stages
@@ -117,7 +118,7 @@ def _counted(
     batches: Mapping[str, Mapping[str, Tensor]],
     display: Stages,
     unit: Unit | None,
-) -> dict[str, ResourceTable]:
+) -> dict[str, CostTable]:
     filling = next((w for w in workloads if w.phase is Phase.DECODE), workloads[0])
     with display.stage("count"):
         return count_resources(model, batches[filling.name], unit=unit)

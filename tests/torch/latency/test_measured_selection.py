@@ -57,7 +57,7 @@ def test_the_model_that_is_measured_is_the_sliced_one(
     model = family.build()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     table = measure_latency(model, BATCHES["prefill"], repeats=1)
-    off = replace(table, seconds=tuple(0.7 * s for s in table.seconds), fixed=table.fixed * 1.1)
+    off = replace(table, costs=tuple(0.7 * s for s in table.seconds), fixed=table.fixed * 1.1)
     target = Target((LatencyGoal(ratio=0.85),))
     selection = select_measured(
         model, objective(table), Profile(table.space, {"prefill": off}), target, BATCHES,
