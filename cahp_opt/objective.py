@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cahp_opt.arrays import Bools, Floats
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.space import HeadSpace
 from cahp_opt.subsets import BestSubsets, modular_subsets
 
@@ -51,8 +51,12 @@ class Tracker(Protocol):
         """The objective at the current keep-set."""
         ...
 
-    def gains(self) -> Floats:
-        """The change of value from flipping each unit, shape ``[n]``."""
+    def gains(self, units: Ints | None = None) -> Floats:
+        """The change of value from flipping each unit (adding it if out, removing it if in), ``[n]``.
+
+        Args:
+            units: only these units, in or out, ``[m]``; the answer is then ``[m]``, in their order.
+        """
         ...
 
     def gain(self, unit: int) -> float:
@@ -156,8 +160,9 @@ class DirectTracker:
         self.kept[unit] ^= True
         return flipped - self.value
 
-    def gains(self) -> Floats:
-        return np.array([self.gain(unit) for unit in range(len(self.kept))])
+    def gains(self, units: Ints | None = None) -> Floats:
+        asked = range(len(self.kept)) if units is None else units.tolist()
+        return np.array([self.gain(unit) for unit in asked], dtype=np.float64)
 
     def add(self, unit: int) -> None:
         self.kept[unit] = True
@@ -263,10 +268,10 @@ class WeightedSumTracker:
     def gain(self, unit: int) -> float:
         return sum(weight * part.gain(unit) for weight, part in self._parts)
 
-    def gains(self) -> Floats:
-        total = np.zeros(len(self.kept))
+    def gains(self, units: Ints | None = None) -> Floats:
+        total = np.zeros(len(self.kept) if units is None else len(units))
         for weight, part in self._parts:
-            total += weight * part.gains()
+            total += weight * part.gains(units)
         return total
 
     def add(self, unit: int) -> None:

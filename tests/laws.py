@@ -145,6 +145,10 @@ def check_tracker(objective: Objective, rng: np.random.Generator) -> None:
         direct = np.array([objective.value(flip(kept, i)) - value for i in range(objective.n)])
         np.testing.assert_allclose(tracker.gains(), direct, rtol=0, atol=1e-8 * scale)
         np.testing.assert_allclose(objective.gains(kept), direct, rtol=0, atol=1e-8 * scale)
+        some = rng.permutation(objective.n)[: int(rng.integers(objective.n + 1))]
+        own = tracker.gains(some)
+        assert own.shape == some.shape
+        np.testing.assert_allclose(own, direct[some], rtol=0, atol=1e-8 * scale)
         assert math.isclose(tracker.gain(unit), direct[unit], abs_tol=1e-8 * scale)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.arrays import Bools, Floats, Ints, finite
 from cahp_opt.objective import Objective
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
@@ -240,7 +240,9 @@ class ExplainedVarianceTracker:
         block = int(self._block_of[unit])
         return float(self._block_gains(block)[unit - self._slices[block].start])
 
-    def gains(self) -> Floats:
+    def gains(self, units: Ints | None = None) -> Floats:
+        if units is not None:
+            return np.array([self.gain(unit) for unit in units.tolist()], dtype=np.float64)
         return np.concatenate([self._block_gains(b) for b in range(len(self._units))])
 
     def add(self, unit: int) -> None:

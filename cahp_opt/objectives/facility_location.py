@@ -142,33 +142,17 @@ class FacilityLocationTracker:
             return -float(
                 self._weights[mine] @ np.subtract(self._best[mine], second[mine], dtype=np.float64)
             )
-        return float(self.some_gains(np.array([unit]))[0])
+        return float(self._gains_of_others(np.array([unit]))[0])
 
-    def gains(self) -> Floats:
-        result = np.empty(len(self.kept))
-        out = np.flatnonzero(~self.kept)
-        result[out] = self.some_gains(out)
-        if self.kept.any():
-            served = self._weights * (np.subtract(self._best, self._runner_up(), dtype=np.float64))
-            mine = np.maximum(self._owner, 0)
-            lost = np.bincount(mine, np.where(self._owner < 0, 0, served), minlength=len(result))
-            result[self.kept] = -lost[self.kept]
-        return result
-
-    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """The gains of several units that are out, ``[len(units)]``."""
-        if not len(units):
-            return np.empty(0)
-        if not self._started and not self.kept.any():
-            return self._first_gains(units)
-        result = np.zeros(len(units))
-        left = self._left[units]  # rows listed; below 0: none yet
-        listed = np.flatnonzero(left > 0)
-        if len(listed):
-            result[listed] = self._listed_gains(units[listed].tolist(), left[listed])
-        whole = np.flatnonzero(left < 0)
-        if len(whole):
-            result[whole] = self._whole_gains(units[whole].tolist())
+    def gains(self, units: Ints | None = None) -> Floats:
+        if units is None:
+            units = np.arange(len(self.kept))
+        kept = self.kept[units]
+        if not kept.any():
+            return self._gains_of_others(units)
+        result = np.empty(len(units))
+        result[~kept] = self._gains_of_others(units[~kept])
+        result[kept] = -self._losses()[units[kept]]
         return result
 
     def add(self, unit: int) -> None:
@@ -189,6 +173,29 @@ class FacilityLocationTracker:
         self._left[:] = -1
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _losses(self) -> Floats:
+        """What is lost with each kept unit, ``[n]``; 0 for the others."""
+        served = self._weights * np.subtract(self._best, self._runner_up(), dtype=np.float64)
+        mine = np.maximum(self._owner, 0)
+        losses = np.bincount(mine, np.where(self._owner < 0, 0, served), len(self.kept))
+        return losses.astype(np.float64, copy=False)
+
+    def _gains_of_others(self, units: npt.NDArray[np.intp]) -> Floats:
+        """The gains of units that are out, ``[len(units)]``."""
+        if not len(units):
+            return np.empty(0)
+        if not self._started and not self.kept.any():
+            return self._first_gains(units)
+        result = np.zeros(len(units))
+        left = self._left[units]  # rows listed; below 0: none yet
+        listed = np.flatnonzero(left > 0)
+        if len(listed):
+            result[listed] = self._listed_gains(units[listed].tolist(), left[listed])
+        whole = np.flatnonzero(left < 0)
+        if len(whole):
+            result[whole] = self._whole_gains(units[whole].tolist())
+        return result
 
     def _whole_gains(self, units: list[int]) -> list[float]:
         """Gains from whole columns; lists the rows of units that improve few."""

@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.objective import Objective
 from cahp_opt.objectives.similarities import Matrix, checked_matrix, row_weights, sum_rows
 
@@ -100,13 +100,11 @@ class FeatureBasedTracker:
         return float(self._weights @ self._concave(self._sums))
 
     def gain(self, unit: int) -> float:
-        return float(self.some_gains(np.array([unit]))[0])
+        return float(self.gains(np.array([unit]))[0])
 
-    def gains(self) -> Floats:
-        return self.some_gains(np.arange(len(self.kept)))
-
-    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """The change of value from flipping each of these units, ``[len(units)]``."""
+    def gains(self, units: Ints | None = None) -> Floats:
+        if units is None:
+            units = np.arange(len(self.kept))
         result = np.empty(len(units))
         now = self._concave(self._sums)
         at_once = max(1, _CHUNK // len(now))

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.similarities import Matrix, checked_matrix, sum_rows, symmetric
 
@@ -101,13 +101,12 @@ class GraphCutTracker:
             return -float(self._alone[unit] - self._twice * others)
         return float(self._alone[unit] - self._twice * self._inside[unit])
 
-    def gains(self) -> Floats:
-        worth = self._alone - self._twice * (self._inside - np.where(self.kept, self._own, 0))
-        return np.where(self.kept, -worth, worth)
-
-    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """The gains of several units that are out, ``[len(units)]``."""
-        return self._alone[units] - self._twice * self._inside[units]
+    def gains(self, units: Ints | None = None) -> Floats:
+        some = slice(None) if units is None else units
+        kept = self.kept[some]
+        others = self._inside[some] - np.where(kept, self._own[some], 0)
+        worth = self._alone[some] - self._twice * others
+        return np.where(kept, -worth, worth)
 
     def add(self, unit: int) -> None:
         self.value += self.gain(unit)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.arrays import Bools, Floats, Ints, finite
 from cahp_opt.objective import Objective
 
 
@@ -126,9 +126,10 @@ class LogDetTracker:
         pivot = float(np.log(abs(self._swept[unit, unit])))
         return pivot + self._charge if self.kept[unit] else pivot - self._charge
 
-    def gains(self) -> Floats:
-        pivots = np.log(np.abs(np.diagonal(self._swept)))
-        return np.where(self.kept, pivots + self._charge, pivots - self._charge)
+    def gains(self, units: Ints | None = None) -> Floats:
+        some = slice(None) if units is None else units
+        pivots = np.log(np.abs(np.diagonal(self._swept)[some]))
+        return np.where(self.kept[some], pivots + self._charge, pivots - self._charge)
 
     def add(self, unit: int) -> None:
         self._flip(unit)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.arrays import Bools, Floats, Ints, finite
 from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.stats.head_stats import HeadStats
@@ -113,8 +113,9 @@ class ModularTracker:
     def gain(self, unit: int) -> float:
         return float(-self._weights[unit] if self.kept[unit] else self._weights[unit])
 
-    def gains(self) -> Floats:
-        return np.where(self.kept, -self._weights, self._weights)
+    def gains(self, units: Ints | None = None) -> Floats:
+        some = slice(None) if units is None else units
+        return np.where(self.kept[some], -self._weights[some], self._weights[some])
 
     def add(self, unit: int) -> None:
         self.kept[unit] = True

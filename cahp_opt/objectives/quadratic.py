@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, finite
+from cahp_opt.arrays import Bools, Floats, Ints, finite
 from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.objectives.similarities import checked_matrix, square
@@ -161,9 +161,11 @@ class QuadraticTracker:
         worth = float(self._alone[unit] + with_others)
         return -worth if self.kept[unit] else worth
 
-    def gains(self) -> Floats:
-        worth = self._alone + 2 * (self._product - self._diagonal * self.kept)
-        return np.where(self.kept, -worth, worth)
+    def gains(self, units: Ints | None = None) -> Floats:
+        some = slice(None) if units is None else units
+        kept = self.kept[some]
+        worth = self._alone[some] + 2 * (self._product[some] - self._diagonal[some] * kept)
+        return np.where(kept, -worth, worth)
 
     def add(self, unit: int) -> None:
         self.value += self.gain(unit)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats
+from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.objective import Objective
 from cahp_opt.objectives.similarities import (
     Matrix,
@@ -98,11 +98,9 @@ class SaturatedCoverageTracker:
         change = np.minimum(flipped, self._full) - np.minimum(self._sums, self._full)
         return float(self._weights @ change)
 
-    def gains(self) -> Floats:
-        return self.some_gains(np.arange(len(self.kept)))
-
-    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """The change of value from flipping each of these units, ``[len(units)]``."""
+    def gains(self, units: Ints | None = None) -> Floats:
+        if units is None:
+            units = np.arange(len(self.kept))
         result = np.empty(len(units))
         now = np.minimum(self._sums, self._full)
         at_once = max(1, _CHUNK // len(now))

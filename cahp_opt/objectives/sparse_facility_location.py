@@ -224,20 +224,17 @@ class SparseFacilityLocationTracker:
         above = np.subtract(self._reach[where], self._best[rows], dtype=np.float64)
         return float(self._weights[rows] @ np.maximum(above, 0))
 
-    def gains(self) -> Floats:
-        result = self._sums(self._rows, self._reach, np.diff(self._starts))
-        if self.kept.any():
-            lost = self._weights * np.subtract(self._best, self._runner_up(), dtype=np.float64)
-            served = self._owner >= 0
-            losses = np.bincount(self._owner[served], lost[served], minlength=len(result))
-            result[self.kept] = -losses[self.kept]
+    def gains(self, units: Ints | None = None) -> Floats:
+        if units is None:
+            kept, rows, reach, lengths = self.kept, self._rows, self._reach, np.diff(self._starts)
+        else:
+            kept, lengths = self.kept[units], self._starts[units + 1] - self._starts[units]
+            places = _ranges(self._starts[units], lengths)
+            rows, reach = self._rows[places], self._reach[places]
+        result = self._sums(rows, reach, lengths)
+        if kept.any():
+            result[kept] = -self._losses()[kept if units is None else units[kept]]
         return result
-
-    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """The gains of several units that are out, ``[len(units)]``."""
-        lengths = self._starts[units + 1] - self._starts[units]
-        places = _ranges(self._starts[units], lengths)
-        return self._sums(self._rows[places], self._reach[places], lengths)
 
     def add(self, unit: int) -> None:
         self.kept[unit] = True
@@ -258,6 +255,13 @@ class SparseFacilityLocationTracker:
         self._serve(rows[(self._owner[rows] == unit) | (self._reach[where] >= second[rows])])
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _losses(self) -> Floats:
+        """What is lost with each kept unit, ``[n]``; 0 for the others."""
+        lost = self._weights * np.subtract(self._best, self._runner_up(), dtype=np.float64)
+        served = self._owner >= 0
+        losses = np.bincount(self._owner[served], lost[served], len(self.kept))
+        return losses.astype(np.float64, copy=False)
 
     def _sums(self, rows: Ints, reach: npt.NDArray[Any], lengths: Ints) -> Floats:
         """The gains of units with these rows and similarities, ``lengths`` of each."""

@@ -56,7 +56,7 @@ class Neighbourhood:
         """The unit of a block whose flip gains most, among those kept or those outside; and its gain."""
         where = self.space.slices[block]
         units = where.start + np.flatnonzero(self.tracker.kept[where] == kept)
-        gains = np.array([self.tracker.gain(int(unit)) for unit in units])
+        gains = self.tracker.gains(units)
         place = int(gains.argmax())
         return int(units[place]), float(gains[place])
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.arrays import Bools, Ints
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.objective import Tracker
@@ -22,15 +20,6 @@ _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 _BATCH = 4  # old gains looked at anew together at first; more and more while none stands
 _MOST = 64
 _SHARE = 64  # the list of the most promising holds one unit in this many
-
-
-@runtime_checkable
-class SomeGains(Protocol):
-    """A tracker that evaluates several units that are out faster than one after another."""
-
-    def some_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """The gains of these units, ``[len(units)]``."""
-        ...
 
 
 def costs_alike(budget: Budget) -> bool:
@@ -138,13 +127,6 @@ def _rounding(table: CountTable) -> float:
     return 4 * terms * float(np.finfo(np.float64).eps) * largest
 
 
-def _together(tracker: Tracker) -> Callable[[npt.NDArray[np.intp]], Floats]:
-    """The gains of several units that are out."""
-    if isinstance(tracker, SomeGains):
-        return tracker.some_gains
-    return lambda units: np.array([tracker.gain(int(unit)) for unit in units])
-
-
 class _AllGains:
     """Every gain anew after every addition."""
 
@@ -180,7 +162,6 @@ class _LazyGains:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self._some_gains = _together(tracker)
         n = len(tracker.kept)
         self._gains = np.array(tracker.gains(), dtype=np.float64)  # minus infinity once closed
         self._seen = np.zeros(n, dtype=np.int64)  # the step in which a gain was last evaluated
@@ -250,5 +231,5 @@ class _LazyGains:
     def _look(self, units: npt.NDArray[np.intp]) -> None:
         """Evaluate these gains anew."""
         self.evaluations += len(units)
-        self._gains[units] = self._some_gains(units)
+        self._gains[units] = self._tracker.gains(units)
         self._seen[units] = self._step

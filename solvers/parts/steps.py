@@ -135,7 +135,8 @@ class Climb:
             unit = int(out[_first_best(gains[out])])
             return unit, float(gains[unit])
         if not self._lazy:
-            own = np.array([self._gain(int(unit)) for unit in out])
+            self.evaluations += len(out)
+            own = self.tracker.gains(out)
             place = _first_best(own)
             return int(out[place]), float(own[place])
         best = -np.inf
