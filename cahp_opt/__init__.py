@@ -19,9 +19,10 @@ from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.moments import Moments, Total
+from cahp_opt.stats.moments import Moments
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.signatures import Signatures
+from cahp_opt.stats.totals import Total
 from cahp_opt.studies.comparison import Comparison, compare
 from cahp_opt.studies.frontiers import Frontier, frontier
 from cahp_opt.version import __version__

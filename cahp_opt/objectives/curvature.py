@@ -7,7 +7,7 @@ from enum import Enum
 
 from cahp_opt.arrays import Floats
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.moments import Total
+from cahp_opt.stats.totals import Total
 
 
 class Curvature(Enum):

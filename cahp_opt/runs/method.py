@@ -27,10 +27,11 @@ from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Solver
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.moments import Moments, Total
+from cahp_opt.stats.moments import Moments
 from cahp_opt.stats.pooling import provenance_of
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.signatures import Signatures
+from cahp_opt.stats.totals import Total
 from cahp_opt.version import __version__
 
 

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, scatter_about_mean
+from cahp_opt.arrays import Bools, scatter_about_mean
 from cahp_opt.files.records import PathLike, RecordError, check_header, reading, whole_file
 from cahp_opt.identity import difference
 from cahp_opt.space import Block, HeadSpace
-from cahp_opt.stats.moments import Moments, Total
+from cahp_opt.stats.moments import BlockMoments, Moments
 from cahp_opt.stats.pooling import Pooling, in_words
-from cahp_opt.stats.sensitivity import Sensitivity
+from cahp_opt.stats.registry import STATISTICS
+from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
 from cahp_opt.stats.signatures import Signatures
+from cahp_opt.stats.statistic import COUNT, Arrays, Statistic, below, counted, joined
+from cahp_opt.stats.totals import PairsByDensity, PerPair, PerUnit, Total
 
 _KIND, _VERSION = "cahp-stats", 2
 _ABOUT_ZERO = 1  # the version whose second moments are about zero
-_BY_BLOCK = ("moments", "sensitivity")  # statistics with one record per block
-_BY_DENSITY = ("gauss_newton", "fisher")  # statistics with one matrix per density of the masks
+
+Kind = TypeVar("Kind", bound=Statistic)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class HeadStats:
     """Everything calibration measured about the heads of one model; ``a + b`` pools two runs.
 
@@ -53,6 +56,11 @@ class HeadStats:
             model's output depends on each token; empty if not measured.
         pooling: how hidden states became the embeddings whose gradients were taken; None for other outputs,
             and for statistics of earlier releases, which do not tell.
+        statistics: by name, these and further ones; what is given by its own argument goes first.
+
+    Attributes:
+        statistics: all that was measured, by name, in the order of
+            :data:`~cahp_opt.stats.registry.STATISTICS`. The properties named as the arguments above read it.
 
     Raises:
         ValueError: for wrong shapes, NaN or infinity.
@@ -62,56 +70,111 @@ class HeadStats:
     model: str
     examples: int
     tokens: int
-    salience: Total
-    gauss_newton: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
-    moments: tuple[Moments, ...] = ()
-    divergence: Total | None = None
-    signatures: Signatures | None = None
-    fisher: Mapping[float, Total] = field(default_factory=lambda: MappingProxyType({}))
-    sensitivity: tuple[Sensitivity, ...] = ()
-    pooling: Pooling | None = None
+    statistics: Mapping[str, Statistic]
+    pooling: Pooling | None
 
-    def __post_init__(self) -> None:
-        n = self.space.n
-        _shape("salience", self.salience.sum, (n,))
-        for name in _BY_DENSITY:
-            given: Mapping[float, Total] = getattr(self, name)
-            ordered = {float(rho): given[rho] for rho in sorted(given)}
-            for rho, total in ordered.items():
-                if not 0 < rho <= 1:
-                    raise ValueError(f"`{name}` has the density {rho}; densities lie in (0, 1].")
-                _shape(f"{name}[{rho}]", total.sum, (n, n))
-            object.__setattr__(self, name, MappingProxyType(ordered))
-        for name in _BY_BLOCK:
-            self._check_blocks(name)
-        if self.divergence is not None:
-            _shape("divergence", self.divergence.sum, (n, n))
-        if self.signatures is not None and self.signatures.n != n:
-            raise ValueError(
-                f"`signatures` are of {self.signatures.n} units, and the model has {n}."
-            )
+    def __init__(
+        self,
+        space: HeadSpace,
+        model: str,
+        examples: int,
+        tokens: int,
+        salience: Total | None = None,
+        gauss_newton: Mapping[float, Total] | None = None,
+        moments: Iterable[Moments] = (),
+        divergence: Total | None = None,
+        signatures: Signatures | None = None,
+        fisher: Mapping[float, Total] | None = None,
+        sensitivity: Iterable[Sensitivity] = (),
+        pooling: Pooling | None = None,
+        *,
+        statistics: Mapping[str, Statistic] | None = None,
+    ) -> None:
+        found: dict[str, Statistic] = dict(statistics or {})
+        if salience is not None:
+            found["salience"] = PerUnit.of(salience)
+        if gauss_newton:
+            found["gauss_newton"] = PairsByDensity(gauss_newton)
+        if fisher:
+            found["fisher"] = PairsByDensity(fisher)
+        if outputs := tuple(moments):
+            found["moments"] = BlockMoments(outputs)
+        if weighted := tuple(sensitivity):
+            found["sensitivity"] = BlockSensitivity(weighted)
+        if divergence is not None:
+            found["divergence"] = PerPair.of(divergence)
+        if signatures is not None:
+            found["signatures"] = signatures
+        for name, statistic in found.items():
+            statistic.check(name, space)
+        ordered = {name: found.pop(name) for name in STATISTICS if name in found}
+        for name, value in {
+            "space": space,
+            "model": model,
+            "examples": examples,
+            "tokens": tokens,
+            "statistics": MappingProxyType({**ordered, **found}),
+            "pooling": pooling,
+        }.items():
+            object.__setattr__(self, name, value)
 
-    def _check_blocks(self, name: str) -> None:
-        given: Iterable[Moments | Sensitivity] = getattr(self, name)
-        entries = tuple(given)
-        object.__setattr__(self, name, entries)
-        if entries and len(entries) != len(self.space.blocks):
-            raise ValueError(
-                f"`{name}` must have one entry per block, {len(self.space.blocks)} in all, "
-                f"got {len(entries)}."
-            )
-        for block, entry in zip(self.space.blocks, entries, strict=False):
-            if len(entry.sum) % block.units:
-                raise ValueError(
-                    f"`{name}` of block {block.name!r} are {len(entry.sum)} wide, which "
-                    f"{block.units} units cannot share equally."
-                )
+    def statistic(self, name: str, kind: type[Kind]) -> Kind | None:
+        """A statistic by its name; None if it was not measured.
 
-    def __reduce__(self) -> tuple[type[HeadStats], tuple[Any, ...]]:
+        Raises:
+            TypeError: if it is of another class than ``kind``.
+        """
+        found = self.statistics.get(name)
+        if found is not None and not isinstance(found, kind):
+            raise TypeError(f"`{name}` is a {type(found).__name__}, not a {kind.__name__}.")
+        return found
+
+    @property
+    def salience(self) -> Total:
+        """As in the arguments of the class; of no examples if it was not measured."""
+        return self.statistic("salience", PerUnit) or PerUnit(np.zeros(self.space.n), 0)
+
+    @property
+    def gauss_newton(self) -> Mapping[float, Total]:
+        """As in the arguments of the class."""
+        return self.statistic("gauss_newton", PairsByDensity) or MappingProxyType({})
+
+    @property
+    def fisher(self) -> Mapping[float, Total]:
+        """As in the arguments of the class."""
+        return self.statistic("fisher", PairsByDensity) or MappingProxyType({})
+
+    @property
+    def moments(self) -> tuple[Moments, ...]:
+        """As in the arguments of the class."""
+        found = self.statistic("moments", BlockMoments)
+        return () if found is None else found.entries
+
+    @property
+    def sensitivity(self) -> tuple[Sensitivity, ...]:
+        """As in the arguments of the class."""
+        found = self.statistic("sensitivity", BlockSensitivity)
+        return () if found is None else found.entries
+
+    @property
+    def divergence(self) -> Total | None:
+        """As in the arguments of the class."""
+        return self.statistic("divergence", PerPair)
+
+    @property
+    def signatures(self) -> Signatures | None:
+        """As in the arguments of the class."""
+        return self.statistic("signatures", Signatures)
+
+    def without(self, *names: str) -> HeadStats:
+        """The same with some statistics left out, by name."""
+        left = {name: s for name, s in self.statistics.items() if name not in names}
+        return replace(self, statistics=left)
+
+    def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles rebuild the record: its read-only mapping cannot be copied as such."""
-        values = [getattr(self, f.name) for f in fields(self)]
-        plain: list[Any] = [dict(v) if isinstance(v, Mapping) else v for v in values]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        return HeadStats, tuple(plain)
+        facts = (self.space, self.model, self.examples, self.tokens, self.pooling)
+        return _rebuilt, (*facts, dict(self.statistics))
 
     def __add__(self, other: HeadStats) -> HeadStats:
         """The statistics of both runs together.
@@ -132,29 +195,16 @@ class HeadStats:
                 f"{in_words(self.pooling)}, and the other {in_words(other.pooling)}; calibrate both with "
                 "the same `fidelity`, such as `fidelity_of(model, Pooling.MEAN)`."
             )
-        if (
-            any(getattr(self, name).keys() != getattr(other, name).keys() for name in _BY_DENSITY)
-            or any(len(getattr(self, name)) != len(getattr(other, name)) for name in _BY_BLOCK)
-            or (self.divergence is None) != (other.divergence is None)
-            or (self.signatures is None) != (other.signatures is None)
-        ):
+        if self.statistics.keys() != other.statistics.keys():
             raise ValueError(
                 "these statistics were calibrated with different options; calibrate both with the "
                 "same densities and examples."
             )
-        return HeadStats(
-            self.space,
-            self.model,
-            self.examples + other.examples,
-            self.tokens + other.tokens,
-            self.salience + other.salience,
-            {rho: total + other.gauss_newton[rho] for rho, total in self.gauss_newton.items()},
-            tuple(a + b for a, b in zip(self.moments, other.moments, strict=True)),
-            self.divergence + other.divergence if self.divergence and other.divergence else None,
-            self.signatures + other.signatures if self.signatures and other.signatures else None,
-            {rho: total + other.fisher[rho] for rho, total in self.fisher.items()},
-            tuple(a + b for a, b in zip(self.sensitivity, other.sensitivity, strict=True)),
-            self.pooling,
+        return replace(
+            self,
+            examples=self.examples + other.examples,
+            tokens=self.tokens + other.tokens,
+            statistics={n: s + other.statistics[n] for n, s in self.statistics.items()},
         )
 
     def restricted(self, kept: Bools) -> HeadStats:
@@ -167,68 +217,26 @@ class HeadStats:
             ValueError: if ``kept`` is no keep-set, or empty.
         """
         kept = self.space.check(kept)
-        own = [kept[where] for where in self.space.slices]
         blocks = [
-            Block(block.name, int(some.sum()), block.unit)
-            for block, some in zip(self.space.blocks, own, strict=True)
-            if some.any()
+            Block(block.name, int(kept[where].sum()), block.unit)
+            for block, where in zip(self.space.blocks, self.space.slices, strict=True)
+            if kept[where].any()
         ]
         if not blocks:
             raise ValueError("`kept` must hold at least one unit, and is empty.")
-        both = np.ix_(kept, kept)
-
-        def pairs(total: Total) -> Total:
-            return Total(total.sum[both], total.count)
-
-        return HeadStats(
-            HeadSpace(tuple(blocks)),
-            self.model,
-            self.examples,
-            self.tokens,
-            Total(self.salience.sum[kept], self.salience.count),
-            {rho: pairs(total) for rho, total in self.gauss_newton.items()},
-            tuple(
-                moments.of(np.repeat(some, len(moments.sum) // len(some)))
-                for moments, some in zip(self.moments, own, strict=False)
-                if some.any()
-            ),
-            None if self.divergence is None else pairs(self.divergence),
-            None if self.signatures is None else self.signatures.of(kept),
-            {rho: pairs(total) for rho, total in self.fisher.items()},
-            tuple(
-                seen.of(np.repeat(some, len(seen.sum) // len(some)))
-                for seen, some in zip(self.sensitivity, own, strict=False)
-                if some.any()
-            ),
-            self.pooling,
+        return replace(
+            self,
+            space=HeadSpace(tuple(blocks)),
+            statistics={n: s.restricted(self.space, kept) for n, s in self.statistics.items()},
         )
 
     def save(self, path: PathLike) -> None:
         """Write the statistics as one safetensors file."""
         from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
-        arrays: dict[str, npt.NDArray[Any]] = {"salience": self.salience.sum}
-        counts: dict[str, int] = {"salience": self.salience.count}
-        for name in _BY_DENSITY:
-            by_density: Mapping[float, Total] = getattr(self, name)
-            for rho, total in by_density.items():
-                key = f"{name}/{rho!r}"
-                arrays[key], counts[key] = total.sum, total.count
-        for b, moments in enumerate(self.moments):
-            for part in ("sum", "scatter", "readout"):
-                arrays[f"moments/{b}/{part}"] = getattr(moments, part)
-            counts[f"moments/{b}"] = moments.count
-        for b, entry in enumerate(self.sensitivity):
-            for part in ("sum", "scatter", "metric"):
-                arrays[f"sensitivity/{b}/{part}"] = getattr(entry, part)
-            arrays[f"sensitivity/{b}/weight"] = np.array([entry.weight])
-            counts[f"sensitivity/{b}"] = entry.examples
-        if self.divergence is not None:
-            arrays["divergence"], counts["divergence"] = self.divergence.sum, self.divergence.count
-        if self.signatures is not None:
-            arrays["signatures/mean"] = self.signatures.mean
-            arrays["signatures/squares"] = self.signatures.squares
-            arrays["signatures/counts"] = self.signatures.counts
+        arrays = joined({name: s.arrays() for name, s in self.statistics.items()})
+        end = f"/{COUNT}"  # numbers of samples stand in the header
+        counts = {k.removesuffix(end): int(a) for k, a in arrays.items() if k.endswith(end)}
         header = {
             "blocks": self.space.to_json(),
             "model": self.model,
@@ -240,7 +248,7 @@ class HeadStats:
         metadata = {"kind": _KIND, "version": str(_VERSION), "header": json.dumps(header)}
         with whole_file(path) as temporary:
             save_file(
-                {k: np.ascontiguousarray(a) for k, a in arrays.items()},
+                {k: np.ascontiguousarray(a) for k, a in arrays.items() if not k.endswith(end)},
                 temporary,
                 metadata=metadata,
             )
@@ -250,7 +258,8 @@ class HeadStats:
         """Read statistics.
 
         Raises:
-            RecordError: if the file is not a usable statistics record.
+            RecordError: if the file is not a usable statistics record, or holds statistics that are not
+                in :data:`~cahp_opt.stats.registry.STATISTICS`.
             OSError: if it cannot be read.
         """
         from safetensors import SafetensorError, safe_open
@@ -262,7 +271,7 @@ class HeadStats:
             with reader as file:
                 metadata: dict[str, str] = file.metadata() or {}
                 names: list[str] = list(file.keys())
-                arrays: dict[str, Any] = {name: file.get_tensor(name) for name in names}
+                tensors: dict[str, npt.NDArray[Any]] = {n: file.get_tensor(n) for n in names}
         except SafetensorError as error:
             raise RecordError(
                 f"{path} is not a readable safetensors file ({error}); calibrate again."
@@ -273,62 +282,49 @@ class HeadStats:
         check_header(path, metadata.get("kind"), _VERSION if about_zero else found, _KIND, _VERSION)
         with reading(path):
             header = json.loads(metadata["header"])
-            space, counts = HeadSpace.from_json(header["blocks"]), header["counts"]
-            blocks = range(len(space.blocks))
-            kinds = {name.split("/")[0] for name in arrays}
-
-            def scatter(name: str, weight: float) -> Floats:
-                if not about_zero:
-                    found: Floats = arrays[f"{name}/scatter"]
-                    return found
-                return scatter_about_mean(arrays[f"{name}/outer"], arrays[f"{name}/sum"], weight)
-
-            def by_density(kind: str) -> dict[float, Total]:
-                return {
-                    float(name.split("/")[1]): Total(array, counts[name])
-                    for name, array in arrays.items()
-                    if name.startswith(f"{kind}/")
-                }
-
+            counts = {f"{k}/{COUNT}": counted(count) for k, count in header["counts"].items()}
+            arrays = _about_means({**tensors, **counts}) if about_zero else {**tensors, **counts}
+            kinds = dict.fromkeys(name.split("/")[0] for name in arrays)
+            unknown = [name for name in kinds if name not in STATISTICS]
+            if unknown:
+                raise ValueError(
+                    f"it holds statistics that this release does not know: {', '.join(unknown)}; read it "
+                    "with the release that wrote it, or calibrate again."
+                )
             return HeadStats(
-                space,
+                HeadSpace.from_json(header["blocks"]),
                 header["model"],
                 header["examples"],
                 header["tokens"],
-                Total(arrays["salience"], counts["salience"]),
-                by_density("gauss_newton"),
-                tuple(
-                    Moments(
-                        arrays[f"moments/{b}/sum"],
-                        scatter(f"moments/{b}", counts[f"moments/{b}"]),
-                        arrays[f"moments/{b}/readout"],
-                        counts[f"moments/{b}"],
-                    )
-                    for b in (blocks if "moments" in kinds else ())
-                ),
-                Total(arrays["divergence"], counts["divergence"])
-                if "divergence" in arrays
-                else None,
-                Signatures(
-                    *(arrays[f"signatures/{part}"] for part in ("counts", "mean", "squares"))
-                )
-                if "signatures/mean" in arrays
-                else None,
-                by_density("fisher"),
-                tuple(
-                    Sensitivity(
-                        arrays[f"sensitivity/{b}/sum"],
-                        scatter(f"sensitivity/{b}", arrays[f"sensitivity/{b}/weight"].item()),
-                        arrays[f"sensitivity/{b}/metric"],
-                        arrays[f"sensitivity/{b}/weight"].item(),
-                        counts[f"sensitivity/{b}"],
-                    )
-                    for b in (blocks if "sensitivity" in kinds else ())
-                ),
-                None if header.get("pooling") is None else Pooling(header["pooling"]),
+                pooling=None if header.get("pooling") is None else Pooling(header["pooling"]),
+                statistics={n: STATISTICS[n].of_arrays(below(arrays, n)) for n in kinds},
             )
 
 
-def _shape(argument: str, array: Floats, expected: tuple[int, ...]) -> None:
-    if array.shape != expected:
-        raise ValueError(f"`{argument}` must have shape {list(expected)}, got {list(array.shape)}.")
+def _rebuilt(
+    space: HeadSpace,
+    model: str,
+    examples: int,
+    tokens: int,
+    pooling: Pooling | None,
+    statistics: Mapping[str, Statistic],
+) -> HeadStats:
+    return HeadStats(space, model, examples, tokens, pooling=pooling, statistics=statistics)
+
+
+def _about_means(arrays: Arrays) -> Arrays:
+    """Arrays of the first version of the file, whose second moments are about zero, as they are now.
+
+    An ``outer`` becomes the ``scatter`` about the mean of the samples, which count by the ``weight``
+    beside it, or their number.
+    """
+    now = dict(arrays)
+    for name in [name for name in arrays if name.split("/")[-1] == "outer"]:
+        part = name.removesuffix("outer")
+        weight = arrays.get(f"{part}weight", arrays.get(f"{part}{COUNT}"))
+        if weight is None:
+            raise KeyError(f"{part}{COUNT}")
+        now[f"{part}scatter"] = scatter_about_mean(
+            now.pop(name), arrays[f"{part}sum"], float(weight.item())
+        )
+    return now

@@ -1,4 +1,4 @@
-"""Sums over examples, and moments of the units' outputs."""
+"""Second moments of the head outputs, block by block."""
 
 from __future__ import annotations
 
@@ -7,37 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats, finite, scatter_between
-
-
-@dataclass(frozen=True, eq=False)
-class Total:
-    """A sum and how many samples it adds up; ``count`` is 0 where nothing was measured.
-
-    Raises:
-        ValueError: if the sum holds NaN or infinity, or the count is negative.
-    """
-
-    sum: Floats
-    count: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sum", finite(self.sum, "sum"))
-        if self.count < 0:
-            raise ValueError(f"`count` must be at least 0, got {self.count}.")
-
-    def __add__(self, other: Total) -> Total:
-        return Total(self.sum + other.sum, self.count + other.count)
-
-    @property
-    def mean(self) -> Floats:
-        """The sum over the count.
-
-        Raises:
-            ValueError: if nothing was measured.
-        """
-        if not self.count:
-            raise ValueError("this statistic was not measured; calibrate with it switched on.")
-        return self.sum / self.count
+from cahp_opt.stats.by_block import ByBlock
+from cahp_opt.stats.statistic import COUNT, Arrays, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +57,18 @@ class Moments:
             self.count + other.count,
         )
 
+    def arrays(self) -> Arrays:
+        return {
+            "sum": self.sum,
+            "scatter": self.scatter,
+            "readout": self.readout,
+            COUNT: counted(self.count),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> Moments:
+        return cls(arrays["sum"], arrays["scatter"], arrays["readout"], int(arrays[COUNT]))
+
     def of(self, columns: Bools) -> Moments:
         """Those of some columns alone, bool ``[d]``."""
         both = np.ix_(columns, columns)
@@ -106,3 +89,9 @@ class Moments:
     def constant(self) -> bool:
         """Whether the heads put out the same at every token, but for rounding (in float32, about 1e-15 here)."""
         return bool(np.trace(self.scatter) * self.count <= 1e-12 * (self.sum @ self.sum))
+
+
+class BlockMoments(ByBlock[Moments]):
+    """Those of every block."""
+
+    of_block = Moments

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats, finite, scatter_between
+from cahp_opt.stats.by_block import ByBlock
+from cahp_opt.stats.statistic import COUNT, Arrays, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,20 @@ class Sensitivity:
             self.examples + other.examples,
         )
 
+    def arrays(self) -> Arrays:
+        return {
+            "sum": self.sum,
+            "scatter": self.scatter,
+            "metric": self.metric,
+            "weight": np.array([self.weight]),
+            COUNT: counted(self.examples),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> Sensitivity:
+        first, scatter, metric = (arrays[name] for name in ("sum", "scatter", "metric"))
+        return cls(first, scatter, metric, arrays["weight"].item(), int(arrays[COUNT]))
+
     def of(self, columns: Bools) -> Sensitivity:
         """That of some columns of ``z`` alone, bool ``[d]``."""
         both = np.ix_(columns, columns)
@@ -87,3 +103,9 @@ class Sensitivity:
         """What one unit of the block's weighted squared error costs per example, in the units of the
         distance (nats for probabilities)."""
         return self.weight / (2 * self.examples) if self.examples else 0.0
+
+
+class BlockSensitivity(ByBlock[Sensitivity]):
+    """That of every block."""
+
+    of_block = Sensitivity

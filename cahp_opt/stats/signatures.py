@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.space import HeadSpace
+from cahp_opt.stats.statistic import Arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +78,20 @@ class Signatures:
         variance: Floats = self.squares / np.maximum(self.counts, 1)[:, None, None, None]
         return variance
 
-    def of(self, kept: Bools) -> Signatures:
-        """Those of some units alone, bool ``[n]``."""
+    def arrays(self) -> Arrays:
+        return {"counts": self.counts, "mean": self.mean, "squares": self.squares}
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> Signatures:
+        return cls(arrays["counts"], arrays["mean"], arrays["squares"])
+
+    def restricted(self, space: HeadSpace, kept: Bools) -> Signatures:
+        del space
         return Signatures(self.counts, self.mean[:, kept], self.squares[:, kept])
+
+    def check(self, name: str, space: HeadSpace) -> None:
+        if self.n != space.n:
+            raise ValueError(f"`{name}` are of {self.n} units, and the model has {space.n}.")
 
     def padded(self, classes: int) -> Signatures:
         """The same with this many classes; the new ones have no examples."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from benchmarks.objectives.catalogue import OBJECTIVES, reconstruction
 from cahp_opt.objectives import ExplainedVariance, Modular
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.space import HeadSpace
-from cahp_opt.stats.moments import Total
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.totals import Total
 from cahp_opt.torch import refit, slice_heads
 from cahp_opt.torch.evaluation.evaluation import evaluate
 
@@ -165,11 +165,15 @@ def test_the_judge_refits_as_the_library_does() -> None:
 def test_every_objective_has_a_value() -> None:
     stats, kept = make_stats(), np.array([True, False, True, True, False])
     densities = {3 / 5: stats.gauss_newton[0.5]}
-    measured = replace(
-        stats,
+    measured = HeadStats(
+        stats.space,
+        stats.model,
+        stats.examples,
+        stats.tokens,
         gauss_newton={**stats.gauss_newton, **densities},
         fisher={**stats.fisher, **densities},
         divergence=Total(0.1 * (np.ones((5, 5)) - np.eye(5)), 1),
+        statistics=stats.statistics,
     )
     for name, build in OBJECTIVES.items():
         made = build(measured, 3)

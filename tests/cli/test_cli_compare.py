@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,7 @@ def test_the_default_objective_follows_the_statistics(
 ) -> None:
     """Statistics of models that embed texts, such as the demonstration's, have no sensitivity."""
     if not sensed:
-        replace(make_stats(model="Model/1/2"), sensitivity=()).save("stats.safetensors")
+        make_stats(model="Model/1/2").without("sensitivity").save("stats.safetensors")
     objectives, real = list[str](), plugins.objective_named
 
     def named(text: str, stats: HeadStats) -> Objective:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from records_by_hand import make_stats
 
@@ -81,14 +79,8 @@ def test_errors_of_records_name_options(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path_factory.mktemp("records")
-    bare = replace(
-        make_stats(model="Model/1/2"),
-        divergence=None,
-        signatures=None,
-        sensitivity=(),
-        gauss_newton={},
-        fisher={},
-    )
+    left_out = ("divergence", "signatures", "sensitivity", "gauss_newton", "fisher")
+    bare = make_stats(model="Model/1/2").without(*left_out)
     bare.save(folder / "s.safetensors")
     given = ["select", "--stats", str(folder / "s.safetensors"), "--heads", "3"]
     assert main([*given, "--output", str(folder / "o.json"), *options]) == 2

@@ -28,7 +28,8 @@ from cahp_opt.objectives.similarities import is_symmetric
 from cahp_opt.solvers import Greedy, LazyGreedy
 from cahp_opt.space import Block
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.moments import Moments, Total
+from cahp_opt.stats.moments import Moments
+from cahp_opt.stats.totals import Total
 
 SMALL = np.array([[4.0, 2.0, 0.0], [2.0, 3.0, 1.0], [0.0, 1.0, 2.0]])
 

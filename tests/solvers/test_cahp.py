@@ -227,9 +227,9 @@ def test_objectives_are_made_from_signatures() -> None:
     assert np.array_equal(weighted.weights, stats.salience.mean)
     assert select(Problem(weighted, Budget.heads(stats.space, 2)), LazyGreedy()).gap < 0.5
     with pytest.raises(ValueError, match="no signatures.*`signature_size=32`"):
-        Complementarity.from_stats(replace(stats, signatures=None))
+        Complementarity.from_stats(stats.without("signatures"))
     with pytest.raises(ValueError, match="no signatures.*`signature_size=32`"):
-        FacilityLocation.from_signatures(replace(stats, signatures=None))
+        FacilityLocation.from_signatures(stats.without("signatures"))
 
 
 @pytest.mark.parametrize(

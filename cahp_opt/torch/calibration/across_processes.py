@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed
 
-from cahp_opt.arrays import Floats
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.moments import Moments, Total
 from cahp_opt.stats.pooling import Pooling, in_words
-from cahp_opt.stats.sensitivity import Sensitivity
-from cahp_opt.stats.signatures import Signatures
+from cahp_opt.stats.statistic import Array, InParts, Sums, joined
 
 
 def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None) -> HeadStats:
@@ -33,7 +31,8 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
     It is the sum ``a + b + ...`` of :class:`~cahp_opt.stats.head_stats.HeadStats`, so it equals one process that sees all the
     data, up to rounding, where no cap on examples binds. Caps hold per process: with ``R`` processes
     ``gradient_examples=256`` means up to ``256 * R`` in all. Data loaders that repeat examples to
-    give every process as many batches (accelerate's ``even_batches``) count these examples twice.
+    give every process as many batches (accelerate's ``even_batches``) count these examples twice. Every
+    process sends what it measured to all others, one part after another.
 
     Give :func:`~cahp_opt.torch.calibrate` the model itself, not a ``DistributedDataParallel`` around it. Where
     ``torch.distributed`` is not initialised there is one process, and ``stats`` comes back as it is.
@@ -58,83 +57,53 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
     device = _device(group)
     _check_alike(stats, device, group)
 
-    def summed(total: Total) -> Total:
-        return Total(_sum(total.sum, device, group), count(total.count))
-
-    def count(value: int) -> int:
-        return int(_sum(np.array(value, dtype=np.float64), device, group))
-
-    def moments(mine: Moments) -> Moments:
-        first, scatter, tokens = _scatter(mine.sum, mine.scatter, mine.count, device, group)
-        return Moments(first, scatter, mine.readout, int(tokens))
-
-    def sensitivity(mine: Sensitivity) -> Sensitivity:
-        first, scatter, weight = _scatter(mine.sum, mine.scatter, mine.weight, device, group)
-        metric = _sum(mine.metric, device, group)
-        return Sensitivity(first, scatter, metric, weight, count(mine.examples))
-
-    return HeadStats(
-        stats.space,
-        stats.model,
-        count(stats.examples),
-        count(stats.tokens),
-        summed(stats.salience),
-        {rho: summed(total) for rho, total in stats.gauss_newton.items()},
-        tuple(moments(m) for m in stats.moments),
-        None if stats.divergence is None else summed(stats.divergence),
-        None if stats.signatures is None else _pooled(stats.signatures, device, group),
-        {rho: summed(total) for rho, total in stats.fisher.items()},
-        tuple(sensitivity(s) for s in stats.sensitivity),
-        stats.pooling,
+    examples, tokens = _sum([stats.examples, stats.tokens], device, group)
+    return replace(
+        stats,
+        examples=examples,
+        tokens=tokens,
+        statistics={n: _gathered(s, device, group) for n, s in stats.statistics.items()},
     )
 
 
-def _scatter(
-    mine: Floats,
-    scatter: Floats,
-    weight: float,
-    device: torch.device,
-    group: distributed.ProcessGroup | None,
-) -> tuple[Floats, Floats, float]:
-    """The sum of weighted rows of all processes, their second moment about the common mean, and the weight.
-
-    Args:
-        mine: the sum of this process.
-        scatter: about this process's mean.
-        weight: of this process's rows.
-        device: what the backend sends from.
-        group: the processes.
-    """
-    total = _sum(mine, device, group)
-    everything = float(_sum(np.array(weight, dtype=np.float64), device, group))
-    apart = mine / weight - total / everything if weight else np.zeros_like(mine)
-    step = apart * np.sqrt(weight)
-    return total, _sum(scatter + np.outer(step, step), device, group), everything
+def _gathered(mine: Any, device: torch.device, group: distributed.ProcessGroup | None) -> Any:
+    """The sum of a statistic over all processes, in their order, so that all get the same to the bit."""
+    if isinstance(mine, InParts):
+        return mine.of_parts({n: _gathered(p, device, group) for n, p in mine.parts().items()})
+    total = None
+    for rank in range(distributed.get_world_size(group)):
+        theirs = _sent(mine, rank, device, group)
+        total = theirs if total is None else total + theirs
+    return total
 
 
-def _pooled(
-    mine: Signatures, device: torch.device, group: distributed.ProcessGroup | None
-) -> Signatures:
-    """The signatures of all processes together; some may not have met the classes of others."""
-    classes = torch.tensor(len(mine.counts), device=device)
+def _sent(
+    mine: Sums, rank: int, device: torch.device, group: distributed.ProcessGroup | None
+) -> Sums:
+    """What one process of the group holds of a statistic, in every process."""
+    own = distributed.get_rank(group) == rank
+    source = rank if group is None else distributed.get_global_rank(group, rank)
     untyped: Any = distributed
-    untyped.all_reduce(classes, op=untyped.ReduceOp.MAX, group=group)
-    mine = mine.padded(int(classes))
-    own = mine.counts.astype(np.float64)
-    total = _sum(own, device, group)
-    own, all_ = own[:, None, None, None], np.maximum(total, 1)[:, None, None, None]
-    mean = _sum(own * mine.mean, device, group) / all_
-    squares = _sum(mine.squares + own * (mine.mean - mean) ** 2, device, group)
-    return Signatures(total.astype(np.int64), mean, squares)
+    received: dict[str, Array] = {}
+    for name, array in mine.arrays().items():
+        values = array
+        if array.ndim:  # not all processes may know of the same classes
+            shape = torch.tensor(array.shape, device=device)
+            untyped.broadcast(shape, source, group=group)
+            values = array if own else np.zeros(shape.cpu().numpy(), array.dtype)
+        tensor = torch.tensor(values, device=device)
+        untyped.broadcast(tensor, source, group=group)
+        received[name] = tensor.cpu().numpy()
+    return mine if own else mine.of_arrays(received)
 
 
 def _check_alike(
     stats: HeadStats, device: torch.device, group: distributed.ProcessGroup | None
 ) -> None:
     model = repr((stats.model, stats.space))
-    measured = (len(stats.moments), len(stats.sensitivity), stats.divergence is not None)
-    size = None if stats.signatures is None else stats.signatures.size
-    options = repr((list(stats.gauss_newton), list(stats.fisher), *measured, size))
+    arrays = joined({name: s.arrays() for name, s in stats.statistics.items()})
+    # The first axis may be that of the classes, which are added up where one process saw more of them.
+    options = repr(sorted((name, array.shape[1:]) for name, array in arrays.items()))
     poolings = [None, *Pooling]
     digests = [_digest(model), _digest(options), 32 * [poolings.index(stats.pooling)]]
     mine = torch.tensor(digests, dtype=torch.uint8, device=device)
@@ -164,13 +133,14 @@ def _digest(text: str) -> list[int]:
     return list(hashlib.sha256(text.encode()).digest())
 
 
-def _sum(array: Floats, device: torch.device, group: distributed.ProcessGroup | None) -> Floats:
-    """The sum over all processes, in double precision (exact for counts below 2**53)."""
-    values = torch.tensor(array, dtype=torch.float64, device=device)
+def _sum(
+    counts: list[int], device: torch.device, group: distributed.ProcessGroup | None
+) -> list[int]:
+    """The sums of counts over all processes."""
+    values = torch.tensor(counts, device=device)
     untyped: Any = distributed
     untyped.all_reduce(values, group=group)
-    result: Floats = values.cpu().numpy()
-    return result
+    return [int(value) for value in values.cpu().numpy()]
 
 
 def _device(group: distributed.ProcessGroup | None) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats
-from cahp_opt.stats.moments import Total
+from cahp_opt.stats.totals import Total
 from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, real_tokens, wide
 from cahp_opt.torch.running.undisturbed import unmarked

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats
-from cahp_opt.stats.moments import Total
+from cahp_opt.stats.totals import Total
 from cahp_opt.torch.blocks.finder import Attention
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
 from cahp_opt.torch.evaluation.fidelity import Fidelity
