@@ -58,7 +58,7 @@ def fidelity_table() -> str:
 def accuracy_table() -> str:
     """Test accuracy by method, where heads are few."""
     return headline(records(ACCURACY)) + (
-        "\n\nMeans ± standard errors over seeds, whose number stands in brackets; all budgets, costs and "
+        "\n\nMeans ± standard errors over seeds, with their number in brackets; all budgets, costs and "
         "pictures: [docs/accuracy.md](docs/accuracy.md)."
     )
 

@@ -44,15 +44,14 @@ Written by `python benchmarks/accuracy/report.py` from `benchmarks/results/accur
 all-MiniLM-L6-v2 (72 heads) is fine-tuned on a data set, heads are selected, and the sliced model is judged on the
 whole test set (`benchmarks/accuracy/run.py`): as it is, after a refit on the calibration texts (no labels, no
 gradient steps), and after one epoch on the training set with labels and distillation, with and without the refit
-before it. Every method
-gets the same calibration texts, drawn from the training set anew for every seed, and the same budget; budgets with
-a point are shares of the unpruned time by a measured latency table, the others numbers of heads. `±` is the standard
-error over seeds, whose number stands in brackets; it does not hold the error of the test set itself, which is the
-same for all methods.
+before it. Every method gets the same calibration texts, drawn from the training set anew for every seed, and the
+same budget. Budgets with a decimal point are shares of the unpruned time by a measured latency table, the others are
+numbers of heads. `±` is the standard error over seeds, with their number in brackets; it leaves out the error of the
+test set itself, which is the same for all methods.
 
 - *default*: what `cahp prune` does for that recovery.
 - *seed method*: clusters of attention signatures in a t-SNE plane and the most salient head of each (`CAHP`), with as
-  many clusters as the budget has room for, rather than its own number of them.
+  many clusters as the budget allows, rather than the number it would choose itself.
 - *Michel*, *Fisher diagonal*: the largest salience, or squared gradient, of labelled texts. *Kwon-style*: the counts
   per block of the Fisher diagonal, then the best heads of every block under its own Fisher matrix.
 - *OSSCAR-style*: even counts per block, and in every block the heads from which least squares reconstruct its output
@@ -97,7 +96,7 @@ def data_set(stem: str, record: Row) -> str:
         f"Unpruned: {100 * dense['dev']:.1f} % on dev, {100 * dense['test']:.1f} % on test. Latency: {size} x "
         f"{length} tokens on {latency.get('device', EARLIER.partition(',')[0])}, at least "
         f"{100 * latency['floor'] / latency['dense']:.0f} % of the unpruned time whatever is removed. "
-        f"Results by what they were made on: {devices(record['rows'])}. Last: {told['device']}, "
+        f"Results by device: {devices(record['rows'])}. Most recent: {told['device']}, "
         f"torch {told['versions']['torch']}, transformers {told['versions']['transformers']}, "
         f"{told['date']}, commit {str(told['commit'])[:7]}."
     )
@@ -214,7 +213,7 @@ def headline(found: Mapping[str, Row]) -> str:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     errors = (f"{record['data']} {sampling_error(record):.1f}" for record in found.values())
     lines.append(
-        f"\nOne standard error that the size of a test set leaves, in points: {', '.join(errors)}."
+        f"\nOne standard error from the size of the test set, in points: {', '.join(errors)}."
     )
     return "\n".join(lines)
 

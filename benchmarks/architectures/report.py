@@ -18,19 +18,19 @@ Written by `benchmarks/architectures/report.py` from `benchmarks/results/archite
 do not edit.
 
 For every model type of an installed transformers a tiny model with random weights was built from a
-shrunken configuration, by rules that know field names and no models, and run on random inputs. Units of
-every block that runs were removed with `slice_heads`, which compares masked and sliced model itself: a
+shrunken configuration, by rules that know field names but no models, and run on random inputs. Units of
+every block that runs were removed with `slice_heads`, which itself compares the masked and the sliced model: a
 random part of them, all but one, all but two, and all of every other block. Then both were compared
 again, on other inputs, with and without padding, texts of 72, 16 and 3 tokens for the random part, over
 all floating-point outputs at real tokens (float32, 1e-4 of an output's largest value). Some types were
 tried once more with options that give them other attention; their rows name the options.
 
 - **passed**: the same in both comparisons.
-- **silently wrong**: `slice_heads` was content, and the second comparison was not.
-- **slice error**: `slice_heads` found that the result differs or cannot run, restored the model and said so.
+- **silently wrong**: `slice_heads` passed, and the second comparison failed.
+- **slice error**: `slice_heads` found that the result differs or cannot run, restored the model and raised an error.
 - **refused**: attention that is not understood, or whose heads cannot be removed one by one.
 - **no attention**: nothing that looks like attention.
-- **not built**: no tiny model of the type could be built and run here; says nothing about the library.
+- **not built**: no tiny model of the type could be built and run here, which says nothing about the library.
 """
 
 _FAILURES = ("silently wrong", "slice error", "refused", "not built")
@@ -57,8 +57,8 @@ def page() -> str:
             known = sweep["provenance"]
             lines.append(
                 f"\nThe sweep under {known['transformers']} is of {known['date']} and was not run again: it "
-                "tried texts of 16 tokens, the random part and the usual options alone, so it calls types "
-                "passed that fail in another of these ways."
+                "tried texts of 16 tokens, the random part and the usual options alone, so it counts types "
+                "as passed that fail in one of the other ways."
             )
     latest = sweeps[0]
     rows = latest["types"]
@@ -113,7 +113,7 @@ def _notes(rows: list[dict[str, Any]]) -> list[str]:
         why = _plain(next(iter(not_taken.values())))
         lines.append(f"| `{row['type']}` | {', '.join(not_taken)} | {why} |")
     lines += [
-        f"\n## Passed with as many key/value heads as query heads only: {len(grouped)}\n",
+        f"\n## Passed only with as many key/value heads as query heads: {len(grouped)}\n",
         ", ".join(f"`{row['type']}`" for row in grouped) or "none",
     ]
     return lines

@@ -34,8 +34,8 @@ are marked `support`: gates are reversible and act on every block (*mask*), the 
 masked one in float64, float32 and bfloat16, with and without padding, also sliced twice (*slice*),
 blocks may be left empty (*zero heads*), greedy decoding gives the same tokens with and without a cache
 (*generate*), saving and loading give the same weights (*reload*), a training step works and leaves
-empty blocks empty (*training*), and `torch.compile`, `torch.export`, ONNX through onnxruntime (*onnx*) and LoRA adapters of PEFT before
-slicing (*lora*) work.
+empty blocks empty (*training*), and `torch.compile`, `torch.export`, ONNX through onnxruntime (*onnx*)
+and LoRA adapters of PEFT before slicing (*lora*) work.
 
 "yes" holds for every version of transformers below; otherwise the versions that fail are named. An
 empty cell was not tested, because the model does not do that or no test records it.

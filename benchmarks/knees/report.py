@@ -27,12 +27,12 @@ HEAD = """# How many units to keep, chosen automatically
 
 Written by `python benchmarks/knees/report.py` from `benchmarks/results/knees/`; never edit it by hand.
 
-The seed method ([CAHP](../solvers/cahp.py), arXiv 2606.19150) chooses the number of heads itself: for every number of
-clusters it takes the silhouette, smooths that curve by a polynomial, and stops at the knee. `frontier` and `knee`
-do the same on the library's own curve: the value of its objective, `ExplainedVariance`, or a quality that was measured
+The seed method ([CAHP](../solvers/cahp.py), arXiv 2606.19150) chooses the number of heads itself: it computes the
+silhouette for every number of clusters, smooths that curve with a polynomial, and stops at the knee. `frontier` and
+`knee` do the same on the library's own curve: the value of its objective, `ExplainedVariance`, or the quality measured
 on held-out sentences, over the best selection of every number of units. `benchmarks/knees/run.py` runs both
 on one classifier, for every degree of the polynomial, every seed of t-SNE, and several draws of the calibration
-sentences, and judges on the development set what they stop at.
+sentences, and judges on the development set where they stop.
 
 ## Reading it
 
@@ -42,13 +42,13 @@ sentences, and judges on the development set what they stop at.
 * **A knee depends on where the curve begins.** The table "Where the curve begins" cuts the same curve off at other
   places, and the knee follows. The silhouette hides this: its range, from 2 to all units but one, is always the same.
 * **The knee of the explained variance is as stable**, and hardly depends on the degree from 4 on; but it says where the
-  objective bends, from one unit per block to all units, and not what accuracy is left there.
+  objective bends, from one unit per block to all units, and not what accuracy remains there.
 * **How many units are enough depends on the recovery**, which neither curve knows. Sliced and left alone, the quality
   falls nearly in a straight line, without a sharp knee, and suffers long before any of the rules stops; after a
   refit, sizes that looked hopeless are close to the unpruned model (last table).
-* **A tolerance is the better rule** where anybody can name one: `Frontier.cheapest_within(0.05, measured)` takes the
-  cheapest selection that is at most so much worse than the best, measured with the recovery that will be used. It
-  costs what measuring costs.
+* **A tolerance is the better rule** for those who can name one: `Frontier.cheapest_within(0.05, measured)` takes the
+  cheapest selection within that loss of the best, measured with the recovery that will be used. It costs what
+  measuring costs.
 """
 
 
@@ -120,7 +120,7 @@ def stops(record: Row) -> str:
     ]
     moved = (
         f"Units kept. The degree moves the knee of the silhouette from {max(map(max, stops)):g} to "
-        f"{min(map(min, stops)):g}; at one degree, seeds and draws together move it by at most "
+        f"{min(map(min, stops)):g}; at one degree, seeds and draws together move it by up to "
         f"{max(max(of) - min(of) for of in stops):g}."
     )
     return f"### Where each stops\n\n{moved}\n\n" + table(columns, rows)
@@ -229,8 +229,8 @@ def closer(record: Row) -> str:
     }
     return (
         f"{len(stopped & judged.keys())} of the {len(stopped)} different selections at which the seed method "
-        f"stopped were judged. Of {len(pairs)} selections of the seed method that have one of the frontier of the same size and "
-        f"draw beside them, the frontier's has the smaller KL {won['sliced']} times as sliced, and "
+        f"stopped were judged. In {len(pairs)} pairs with a selection of the frontier of the same size and draw "
+        f"the frontier's has the smaller KL {won['sliced']} times as sliced, and "
         f"{won['refitted']} times refitted."
     )
 

@@ -32,27 +32,27 @@ For every model, phase and execution, `measure_latency` makes a table: every att
 number of units, and a few whole models that tie the blocks to the model. Then uneven random keep-sets that the
 table has not seen, from nearly nothing to nearly everything, are sliced and timed as whole models, in turns with
 the unpruned one (`benchmarks/latency/run.py`). The shapes are those of well-known models; weights are random
-where time does not depend on them, and of Llama 8B there are only some layers. `dense` is the unpruned model,
-`floor` the least that the table promises with nothing kept. The relative error compares the predicted share of
+where time does not depend on them, and Llama 8B has only some of its layers. `dense` is the unpruned model,
+`floor` the least time that the table predicts. The relative error compares the predicted share of
 the unpruned time with the measured one, each by the unpruned model of its own run; it is what a budget such as
-`--latency 0.8` meets. The absolute error compares seconds, and holds also what the machine changed in between.
+`--latency 0.8` meets. The absolute error compares seconds, and includes what changed on the machine in between.
 The spread is the distance from the reported low quantile to the median of the repeats: the noise. A keep-set is
-within it if its relative error is at most its own spread and that of the unpruned model together.
+within the spread if its relative error is no larger than its own spread plus that of the unpruned model.
 
 ## Reading it
 
 A fast GPU that runs a small model eagerly waits for operations to be launched. Fewer heads are not faster then:
 the floor is close to 100 %, because the table has a `least` (a time that it never goes below) or a `fixed` part
-that is nearly everything; and errors and spread are those of the host that launches, not of the device. CUDA
+that is nearly everything; errors and spread are those of the host that launches, not of the device. CUDA
 graphs launch everything at once and show the time of the device, where heads do count. The two do not run
 quite the same kernels, and their curves may differ: while a graph is captured, transformers 5 makes attention
-masks that it leaves out otherwise, and that costs time (see `run_through` in `cahp_opt/torch/latency/execution.py`).
+masks that it otherwise leaves out, which costs time (see `run_through` in `cahp_opt/torch/latency/execution.py`).
 
 The first picture of a device shows the time of one block, the most common one of its model, by the number of
-units kept. On a GPU it is the time of the device alone, eagerly too. No unit costs as much as one,
-because an empty block is stored with one (`bypass_empty` skips it). The lower panels show what each further unit adds: stairs,
-as of matrix products that are done in tiles of a few heads, are a zigzag there, and `--multiple-of` keeps to
-full tiles. The second picture has every keep-set of every case.
+units kept. On a GPU it is the device's time alone, in eager runs too. Keeping no unit costs as much as keeping one,
+because an empty block is stored with one (`bypass_empty` skips it). The lower panels show what each further unit
+adds: stairs, such as those of matrix products computed in tiles of a few heads, appear as a zigzag there, and
+`--multiple-of` keeps to full tiles. The second picture has every keep-set of every case.
 """
 COLUMNS = (
     "model",
@@ -150,11 +150,11 @@ def remarks(record: Row) -> str:
     band, noisy = f"{100 * BAND:g} %", f"{100 * NOISY:g} %"
     return "\n".join(
         [
-            f"- Median relative error of at most {band}: {close} of {len(cases)} cases. Larger: "
+            f"- Median relative error up to {band}: {close} of {len(cases)} cases. Larger: "
             f"{those(lambda c: c['summary']['relative_error']['median'] > BAND)}.",
             f"- Hardly any time to gain (floor of at least {100 * LAUNCHING:g} %): "
             f"{those(lambda c: c['table']['floor'] >= LAUNCHING * c['table']['dense'])}.",
-            f"- Noisy (median spread above {noisy}), so that errors say little: "
+            f"- Noisy (median spread above {noisy}), so errors mean little: "
             f"{those(lambda c: c['summary']['spread']['median'] > NOISY)}.",
             f"- Failed: {'; '.join(f'{name(c)} ({why(c)})' for c in bad) or 'none'}.",
             f"- Not measured: {missing}.",

@@ -31,13 +31,13 @@ Every objective is a function of calibration statistics that a solver maximises.
 each recovery (nothing, or the closed-form `refit`):
 
 - **Does it rank keep-sets?** Random keep-sets of every size, the same for every objective, are judged by the KL
-  divergence (nats) from the dense model on held-out texts. Shown is Spearman's rank correlation of that with what
-  the objective says is lost: 1 is the same order, 0 none. The interval is a bootstrap over the keep-sets.
+  divergence (nats) from the unpruned model on held-out texts. The table shows Spearman's rank correlation between
+  that and the loss by the objective: 1 is the same order, 0 is none. The interval is a bootstrap over the keep-sets.
 - **Does it choose well?** The keep-set that maximises it is judged in the same way. A solver looks for the best
   values, and so for the errors of an objective: one that ranks random keep-sets well may still choose badly. This
   is the table to choose an objective by.
 
-`benchmarks/objectives/catalogue.py` says how every objective is made; `density matched` means random masks that
+`benchmarks/objectives/catalogue.py` defines every objective; `density matched` means random masks that
 keep the share of units that will be kept.
 """
 
@@ -71,8 +71,8 @@ def section(record: Row) -> str:
             f"KL divergence of the keep-set that each objective chooses, {title} (`random`: the mean of "
             f"{sets}):",
             table(record, {name: kl[name] for name in best}, 3),
-            f"Its accuracy in per cent (dense: {100 * record['dense']['accuracy']:.1f}; standard error "
-            f"{100 * error(record):.1f}, of differences between two keep-sets less):",
+            f"Its accuracy in per cent (unpruned: {100 * record['dense']['accuracy']:.1f}; standard error "
+            f"{100 * error(record):.1f}, smaller for differences between two keep-sets):",
             table(record, {name: accuracy[name] for name in best}, 1),
         ]
     )

@@ -443,5 +443,5 @@ def test_the_headline_has_the_columns_that_were_measured() -> None:
         "| default | 51.0 ± 1.0 (2); 0.490 | 51.5 (1); 0.485 |",
         "| random | 40.0 (1); 0.600 |  |",
         "",
-        "One standard error that the size of a test set leaves, in points: films 1.0.",
+        "One standard error from the size of the test set, in points: films 1.0.",
     ]

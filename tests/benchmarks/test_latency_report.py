@@ -82,7 +82,7 @@ def test_the_page_tells_every_case(record: dict[str, Any]) -> None:
     assert f"{first}50.00 | 1.50 | 2 of 3 |" in told
     assert "at most 3 %: 1 of 2 cases. Larger: gpt2 prefill eager." in told
     assert "(floor of at least 95 %): gpt2 prefill eager." in told
-    assert "(median spread above 10 %), so that errors say little: gpt2 prefill eager." in told
+    assert "(median spread above 10 %), so errors mean little: gpt2 prefill eager." in told
     assert "Failed: gpt2 decode eager (it is &lt;gone>)." in told
     (missing,) = (row for row in told.splitlines() if row.startswith("- Not measured"))
     assert "mine prefill eager" in missing and "gpt2 decode CUDA graph" in missing

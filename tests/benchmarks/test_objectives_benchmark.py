@@ -119,7 +119,7 @@ def test_the_page_puts_the_best_first(record: dict[str, Any]) -> None:
     assert "| flat |  | 1.00 |  |" in ranks
     order = [line.split(" | ")[0] for line in losses.splitlines()[2:6]]
     assert order == ["| right", "| turned", "| random", "| flat"]
-    assert "| right | 62.5 | 62.5 |" in text and "(dense: 75.0; standard error 4.3" in text
+    assert "| right | 62.5 | 62.5 |" in text and "(unpruned: 75.0; standard error 4.3" in text
 
 
 def test_a_record_goes_on_where_it_was_left(tmp_path: Path) -> None:
