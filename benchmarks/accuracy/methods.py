@@ -24,7 +24,6 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
-from cahp_opt.progress import Stages
 from cahp_opt.runs.method import Method as Choice
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
@@ -136,8 +135,7 @@ class Needs:
         batches = batches_of(None)
         bare = batches if self.labels else [inputs_of(batch) for batch in batches]
         if self.choice is not None:
-            quiet = Stages()
-            return Measured(measure_stats(model, bare, self.choice.objective, seed, quiet))
+            return Measured(measure_stats(model, bare, self.choice.objective, seed))
         texts = sum(map(batch_size, batches))
         return Measured(
             calibrate(

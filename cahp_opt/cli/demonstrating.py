@@ -17,7 +17,7 @@ from cahp_opt.files.belongings import Belongings
 from cahp_opt.runs.method import (
     Method,
 )
-from cahp_opt.runs.plan import Applying, Reading
+from cahp_opt.runs.plan import Applying, OutputOptions, Plan
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import split
 
@@ -55,12 +55,13 @@ def demo(
         report = run_pipeline(
             named,
             texts,
-            target,
-            Method.suiting(Recovery.REFIT, seed=seed, embeds=embeds(named)),
-            Applying(workloads=workloads, reading=Reading(seed=seed)),
-            output_dir,
+            Plan(
+                target,
+                Method.suiting(Recovery.REFIT, seed=seed, embeds=embeds(named)),
+                Applying(workloads=workloads, seed=seed),
+            ),
+            OutputOptions(output_dir, overwrite),
             samples=samples,
-            overwrite=overwrite,
-            display=display,
+            stages=display,
         )
     show(report, output_dir)

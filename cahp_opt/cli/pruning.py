@@ -63,7 +63,7 @@ from cahp_opt.runs.method import (
     Method,
     Units,
 )
-from cahp_opt.runs.plan import Applying, Reading
+from cahp_opt.runs.plan import Applying, OutputOptions, Plan, Reading, RecoveryOptions
 from cahp_opt.runs.recovery import Recovery, Weighting
 
 
@@ -148,23 +148,21 @@ def prune(
         report = run_pipeline(
             named,
             texts,
-            target,
-            method,
-            Applying(
-                recovery,
-                workloads,
-                Reading(batch_size, max_length, seed),
+            Plan(
+                target,
+                method,
+                Applying(
+                    RecoveryOptions(recovery, epochs, learning_rate, weighting, feed_forward),
+                    workloads,
+                    Reading(max_length, batch_size),
+                    seed,
+                ),
                 rounds,
-                epochs,
-                learning_rate,
-                weighting,
-                feed_forward,
+                units.unit,
             ),
-            output_dir,
+            OutputOptions(output_dir, overwrite),
             profile=profile,
-            unit=units.unit,
             samples=samples,
-            overwrite=overwrite,
-            display=display,
+            stages=display,
         )
     show(report, output_dir)

@@ -71,7 +71,7 @@ from cahp_opt.runs.method import (
     Precision,
     Units,
 )
-from cahp_opt.runs.plan import Applying, Reading
+from cahp_opt.runs.plan import Applying, OutputOptions, Reading, RecoveryOptions
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
@@ -412,17 +412,13 @@ def apply(
         chosen,
         texts,
         Applying(
-            recovery,
+            RecoveryOptions(recovery, epochs, learning_rate, weighting, feed_forward),
             workloads,
-            Reading(batch_size, max_length, seed),
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weighting=weighting,
-            feed_forward=feed_forward,
+            Reading(max_length, batch_size),
+            seed,
         ),
-        output_dir,
-        overwrite=overwrite,
-        display=display,
+        OutputOptions(output_dir, overwrite),
+        stages=display,
     )
     show(report, output_dir)
 

@@ -1,26 +1,402 @@
-"""What one whole run is told."""
+"""What one whole run is told. Fields with an option are options of ``cahp`` too, and stand only here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
 
-from cahp_opt.costs.workloads import Workload
+from cahp_opt.costs.goals import (
+    KV_CACHE,
+    MEMORY,
+    PARAMETERS,
+    Goal,
+    LatencyGoal,
+    ResourceGoal,
+    asked_latency,
+)
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.target import Target
+from cahp_opt.costs.workloads import Workload, workloads_for
+from cahp_opt.runs.method import Method, ObjectiveName, SolverName
+from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit, split
+from cahp_opt.space import Unit
+from cahp_opt.stats.pooling import Pooling
+
+DEFAULT_LATENCY = "0.8"
+"""The budget where nothing is limited: this ratio of the unpruned time."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How texts become batches.
+    """How texts become batches."""
 
-    Args:
-        batch_size: texts per batch.
-        max_length: tokens per text, at most.
-        seed: of the order of the batches.
-    """
+    topic: ClassVar[str] = "Texts"
 
-    batch_size: int = 32
-    max_length: int = 128
-    seed: int = 0
+    max_length: int = field(
+        default=128,
+        metadata=option("--max-length", min=1, help="Maximum number of tokens per text."),
+    )
+    batch_size: int = field(
+        default=32, metadata=option("--batch-size", min=1, help="Texts per batch.")
+    )
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Which texts a model is calibrated, refitted and judged on, and how they become batches."""
+
+    topic: ClassVar[str] = "Texts"
+
+    text: Path | None = field(
+        default=None,
+        metadata=option("--text", metavar="FILE", help="Texts, one per line (UTF-8)."),
+    )
+    data: Path | None = field(
+        default=None,
+        metadata=option(
+            "--data",
+            metavar="TSV",
+            help="Texts as tab-separated values with a header: text, and optionally text_pair and "
+            "label; quoted as csv and pandas do, or not at all.",
+        ),
+    )
+    max_texts: int = field(
+        default=2000,
+        metadata=option(
+            "--max-texts", min=1, help="Maximum number of texts to calibrate and refit on."
+        ),
+    )
+    held_out: int = field(
+        default=256,
+        metadata=option(
+            "--held-out",
+            min=0,
+            help="Held-out texts for evaluation (at most a fifth of all); never calibrated or refitted on.",
+        ),
+    )
+    reading: Reading = Reading()
+    pooling: Pooling | None = field(
+        default=None,
+        metadata=option(
+            "--pooling",
+            help="How the model embeds texts, if it does. Default: as the files of "
+            "sentence-transformers beside it say, otherwise the mean over all tokens.",
+        ),
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any texts."""
+        return self.text is not None or self.data is not None
+
+    def read(self, seed: int) -> TextSplit:
+        """The texts.
+
+        Args:
+            seed: of the shuffle.
+
+        Raises:
+            ValueError: if there is not exactly one file, or it cannot be understood.
+            OSError: if it cannot be read.
+        """
+        if (self.text is None) == (self.data is None):
+            raise ValueError("give the texts either as `--text FILE` or as `--data TSV`.")
+        examples = LineTexts(self.text) if self.text is not None else TableTexts(self.data or "")
+        return split(examples, most=self.max_texts, held_out=self.held_out, seed=seed)
+
+
+@dataclass(frozen=True)
+class BlockLimits:
+    """How many units every block keeps."""
+
+    topic: ClassVar[str] = "Budget"
+
+    minimum: int = field(
+        default=1,
+        metadata=option("--minimum", min=0, help="Minimum number of units kept in every block."),
+    )
+    maximum: int | None = field(
+        default=None,
+        metadata=option("--maximum", min=0, help="Maximum number of units kept in every block."),
+    )
+    multiple_of: int = field(
+        default=1,
+        metadata=option(
+            "--multiple-of",
+            min=1,
+            help="Every block keeps a multiple of this many units, or all: some hardware is only fast "
+            "at such widths.",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """What the pruned model may cost."""
+
+    topic: ClassVar[str] = "Budget"
+
+    latency: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--latency",
+            metavar="[WORKLOADS=]RATIO|TIME",
+            help="Largest end-to-end time: a ratio of the unpruned time such as 0.8, or a time such as "
+            "12.5ms or 0.0125s; of one workload as in decode=12ms, or of several runs as in "
+            "prefill+200*decode=0.8. May be repeated: all must hold.",
+        ),
+    )
+    parameters: str | None = field(
+        default=None,
+        metadata=option(
+            "--parameters",
+            metavar="RATIO|NUMBER",
+            help="Maximum number of weights of the whole model: a ratio of the unpruned model such as "
+            "0.9, or a number such as 7.5M or 1.2B (billion).",
+        ),
+    )
+    memory: str | None = field(
+        default=None,
+        metadata=option(
+            "--memory",
+            metavar="RATIO|BYTES",
+            help="Maximum bytes of the weights: a ratio such as 0.9, or bytes such as 512MB or 1.5GiB.",
+        ),
+    )
+    kv_cache: str | None = field(
+        default=None,
+        metadata=option(
+            "--kv-cache",
+            metavar="RATIO|BYTES",
+            help="Maximum bytes of the key/value cache of the workload that decodes; as --memory.",
+        ),
+    )
+    heads: int | None = field(
+        default=None,
+        metadata=option(
+            "--heads",
+            min=0,
+            help="Maximum number of units (heads or key/value groups) kept in all blocks together.",
+        ),
+    )
+    blocks: BlockLimits = BlockLimits()
+    latency_table: Path | None = field(
+        default=None,
+        metadata=option("--latency-table", metavar="FILE", help="Profile of `cahp latency`."),
+    )
+
+    def target(self) -> Target:
+        """What is limited.
+
+        Raises:
+            ValueError: for a limit that cannot be understood.
+        """
+        goals: list[Goal] = [asked_latency(text) for text in self.latency]
+        resources = (
+            (PARAMETERS, self.parameters),
+            (MEMORY, self.memory),
+            (KV_CACHE, self.kv_cache),
+        )
+        goals += [ResourceGoal.parse(name, text) for name, text in resources if text is not None]
+        each = self.blocks
+        return Target(tuple(goals), self.heads, each.minimum, each.maximum, each.multiple_of)
+
+    def profile(self) -> Profile | None:
+        """The profile, if one is named."""
+        return Profile.load(self.latency_table) if self.latency_table else None
+
+
+def limited(target: Target) -> Target:
+    """The target, with the default latency if nothing limits it."""
+    if target.goals or target.heads is not None or target.maximum is not None:
+        return target
+    return replace(target, goals=(LatencyGoal.parse(DEFAULT_LATENCY),))
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """How the units are chosen; what is not given depends on the recovery and the model."""
+
+    topic: ClassVar[str] = "Selection"
+
+    objective: ObjectiveName | None = field(
+        default=None,
+        metadata=option(
+            "--objective",
+            help="Objective. Default: gauss-newton with --recovery none; otherwise explained-output, or "
+            "explained-variance for models that embed texts by pooling all tokens (and for statistics "
+            "without sensitivity).",
+        ),
+    )
+    solver: SolverName | None = field(
+        default=None,
+        metadata=option(
+            "--solver",
+            help="Solver. Default: dynamic-program for objectives that are sums over blocks, auto "
+            "otherwise.",
+        ),
+    )
+    time_limit: float | None = field(
+        default=None,
+        metadata=option("--time-limit", help="Seconds that the solver may take."),
+    )
+    seed: int = field(
+        default=0, metadata=option("--seed", min=0, help="Seed of every random choice.")
+    )
+
+    def method(self, recovery: Recovery, *, embeds: bool) -> Method:
+        """The method, as :meth:`Method.suiting` completes it."""
+        return Method.suiting(
+            recovery, self.objective, self.solver, self.time_limit, self.seed, embeds=embeds
+        )
+
+
+@dataclass(frozen=True)
+class WorkloadOptions:
+    """What a model is timed on."""
+
+    topic: ClassVar[str] = "Timing"
+
+    workload: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--workload",
+            metavar="[NAME=]PHASE:BATCHxLENGTH",
+            help="What is timed, such as prefill:8x128, decode:8x1024 or long=prefill:1x4096; without a "
+            "name it is called after its phase. May be repeated.",
+        ),
+    )
+    execution: Execution = field(
+        default=Execution.EAGER,
+        metadata=option("--execution", help="How the model is run while it is timed."),
+    )
+    latency_batch_size: int = field(
+        default=8, metadata=option("--latency-batch-size", min=1, help="Texts per timed batch.")
+    )
+    sequence_length: int | None = field(
+        default=None,
+        metadata=option(
+            "--sequence-length",
+            min=1,
+            help="Tokens per timed text. Default: 128, or fewer if the model has fewer positions.",
+        ),
+    )
+    repeats: int = field(
+        default=20, metadata=option("--repeats", min=1, help="Timed runs of every point.")
+    )
+
+    def workloads(self, target: Target, profile: Profile | None = None) -> tuple[Workload, ...]:
+        """What to time for a target.
+
+        Args:
+            target: what is limited.
+            profile: a ready one; if it holds times, the workloads are those it was measured with.
+
+        Raises:
+            ValueError: if a workload or a goal about one cannot be understood.
+        """
+        if profile is not None and profile.latency:
+            ready = target.workloads(profile) or profile.latency
+            return tuple(
+                Workload.of(name, table.provenance, self.repeats) for name, table in ready.items()
+            )
+        default = Workload(
+            self.latency_batch_size, self.sequence_length, self.repeats, execution=self.execution
+        )
+        asked = [
+            Workload.parse(text, repeats=self.repeats, execution=self.execution)
+            for text in self.workload
+        ]
+        return workloads_for(target.latencies, asked, default)
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """What a model is timed on, and how often a missed limit is tried again."""
+
+    topic: ClassVar[str] = "Timing"
+
+    timed: WorkloadOptions = WorkloadOptions()
+    rounds: int = field(
+        default=3,
+        metadata=option(
+            "--rounds",
+            min=1,
+            help="Maximum number of sliced models to time while looking for one that meets the latency "
+            "goal; after a miss the tables are corrected and the units selected again.",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """How the sliced model gets back what it lost, where there are texts."""
+
+    topic: ClassVar[str] = "Recovery"
+
+    recovery: Recovery = field(
+        default=Recovery.REFIT,
+        metadata=option(
+            "--recovery",
+            help="How the sliced model gets back what it lost: none; refit, least squares; finetune, "
+            "the refit and then training towards the unpruned model (and on labels).",
+        ),
+    )
+    epochs: int = field(
+        default=1,
+        metadata=option("--epochs", min=1, help="Epochs of --recovery finetune."),
+    )
+    learning_rate: float = field(
+        default=5e-5,
+        metadata=option(
+            "--learning-rate", min=1e-9, help="Highest learning rate of --recovery finetune."
+        ),
+    )
+    weighting: Weighting = field(
+        default=Weighting.SENSITIVITY,
+        metadata=option(
+            "--weighting",
+            help="How much each token counts in the refit: sensitivity, by the gradient of the output; "
+            "or equal, for models too large for gradients.",
+        ),
+    )
+    feed_forward: bool = field(
+        default=True,
+        metadata=option(
+            "--feed-forward/--no-feed-forward",
+            help="Whether the refit fits the feed-forward parts too; it repairs more and takes several "
+            "times as long.",
+        ),
+    )
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether tokens are weighed by the sensitivity of the output."""
+        return self.recovery.refits and self.weighting is Weighting.SENSITIVITY
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the pruned model goes."""
+
+    topic: ClassVar[str] = "Output"
+
+    output_dir: Path = field(
+        default=Path("pruned"),
+        metadata=option("--output-dir", metavar="DIR", help="Folder to write; new or empty."),
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata=option(
+            "--overwrite",
+            help="Replace the model that an earlier run wrote to the output folder; everything else in "
+            "it stays.",
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -28,21 +404,32 @@ class Applying:
     """What is done once the selection stands.
 
     Args:
-        recovery: how the sliced model gets back what it lost, where there are texts.
-        workloads: what the sliced model is timed with, at least one.
+        recovery: how the sliced model gets back what it lost.
+        workloads: what the sliced model is timed on, at least one.
         reading: how texts become batches.
-        rounds: sliced models that are timed until a latency goal is met, at most.
-        epochs: of fine-tuning.
-        learning_rate: of fine-tuning.
-        weighting: how much each token counts in the refit.
-        feed_forward: whether the refit fits the feed-forward parts too.
+        seed: of the order of the batches.
     """
 
-    recovery: Recovery = Recovery.REFIT
+    recovery: RecoveryOptions = RecoveryOptions()
     workloads: tuple[Workload, ...] = (Workload(),)
     reading: Reading = Reading()
-    rounds: int = 3
-    epochs: int = 1
-    learning_rate: float = 5e-5
-    weighting: Weighting = Weighting.SENSITIVITY
-    feed_forward: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a whole run is told, beside the model and the texts.
+
+    Args:
+        target: what to keep to.
+        method: how to choose.
+        applying: what to do with the choice.
+        rounds: maximum number of sliced models to time while looking for one that meets a latency goal.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
+    """
+
+    target: Target
+    method: Method
+    applying: Applying = Applying()
+    rounds: int = TimingOptions.rounds
+    unit: Unit | None = None

@@ -1,9 +1,10 @@
-"""The second half of a run: slice, judge, recover, time and save."""
+"""The second half of a run: slice, recover, time and save."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from torch import nn
 
@@ -11,9 +12,10 @@ from cahp_opt.costs.target import remarks
 from cahp_opt.costs.workloads import recorded_tables
 from cahp_opt.files.belongings import CARD_FILE
 from cahp_opt.files.folders import whole_folder
+from cahp_opt.files.records import PathLike
 from cahp_opt.identity import coverage_note
 from cahp_opt.progress import Stages
-from cahp_opt.runs.plan import Applying
+from cahp_opt.runs.plan import Applying, OutputOptions
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.report import FidelityReport, Report
 from cahp_opt.runs.texts import TextSplit
@@ -21,20 +23,12 @@ from cahp_opt.selection import Selection
 from cahp_opt.stats.pooling import in_words, provenance_of, recorded_pooling
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.fingerprint import mismatch
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.card import give_way
 from cahp_opt.torch.checkpoints.checkpoint import save_pretrained
 from cahp_opt.torch.evaluation.evaluation import Evaluation, evaluate
-from cahp_opt.torch.evaluation.fidelity import (
-    Fidelity,
-    PooledEmbedding,
-    embedding_notes,
-    fidelity_of,
-)
-from cahp_opt.torch.pipeline.final_times import final_times, recorded_goals
-from cahp_opt.torch.pipeline.profiles import batch_of, timed_batches
-from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
-from cahp_opt.torch.pipeline.run import Batches, EncodedTexts, Named
+from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, embedding_notes
+from cahp_opt.torch.pipeline.final_times import FinalTimes, final_times, recorded_goals
+from cahp_opt.torch.pipeline.run import Named, Run
 from cahp_opt.torch.pipeline.saving import check_reload, finish
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.refitting import refit
@@ -46,53 +40,76 @@ ADVISED_TEXTS = 1500
 """Fewer texts than that overfit the refit."""
 
 
+class Record(Protocol):
+    """What was measured on the way, and is saved beside the model."""
+
+    def save(self, path: PathLike, /) -> None:
+        """Write it to a file."""
+        ...
+
+
+class Sliced(NamedTuple):
+    """The sliced model.
+
+    Args:
+        model: the model; the recovery changes it in place.
+        selection: what it was sliced to.
+        difference: largest difference of an output between the gated and the sliced model.
+    """
+
+    model: nn.Module
+    selection: Selection
+    difference: float
+
+
 def apply_selection(
     named: Named,
     selection: Selection,
     texts: TextSplit | None,
     applying: Applying,
-    output: Path,
+    output: OutputOptions,
     *,
-    overwrite: bool = False,
-    display: Stages,
+    stages: Stages | None = None,
 ) -> Report:
-    """Slice a model to a selection and write it to a folder: the second half of :func:`run_pipeline`.
+    """Slice a model to a selection and write it to a folder: the second half of
+    :func:`~cahp_opt.torch.pipeline.pruning_run.run_pipeline`.
 
     Args:
         named: the model that the selection was made for.
         selection: the selection.
         texts: to refit on and judge by; None for neither.
         applying: what to do with the selection.
-        output: the folder.
-        overwrite: whether a model that was written there may be replaced.
-        display: shows the stages.
+        output: where to write.
+        stages: shows the stages; None for nothing.
 
     Raises:
         ValueError: if the selection is of another model, or texts or options cannot be used.
         OSError: if the folder cannot be written; nothing half written stays.
     """
     check_selection(named.model, selection)
-    with whole_folder(output, overwrite=overwrite) as folder:
+    with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
         recorded = recorded_pooling(selection.provenance)
-        fidelity = None
-        if texts or named.pooling:
+        if texts:
             named = replace(named, pooling=named.pooling or recorded)
-            fidelity = fidelity_of(named.model, named.pooling)
-        batches = (
-            EncodedTexts.of(named, texts, applying.reading) if texts else EncodedTexts([], [], 0)
+        run = Run.start(
+            named,
+            texts,
+            applying,
+            folder=folder,
+            output=output.output_dir,
+            stages=stages or Stages(),
         )
-        rehearse(named, batches, applying, fidelity, folder)
-        report = apply(named, selection, batches, applying, fidelity, folder, display)
-        give_way(folder, output / CARD_FILE)
+        sliced = slice_model(run, selection)
+        closeness = recover(run, sliced)
+        times = time_models(run, sliced)
         told = coverage_note("the selection", selection.provenance.get("model", ""))
-        notes = [] if told is None else [told]
+        run.notes.extend([] if told is None else [told])
         if texts and recorded not in (None, named.pooling):
-            notes.append(
+            run.notes.append(
                 f"the units were selected for {in_words(recorded)}, and the model was judged by "
                 f"{in_words(named.pooling)}, as asked."
             )
-        report = replace(report, notes=(*report.notes, *notes))
-        return finish(report, folder, display)
+        return save(run, sliced, closeness, times, {})
 
 
 def check_selection(model: nn.Module, selection: Selection) -> None:
@@ -113,6 +130,103 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
         )
 
 
+def slice_model(run: Run, selection: Selection) -> Sliced:
+    """Slice the model, and check that the sliced one does what the gated one does."""
+    if isinstance(run.fidelity, PooledEmbedding):
+        told = {**selection.provenance, **provenance_of(run.fidelity.pooling)}
+        selection = replace(selection, provenance=told)
+    with run.stages.stage("slice"):
+        small = slice_heads(run.model, selection, batch=run.probe)
+        difference = verify_slice(run.model, small, selection, run.probe)
+    return Sliced(small, selection, difference)
+
+
+def recover(run: Run, sliced: Sliced) -> FidelityReport | None:
+    """Give the sliced model back what it lost, and judge it before and after.
+
+    Returns:
+        How close it is to the unpruned model; None without texts to judge by.
+    """
+    before, after = _judged(run, sliced), None
+    if _recovery(run).refits:
+        if run.texts.number < ADVISED_TEXTS:
+            run.notes.append(
+                f"the refit saw {run.texts.number} texts; with fewer than {ADVISED_TEXTS} it fits them "
+                "too closely."
+            )
+        _refit(run, sliced)
+        if _recovery(run) is Recovery.FINETUNE:
+            _finetune(run, sliced)
+        after = _judged(run, sliced)
+    if before is None:
+        return None
+    run.notes.extend(before.notes)
+    return FidelityReport(
+        before.examples,
+        before.figures,
+        None if after is None else after.figures,
+        None if before.pooling is None else before.pooling.value,
+    )
+
+
+def _recovery(run: Run) -> Recovery:
+    """What can be done with the texts that there are."""
+    return run.applying.recovery.recovery if run.texts.calibration else Recovery.NONE
+
+
+def _refit(run: Run, sliced: Sliced) -> None:
+    with run.stages.stage("refit") as progress:
+        refit(
+            sliced.model,
+            run.model,
+            run.texts.calibration,
+            weighting=run.weights or Weighting.EQUAL,
+            feed_forward=run.applying.recovery.feed_forward,
+            progress=progress,
+        )
+
+
+def _finetune(run: Run, sliced: Sliced) -> None:
+    with run.stages.stage("finetune") as progress:
+        finetune(
+            sliced.model,
+            run.texts.calibration,
+            dense=run.model,
+            fidelity=run.fidelity,
+            epochs=run.applying.recovery.epochs,
+            learning_rate=run.applying.recovery.learning_rate,
+            seed=run.applying.seed,
+            progress=progress,
+        )
+
+
+def _judged(run: Run, sliced: Sliced) -> Evaluation | None:
+    if not run.texts.held_out:
+        return None
+    with run.stages.stage("evaluate") as progress:
+        return evaluate(
+            run.model, sliced.model, run.texts.held_out, run.fidelity, progress=progress
+        )
+
+
+def time_models(run: Run, sliced: Sliced) -> FinalTimes:
+    """Time the sliced model beside the unpruned one."""
+    with run.stages.stage("time") as progress:
+        times = final_times(
+            run.model,
+            sliced.model,
+            sliced.selection,
+            run.applying.workloads,
+            run.timed,
+            progress=progress,
+        )
+    left = left_alone(run.model)
+    run.notes.extend(embedding_notes(run.model, run.fidelity))
+    run.notes.extend([*remarks(sliced.selection.provenance), *times.notes])
+    run.notes.extend([] if left is None else [left])
+    return times
+
+
 def left_alone(model: nn.Module) -> str | None:
     """A sentence about what looks like attention and is not pruned; None if there is nothing."""
     skipped = find_attention(model).skipped
@@ -123,122 +237,41 @@ def left_alone(model: nn.Module) -> str | None:
     return f"{name}{others} stays as it is: {reason}."
 
 
-def apply(
-    named: Named,
-    selection: Selection,
-    batches: EncodedTexts,
-    applying: Applying,
-    fidelity: Fidelity | None,
-    folder: Path,
-    display: Stages,
-    weights: TokenWeights | None = None,
+def save(
+    run: Run,
+    sliced: Sliced,
+    closeness: FidelityReport | None,
+    times: FinalTimes,
+    records: Mapping[str, Record],
 ) -> Report:
-    """Slice, refit, check, time and save; the report still lacks its files.
+    """Write the sliced model, read it again, and write the report and the records beside it.
 
-    The fidelity is that of the dense model; None where there are no texts to judge by.
+    Args:
+        run: the run.
+        sliced: the sliced model.
+        closeness: how close it is to the unpruned one.
+        times: what both take.
+        records: by name of the file, what was measured on the way.
     """
-    dense = named.model
-    if isinstance(fidelity, PooledEmbedding):
-        told = {**selection.provenance, **provenance_of(fidelity.pooling)}
-        selection = replace(selection, provenance=told)
-    timed = {workload.name: batch_of(dense, workload) for workload in applying.workloads}
-    first = next(iter(timed.values()))
-    probe = next(iter([*batches.held_out, *batches.calibration]), first)
-    with display.stage("slice"):
-        small = slice_heads(dense, selection, batch=probe)
-        difference = verify_slice(dense, small, selection, probe)
-    before = _evaluate(dense, small, batches.held_out, fidelity, display)
-    after, notes = None, list(batches.notes)
-    recovery = applying.recovery if batches.calibration else Recovery.NONE
-    if recovery.refits:
-        if batches.texts < ADVISED_TEXTS:
-            notes.append(
-                f"the refit saw {batches.texts} texts; with fewer than {ADVISED_TEXTS} it fits them "
-                "too closely."
-            )
-        weighting = weights or applying.weighting
-        if weighting is Weighting.SENSITIVITY:
-            weighting = TokenWeights(dense, fidelity=fidelity)
-        with display.stage("refit") as progress:
-            refit(
-                small,
-                dense,
-                batches.calibration,
-                weighting=weighting,
-                feed_forward=applying.feed_forward,
-                progress=progress,
-            )
-        if recovery is Recovery.FINETUNE:
-            with display.stage("finetune") as progress:
-                finetune(
-                    small,
-                    batches.calibration,
-                    dense=dense,
-                    fidelity=fidelity,
-                    epochs=applying.epochs,
-                    learning_rate=applying.learning_rate,
-                    seed=applying.reading.seed,
-                    progress=progress,
-                )
-        after = _evaluate(dense, small, batches.held_out, fidelity, display)
-    with display.stage("time") as progress:
-        times = final_times(dense, small, selection, applying.workloads, timed, progress=progress)
-    with display.stage("save"):
-        save_pretrained(small, folder, tokenizer=named.tokenizer)
-        check_reload(small, folder, [probe, first])
-    closeness = None
-    if before is not None:
-        closeness = FidelityReport(
-            before.examples,
-            before.figures,
-            None if after is None else after.figures,
-            None if before.pooling is None else before.pooling.value,
-        )
-        notes.extend(before.notes)
-    notes.extend([*embedding_notes(dense, fidelity), *remarks(selection.provenance), *times.notes])
-    left = left_alone(dense)
-    if left is not None:
-        notes.append(left)
-    return Report(
-        named.name,
-        selection,
+    with run.stages.stage("save"):
+        save_pretrained(sliced.model, run.folder, tokenizer=run.named.tokenizer)
+        check_reload(sliced.model, run.folder, [run.probe, next(iter(run.timed.values()))])
+    give_way(run.folder, run.output / CARD_FILE)
+    for name, record in records.items():
+        record.save(run.folder / name)
+    report = Report(
+        run.named.name,
+        sliced.selection,
         times.workloads,
         times.goals,
         closeness,
-        (_weights(dense), _weights(small)),
-        difference,
-        True,
-        batches.texts,
-        notes=tuple(notes),
-        recovery=recovery,
+        (_weights(run.model), _weights(sliced.model)),
+        sliced.difference,
+        run.texts.number,
+        notes=tuple(run.notes),
+        recovery=_recovery(run),
     )
-
-
-def rehearse(
-    named: Named, batches: EncodedTexts, applying: Applying, fidelity: Fidelity | None, folder: Path
-) -> None:
-    """Refuse what could not be timed, recovered, judged or saved in the end."""
-    rehearse_saving(named.model, named.tokenizer, folder)
-    timed_batches(named.model, applying.workloads)
-    first = next(iter([*batches.calibration, *batches.held_out]), None)
-    if first is None:
-        return
-    if fidelity is not None:
-        rehearse_judging(named.model, fidelity, first)
-    rehearse_recovery(named.model, applying.recovery, first)
-
-
-def _evaluate(
-    dense: nn.Module,
-    small: nn.Module,
-    batches: Batches,
-    fidelity: Fidelity | None,
-    display: Stages,
-) -> Evaluation | None:
-    if not batches:
-        return None
-    with display.stage("evaluate") as progress:
-        return evaluate(dense, small, batches, fidelity, progress=progress)
+    return finish(report, run.folder, run.stages)
 
 
 def _weights(model: nn.Module) -> int:

@@ -1,26 +1,25 @@
-"""The whole way: measure, select, slice, refit, check, save; each stage also on its own."""
+"""The whole way in eight stages: check, measure, calibrate, select, slice, recover, time, save."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
 from cahp_opt.costs.budget import BudgetError
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.target import Target
-from cahp_opt.files.belongings import CARD_FILE
 from cahp_opt.files.folders import whole_folder
-from cahp_opt.progress import Progress, Stages
-from cahp_opt.runs.method import Method, ObjectiveName
-from cahp_opt.runs.plan import Applying
-from cahp_opt.runs.recovery import Weighting
+from cahp_opt.progress import Progress, Stages, silent
+from cahp_opt.runs.method import ObjectiveName
+from cahp_opt.runs.plan import OutputOptions, Plan
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import TextSplit
-from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.selection import Selection
+from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.promise import Measure, Promise
 from cahp_opt.torch.blocks.finder import find_attention
@@ -28,14 +27,12 @@ from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.calibration.calibration import calibrate
 from cahp_opt.torch.calibration.class_maps import class_labels
 from cahp_opt.torch.calibration.token_weights import TokenWeights
-from cahp_opt.torch.checkpoints.card import give_way
-from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
-from cahp_opt.torch.pipeline.applying import apply, rehearse
-from cahp_opt.torch.pipeline.profiles import batch_of, measure_profile
-from cahp_opt.torch.pipeline.run import Batches, EncodedTexts, Named
-from cahp_opt.torch.pipeline.saving import finish
+from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_models
+from cahp_opt.torch.pipeline.profiles import measure_profile
+from cahp_opt.torch.pipeline.run import Batches, Named, Run
 from cahp_opt.torch.running.batches import device_of
 
 STATS_FILE = "stats.safetensors"
@@ -45,18 +42,14 @@ LATENCY_FILE = "latency.json"
 def run_pipeline(
     named: Named,
     texts: TextSplit,
-    target: Target,
-    method: Method,
-    applying: Applying,
-    output: Path,
+    plan: Plan,
+    output: OutputOptions,
     *,
     profile: Profile | None = None,
-    unit: Unit | None = None,
     samples: Mapping[str, Path] | None = None,
-    overwrite: bool = False,
-    display: Stages,
+    stages: Stages | None = None,
 ) -> Report:
-    """Prune a model to a target and write it, with all records, to a folder.
+    """Prune a model as planned and write it, with all records, to a folder.
 
     What can fail is tried before what takes long: the folder, the model, the solver, then the budget. Where
     a latency is limited, the sliced model is timed before the refit, and the units are selected again with
@@ -65,85 +58,47 @@ def run_pipeline(
     Args:
         named: the unpruned model.
         texts: to calibrate and refit on, and to judge by.
-        target: what to keep to.
-        method: how to choose.
-        applying: what to do with the choice.
-        output: the folder.
+        plan: what to keep to, how to choose, and what to do with the choice.
+        output: where to write.
         profile: a ready one; measured here if the target needs one and it is None.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
-        samples: as for :func:`measure_profile`.
-        overwrite: whether a model that was written there may be replaced.
-        display: shows the stages.
+        samples: as for :func:`~cahp_opt.torch.pipeline.profiles.measure_profile`.
+        stages: shows the stages; None for nothing.
 
     Raises:
         BudgetError: if nothing meets the target.
         ValueError: for a model, texts or options that cannot be used.
         OSError: if the folder cannot be written; nothing half written stays.
     """
-    with whole_folder(output, overwrite=overwrite) as folder:
-        space = find_attention(named.model, unit=unit).space
-        if profile is not None:
-            profile.check(structure(named.model))
-        method.rehearse(space)
-        # Numbers of units need no measuring; all of them is no limit.
-        most = space.n if target.heads is None else target.heads
-        replace(target, goals=(), heads=most).budget(space, None)
-        _check_labels(method.objective, texts)
-        fidelity = fidelity_of(named.model, named.pooling)  # refuses before the long work
-        batches = EncodedTexts.of(named, texts, applying.reading)
-        rehearse(named, batches, applying, fidelity, folder)
-        if method.objective.signature_size:
-            class_labels(batches.calibration[0])  # refuses what are no classes
-        if target.goals and profile is None:
-            profile = measure_profile(
-                named.model,
-                applying.workloads,
-                display,
-                unit,
-                timed=bool(target.latencies),
-                samples=samples,
-            )
-        batches = replace(batches, notes=(*batches.notes, *target.loose(space, profile)))
-        floor = _reach(named.model, space, target, method, profile, applying, display, unit)
-        weights = None
-        if applying.recovery.refits and applying.weighting is Weighting.SENSITIVITY:
-            weights = TokenWeights(named.model, fidelity=fidelity, seed=method.seed)
-        stats = measure_stats(
-            named.model,
-            batches.calibration,
-            method.objective,
-            method.seed,
-            display,
-            unit=unit,
-            token_weights=weights,
-            fidelity=fidelity,
+    with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
+        check_plan(named.model, texts, plan, profile)
+        run = Run.start(
+            named,
+            texts,
+            plan.applying,
+            seed=plan.method.seed,
+            folder=folder,
+            output=output.output_dir,
+            stages=stages or Stages(),
         )
-        batches = replace(batches, notes=(*batches.notes, *method.objective.remarks(stats)))
-        with display.stage("select") as progress:
-            if profile is None or not target.latencies:
-                selection = method.choose(stats, target, profile)
-            else:
-                selection = _promise(method, applying).keep(
-                    method.objective.build(stats),
-                    profile,
-                    target,
-                    method.solver.build(),
-                    _measure(named.model, target, profile, applying, unit, progress),
-                    device=device_name(device_of(named.model)),
-                    floor=floor,
-                )
-                facts = method.provenance(stats, target, profile)
-                selection = replace(selection, provenance=facts)
-        report = apply(named, selection, batches, applying, fidelity, folder, display, weights)
-        give_way(folder, output / CARD_FILE)
-        stats.save(folder / STATS_FILE)
-        if profile is not None:
-            profile.save(folder / LATENCY_FILE)
-        return finish(report, folder, display)
+        prices = measure_prices(run, plan, profile, samples)
+        stats = measure_needed(run, plan)
+        selection = choose(run, plan, prices, stats)
+        sliced = slice_model(run, selection)
+        closeness = recover(run, sliced)
+        times = time_models(run, sliced)
+        return save(run, sliced, closeness, times, _records(stats, prices.profile))
 
 
-def _check_labels(objective: ObjectiveName, texts: TextSplit) -> None:
-    """Refuse texts without the classes that an objective tells units apart by."""
+def check_plan(model: nn.Module, texts: TextSplit, plan: Plan, profile: Profile | None) -> None:
+    """Refuse what cannot be done with this model and these texts; arguments as above."""
+    space, target = find_attention(model, unit=plan.unit).space, plan.target
+    if profile is not None:
+        profile.check(structure(model))
+    plan.method.rehearse(space)
+    # Numbers of units need no measuring; all of them is no limit.
+    most = space.n if target.heads is None else target.heads
+    replace(target, goals=(), heads=most).budget(space, None)
+    objective = plan.method.objective
     if objective.signature_size and any(example.label is None for example in texts.calibration):
         raise ValueError(
             f"`--objective {objective.value}` tells units apart by class, and the texts have no labels; "
@@ -151,53 +106,112 @@ def _check_labels(objective: ObjectiveName, texts: TextSplit) -> None:
         )
 
 
-def _promise(method: Method, applying: Applying) -> Promise:
-    return Promise(
-        rounds=applying.rounds,
-        repeats=max(3, *(workload.repeats for workload in applying.workloads)),
-        time_limit=method.time_limit,
-        seed=method.seed,
-    )
+class Prices(NamedTuple):
+    """What units cost.
+
+    Args:
+        profile: the tables; None where no limit needs any.
+        floor: a measurement that shows that a limit below the tables' floor can be met; None where no table
+            says otherwise.
+    """
+
+    profile: Profile | None
+    floor: Round | None
 
 
-def _measure(
-    model: nn.Module,
-    target: Target,
-    profile: Profile,
-    applying: Applying,
-    unit: Unit | None,
-    progress: Progress,
-) -> Measure:
-    """What times sliced models on the workloads that the target is about."""
-    tables = {name: table.provenance for name, table in target.workloads(profile).items()}
-    batches = {workload.name: batch_of(model, workload) for workload in applying.workloads}
-    return measuring(model, tables, batches, unit=unit, progress=progress)
-
-
-def _reach(
-    model: nn.Module,
-    space: HeadSpace,
-    target: Target,
-    method: Method,
+def measure_prices(
+    run: Run,
+    plan: Plan,
     profile: Profile | None,
-    applying: Applying,
-    display: Stages,
-    unit: Unit | None,
-) -> Round | None:
-    """End here, before calibrating, with a target that nothing meets; see :meth:`Promise.reach`."""
+    samples: Mapping[str, Path] | None,
+) -> Prices:
+    """Measure what the target needs, and end with a target that nothing meets.
+
+    See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach.
+    """
+    space, target = find_attention(run.model, unit=plan.unit).space, plan.target
+    if plan.method.objective.signature_size:
+        class_labels(run.texts.calibration[0])  # refuses what are no classes
+    if target.goals and profile is None:
+        profile = measure_profile(
+            run.model,
+            run.applying.workloads,
+            run.stages,
+            plan.unit,
+            timed=bool(target.latencies),
+            samples=samples,
+        )
+    run.notes.extend(target.loose(space, profile))
     try:
         target.budget(space, profile)
-        return None
+        return Prices(profile, None)
     except BudgetError:
         if profile is None or not target.latencies:
             raise
-    with display.stage("floor") as progress:
-        return _promise(method, applying).reach(
+    with run.stages.stage("floor") as progress:
+        floor = _promise(plan).reach(
             profile,
             target,
-            _measure(model, target, profile, applying, unit, progress),
-            device=device_name(device_of(model)),
+            _measure(run, plan, profile, progress),
+            device=device_name(device_of(run.model)),
         )
+    return Prices(profile, floor)
+
+
+def measure_needed(run: Run, plan: Plan) -> HeadStats:
+    """Measure the statistics that the objective needs."""
+    with run.stages.stage("calibrate") as progress:
+        stats = measure_stats(
+            run.model,
+            run.texts.calibration,
+            plan.method.objective,
+            plan.method.seed,
+            unit=plan.unit,
+            token_weights=run.weights,
+            fidelity=run.fidelity,
+            progress=progress,
+        )
+    run.notes.extend(plan.method.objective.remarks(stats))
+    return stats
+
+
+def choose(run: Run, plan: Plan, prices: Prices, stats: HeadStats) -> Selection:
+    """Choose the units; where a latency is limited, time the sliced model and choose again after a miss."""
+    target, method, profile = plan.target, plan.method, prices.profile
+    with run.stages.stage("select") as progress:
+        if profile is None or not target.latencies:
+            return method.choose(stats, target, profile)
+        selection = _promise(plan).keep(
+            method.objective.build(stats),
+            profile,
+            target,
+            method.solver.build(),
+            _measure(run, plan, profile, progress),
+            device=device_name(device_of(run.model)),
+            floor=prices.floor,
+        )
+        facts = method.provenance(stats, target, profile)
+        return replace(selection, provenance=facts)
+
+
+def _promise(plan: Plan) -> Promise:
+    return Promise(
+        rounds=plan.rounds,
+        repeats=max(3, *(workload.repeats for workload in plan.applying.workloads)),
+        time_limit=plan.method.time_limit,
+        seed=plan.method.seed,
+    )
+
+
+def _measure(run: Run, plan: Plan, profile: Profile, progress: Progress) -> Measure:
+    """What times sliced models on the workloads that the target is about."""
+    tables = {name: table.provenance for name, table in plan.target.workloads(profile).items()}
+    return measuring(run.model, tables, run.timed, unit=plan.unit, progress=progress)
+
+
+def _records(stats: HeadStats, profile: Profile | None) -> dict[str, Record]:
+    records: dict[str, Record] = {STATS_FILE: stats}
+    return records if profile is None else records | {LATENCY_FILE: profile}
 
 
 def measure_stats(
@@ -205,28 +219,24 @@ def measure_stats(
     batches: Batches,
     objective: ObjectiveName,
     seed: int,
-    display: Stages,
     *,
-    gradient_examples: int = 256,
-    sensitivity_examples: int = 2048,
-    divergence_examples: int = 64,
     unit: Unit | None = None,
     token_weights: TokenWeights | None = None,
     fidelity: Fidelity | None = None,
+    progress: Progress = silent,
 ) -> HeadStats:
     """Calibration statistics, no more than ``objective`` needs; see :func:`calibrate` for the rest."""
-    with display.stage("calibrate") as progress:
-        return calibrate(
-            model,
-            batches,
-            densities=objective.densities,
-            gradient_examples=gradient_examples if objective.gradients else 0,
-            sensitivity_examples=sensitivity_examples if objective.sensitivity else 0,
-            divergence_examples=divergence_examples if objective.divergence else 0,
-            signature_size=objective.signature_size,
-            token_weights=token_weights,
-            fidelity=fidelity,
-            unit=unit,
-            seed=seed,
-            progress=progress,
-        )
+    return calibrate(
+        model,
+        batches,
+        densities=objective.densities,
+        gradient_examples=256 if objective.gradients else 0,
+        sensitivity_examples=2048 if objective.sensitivity else 0,
+        divergence_examples=64 if objective.divergence else 0,
+        signature_size=objective.signature_size,
+        token_weights=token_weights,
+        fidelity=fidelity,
+        unit=unit,
+        seed=seed,
+        progress=progress,
+    )

@@ -1,19 +1,23 @@
-"""What one run holds: the model, its texts as batches."""
+"""What one run holds: the model, its texts as batches, and what every stage needs of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from cahp_opt.runs.plan import Reading
+from cahp_opt.progress import Stages
+from cahp_opt.runs.plan import Applying, Reading
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.stats.pooling import Pooling
-from cahp_opt.torch.evaluation.fidelity import (
-    fidelity_of,
-)
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.pipeline.profiles import timed_batches
+from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
 from cahp_opt.torch.running.batches import batch_size
 from cahp_opt.torch.texts.encoding import encode, notes_on_empty
 from cahp_opt.torch.texts.rehearsal import rehearse_texts
@@ -38,17 +42,35 @@ class Named:
     pooling: Pooling | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedTexts:
-    """Encoded texts, how many are calibrated on, and what the user should know about them."""
+    """Texts as batches.
 
-    calibration: Batches
-    held_out: Batches
-    texts: int
+    Args:
+        calibration: to calibrate and refit on.
+        held_out: to judge by.
+        notes: sentences that the user should read.
+    """
+
+    calibration: Batches = ()
+    held_out: Batches = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def number(self) -> int:
+        """The texts to calibrate and refit on."""
+        return sum(map(batch_size, self.calibration))
+
     @staticmethod
-    def of(named: Named, texts: TextSplit, reading: Reading) -> EncodedTexts:
+    def of(
+        named: Named, texts: TextSplit, reading: Reading, seed: int, fidelity: Fidelity
+    ) -> EncodedTexts:
+        """The batches of some texts.
+
+        Raises:
+            ValueError: if the model cannot be run on them, or its outputs not be compared.
+        """
+
         def encoded(part: Any) -> Batches:
             return encode(
                 part,
@@ -56,13 +78,102 @@ class EncodedTexts:
                 named.model,
                 batch_size=reading.batch_size,
                 max_length=reading.max_length,
-                seed=reading.seed,
+                seed=seed,
             )
 
-        fidelity = fidelity_of(named.model, named.pooling)
-        held_out: Batches = encoded(texts.held_out) if texts.held_out else []
+        held_out: Batches = encoded(texts.held_out) if texts.held_out else ()
         calibration = encoded(texts.calibration)
-        # What the model cannot be run on, or compared by, ends here, before the long work.
         rehearse_texts(named.model, calibration[0], fidelity)
-        notes = [*texts.notes, *notes_on_empty(texts, [*calibration, *held_out])]
-        return EncodedTexts(calibration, held_out, sum(map(batch_size, calibration)), tuple(notes))
+        notes = (*texts.notes, *notes_on_empty(texts, [*calibration, *held_out]))
+        return EncodedTexts(calibration, held_out, notes)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run:
+    """What a run holds once it is known that nothing will be refused after the long work.
+
+    Args:
+        named: the unpruned model.
+        applying: what is done once the selection stands.
+        texts: to calibrate and refit on, and to judge by; none without texts.
+        timed: by name of the workload, the batch that is timed.
+        fidelity: how outputs are compared; None where there is nothing to compare.
+        weights: how much each token counts in the refit, taken once; None for all the same, or no refit.
+        folder: where the files are written until all of them are there.
+        output: where they are going to be.
+        stages: shows the stages.
+        notes: sentences that the user should read; every stage adds its own.
+    """
+
+    named: Named
+    applying: Applying
+    texts: EncodedTexts
+    timed: Mapping[str, Mapping[str, Tensor]]
+    fidelity: Fidelity | None
+    weights: TokenWeights | None
+    folder: Path
+    output: Path
+    stages: Stages
+    notes: list[str] = field(default_factory=lambda: list[str]())
+
+    @property
+    def model(self) -> nn.Module:
+        """The unpruned model."""
+        return self.named.model
+
+    @property
+    def probe(self) -> Mapping[str, Tensor]:
+        """A batch to compare outputs on: one of texts if there are any."""
+        return next(chain(self.texts.held_out, self.texts.calibration, self.timed.values()))
+
+    @staticmethod
+    def start(
+        named: Named,
+        texts: TextSplit | None,
+        applying: Applying,
+        *,
+        seed: int = 0,
+        folder: Path,
+        output: Path,
+        stages: Stages,
+    ) -> Run:
+        """Refuse what could not be timed, recovered, judged or saved in the end.
+
+        Args:
+            named: as above.
+            texts: to calibrate and refit on, and to judge by; None for neither.
+            applying: as above.
+            seed: of the probes that weigh the tokens.
+            folder: as above.
+            output: as above.
+            stages: as above.
+
+        Raises:
+            ValueError: naming the way out.
+            OSError: if nothing can be written to the folder.
+        """
+        fidelity, encoded, weights = None, EncodedTexts(), None
+        if texts or named.pooling:
+            fidelity = fidelity_of(named.model, named.pooling)
+            if texts:
+                encoded = EncodedTexts.of(named, texts, applying.reading, applying.seed, fidelity)
+        rehearse_saving(named.model, named.tokenizer, folder)
+        timed = timed_batches(named.model, applying.workloads)
+        if encoded.calibration:
+            if fidelity is not None:
+                rehearse_judging(named.model, fidelity, encoded.calibration[0])
+            rehearse_recovery(named.model, applying.recovery.recovery, encoded.calibration[0])
+            if applying.recovery.sensitive:
+                weights = TokenWeights(named.model, fidelity=fidelity, seed=seed)
+        return Run(
+            named=named,
+            applying=applying,
+            texts=encoded,
+            timed=timed,
+            fidelity=fidelity,
+            weights=weights,
+            folder=folder,
+            output=output,
+            stages=stages,
+            notes=[*encoded.notes],
+        )
