@@ -33,7 +33,7 @@ _EARLIER = re.compile(
     r"|cahp_weights\.safetensors\.index\.json|model\.safetensors\.index\.cahp\.json"
     r"|vocab\.txt|merges\.txt|chat_template\.jinja"
 )
-"""What is in folders that were written before there was a list."""
+"""The files of folders that were written before there was a list."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write_list(folder: Path) -> None:
 
 
 def card_digest(body: str) -> str:
-    """What a card's last line says of the lines before."""
+    """The hash in a card's last line, of the lines before."""
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
@@ -118,7 +118,7 @@ def _listed(folder: Path) -> dict[str, str | int | None] | None:
 
 
 def _earlier(folder: Path) -> dict[str, str | int | None]:
-    """What a folder without a list holds of ours: what its report tells, or else by the usual names."""
+    """Our files in a folder without a list: by its report or, without one, by the usual names."""
     weights = [*folder.glob("cahp_weights*"), *folder.glob("model.cahp*")]
     if not (weights and (folder / _SELECTION_FILE).is_file()):
         return {}
@@ -135,7 +135,7 @@ def _earlier(folder: Path) -> dict[str, str | int | None]:
 
 
 def _mark(path: Path) -> str | int:
-    """What tells a file from one of the same name."""
+    """A mark that distinguishes a file from others of the same name."""
     size = path.stat().st_size
     return size if size > _HASHED else hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -58,7 +58,7 @@ def read_json(path: PathLike, kind: str, version: int) -> dict[str, Any]:
 
 
 def kind_of(path: PathLike) -> object:
-    """The kind of a record; None if it tells none.
+    """The kind of a record; None if it states none.
 
     Raises:
         RecordError: if it is not JSON.

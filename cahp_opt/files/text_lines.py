@@ -23,7 +23,7 @@ class TextError(ValueError):
 
 
 class TextLines:
-    """The lines of a file, read anew whenever they are gone through, so that no file has to fit memory.
+    """The lines of a file, read anew on every iteration, so that the file need not fit into memory.
 
     UTF-8 with or without a byte-order mark, and UTF-16 and UTF-32 with one. What cannot be read twice,
     such as a pipe, is kept in memory.
@@ -55,7 +55,7 @@ class TextLines:
                     if "\0" in line:
                         raise TextError(
                             f"line {number} of {self.path} holds a NUL, as UTF-16 without a byte-order "
-                            "mark and files that are no text do; convert it to UTF-8 "
+                            "mark and files that are not text do; convert it to UTF-8 "
                             "(`iconv -f UTF-16LE -t UTF-8`)."
                         )
                     yield line.removesuffix("\n")
@@ -78,7 +78,7 @@ class TextLines:
         )
 
     def _first_undecodable(self) -> int:
-        """The number of the line: decoding block by block does not tell."""
+        """The number of the line, which decoding block by block does not give."""
         with self._bytes() as file:
             for number, line in enumerate(file, start=1):
                 try:

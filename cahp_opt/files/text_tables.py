@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from cahp_opt.files.records import PathLike
 from cahp_opt.files.text_lines import TextError, TextLines
 
-_LONGEST_CELL = 1 << 20  # a quote that is not closed for so many characters is no quote
+_LONGEST_CELL = (
+    1 << 20
+)  # a quote that is not closed within this many characters is an ordinary character
 _MEANT = {
     "text": ("texts", "text1", "texta", "sentence", "sentences", "sentence1", "premise"),
     "text_pair": ("textpair", "textpairs", "pair", "text2", "textb", "sentence2", "hypothesis"),
@@ -53,7 +55,7 @@ class TextTable:
                 "'text', 'text_pair' and 'label'."
             )
         self.notes = tuple(notes)
-        """Sentences about what was read in another way than one may think."""
+        """Sentences on what was read in an unexpected way."""
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
         """The number of the line that a row starts on, and its cells by the names of their columns."""
@@ -108,7 +110,7 @@ def _check_header(header: Sequence[str], path: str) -> None:
 def _quoted_rows(numbered: Iterable[tuple[int, str]], path: str) -> Iterator[tuple[int, list[str]]]:
     """Rows whose cells may be quoted, with the number of the line that each starts on."""
     first, cells = 0, list[str]()
-    pending: list[str] | None = None  # of a quoted cell, which goes on
+    pending: list[str] | None = None  # of a quoted cell, which continues
     for number, line in numbered:
         if pending is None:
             first, cells = number, []

@@ -19,14 +19,14 @@ CUT = "cahp_cut"
 
 
 class Cut(NamedTuple):
-    """What slicing left of an attention module, in the units of the original model.
+    """The units of an attention module that slicing kept, numbered as in the original model.
 
-    The counts that are left do not tell (one group of two heads could be two heads), and a second cut
-    must go on in the same units.
+    The remaining counts are ambiguous (one group of two heads could be two heads), and a second cut
+    must count in the same units.
 
     Args:
-        unit: what the units are.
-        units: how many there were.
+        unit: the kind of the units.
+        units: the original number.
         kept: those that are left; if none is, the block is a ghost (see surgery.py).
     """
 
@@ -47,7 +47,7 @@ class Piece:
     Args:
         path: its path in the attention site.
         axis: the axis along which it is cut.
-        unit_of: the unit that every entry of that axis belongs to; -1 for one that serves all units.
+        unit_of: the unit of every entry of that axis, ``[size]``; -1 for an entry of all units.
     """
 
     path: str
@@ -68,7 +68,7 @@ class AttentionBlock:
         layout: the entry of :data:`~cahp_opt.torch.blocks.layouts.LAYOUTS` that describes the site, or the one
             that was learnt for it.
         units: prunable units.
-        unit: what a unit is.
+        unit: the kind of the units.
         heads: query heads.
         kv_heads: key/value heads; equal to ``heads`` unless query heads share them.
         head_dim: width of one query head's output.

@@ -43,7 +43,7 @@ def fingerprint(model: nn.Module) -> str:
 def structure(model: nn.Module) -> str:
     """The class of a model and sixteen digits about the names and shapes of its weights.
 
-    It tells models apart that may take another time, wherever and in whatever precision they are.
+    It distinguishes models whose times may differ, on any device and in any precision.
     """
     shapes = "\n".join(f"{name} {_shape(weight)}" for name, weight in _named(model))
     return f"{type(model).__name__}/{hashlib.sha256(shapes.encode()).hexdigest()[:16]}"

@@ -34,7 +34,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def row_weight(module: nn.Module) -> Tensor:
-    """The weight of a linear module with one row per output feature (a view); without adapters."""
+    """The weight of a linear module, ``[output features, input features]`` (a view); without
+    adapters."""
     base = base_linear(module)
     weight = base.weight
     if not isinstance(weight, Tensor):
@@ -43,7 +44,7 @@ def row_weight(module: nn.Module) -> Tensor:
 
 
 def effective_weight(module: nn.Module) -> Tensor:
-    """:func:`row_weight` with what unmerged LoRA adapters add to it."""
+    """The weight, ``[output features, input features]``, with unmerged LoRA adapters added."""
     weight = row_weight(module)
     adapted: Any = module
     for name in _active(module):
@@ -107,7 +108,7 @@ def check_linear(module: nn.Module) -> None:
                 "has an adapter whose weights depend on all rows (DoRA); merge and unload it first"
             )
     if biased:
-        raise NotLinearError("has an adapter with a bias of its own; merge and unload it first")
+        raise NotLinearError("has an adapter with its own bias; merge and unload it first")
 
 
 def _known_class(module: nn.Module) -> bool:

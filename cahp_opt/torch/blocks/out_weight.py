@@ -1,4 +1,4 @@
-"""The weight of an output projection, wherever it is kept."""
+"""The weight of an output projection, wherever it is stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from cahp_opt.torch.blocks.linear_layers import is_conv1d
 
 
 def plain_weight(out: nn.Module) -> Tensor | None:
-    """The weight as the module stores it, if it is an ordinary one in memory."""
+    """The weight as stored, ``[hidden, width]`` or transposed (Conv1D), if it is an ordinary one in
+    memory; None otherwise."""
     weight: object = getattr(out, "weight", None)
     ordinary = type(out) is nn.Linear or is_conv1d(out)
     if ordinary and isinstance(weight, Tensor) and not weight.is_meta:
@@ -20,8 +21,8 @@ def plain_weight(out: nn.Module) -> Tensor | None:
 def readout_weight(out: nn.Module, width: int) -> Tensor:
     """The matrix ``[hidden, width]`` that a linear module multiplies its inputs by.
 
-    An ordinary weight is read. One that is offloaded, wrapped by an adapter or quantised is what the
-    module does: the derivative of its output by its input, the same numbers.
+    An ordinary weight is read. If it is offloaded, wrapped by an adapter or quantised, it is
+    computed as the derivative of the output by the input.
 
     Args:
         out: the module.

@@ -187,7 +187,7 @@ class _Reader:
             return next(iter(known.values()))
         widths = self._attributes(HEAD_DIMS)
         if not widths:
-            raise Misfit("none of its attributes tells the number or the width of its heads")
+            raise Misfit("no attribute gives the number or the width of its heads")
         return max(1, self.width // widths.get("v_head_dim", next(iter(widths.values()))))
 
     def _kv_heads(self) -> int:

@@ -79,7 +79,7 @@ def save_pretrained(
 ) -> None:
     """Write a sliced model, its selection, a model card and its tokenizer, whole or not at all.
 
-    What :func:`~cahp_opt.torch.learn_attention` found out is written too, and loading uses it.
+    Layouts from :func:`~cahp_opt.torch.learn_attention` are written too, and used in loading.
 
     Args:
         model: a model from :func:`~cahp_opt.torch.slice_heads` or :func:`from_pretrained`.
@@ -138,19 +138,20 @@ def from_pretrained(
         directory: the folder.
         model_class: the transformers class to make; None for the one that was saved. It is needed for
             classes that transformers does not export, and may be another class of the same model, with
-            or without a head. What the folder has no weights for is then new, and a warning names it.
+            or without a head. Weights that the folder lacks are then new, and a warning names them.
         **kwargs: for the stock ``from_pretrained`` of the model's class, such as ``dtype`` or
             ``device_map``. The dtype is that of the file unless given.
 
     Returns:
-        The sliced model, an instance of its stock class. Where it can be run on inputs made up, a few of
-        its output numbers were compared with those of the model that was saved.
+        The sliced model, an instance of its stock class. If it can be run on made-up inputs, a few
+        of its output numbers were compared with those of the saved model.
 
     Raises:
         RecordError: if the folder has no selection or configuration, or several sets of weights, or they do
-            not fit each other or the class, or the loaded model answers otherwise than the saved one.
+            not fit each other or the class, or the outputs of the loaded model differ from those of
+            the saved one.
         FileNotFoundError: if there is no such folder.
-        ValueError: if ``model_class`` is no transformers class, or ``ignore_mismatched_sizes``,
+        ValueError: if ``model_class`` is not a transformers class, or ``ignore_mismatched_sizes``,
             ``output_loading_info`` or ``variant`` is given.
     """
     for name in ("ignore_mismatched_sizes", "output_loading_info", "variant"):
@@ -224,7 +225,8 @@ def _check_complete(model: nn.Module, missing: list[str], folder: Path, *, other
 
 
 def _weights(folder: Path) -> tuple[str, Writer]:
-    """The file of a folder's weights, and who wrote it; what is no folder of a whole model is refused."""
+    """The file of a folder's weights, and who wrote it; refuses a folder that does not hold a whole
+    model."""
     if not folder.is_dir():
         why = "is a file; load it with `torch.load`" if folder.exists() else "is not a folder"
         raise FileNotFoundError(
@@ -259,7 +261,7 @@ def _plan(folder: Path, writer: Writer) -> Plan:
 def _why_none(folder: Path) -> str:
     if has_sliced_part(folder):
         return (
-            "and its configuration tells of a model of which only a part was sliced; save such a model with "
+            "and its configuration describes a model of which only a part was sliced; save such a model with "
             "`cahp_opt.torch.save_pretrained`."
         )
     return (
@@ -303,7 +305,7 @@ def check_saveable(model: nn.Module) -> None:
 def _check_kind(model: nn.Module) -> None:
     if not isinstance(model, transformers.PreTrainedModel):
         raise ValueError(
-            f"`model` is a {type(model).__name__}, which is no transformers model; pass the one inside "
+            f"`model` is a {type(model).__name__}, which is not a transformers model; pass the one inside "
             "it (of a model with adapters: what `merge_and_unload()` returns)."
         )
     if getattr(model, "_hf_peft_config_loaded", False):

@@ -27,7 +27,7 @@ class ModelError(ValueError):
 
 
 def sentence_of(error: BaseException) -> str:
-    """The beginning of what an error says, with its class where that tells more than the text."""
+    """The beginning of an error's text, with its class if that says more than the text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     while len(lines) > 1 and lines[0].endswith(":"):
         lines[:2] = [f"{lines[0]} {lines[1]}"]
@@ -41,9 +41,10 @@ def sentence_of(error: BaseException) -> str:
 
 @contextmanager
 def explained(name: str, part: str) -> Generator[None, None, None]:
-    """Turn what transformers says, at length and in many ways, into one sentence.
+    """Turn errors of transformers into one sentence.
 
-    Damaged files end in errors of nearly every class, and nothing in here is code of this library.
+    Damaged files end in errors of nearly every class, and none of the code in here is this
+    library's.
 
     Args:
         name: a folder or a hub id.

@@ -1,7 +1,7 @@
 """Loading models and tokenizers by name, for the command line.
 
-The class that ``config.architectures`` names is what is loaded, and all that its checkpoint holds. What
-nothing takes, or what would be random, ends in an error.
+The class that ``config.architectures`` names is loaded, with all weights of its checkpoint. Weights
+that it does not take, or that would be random, end in an error.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def load_model(
 
     Args:
         name: a folder, also one of a sliced model, or a hub id.
-        device: where to put it; None for CUDA where there is one, else the CPU.
+        device: the device; None for CUDA if there is one, otherwise the CPU.
         precision: of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
         leave_out: modules of the checkpoint that its class does not take and that may be lost, such as
             ``cls.seq_relationship`` under a language model.
@@ -116,7 +116,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def output_of(name: str, model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
-    """What a model's output is and how it is compared; ``pooling`` as for :func:`fidelity_of`.
+    """The fidelity of a model's output; ``pooling`` as for :func:`fidelity_of`.
 
     Raises:
         ModelError: for a head that no comparison is known for.
@@ -156,10 +156,10 @@ def _stands_in(what: str, native: object) -> str:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of this name; CUDA where there is one, else the CPU, if it is None.
+    """The device of this name; for None, CUDA if there is one, otherwise the CPU.
 
     Raises:
-        ModelError: if it is no device, or none that this machine and its PyTorch can compute with.
+        ModelError: if it is not a device that this machine and its PyTorch can compute with.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -368,7 +368,7 @@ def _refuse_adapted(name: str, model: nn.Module) -> None:
 
 
 def _refuse_other_inputs(model: nn.Module, name: str) -> None:
-    """Refuse what reads something else than one text per example."""
+    """Refuse a model that reads anything but one text per example."""
     cls = type(model).__name__
     config, main = getattr(model, "config", None), getattr(model, "main_input_name", "input_ids")
     if main != "input_ids":

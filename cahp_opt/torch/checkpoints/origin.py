@@ -41,7 +41,7 @@ def origin_of(model: nn.Module, known: Mapping[str, str]) -> dict[str, str]:
 def _hub_id(model: nn.Module) -> str | None:
     """The name that the model was loaded by, if that is a model of the hub and not just a folder.
 
-    The name alone does not tell (``runs/first`` could be either), so the local cache is asked.
+    The name alone is ambiguous (``runs/first`` could be either), so the local cache is asked.
     """
     name: object = getattr(getattr(model, "config", None), "_name_or_path", None)
     if not isinstance(name, str) or not name:

@@ -99,7 +99,7 @@ def _answers(model: nn.Module, seed: int = 0) -> Tensor:
     base = headless(model)
     inputs = sample_inputs(base)
     if inputs is None:
-        raise _Unanswered("its configuration does not tell what it takes")
+        raise _Unanswered("its configuration does not state its inputs")
     if any(p.is_meta for p in model.parameters()):
         raise _Unanswered("its weights are not in memory")
     device, dtype = device_of(base), _dtype(base)

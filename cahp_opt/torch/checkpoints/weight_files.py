@@ -40,7 +40,7 @@ def weights_in(folder: Path) -> tuple[str, Writer] | None:
     """The file with a folder's weights, or with the index of their shards, and who wrote it.
 
     Raises:
-        RecordError: if there are several: nothing tells which of them is meant.
+        RecordError: if there are several, because nothing shows which of them is meant.
     """
     found = [name for name in _NAMES if (folder / name).is_file()]
     if len(found) > 1:

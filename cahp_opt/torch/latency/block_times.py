@@ -1,4 +1,4 @@
-"""Measuring what heads cost on this machine."""
+"""Measuring the time of heads on this machine."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from cahp_opt.torch.slicing.slicing import thin_copy
 __all__ = ["Timing", "measure_latency", "time_models"]
 
 _BLOCK_ROUNDS = 2  # blocks are short: more rounds cost little, and outlast a burst of other work
-_PLACE = ("layer_idx", "layer_id")  # attributes that say where a block is, not what it does
+_PLACE = ("layer_idx", "layer_id")  # attributes with the position of a block, not its function
 _DENSE = "unpruned"
 _EVEN = {"three quarters": 0.75, "half": 0.5, "quarter": 0.25, "nothing": 0.0}
 _UNEVEN = 3
@@ -64,17 +64,21 @@ def measure_latency(
 ) -> LatencyTable:
     """Measure the time of every attention block at every number of kept units, on this machine.
 
-    Each count runs with really sliced weights on the inputs that ``batch`` brings to the block, and
-    no unit kept runs as :func:`~cahp_opt.torch.slice_heads` stores it. Blocks that are alike (class,
-    shapes, settings, precision, inputs) share one measurement, and one that several layers share counts
-    as often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
+    Each count runs with really sliced weights on the block's inputs for ``batch``, and no unit kept
+    runs as :func:`~cahp_opt.torch.slice_heads` stores it. Blocks that are alike (class, shapes,
+    settings, precision, inputs) share one measurement, and one that several layers share counts as
+    often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
     nothing there. The model is not changed.
 
     Blocks alone run faster than in the model (see :func:`~cahp_opt.costs.anchors.fit_anchors`), so the table
-    is anchored on whole models, from unpruned to nothing kept, even and uneven, that are timed in the
-    same way: one factor for all blocks, everything outside them as the offset, and the time to launch
-    all operations where a fast device waits for that, make it predict these best. ``provenance.error``
-    is how well the even ones alone predict the uneven ones.
+    is fitted to whole models, from unpruned to nothing kept, even and uneven, that are timed in the
+    same way::
+
+        seconds = max(least, fixed + scale * sum over blocks b of alone[b, kept in b])
+
+    with the time outside of the blocks in ``fixed``, and in ``least`` the time to launch all
+    operations, where a fast device waits for that. ``provenance.error`` is the error, on the uneven
+    models, of a fit to the even ones alone.
 
     Args:
         model: the unpruned model, on the device and in the precision that it will run in.
@@ -85,7 +89,7 @@ def measure_latency(
         repeats: timed runs of every whole model; every point of a block, which is short, gets twice as
             many. A low quantile of them is reported.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
-        samples: a file that keeps every run, so that an interrupted measurement can go on.
+        samples: a file that keeps every run, so that an interrupted measurement can resume.
         progress: called once per round.
 
     Raises:
@@ -169,22 +173,23 @@ def _total(seconds: Sequence[Floats], counts: Ints) -> float:
 
 
 def _subject(model: nn.Module) -> dict[str, object]:
-    """What tells models apart whose blocks have the same names and units."""
+    """The facts that distinguish models whose blocks have the same names and units."""
     shapes = repr([(name, list(p.shape)) for name, p in model.named_parameters()])
     return {"model": type(model).__name__, "shapes": f"{zlib.crc32(shapes.encode()):08x}"}
 
 
 def _setting(facts: Provenance) -> dict[str, object]:
-    """What two halves of one measurement must have in common."""
+    """The facts that two halves of one measurement must have in common."""
     names = ("device", "dtype", "batch", "sequence_length", "attention", "threads", "versions")
     told: dict[str, object] = {name: getattr(facts, name) for name in names}
-    if facts.quota:  # a file of runs from before it was recorded goes on where there is none
+    if facts.quota:  # without one, a file of an earlier release, which lacks it, resumes
         told["quota"] = facts.quota
     return told | {"phase": facts.phase.value, "execution": facts.execution.value}
 
 
 class _Call(NamedTuple):
-    """What a block was called with, what puts the caches among that back, and what must stay alive."""
+    """The arguments of a block's call, how to restore the caches in them, and what must stay
+    alive."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -242,7 +247,8 @@ def _alike(
 
 
 def _kind(block: AttentionBlock, call: _Call) -> Hashable:
-    """What the time of a block depends on: structure, settings, precision and inputs, not weights."""
+    """A key of all that a block's time depends on: structure, settings, precision, inputs; not
+    weights."""
     settings: list[tuple[str, str, object]] = []
     for path, module in submodules(block.site):
         attributes: dict[str, object] = vars(module)
@@ -266,9 +272,9 @@ def _sliced_sites(
     execution: Execution,
     unit: Unit | None,
 ) -> dict[tuple[int, int], Work]:
-    """By block and count, the work of the attention site with only so many units.
+    """By block and count, the work of the attention site with that many units.
 
-    The inputs come from a model whose blocks all have that many, because a key/value cache does.
+    The inputs come from a model whose blocks all have as many, because a key/value cache does.
     """
     space = attention.space
     place = places(space)

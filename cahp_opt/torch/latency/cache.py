@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 _COUNTER = 64
-"""A tensor of at most so many entries is a counter that is changed in place, and is copied."""
+"""Tensors with at most this many entries are counters, which change in place and are copied."""
 
 
 def caches_in(values: Iterable[object]) -> list[Cache]:
@@ -18,7 +18,7 @@ def caches_in(values: Iterable[object]) -> list[Cache]:
 
 
 def snapshot(cache: Cache) -> Callable[[], None]:
-    """What puts ``cache`` back to its present state.
+    """A function that restores the present state of ``cache``.
 
     Layers replace their tensors when they grow, so references to the present ones are enough. Layers of
     a fixed size are written in place at the position of the step, where the same step writes again.

@@ -24,7 +24,7 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
     Args:
         model: a model that generates text, in evaluation mode.
         batch: the context; for encoder-decoders what the encoder and the decoder have read.
-        run: what is run in place of the model, such as the model compiled; None for the model.
+        run: a module to run in place of the model, such as the model compiled; None for the model.
 
     Raises:
         ValueError: if the model fills no key/value cache, or the batch holds no token ids.

@@ -1,4 +1,4 @@
-"""Exact counts of what a model holds: its weights, their bytes, and the bytes of its cache."""
+"""Exact counts for a model: its weights, their bytes, and the bytes of its cache."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ Slot = tuple[nn.Module, str]
 def count_resources(
     model: nn.Module, batch: Batch | None = None, *, unit: Unit | None = None
 ) -> dict[str, CostTable]:
-    """What every block holds at every number of kept units: exact tables, computed and not measured.
+    """Exact resource tables for every block and number of kept units, computed rather than
+    measured.
 
     ``parameters`` counts the weights, and ``memory`` the bytes of parameters and buffers, each tensor once.
-    ``kv_cache`` are the bytes of the key/value cache after a forward pass over ``batch``, for models that
-    return one. No unit kept costs as much as one, because slicing keeps the storage of one; only
-    :func:`~cahp_opt.torch.bypass_empty` saves that.
+    ``kv_cache`` is the bytes of the key/value cache after a forward pass over ``batch``, for models
+    that return one. No unit kept costs as much as one, because slicing keeps the storage of one;
+    only :func:`~cahp_opt.torch.bypass_empty` saves that.
 
     Every sliced model holds exactly what a table predicts, with one exception: stacks of T5 share
     a table of biases as long as nothing of the stack is cut, and afterwards every block has its own. It is
@@ -75,7 +76,7 @@ def count_resources(
 def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, CostTable]:
     space, journal = attention.space, Journal()
     costs = {"parameters": list[Floats](), "memory": list[Floats]()}
-    try:  # what the blocks hold is told after untying, and the model is left as it was
+    try:  # counted after untying, which is then undone
         blocks = untied(attention, np.zeros(space.n, dtype=np.bool_), journal)
         slots = [_slots(block) for block in blocks]
         inside = {slot for own in slots for slot in own}
@@ -114,14 +115,14 @@ def _slots(block: AttentionBlock) -> dict[Slot, list[Piece]]:
 
 
 def _left(block: AttentionBlock, weight: Tensor, pieces: list[Piece]) -> Ints:
-    """How many entries of a parameter are left of it at every count, ``[units + 1]``."""
+    """The entries of a parameter that are left at every count, ``[units + 1]``."""
     entries = np.full(block.units + 1, weight.numel())
     for piece in pieces:
         size = np.bincount(piece.unit_of[piece.unit_of >= 0], minlength=block.units)
         if np.any(size != size[0]):
             raise UnsupportedModelError(
                 f"the units of {block.name} have {size.tolist()} entries of {piece.path}; units of "
-                "different sizes cannot be counted, because a budget sees only how many are kept."
+                "different sizes cannot be counted, because a budget sees only the number kept."
             )
         gone = block.units - _stored(block.units)
         entries = entries // len(piece.unit_of) * (len(piece.unit_of) - gone * size[0])
@@ -129,7 +130,7 @@ def _left(block: AttentionBlock, weight: Tensor, pieces: list[Piece]) -> Ints:
 
 
 def _stored(units: int) -> Ints:
-    """How many units are stored for every count of kept ones: at least one."""
+    """The number of units stored for every count of kept ones: at least one."""
     return np.maximum(np.arange(units + 1), 1)
 
 

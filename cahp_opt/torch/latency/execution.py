@@ -16,13 +16,13 @@ from cahp_opt.torch.latency.stopwatch import Work
 _WARM_UP = 3
 """Runs before a capture, in which libraries choose their kernels and take their memory."""
 _RECOMPILES = 100_000
-"""Every count of every block is code of its own; at the usual limit the rest would run uncompiled."""
+"""Every count of every block is compiled separately; beyond the usual limit they run uncompiled."""
 
 Name = TypeVar("Name")
 
 
 class ExecutionError(ValueError):
-    """The model cannot be run in the way that was asked for."""
+    """The model cannot be run in the requested way."""
 
 
 def refuse_unfit(execution: Execution, device: torch.device) -> None:
@@ -85,8 +85,9 @@ def captured(work: Mapping[Name, Work], execution: Execution) -> dict[Name, Work
 def run_through(piece: Work, execution: Execution, prepare: Callable[[], None]) -> object:
     """Run a piece once in the way it will be timed, so that its parts are called as they will be.
 
-    Model code asks whether it is being captured, and then takes other ways: transformers makes masks that
-    it leaves out otherwise, and other kernels run.
+    Model code behaves differently while it is captured: transformers makes masks that it otherwise
+        leaves
+    out, and other kernels run.
 
     Args:
         piece: the work.
@@ -94,7 +95,7 @@ def run_through(piece: Work, execution: Execution, prepare: Callable[[], None]) 
         prepare: called right before the one run that counts.
 
     Returns:
-        What must be kept for as long as tensors of the run are used.
+        An object to keep alive while tensors of the run are used.
 
     Raises:
         ExecutionError: if it cannot be captured.

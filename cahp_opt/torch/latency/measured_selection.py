@@ -1,4 +1,4 @@
-"""Selections whose latency is measured on this machine, on really sliced models, until it keeps its limit."""
+"""Selections whose latency is verified on this machine, on really sliced models."""
 
 from __future__ import annotations
 
@@ -41,32 +41,34 @@ def select_measured(
     unit: Unit | None = None,
     progress: Progress = silent,
 ) -> Selection:
-    """Select units, slice, measure, and select again with corrected tables, until the time is as promised.
+    """Select units, slice, measure, and select again with corrected tables, until the limits are
+    kept.
 
-    In every round the unpruned and the sliced model are timed in turns, on every workload that a latency
-    goal is about, in the phase and the way of its table. A ratio counts from the unpruned time of the same
-    round. :meth:`~cahp_opt.studies.promise.Promise.keep` tells how rounds follow each other.
+    In every round the unpruned and the sliced model are timed alternately, on every workload of a
+    latency goal, in the phase and execution of its table. A ratio is relative to the unpruned time
+    of the same round. :meth:`~cahp_opt.studies.promise.Promise.keep` describes the rounds.
 
     Args:
         model: the unpruned model, on the device and in the precision that it will run in; it is not
             changed.
-        objective: what is maximised.
-        profile: the latency tables to begin with, and the resources that other goals are about.
-        target: what to keep to, with at least one latency goal.
+        objective: the objective to maximise.
+        profile: the latency tables to begin with, and the resources of other goals.
+        target: the goals and limits, with at least one latency goal.
         batches: by name of the workload, keyword arguments for the model, as for
             :func:`~cahp_opt.torch.measure_latency`.
-        solver: by what.
-        rounds: sliced models that are timed, at most.
+        solver: the solver.
+        rounds: the largest number of sliced models to time.
         tolerance: relative excess over a limit that still meets it.
-        repeats: timed runs of each model per round; three times as many where the noise could decide.
+        repeats: timed runs of each model per round; three times as many if the noise is as large as
+            the miss.
         time_limit: seconds that the solver may take per round; None for no limit.
         seed: of the solver.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         progress: called once per round of timing.
 
     Returns:
-        The most valuable selection that met its limits, or, if none did, the one least over them; its
-        ``rounds`` tell which. Its costs are those of the tables that it was chosen with.
+        The most valuable selection that met its limits or, if none did, the one least over them;
+        its ``rounds`` show which. Its costs are those of the tables that it was chosen with.
 
     Warns:
         ForeignTableWarning: if a table was measured on another machine, or with other work.
@@ -104,7 +106,7 @@ def here(
     missing = [name for name in tables if name not in batches]
     if missing:
         raise ValueError(
-            f"`batches` lacks the workload {missing[0]!r} that the target is about, and has "
+            f"`batches` lacks the workload {missing[0]!r} of the target, and has "
             f"{list(batches)}; name its batch too."
         )
     device, found = device_of(model), dict[str, Provenance]()
@@ -126,7 +128,7 @@ def measuring(
     unit: Unit | None = None,
     progress: Progress = silent,
 ) -> Measure:
-    """What times the model against itself, sliced to a selection, on every workload.
+    """A function that times the model against itself, sliced to a selection, on every workload.
 
     Args:
         model: the unpruned model.
@@ -157,7 +159,7 @@ def time_pairs(
     repeats: int = 20,
     progress: Progress = silent,
 ) -> dict[str, Pair]:
-    """Time the unpruned and a sliced model in turns on every workload.
+    """Time the unpruned and a sliced model alternately on every workload.
 
     Args:
         model: the unpruned model.

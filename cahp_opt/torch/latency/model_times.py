@@ -50,7 +50,7 @@ def time_models(
         batch: keyword arguments for the models; labels are left out.
         phase: whether the forward pass over the batch is timed, or one new token per example after it.
         execution: how the models are run.
-        repeats: rounds.
+        repeats: the number of rounds.
         progress: called once per round.
 
     Raises:

@@ -111,7 +111,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What is really in memory: an expanded axis is one entry."""
+    """The bytes really in memory: an expanded axis is one entry."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     entries = 1
     for size, stride in sizes:

@@ -1,4 +1,4 @@
-"""Measuring what a device can do at best."""
+"""Measuring the peak rates of a device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COPIED = 2**28  # bytes, far more than any cache holds
 _LAYERS = 20
 _RUNS = 30
 _FEWEST, _ENOUGH = 2, 2.0
-"""Runs that are too slow (half precision on many CPUs) end after so many, or so many seconds."""
+"""Slow runs (half precision on many CPUs) stop after _FEWEST runs or _ENOUGH seconds."""
 
 
 def measure_hardware(device: torch.device | str, *dtypes: torch.dtype) -> Hardware:
@@ -35,7 +35,7 @@ def measure_hardware(device: torch.device | str, *dtypes: torch.dtype) -> Hardwa
         dtypes: the precisions that models will run in, such as ``torch.bfloat16``; at least one.
 
     Raises:
-        ValueError: without a precision, or for a device that is not here.
+        ValueError: without a precision, or for a device that cannot be used here.
     """
     if not dtypes:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Estimating latency without the device: what a description of the hardware says at best."""
+"""Estimating latency without the device, from a description of the hardware."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ def estimate_latency(
 ) -> LatencyTable:
     """Estimate the time of every attention block at every number of kept units, without the device.
 
-    For planning only: :func:`~cahp_opt.torch.measure_latency` is what a budget should stand on. The
+    For planning only: a budget should use :func:`~cahp_opt.torch.measure_latency`. The
     sliced models run without weights and arithmetic, so ``model`` may be on the meta device
-    (``with torch.device("meta"): ...``) and of any size. Every operation takes the longer of its
-    arithmetic at the peak rate and its memory traffic at the full bandwidth (a roofline), and a launch.
-    Where launches run ahead of the device, their sum is the table's ``least``; else they are added.
+    (``with torch.device("meta"): ...``) and of any size. Every operation takes a launch and::
+
+        max(flops / peak flops per second, bytes moved / bandwidth)    (a roofline)
+
+    If launches run ahead of the device, their sum is the table's ``least``; otherwise they are
+    added.
 
     It ignores that small and odd sizes reach no peak (there are no staircases), caches of the processor,
     kernels that are fused, and arithmetic outside of matrix products, convolutions and attention. On one
@@ -52,13 +55,13 @@ def estimate_latency(
     Args:
         model: the unpruned model; it is not changed.
         batch: keyword arguments for the model, of the size to be planned for.
-        hardware: what the device can do; it must know the precision of the model.
+        hardware: the rates of the device, including one for the precision of the model.
         phase: whether the forward pass over the batch is estimated, or one new token per example after it.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         progress: called once per number of kept units.
 
     Returns:
-        A table whose provenance says that it is an estimate.
+        A table whose provenance states that it is an estimate.
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
@@ -68,7 +71,7 @@ def estimate_latency(
     dtype = next(model.parameters()).dtype
     if dtype_name(dtype) not in hardware.flops_per_second:
         raise ValueError(
-            f"`hardware` ({hardware.name}) knows the rates of {sorted(hardware.flops_per_second)} and the "
+            f"`hardware` ({hardware.name}) has rates for {sorted(hardware.flops_per_second)} and the "
             f"model is in {dtype_name(dtype)}; measure the hardware in that precision, or add its rate."
         )
     batch = prepare(batch, model, "batch", torch.device("cpu"))
@@ -101,7 +104,7 @@ def estimate_latency(
 
 @dataclass
 class _Times:
-    """What one run takes."""
+    """The times of one run."""
 
     blocks: list[float]
     outside: float = 0.0

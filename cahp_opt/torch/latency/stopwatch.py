@@ -22,11 +22,11 @@ from cahp_opt.torch.latency.timing_log import SampleFile
 _log = logging.getLogger(__name__)
 
 LOW = 0.2
-"""The quantile that is reported: other work on the machine only ever adds time, so a low quantile is
+"""The quantile that is reported. Other work on the machine only adds time, so a low quantile is
 close to the undisturbed time, and steadier than the minimum."""
 
 _ENOUGH = 5
-"""Pieces that tell the pace of a round."""
+"""The fewest pieces that the pace of a round is computed from."""
 
 _PLUG_BYTES = 2**28
 """Written to hold back a CUDA device; several times the caches of any device so far."""
@@ -56,11 +56,11 @@ class Work:
 
     Args:
         run: what is timed.
-        before: what must be done before every run, and is not timed; None for nothing.
-        alone: on CUDA, whether only the time of the device counts, from caches that hold nothing of the
-            piece: launching is done while the device is held back by other work. That is the time a
-            part takes inside a model that keeps the device busy. Otherwise the time is from the first
-            launch to the end of the last operation, as a caller sees it.
+        before: called before every run, and not timed; None for nothing.
+        alone: on CUDA, whether to measure device time only, with cold caches; kernels are queued
+            while the device is kept busy. That is the time of a part inside a model that keeps the
+            device busy. Otherwise the time is from the first launch to the end of the last
+            operation.
     """
 
     run: Callable[[], object]
@@ -99,8 +99,8 @@ def interleaved(
         progress: called once per round.
         stage: name of the work for ``progress``.
         warm_up: untimed runs of each piece before.
-        samples: runs that an interrupted measurement left, which are not run again, and where new runs
-            are kept.
+        samples: a file with the runs of an interrupted measurement, which are not repeated; new
+            runs are added to it.
 
     Raises:
         ValueError: if ``repeats`` is below 1.
@@ -141,11 +141,13 @@ def interleaved(
 
 
 def timings(seconds: Floats) -> list[Timing]:
-    """The timing of every piece of interleaved work, freed of what slowed whole rounds down.
+    """The timing of every piece of interleaved work, corrected for the pace of each round::
 
-    A round is as slow as the median of its pieces, each relative to its own median over the rounds.
-    Dividing by that makes pieces comparable on a machine that changes its pace every few seconds; the
-    undisturbed pace is put back in the end. Few pieces cannot tell the pace, and are left as they are.
+        pace[r] = median over p of (seconds[p, r] / median over r of seconds[p, r])
+        timing[p] = quantile over r of (seconds[p, r] / pace[r]) * quantile over r of pace[r]
+
+    with the quantile :data:`LOW`, so that a machine whose pace changes every few seconds slows no
+    piece more than another. With fewer than five pieces the pace is 1.
 
     Args:
         seconds: of every piece in every round, ``[pieces, rounds]``.
@@ -172,10 +174,10 @@ def _no_garbage_collection() -> Generator[None]:
 
 
 def waiting(device: torch.device) -> Callable[[], object]:
-    """What waits until a device has done all that it was told to do.
+    """A function that waits until a device has finished all queued work.
 
     Raises:
-        ValueError: for a device that cannot be waited for, such as ``meta``, which does nothing.
+        ValueError: for a device without a way to wait, such as ``meta``.
     """
     if device.type == "cpu":
         return lambda: None

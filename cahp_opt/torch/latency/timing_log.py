@@ -1,4 +1,4 @@
-"""Timings kept in a file as they come, so that an interrupted measurement goes on where it stopped."""
+"""Timings written to a file one by one, so that an interrupted measurement resumes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _KIND, _VERSION = "cahp-samples", 1
 
 
 class SampleFile:
-    """A file with one timed run per line, and a first line that says what was timed where.
+    """A file with one timed run per line, after a line that states what was timed and where.
 
     A line is on disk before the next run starts. A last line that was cut off by a crash is dropped.
 
     Args:
-        path: the file; it is made when the first run is added.
+        path: the file; created when the first run is added.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -30,7 +30,7 @@ class SampleFile:
             self._read()
 
     def open(self, setting: Mapping[str, Any]) -> None:
-        """Say what is about to be timed; runs of anything else in the file are refused.
+        """State what is about to be timed; a file with runs of anything else is refused.
 
         Raises:
             RecordError: if the file holds runs of something else.

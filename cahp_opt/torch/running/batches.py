@@ -1,4 +1,4 @@
-"""What the parts that run a model need to know about a batch: its size, its labels, its padding."""
+"""Batches: their inputs, labels, size and padding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DECODER_MASK = "decoder_attention_mask"
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 
 POSITIONS = ("position_ids", "decoder_position_ids")
-"""Inputs that tell where tokens stand, of both sides."""
+"""Inputs with the positions of tokens, of the encoder and of the decoder."""
 
 IGNORED = -100
 """The label that means "no label here" throughout PyTorch and transformers."""
@@ -31,16 +31,15 @@ IGNORED = -100
 def prepare(
     batch: object, model: nn.Module, argument: str, device: torch.device | None = None
 ) -> Batch:
-    """One batch, checked and moved to ``device``, or else to the model's.
+    """One batch, checked and moved to ``device``; None for the model's.
 
     An encoder-decoder model that is given labels and no decoder input gets the input that it makes
-    from labels itself, because labels never reach a model here. No model fills a cache, unless it is
-    asked to behind this.
+    from labels itself, because labels never reach a model here. The cache is turned off.
 
     Raises:
         ValueError: naming ``argument``, if the batch cannot be used: not a mapping, without tensors, with
-            labels that are no tensor, NaN or infinite, or as
-            :func:`~cahp_opt.torch.running.unfit_inputs.refuse_unfit_inputs` tells.
+            labels that are not a tensor, NaN or infinite, or as described at
+            :func:`~cahp_opt.torch.running.unfit_inputs.refuse_unfit_inputs`.
     """
     device = device_of(model) if device is None else device
     if not isinstance(batch, Mapping):
@@ -68,7 +67,8 @@ def prepare(
 
 
 def _sent(value: Tensor, device: torch.device) -> Tensor:
-    """``value`` on ``device``, in single precision if it comes in double, which the device does not know."""
+    """``value`` on ``device``, in single precision if it comes in double, which the device
+    lacks."""
     if value.dtype == torch.float64 and value.device != device and not has_double(device):
         value = value.float()
     return value.to(device)
@@ -98,7 +98,8 @@ def _with_decoder_input(batch: Batch, model: nn.Module) -> Batch:
 
 
 def _decoder_input_maker(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """What makes a decoder's input of labels: a method of the model, or a function beside its class."""
+    """The function that makes a decoder's input from labels: a method, or one beside the model's
+    class."""
     method = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if method is not None:
         return lambda labels: method(labels=labels)
@@ -113,23 +114,24 @@ def _decoder_input_maker(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
-    """The batch without its labels: what the model is called with."""
+    """The batch without its labels: the keyword arguments of the model."""
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
 def labels_of(batch: Batch, device: torch.device | None = None) -> Tensor | None:
-    """The labels of the batch, on ``device`` if given, or None."""
+    """The labels of the batch, ``[batch]`` or ``[batch, tokens]``, on ``device`` if given; None
+    without."""
     labels = batch.get("labels")
     return labels.to(device) if isinstance(labels, Tensor) else None
 
 
 def batch_size(batch: Batch) -> int:
-    """How many examples the batch holds."""
+    """The number of examples in the batch."""
     return int(_main(batch).shape[0])
 
 
 def has_decoder_input(batch: Batch) -> bool:
-    """Whether the batch says what the decoder of an encoder-decoder model reads."""
+    """Whether the batch holds the input of an encoder-decoder's decoder."""
     return any(isinstance(batch.get(key), Tensor) for key in _DECODER)
 
 
@@ -164,11 +166,11 @@ def decoder_tokens(batch: Batch) -> Tensor:
 def contents_of(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Every input of the model with one entry per example, in the order of their names.
 
-    Masks and positions are left out: they tell where the padding is, and nothing about the example.
+    Masks and positions are left out: they describe the padding, not the example.
 
     Yields:
-        The name, the values ``[batch, ...]``, and where their second axis is that of tokens, which of
-        these are real, bool ``[batch, tokens]``.
+        The name, the values ``[batch, ...]``, and, if their second axis is that of tokens, which of
+        these are real, bool ``[batch, tokens]``; otherwise None.
     """
     size = batch_size(batch)
     for key, value in sorted(inputs_of(batch).items()):
@@ -196,10 +198,11 @@ def examples(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where inputs go: the device of the input embedding, or else of the model's first weight.
+    """The device of inputs: that of the input embedding or, without one, of the model's first
+    weight.
 
-    A model spread over several devices hands activations on by itself. Weights that are not in memory
-    (offloaded by accelerate) are computed with on the device that their hook names.
+    A model spread over several devices moves activations itself. For weights that are not in memory
+    (offloaded by accelerate) it is the device that their hook names.
 
     Raises:
         ValueError: if the model has no weights, or none that are in memory.
@@ -221,7 +224,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def length(batches: Iterable[object]) -> int:
-    """How many batches there are, for progress; 0 where that is unknown."""
+    """The number of batches, for progress; 0 if unknown."""
     return len(batches) if isinstance(batches, Sized) else 0
 
 
@@ -234,5 +237,6 @@ def _main(batch: Batch) -> Tensor:
 
 
 def wide(values: Tensor) -> Tensor:
-    """``values`` in at least single precision: half precision is for storage, not for statistics."""
+    """``values``, ``[...]``, in at least single precision, because statistics need more than
+    half."""
     return values if values.dtype == torch.float64 else values.float()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What newer releases of transformers call the cache in a model's output, and older ones."""
+"""Names of the cache in a model's output, in newer and older releases of transformers."""
 
 
 def takes_cache(model: nn.Module) -> bool:
@@ -29,14 +29,15 @@ def cache_of(output: object) -> object:
 
 
 def bytes_of(tensor: Tensor) -> int:
-    """The bytes of its entries."""
+    """The bytes of a tensor's entries, ``[...]``."""
     return tensor.numel() * tensor.element_size()
 
 
 def tensors_in(container: object) -> Iterator[Tensor]:
-    """Every tensor of keys, values or states in a cache, each once, however it arranges them.
+    """Every tensor of keys, values or states in a cache, ``[batch, ...]``, each once.
 
-    Those with fewer than two axes are counters, which some releases of transformers have as tensors.
+    Tensors with fewer than two axes are left out: they are counters of some releases of
+        transformers.
     """
     seen, waiting = set[int](), [container]
     while waiting:
@@ -93,7 +94,7 @@ def cache_bytes(
             stack.callback(hook.remove)
         try:
             output = model(**{**inputs, **asked})
-        except ValueError as error:  # encoders of T5 are asked in vain, and say so
+        except ValueError as error:  # encoders of T5 refuse a cache
             if "use_cache" not in str(error):
                 raise
             return None

@@ -1,9 +1,9 @@
 """Second moments about the mean, added up without cancellation.
 
-``E[x x'] - m m'`` loses every digit where the mean is large against the spread, and is then no covariance
-any more. So rows are centred before they are multiplied, and parts with means of their own are pooled as
-Chan, Golub and LeVeque (1979) do: nothing is ever subtracted from a second moment, so that what is added up
-stays positive semidefinite.
+``E[x x'] - m m'`` loses every digit if the mean is large against the spread, and is then not a
+covariance. So rows are centred before they are multiplied, and parts with means of their own are
+pooled as Chan, Golub and LeVeque (1979) do: nothing is ever subtracted from a second moment, so
+that what is added up stays positive semidefinite.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Centred(NamedTuple):
     Args:
         deviations: the rows less their mean, ``[rows, width]``.
         base: the mean, rounded, ``[width]``.
-        rest: what the rounding left, ``[width]``; the sum in double precision is the mean as precisely as
-            the deviations are known.
+        rest: the rounding error of ``base``, ``[width]``; their sum in double precision is the
+            mean.
     """
 
     deviations: Tensor
@@ -30,7 +30,7 @@ class Centred(NamedTuple):
     rest: Tensor
 
     def mean(self, device: torch.device) -> Tensor:
-        """The mean in double precision, on a device that knows it."""
+        """The mean ``[width]`` in double precision, on a device that has it."""
         return self.base.to(device).double() + self.rest.to(device).double()
 
 
@@ -50,7 +50,7 @@ def centred(rows: Tensor, weights: Tensor | None = None) -> Centred:
 
 
 def has_double(device: torch.device) -> bool:
-    """Whether a device knows double precision; Apple's GPUs do not."""
+    """Whether a device has double precision; Apple's GPUs do not."""
     try:
         torch.empty(0, dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):
@@ -59,17 +59,17 @@ def has_double(device: torch.device) -> bool:
 
 
 def double_home(device: torch.device) -> torch.device:
-    """Where sums in double precision of what ``device`` computes may live: there, or in main memory."""
+    """The device for sums in double precision: ``device``, or the CPU if that lacks it."""
     return device if has_double(device) else torch.device("cpu")
 
 
 def in_double(values: Tensor) -> Tensor:
-    """``values`` in double precision, where that is known."""
+    """``values``, ``[...]``, in double precision; on the CPU if their device lacks it."""
     return values.to(double_home(values.device)).double()
 
 
 def between(weight: float, other: float) -> float:
-    """The square root of the weight that the difference of two means has in the pooled second moment.
+    """``sqrt(w v / (w + v))``: the factor of the difference of two means in the pooled scatter.
 
     Args:
         weight: of all rows of one part.
@@ -97,8 +97,9 @@ class ScatterSums:
 
         Args:
             weight: of all its rows.
-            mean: of its rows, in double precision where the sums live.
-            scatter: sum of the outer products of its rows' deviations from ``mean``.
+            mean: of its rows, ``[width]``, in double precision on the device of the sums.
+            scatter: sum of the outer products of its rows' deviations from ``mean``,
+                ``[width, width]``.
         """
         apart = mean - self.mean
         step = apart * between(self.weight, weight)

@@ -31,13 +31,13 @@ def head_mask(
     it; a compiled one is refused, because it would ignore the gates.
 
     Args:
-        model: the model to gate; nothing of it changes.
+        model: the model to gate; it is not changed.
         selection: a :class:`~cahp_opt.selection.Selection`, a boolean keep-set of shape ``[n]``, or a
             float tensor of gates of shape ``[n]``, or ``[batch, n]`` for gates per example.
         unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
 
     Yields:
-        The gates, float ``[n]`` or ``[batch, n]``; the very tensor that was passed, if one was.
+        The gates, float ``[n]`` or ``[batch, n]``; if a tensor was passed, the same object.
 
     Raises:
         ValueError: if the selection is of another model, or the gates have another shape or hold NaN.
@@ -100,7 +100,7 @@ def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:
     """The keep-set ``[n]`` of a selection or a boolean array, checked against ``space``.
 
     Raises:
-        ValueError: if it is a selection for another space, no boolean array, or of another shape.
+        ValueError: if it is a selection for another space, or not a boolean array of that shape.
     """
     if not isinstance(selection, Selection):
         return space.check(selection)
@@ -144,7 +144,7 @@ class _Gate:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         z: Tensor = args[0]
-        # The activation's dtype rules: float32 gates must not turn a half-precision model to float32.
+        # In the activation's dtype: float32 gates must not turn a half-precision model to float32.
         gate = self.gates.index_select(-1, self.units).to(device=z.device, dtype=z.dtype)
         if gate.ndim == 2:
             if z.shape[0] != gate.shape[0]:
@@ -157,7 +157,7 @@ class _Gate:
 
 
 class _Listener:
-    """Forward pre-hook on an output projection: hands its input on."""
+    """Forward pre-hook on an output projection: gives its input to the sink."""
 
     def __init__(self, index: int, sink: Sink) -> None:
         self.index, self.sink = index, sink

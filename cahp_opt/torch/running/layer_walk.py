@@ -15,12 +15,12 @@ from cahp_opt.torch.running.gates import capture_head_outputs
 
 
 class _Reached(Exception):
-    """The run has got where it was going; ends the forward pass."""
+    """Ends the forward pass where the run was meant to stop."""
 
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """What a walk met at a block.
+    """The activations of a walk at a block.
 
     Args:
         residual: the residual stream as it enters the block's layer, ``[batch, tokens, hidden]``.
@@ -38,18 +38,17 @@ class LayerWalk:
 
     A transformer layer reads the residual stream as its first input, before or after the norm alike, so
     a run can resume at any layer: earlier layers pass their input through, and the layer's first input
-    is replaced by the one remembered. What is remembered is one residual stream per batch, up to a
-    limit of memory; batches beyond it run from the start each time. Layers that do not stand in one list
-    (two towers, an encoder and a decoder) run from the start each time too, because others may read
-    what skipped ones should have made.
+    is replaced by the remembered one. One residual stream per batch is remembered, up to a limit of
+    memory; batches beyond it run from the start each time. So do layers that are not in one list
+    (two towers, an encoder and a decoder), because others may read the output of skipped ones.
 
     Args:
         model: the model, in evaluation mode.
         attention: its blocks.
-        memory: bytes that may be remembered.
+        memory: bytes of residual streams to remember.
 
     Raises:
-        ValueError: if a block has no layer of its own.
+        ValueError: if two blocks share a layer, or a block is in none.
     """
 
     def __init__(self, model: nn.Module, attention: Attention, memory: int) -> None:
@@ -58,7 +57,7 @@ class LayerWalk:
         if len({id(layer) for layer in self._layers}) != len(self._layers):
             raise ValueError(
                 "`model` has layers with more than one attention block (such as cross-attention), which "
-                "refitting does not know how to walk; refit is for encoders and decoder-only models."
+                "refitting cannot walk; refit is for encoders and decoder-only models."
             )
         self._memory = memory if _in_one_list(model, self._layers) else 0
         self._remembered: dict[int, tuple[int, Tensor]] = {}
@@ -82,8 +81,8 @@ class LayerWalk:
             if "residual" in found and output.shape != found["residual"].shape:
                 raise ValueError(
                     f"block {name!r} writes rows {list(output.shape)} and its layer reads rows "
-                    f"{list(found['residual'].shape)} (windows, perhaps), which refitting does not "
-                    "know how to match; this model is not supported."
+                    f"{list(found['residual'].shape)} (windows, perhaps), which refitting cannot "
+                    "match; this model is not supported."
                 )
             found["heads"], found["out"] = args[0], output
             raise _Reached
@@ -103,7 +102,8 @@ class LayerWalk:
         return Point(found["residual"], found["heads"], found["out"])
 
     def through(self, block: int, batch: Batch, number: int) -> Tensor:
-        """Run ``batch`` to the end of the layer of ``block``, and give the layer's output.
+        """Run ``batch`` to the end of the layer of ``block``: the layer's output
+        ``[batch, tokens, hidden]``.
 
         Args:
             block: the block of the previous walk with this batch.
@@ -126,7 +126,8 @@ class LayerWalk:
         return self._layers[block]
 
     def _run(self, block: int, batch: Batch, number: int) -> None:
-        """Run ``batch`` from what is remembered of it until a hook in the layer of ``block`` ends it."""
+        """Run ``batch`` from its remembered stream until a hook in the layer of ``block`` ends the
+        run."""
         start, state = self._remembered.get(number, (0, None))
 
         def resume(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -222,7 +223,7 @@ def layer_of(model: nn.Module, block: AttentionBlock) -> nn.Module:
         if isinstance(model.get_submodule(".".join(path[: end - 1])), nn.ModuleList):
             return model.get_submodule(".".join(path[:end]))
     raise ValueError(
-        f"block {block.name!r} lies in no list of layers, so its residual stream cannot be found; "
+        f"block {block.name!r} is not in a list of layers, so its residual stream cannot be found; "
         "refitting this model is not supported."
     )
 
@@ -234,7 +235,7 @@ def _in_one_list(model: nn.Module, layers: list[nn.Module]) -> bool:
 
 
 def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream among a layer's arguments.
+    """The residual stream among a layer's arguments, ``[batch, tokens, hidden]``.
 
     Raises:
         ValueError: if the layer is called without it.

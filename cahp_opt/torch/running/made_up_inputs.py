@@ -1,4 +1,4 @@
-"""Small random inputs for a transformers model, from what its configuration tells."""
+"""Small random inputs for a transformers model, made from its configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BATCH, _LENGTH = 2, 8
 
 
 def headless(model: nn.Module) -> nn.Module:
-    """The part of a model that a head and adapters stand around; any other model itself."""
+    """A model without its head and adapters; the model itself if it has none."""
     unwrap: Any = getattr(model, "get_base_model", None)
     whole: Any = model if unwrap is None else unwrap()
     base: nn.Module = getattr(whole, "base_model", whole)
@@ -21,14 +21,15 @@ def headless(model: nn.Module) -> nn.Module:
 
 
 def sample_inputs(model: nn.Module) -> dict[str, Tensor] | None:
-    """Two random examples, on the CPU: token ids of 8 tokens, an image, sound features, or several of them.
+    """Two random examples, on the CPU: token ids ``[2, 8]``, images, sound features, or several of
+    them.
 
     Args:
         model: a transformers model, with or without a head.
 
     Returns:
-        Keyword arguments for ``model``, the same on every call; None if its configuration does not tell
-        what it takes.
+        Keyword arguments for ``model``, the same on every call; None if its configuration does not
+        state its inputs.
     """
     config: Any = getattr(model, "config", None)
     if config is None:

@@ -18,9 +18,8 @@ class Padding:
 
     Blocks in the decoder of an encoder-decoder model, cross-attention included, stand at decoder
     positions; blocks of a part that reads images or sound follow no mask of tokens; all others follow
-    ``attention_mask``. Transformers says which modules these are. A mask that does not fit the
-    shape of the activations (windows, frames after a convolution, models that unpad themselves) says
-    nothing about them: then every row counts.
+    ``attention_mask``. A mask that does not fit the shape of the activations (windows,
+    frames after a convolution, models that unpad themselves) is ignored: then every row counts.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""Batches made ready for a model, and refused where a row in company is read otherwise than alone."""
+"""Batches made ready for a model, and refused if a row is read otherwise in a batch than alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BESIDE = ("bbox",)  # inputs of three axes whose second is that of tokens
 
 
 class Doubt(Enum):
-    """What about the padding of a batch some models take as it is meant, and others do not."""
+    """A kind of padding that some models handle and others do not."""
 
     LEFT = "padding before a token"
     FILLER = "padding that is not filled with the model's own id"
@@ -72,10 +72,10 @@ def prepared(batches: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
 class PaddingCheck:
     """Refuses batches whose padding a model reads, or lets change what it reads.
 
-    Which models take padding on the left, or find the last token of a text whatever it is filled with, no
-    configuration tells. So the first batch with padding of such a kind is tried: a row of it must give in
-    company what it gives alone. Batches that are padded on the right with the model's own id, as tokenizers
-    do it, cost nothing.
+    No configuration states whether a model accepts padding on the left, or finds the last token of
+    a text whatever the filler. So the first batch with such padding is tried: a row of it must give
+    the same output in the batch as alone. Batches that are padded on the right with the model's own
+    id, as tokenizers do it, cost nothing.
 
     Args:
         model: the model, in any mode; it is left as it was.
@@ -93,7 +93,7 @@ class PaddingCheck:
             argument: its name, for messages.
 
         Raises:
-            ValueError: naming ``argument``, the example and what about its padding can be changed.
+            ValueError: naming ``argument``, the example and the way out.
         """
         told = any(isinstance(batch.get(name), Tensor) for name in POSITIONS)
         for doubt, rows in _doubts(batch, self._model).items():
@@ -110,7 +110,8 @@ class PaddingCheck:
             self._cleared.add((doubt, told))
 
     def _difference(self, batch: Batch, row: int) -> str | None:
-        """How a row differs in company from itself alone, half a sentence; None if it does not."""
+        """How a row differs in the batch from itself alone, half a sentence; None if it does
+        not."""
         other = 0 if row else min(1, batch_size(batch) - 1)
         company = _rows(batch, [row, other] if other != row else [row])
         alone = _alone(batch, row)
@@ -131,7 +132,7 @@ class PaddingCheck:
         return f"comes out otherwise in the batch than alone, by {share:.0%} of the output"
 
     def _advice(self, doubt: Doubt, batch: Batch, row: int) -> str:
-        """What would put it right, half a sentence."""
+        """The way out, half a sentence."""
         if doubt is not Doubt.LEFT:
             return _ADVICE[doubt].format(pad=padding_id(self._model))
         said = "its padding stands on the left: pad on the right"
@@ -231,7 +232,8 @@ def _alone(batch: Batch, row: int) -> Batch | None:
 
 
 def _distance(found: Tensor, expected: Tensor, masks: list[Tensor]) -> float | None:
-    """Relative difference of the first example of ``found`` from ``expected``, where both can be compared."""
+    """Relative difference of the first example of ``found`` from ``expected``; None if not
+    comparable."""
     if not found.numel() or not expected.numel():
         return None
     one, goal = found[0].cpu().double(), expected[0].cpu().double()

@@ -22,7 +22,7 @@ class Probe:
     bare: bool
 
     def part_of(self, model: nn.Module) -> nn.Module:
-        """What to run: the model, or what its head stands on."""
+        """The model to run: the whole, or that without its head."""
         return headless(model) if self.bare else model
 
 
@@ -31,7 +31,7 @@ def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
 
     Raises:
         ValueError: if the batch cannot be used, or none is given and the model's configuration does
-            not tell what it takes.
+            not state its inputs.
     """
     bare = batch is None
     given = _made_up(model) if bare else inputs_of(prepare(batch, model, "batch"))
@@ -52,7 +52,7 @@ def _made_up(model: nn.Module) -> Batch:
     name, base = type(model).__name__, headless(model)
     made = sample_inputs(base)
     if made is None:
-        raise _batch_needed(f"the configuration of {name} does not tell what it takes")
+        raise _batch_needed(f"the configuration of {name} does not state its inputs")
     device = device_of(base)
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     batch: dict[str, Any] = {
@@ -79,7 +79,7 @@ def _some_padding(ids: Tensor) -> Tensor:
 
 
 def failure(model: nn.Module, probe: Probe) -> Exception | None:
-    """What the unpruned model ends in on a probe; None if it runs."""
+    """The error of the unpruned model on a probe; None if it runs."""
     try:
         with evaluating(model), torch.no_grad():
             probe.part_of(model)(**probe.batch)

@@ -1,4 +1,4 @@
-"""Walking through the same batches several times without keeping them."""
+"""Iterating over the same batches several times without keeping them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Repeated:
-    """Batches that are walked through again and again, and are the same ones every time.
+    """Batches that can be iterated over several times and must be the same every time.
 
-    Lists and tuples are taken at their word. Other iterables (a ``DataLoader``) are not kept either: of
-    every batch a checksum stays, so that a loader that shuffles is found out. An iterator can be
-    walked once only, and so its batches are kept.
+    Lists and tuples are trusted. Of other iterables (a ``DataLoader``) a checksum of every batch is
+    kept, so that a loader that shuffles is refused. The batches of an iterator, which runs only
+    once, are kept.
 
     Args:
         batches: the batches.
@@ -28,7 +28,7 @@ class Repeated:
         self._complete = False
 
     def __iter__(self) -> Iterator[Any]:
-        """Walk through them.
+        """Iterate over them.
 
         Raises:
             ValueError: if they are not those of the first time.
@@ -48,14 +48,15 @@ class Repeated:
     def _check(self, same: bool) -> None:
         if not same:
             raise ValueError(
-                "`batches` gives other batches when it is walked through again (a loader that shuffles, "
+                "`batches` gives other batches when it is iterated again (a loader that shuffles, "
                 "perhaps), and every pass needs the same ones; pass a list, or a loader with "
                 "`shuffle=False`."
             )
 
 
 def _checksum(batch: Any) -> int:
-    """A checksum of the tensors of a batch; of nothing for what is no mapping, which is refused later."""
+    """A checksum of the tensors of a batch; of nothing if it is not a mapping, which is refused
+    later."""
     found = 0
     for name, value in sorted(batch.items()) if hasattr(batch, "items") else ():
         if isinstance(value, Tensor):

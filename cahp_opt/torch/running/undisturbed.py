@@ -14,7 +14,7 @@ from torch import nn
 def evaluating(*models: nn.Module) -> Generator[None, None, None]:
     """Evaluation mode inside; afterwards every module's mode and the random states are as before.
 
-    That holds after an exception or Ctrl-C too. Gradients of parameters are not touched here: callers
+    That holds after an exception or Ctrl-C too. Gradients of parameters are not touched: callers
     differentiate with ``torch.autograd.grad`` with respect to their own tensors.
     """
     modes = [(module, module.training) for model in models for module in model.modules()]

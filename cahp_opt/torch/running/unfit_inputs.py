@@ -18,11 +18,11 @@ _POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_position
 
 
 class MissingMaskWarning(UserWarning):
-    """A batch looks padded and has no mask that tells so."""
+    """A batch looks padded and has no mask."""
 
 
 def refuse_unfit_inputs(batch: Mapping[str, Any], model: nn.Module, argument: str) -> None:
-    """Refuse what would run and be wrong, or end inside of the model's code.
+    """Refuse inputs that would run and be wrong, or fail inside of the model's code.
 
     Args:
         batch: keyword arguments for the model, labels included.
@@ -53,13 +53,13 @@ def refuse_unfit_inputs(batch: Mapping[str, Any], model: nn.Module, argument: st
 
 
 def padding_id(model: nn.Module) -> int | None:
-    """The id that fills, as the model's configuration tells; None if it does not."""
+    """The filler's id by the model's configuration; None if it states none."""
     found: object = getattr(_text_config(model), "pad_token_id", None)
     return found if isinstance(found, int) else None
 
 
 def longest(model: nn.Module) -> int | None:
-    """How many tokens a text may have; None where the model sets no limit."""
+    """The most tokens that a text may have; None if the model sets no limit."""
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
@@ -73,7 +73,7 @@ def longest(model: nn.Module) -> int | None:
 
 
 def vocabulary_size(model: nn.Module) -> int | None:
-    """How many ids the model can look up; None where it does not tell."""
+    """The number of ids that the model can look up; None if unknown."""
     return next((t.num_embeddings for name, t in _tables(model) if name == "input_ids"), None)
 
 
@@ -114,8 +114,8 @@ def _refuse_mask(batch: Mapping[str, Any], name: str, argument: str) -> None:
     if len(other):
         raise ValueError(
             f"`{argument}` has {other[0].item()} in its `{name}`, which must be 1 for real tokens and 0 for "
-            "padding; numbers that tell packed texts apart are not read by models: give every text a row "
-            "of its own."
+            "padding; models do not read the numbers of packed texts: give every text its own "
+            "row."
         )
 
 
@@ -195,7 +195,7 @@ def _refuse_long(batch: Mapping[str, Any], model: nn.Module, argument: str) -> N
     ]
     if most is None or not learned or hasattr(learned[0], "make_weight"):  # FSMT's table grows
         return
-    # In these padding takes up no place of its own.
+    # In these padding takes up no position.
     counts_real = learned[0].padding_idx is not None or (
         "attention_mask" in inspect.signature(type(learned[0]).forward).parameters
     )

@@ -35,12 +35,12 @@ class _ArgumentHook:
         return args, kwargs
 
     def changed(self, value: Any) -> Any:
-        """What the module gets instead of ``value``."""
+        """The argument to pass instead of ``value``."""
         raise NotImplementedError
 
 
 class DropArgument(_ArgumentHook):
-    """Hands None to the module instead of the argument."""
+    """Passes None to the module instead of the argument."""
 
     def changed(self, value: Any) -> None:
         return None
@@ -56,7 +56,7 @@ class KeepHeads(_ArgumentHook):
         name: of the argument.
         position: its position among the positional arguments of the module's forward.
         ids: the heads to take.
-        heads: how many heads the argument has.
+        heads: the number of heads in the argument.
     """
 
     def __init__(self, name: str, position: int, ids: Sequence[int], heads: int) -> None:
@@ -65,7 +65,8 @@ class KeepHeads(_ArgumentHook):
         self.index: Tensor | None = None
 
     def changed(self, value: Tensor | None) -> Tensor | None:
-        """The slices of the heads that are left; anything without heads as it is.
+        """The slices of the heads that are left, ``[..., heads, rows, columns]``; anything without
+        heads unchanged.
 
         Raises:
             ValueError: if the argument has another number of heads.
@@ -90,5 +91,6 @@ class KeepHeads(_ArgumentHook):
 
 
 def argument_position(owner: nn.Module, argument: str) -> int | None:
+    """The position of an argument in the module's forward; None if it has none of this name."""
     names = list(inspect.signature(type(owner).forward).parameters)[1:]
     return names.index(argument) if argument in names else None

@@ -1,10 +1,10 @@
-"""Not running the attention of blocks without kept units.
+"""Skipping the attention of blocks without kept units.
 
 Slicing leaves such a block a *ghost* (see surgery.py): one unit whose output is multiplied by zeros.
 Its result is known beforehand: the bias of the output projection, at every position. A
-:class:`Bypass` returns that without computing anything, and tells the cache how many positions
-passed, because lengths are read from it. What a forward returns besides is learned from a run, and a
-bypass that does not reproduce the run stays out.
+:class:`Bypass` returns that without computing anything, and gives the cache the number of
+positions, because lengths are read from it. The form of a forward's return value is learned from a
+run, and a bypass that does not reproduce the run is not used.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, 
 class Bypass:
     """The forward of an attention module without kept units; set as its attribute ``forward``.
 
-    The stock forward runs in training (else the norm before the block would get no gradient), when
-    attention weights are asked for, when something listens at the output projection or has replaced
-    it, when its weight can be trained, when the attention backend is another, and with a cache if
-    that was not verified. A class rather than a closure, so that models with it can be copied and
-    pickled.
+    The stock forward runs in training (otherwise the norm before the block would get no gradient),
+    when attention weights are asked for, when something listens at the output projection or has
+    replaced it, when its weight can be trained, when the attention backend is another, and with a
+    cache if that was not verified. A class rather than a closure, so that models with it can be
+    copied and pickled.
 
     Args:
         block: a block without kept units.
@@ -74,7 +74,7 @@ class Bypass:
         self.asked = {n: named[n] for n in (*_WEIGHTS_WANTED, *_OTHER_SEQUENCES) if n in named}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the stock forward returns; the arguments are its arguments."""
+        """The return value of the stock forward, for the same arguments."""
         states: object = args[0] if args else kwargs.get(self.first)
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
         if not isinstance(states, Tensor) or not self._applies(states, cache, args, kwargs):
@@ -114,7 +114,7 @@ class Bypass:
     def _output(self, states: Tensor) -> Tensor:
         shape = (*states.shape[:-1], self.width)
         bias = bias_of(self.out) if self.inside else None
-        # A tensor of its own, because code that adds to it in place would change the bias.
+        # A copy, because code that adds to it in place would change the bias.
         return states.new_zeros(shape) if bias is None else bias.expand(shape).clone()
 
 
@@ -127,7 +127,7 @@ def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
 
     Every block is verified: the model runs on ``batch``, with and without padding, and where it has a
     cache in two steps, as it is and with the bypass. If anything differs, the block stays as it is,
-    which is right too and takes the time of one unit. Copies and pickles of the model skip as it
+    which is correct too but takes the time of one unit. Copies and pickles of the model skip as it
     does; a model that is loaded anew does not, until this is called. The cache gets keys and values
     of width 1 from a skipped block.
 
@@ -136,7 +136,7 @@ def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
         batch: keyword arguments for the model to verify with; None for small random inputs.
 
     Returns:
-        How many blocks are skipped now.
+        The number of blocks that are skipped now.
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
@@ -286,7 +286,7 @@ def _tensors(output: object) -> list[Tensor]:
 
 
 def _copied(output: object) -> object:
-    """The output with its own tensors, because the model may go on to change them in place."""
+    """A copy of the output, because the model may change its tensors in place later."""
     if isinstance(output, tuple):
         return tuple([_copied(value) for value in cast("tuple[object, ...]", output)])
     return output.clone() if isinstance(output, Tensor) else output
@@ -333,7 +333,7 @@ def _install(block: AttentionBlock, reference: _Reference) -> bool:
     lead = states.shape[:-1]
     fits = [isinstance(v, Tensor) and v.ndim > 1 and v.shape[:-1] == lead for v in values]
     # Other tensors are attention weights with the eager backend; with others they are biases that
-    # following blocks may ask for, and the comparison tells whether they can do without.
+    # following blocks may ask for, and the comparison shows whether they can do without.
     others = sum(value is not None for value in values) - 1
     if sum(fits) != 1 or (others and _backend(block.module) in (None, "eager")):
         return False

@@ -17,10 +17,15 @@ from cahp_opt.torch.slicing.argument_hooks import DropArgument, argument_positio
 
 
 def untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
-    """Give every block its own table of biases where the first block's serves all (T5).
+    """Give every block its own table of biases if the first block's serves all (T5).
 
-    Blocks that share one stay as they are if all of them keep all units, so that a stack of its own and
+    Blocks that share one stay as they are if all of them keep all units, so that a stack alone and
     one in a larger model are cut alike.
+
+    Args:
+        attention: the blocks.
+        kept: the keep-set, bool ``[n]``.
+        journal: records the changes, so that they can be undone.
     """
     shared = SHARED_BIAS
     tables = {b.name: b.module for b in attention if _has_table(b.module)}

@@ -122,7 +122,7 @@ def thin_copy(
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
-        ValueError: if ``kept`` is no keep-set of the model.
+        ValueError: if ``kept`` is not a keep-set of the model.
         SliceError: if there is a batch, and the copy differs from the masked model.
     """
     attention = find_attention(model, unit=unit)
@@ -173,7 +173,7 @@ def _left(attention: Attention, known: object) -> Selection:
 
 
 def _confirm(model: nn.Module, attention: Attention, probe: Probe) -> None:
-    """Ask differentiation where rounding could hide a wrong head; warn where it cannot tell."""
+    """Check by differentiation if rounding could hide a wrong head; warn if that is undecided."""
     try:
         wrong = contradiction(model, attention, probe)
     except Unconfirmed as error:

@@ -47,7 +47,9 @@ def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -
     """
     blocks = untied(attention, kept, journal)
     for block, where in zip(blocks, attention.space.slices, strict=True):
-        if block.ghost:  # its one unit is no unit of the original model, and nothing can revive it
+        if (
+            block.ghost
+        ):  # its one unit is not a unit of the original model, and nothing can revive it
             _freeze(block)
             continue
         ids = np.array(block.cut.kept)[kept[where]]

@@ -25,7 +25,7 @@ ENTRY = "cahp_selection"
 """Name of the entry in the configuration."""
 
 EXPLICIT = "explicit_attention"
-"""Key of the selection's provenance that tells to make nn.MultiheadAttention explicit first."""
+"""Key of the selection's provenance if nn.MultiheadAttention must be made explicit first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Plan:
     """How a newly built model becomes the sliced one.
 
     Args:
-        selection: what it keeps; its provenance tells whether attention is made explicit first.
+        selection: the units that it keeps; its provenance states whether attention is made explicit
+            first.
         layouts: what was learnt about its attention.
         source: where this is written, for messages.
     """
@@ -76,7 +77,7 @@ def sent_along(folder: Path) -> Plan | None:
 
 
 def has_sliced_part(folder: Path) -> bool:
-    """Whether a folder's configuration tells of a model of which only a part was sliced."""
+    """Whether a folder's configuration describes a model of which only a part was sliced."""
     parts = _config(folder).values()
     return any(isinstance(part, dict) and ENTRY in part for part in parts)
 

@@ -78,11 +78,11 @@ def verify_slice(
 def references(
     model: nn.Module, attention: Attention, probes: list[Probe], kept: Bools
 ) -> list[Outputs]:
-    """What the sliced model is to compute: the traces of the masked model.
+    """The expected traces of the sliced model: those of the model masked to ``kept``, bool ``[n]``.
 
     Raises:
         ValueError: if the model does not run on a probe, a block that loses units does not on any, or the
-            model computes NaN, so that nothing could be said about it.
+            model computes NaN, so that nothing can be compared.
         UnsupportedModelError: if the model replaced modules of its attention while it ran.
     """
     traces = list[Outputs]()
@@ -121,7 +121,8 @@ def references(
 def run_outputs(
     model: nn.Module, attention: Attention, probe: Probe, kept: Bools | None
 ) -> Outputs:
-    """Run ``model``, masked to ``kept`` if given, and keep what is to be compared."""
+    """Run ``model``, masked to ``kept``, bool ``[n]``, if given, and keep the outputs to
+    compare."""
     found: dict[str, Tensor] = {}
     calls = [0] * len(attention)  # a block that layers share runs several times
     mask = probe.batch.get("attention_mask")

@@ -37,13 +37,14 @@ def encode(
     max_length: int,
     seed: int = 0,
 ) -> list[dict[str, Tensor]]:
-    """Batches for ``model(**batch)``, padded on the right to their own longest example.
+    """Batches for ``model(**batch)``, ``[batch, tokens]``, padded on the right to their longest
+    example.
 
-    They are filled with the id that the model's configuration names, because classifiers that are decoders
-    find the last token of a text by it, and with the tokenizer's if it names none.
+    The filler is the id in the model's configuration, because classifiers that are decoders find
+    the last token of a text by it, or the tokenizer's if there is none.
 
     Examples of a window are sorted by length, to pad little, and its batches shuffled, so that the
-    first batches are no special ones. Classifiers get ``labels`` where the examples have them. Texts of
+    first batches are not special. Classifiers get ``labels`` if the examples have them. Texts of
     which the tokenizer leaves no token are left out. The decoder of an encoder-decoder reads the text too, one
     token later, unless the model makes its input itself.
 
@@ -52,7 +53,7 @@ def encode(
         tokenizer: the model's.
         model: the model; it bounds the length and knows the names of its labels.
         batch_size: examples per batch.
-        max_length: tokens per example, at most; never more than the model has positions for.
+        max_length: the most tokens per example; never more than the model has positions for.
         seed: of the shuffle.
 
     Raises:
@@ -111,7 +112,7 @@ def notes_on_empty(texts: TextSplit, batches: Iterable[Mapping[str, Any]]) -> li
 def timing_batch(
     model: nn.Module, *, batch_size: int, sequence_length: int | None, new_tokens: int = 0
 ) -> dict[str, Tensor]:
-    """Random token ids without padding, the workload that a model is timed with.
+    """Random token ids ``[batch, tokens]`` without padding, for timing a model.
 
     The decoder of an encoder-decoder reads as many tokens as the encoder.
 
@@ -119,11 +120,11 @@ def timing_batch(
         model: the model.
         batch_size: texts.
         sequence_length: tokens per text; None for 128, or fewer if the model has fewer positions.
-        new_tokens: positions that must be left behind them, for tokens that are decoded.
+        new_tokens: positions to leave behind them for tokens that are decoded.
 
     Raises:
-        ValueError: if the model has fewer positions, does not tell its vocabulary, reads no text, or
-            cannot be run on the ids.
+        ValueError: if the model has fewer positions, does not state its vocabulary, reads no text,
+            or cannot be run on the ids.
     """
     positions = longest(model)
     limit = None if positions is None else positions - new_tokens
@@ -145,7 +146,7 @@ def timing_batch(
     main = getattr(model, "main_input_name", "input_ids")
     if not isinstance(vocabulary, int) or main != "input_ids":
         raise ValueError(
-            f"`model` is a {type(model).__name__} that reads {main} or does not tell its vocabulary; "
+            f"`model` is a {type(model).__name__} that reads {main} or does not state its vocabulary; "
             "only models of text can be timed from the command line."
         )
     ids = _random_ids(config, vocabulary, (batch_size, sequence_length))
@@ -214,7 +215,7 @@ def _batch(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
 
 
 def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[float] | None:
-    """Labels as the model counts them; None where there are none, or the model is no classifier."""
+    """Labels as the model counts them; None without labels, or if the model is not a classifier."""
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return None
     texts = [e.label for e in examples if e.label is not None]

@@ -1,1 +1,1 @@
-"""What differentiation says belongs to which unit, and layouts learnt from it."""
+"""Finding by differentiation which parameters belong to which unit, and layouts learnt from it."""

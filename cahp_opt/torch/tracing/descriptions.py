@@ -1,9 +1,9 @@
 """Describing attention that no layout fits, from its output projection and its number of units.
 
-What differentiation finds for one site of one size is turned into a description that holds for any
-number of units: along every axis that is cut, entries run through the units, so many for each. Such a
-description can be read, pasted, saved beside a sliced model and applied on the meta device, where
-nothing can be differentiated.
+The result of differentiation for one site of one size is turned into a description that holds for
+any number of units: along every axis that is cut, each unit in turn has the same number of entries.
+Such a description can be read, pasted, saved beside a sliced model and applied on the meta device,
+where nothing can be differentiated.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _KNOWN = {*HEADS, *KV_HEADS, *GROUPS, *HEAD_DIMS, *WIDTHS, *MAYBE_WIDTHS}
 
 @dataclass(frozen=True)
 class Anchor:
-    """Where attention that is not understood hands its heads on.
+    """The site, output projection and units of attention that no layout describes.
 
     Args:
         site: path of the attention module in the model, such as ``model.layers.0.self_attn``.
         out: path of its output projection inside the site, such as ``o_proj``.
-        units: how many units share the input columns of ``out``, side by side and equally: the
-            key/value heads where query heads share them, else the heads.
-        heads: query heads; None for as many as units.
+        units: the number of units that share the input columns of ``out``, side by side and
+            equally: the key/value heads if query heads share them, otherwise the heads.
+        heads: the number of query heads; None for as many as units.
     """
 
     site: str
@@ -58,7 +58,7 @@ class Run:
     """A stretch of an axis: ``each`` entries for the first unit, the next ``each`` for the second, ...
 
     Args:
-        each: how many entries; of every unit in turn, or of all together.
+        each: the number of entries; of every unit in turn, or of all together.
         shared: whether they belong to all units together and are never cut.
     """
 
@@ -73,7 +73,7 @@ class TracedCut:
     Args:
         path: its path inside the site.
         axis: the axis along which it is cut.
-        runs: what the axis consists of, in order.
+        runs: the stretches of the axis, in order.
         by_head: whether its entries serve single query heads, also where a unit has several.
     """
 
@@ -89,7 +89,7 @@ class TracedCut:
         return rest // each if rest > 0 and rest % each == 0 else None
 
     def piece(self, units: int) -> Piece:
-        """The unit of every entry where there are so many units."""
+        """The unit of every entry for this many units."""
         ids = np.arange(units)
         parts = [np.full(r.each, -1) if r.shared else np.repeat(ids, r.each) for r in self.runs]
         return Piece(self.path, self.axis, np.concatenate(parts).astype(np.int64))
@@ -252,7 +252,8 @@ def complete(
 
 
 def runs_of(unit_of: Ints, units: int) -> tuple[Run, ...] | None:
-    """The runs along an axis whose entries belong to these units (-1: to all); None if irregular."""
+    """The runs along an axis whose entries belong to these units, ``[size]`` (-1: to all); None if
+    irregular."""
     runs: list[Run] = []
     start, size = 0, len(unit_of)
     while start < size:
@@ -340,7 +341,7 @@ def _shared(trace: UnitTrace, cut: set[str], out: str) -> Iterator[str]:
 
 
 def _head_counts(site: nn.Module, heads: int) -> tuple[str, ...]:
-    """By name, or else by value, such as ``h``."""
+    """By name or, without a known name, by value, such as ``h``."""
     return tuple(_counts(site, heads, keys=False)) or _only_number(site, heads)
 
 

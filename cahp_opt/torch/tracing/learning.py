@@ -1,9 +1,9 @@
 """Attention that no layout describes, made usable by one traced run.
 
-What differentiation finds is put into the words of the table and remembered on the modules themselves, so
-that everything that finds attention finds it: gates, calibration, slicing, copies and pickles. Where
-nothing can be differentiated, as while a model is built on the meta device, layouts that were learnt
-before are attached by the names of the classes.
+The result of differentiation becomes a layout that is remembered on the modules themselves, so that
+everything that finds attention finds it: gates, calibration, slicing, copies and pickles. If
+nothing can be differentiated, as while a model is built on the meta device, layouts that were
+learnt before are attached by the names of the classes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def learn_attention(
 
     One anchor serves all modules of its class, such as ``[Anchor("layers.0.self_attn", "o_proj",
     units=4)]``. Afterwards the model is used like any other; copies, pickles and folders of
-    :func:`~cahp_opt.torch.save_pretrained` remember what was learnt. ``print`` of a block's ``layout``
+    :func:`~cahp_opt.torch.save_pretrained` keep the layouts. ``print`` of a block's ``layout``
     shows the entry of :mod:`cahp_opt.torch.blocks.layouts` that would make this unnecessary.
 
     Args:
@@ -55,11 +55,11 @@ def learn_attention(
             for small random inputs.
 
     Returns:
-        How many modules were learnt.
+        The number of modules that were learnt.
 
     Raises:
-        UnsupportedModelError: if units cannot be removed one by one, the table has no words for what was
-            found, or a module of such a class does not fit it; nothing is remembered then.
+        UnsupportedModelError: if units cannot be removed one by one, a layout cannot express the
+            result, or a module of such a class does not fit it; nothing is remembered then.
         ValueError: if an anchor does not fit the model, or ``batch`` cannot be used.
     """
     inputs = make_probes(model, batch)[0].batch
@@ -125,7 +125,7 @@ def layouts_from_json(data: Sequence[Mapping[str, Any]]) -> tuple[Layout, ...]:
     """The inverse of :func:`layouts_to_json`.
 
     Raises:
-        ValueError, KeyError, TypeError: if these are no layouts.
+        ValueError, KeyError, TypeError: if these are not layouts.
     """
     return tuple(_from_json(layout) for layout in data)
 
@@ -161,7 +161,7 @@ def _layout(model: nn.Module, anchor: Anchor, description: Description) -> Layou
 
 
 def _check_pieces(block: AttentionBlock, description: Description) -> None:
-    """Refuse a layout that says something else than the trace it was made from."""
+    """Refuse a layout that differs from the trace it was made from."""
     traced = {(p.path, p.axis): p.unit_of for p in description.pieces(block.site)}
     told = {(p.path, p.axis): p.unit_of for p in block.pieces if bool((p.unit_of >= 0).any())}
     for place in {**traced, **told}:

@@ -1,4 +1,4 @@
-"""A traced description in the words of the table of layouts, where ``print`` shows what to paste."""
+"""A traced description as an entry of the table of layouts, whose ``print`` can be pasted there."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from cahp_opt.torch.tracing.descriptions import Description, TracedCut
 
 
 def suggest(description: Description, site: nn.Module) -> Layout | None:
-    """The description of ``site`` as an entry of the table; None where the table lacks the words.
+    """The description of ``site`` as an entry of the table; None if the table cannot express it.
 
     Args:
         description: of the class of ``site``.
         site: the attention module, on any device.
 
     Returns:
-        The entry, named like the class; with parameters, attributes and arguments of its own where the
+        The entry, named like the class; with its own parameters, attributes and arguments if the
         vocabulary has none of that name.
     """
     owner = next((a.rpartition(".")[0] for a in (*description.heads, *description.kv_heads)), "")
@@ -77,7 +77,7 @@ def suggest(description: Description, site: nn.Module) -> Layout | None:
 
 
 def _projection(path: str, description: Description, cut: TracedCut) -> Projection | None:
-    """A linear module as the table says it; None if it has no words for it."""
+    """A linear module as an entry of the table; None if the table cannot express it."""
     sizes = [run.each for run in cut.runs]
     columns = next(c for c in description.cuts if c.path.startswith(f"{description.out}."))
     queries = columns.runs[0].each  # as wide as the outputs, wherever several parts are fused

@@ -1,9 +1,9 @@
 """Which parameters belong to which unit of attention, found by differentiation.
 
 The input of a block's output projection holds the units' outputs side by side. An entry of a parameter
-belongs to a unit if that unit's columns alone depend on it, which autograd says exactly: the gradient
-with respect to entries of other units is zero, not small. So a table of layouts can be confirmed
-without slicing anything, and attention that no table describes can still be read.
+belongs to a unit if that unit's columns alone depend on it, which autograd decides exactly: the
+gradient with respect to entries of other units is zero, not small. So a table of layouts can be
+confirmed without slicing anything, and attention that no table describes can still be read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cahp_opt.torch.running.undisturbed import evaluating
 
 @dataclass(frozen=True, eq=False)
 class TracedSite:
-    """What to trace.
+    """A site to trace.
 
     Args:
         name: of the block, for messages.
@@ -41,13 +41,13 @@ class TracedSite:
 
     @property
     def units(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return int(self.columns.max()) + 1
 
 
 @dataclass(frozen=True, eq=False)
 class UnitTrace:
-    """What differentiation found out about one block.
+    """The result of differentiation for one block.
 
     Args:
         name: of the block.
@@ -185,7 +185,7 @@ class _Recorder:
         return remember
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Differentiate every unit's columns, and let the model go on without this graph."""
+        """Differentiate every unit's columns, and let the model continue without this graph."""
         z: Tensor = args[0]
         if not self._done:
             self._done = True

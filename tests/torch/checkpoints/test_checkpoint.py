@@ -238,7 +238,7 @@ def test_models_that_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was not sliced"):
         save_pretrained(tiny.BERT.build(), tmp_path / "pruned")
     wrapped: Any = nn.Sequential(sliced(bare=True))
-    with pytest.raises(ValueError, match="no transformers model"):
+    with pytest.raises(ValueError, match="not a transformers model"):
         save_pretrained(wrapped, tmp_path / "pruned")
     assert list(tmp_path.iterdir()) == []
 
@@ -349,7 +349,7 @@ def test_parts_of_a_sliced_model_can_be_saved(tmp_path: Path) -> None:
     assert_same(from_pretrained(tmp_path / "part"), small.bert)
     parallel = nn.DataParallel(model)
     wide: Any = slice_heads(parallel, selection.kept, batch=tiny.batch())
-    with pytest.raises(ValueError, match="no transformers model; pass the one inside it"):
+    with pytest.raises(ValueError, match="not a transformers model; pass the one inside it"):
         save_pretrained(wide, tmp_path / "parallel")
     save_pretrained(wide.module, tmp_path / "parallel")
     assert_same(from_pretrained(tmp_path / "parallel"), small)

@@ -123,7 +123,7 @@ def test_query_slots_and_shared_layers() -> None:
 
 def test_refusals() -> None:
     model, batch = tiny_models.BERT.build(), tiny_models.batch()
-    with pytest.raises(ValueError, match=r"knows the rates of \['float32'\].*is in float16"):
+    with pytest.raises(ValueError, match=r"has rates for \['float32'\].*is in float16"):
         estimate_latency(model.half(), batch, ARITHMETIC)
     experts = next(family for family in BUILDS if family.name == "gpt-oss")
     with pytest.raises(ValueError, match="whose forward depends on values"):

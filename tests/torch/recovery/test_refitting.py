@@ -547,7 +547,7 @@ def test_a_loader_is_walked_again_and_a_generator_is_kept() -> None:
     for other in models[1:]:
         for a, b in zip(models[0].parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="gives other batches when it is walked through again"):
+    with pytest.raises(ValueError, match="gives other batches when it is iterated again"):
         refit(models[0], dense, Loader(BATCHES, shuffle=True))
 
 

@@ -385,7 +385,7 @@ def test_what_ties_the_heads_together_is_named() -> None:
 @pytest.mark.parametrize(
     ("anchor", "sentence"),
     [
-        (Anchor("layers.0.mixer", "writes", 2), "says 2 units and 2 heads: none of its attributes"),
+        (Anchor("layers.0.mixer", "writes", 2), "says 2 units and 2 heads: no attribute gives"),
         (Anchor("layers.0.mixer", "writes", 2, 4), "says 2 units and 4 heads, and .* say 4 and 4"),
         (Anchor("layers.0.mixer", "writes", 10), "serves the units 0, 1, 2 and not the others"),
         (Anchor("layers.0.mixer", "writes", 20), "serves the units"),
