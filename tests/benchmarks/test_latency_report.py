@@ -80,7 +80,7 @@ def test_the_page_tells_every_case(record: dict[str, Any]) -> None:
     told = report.page({"gpu": record})
     first = "| gpt2 | prefill | CUDA graph | 32 x 128 | 2000.00 | 60 | 1.00 / 1.80 / 2.00 | "
     assert f"{first}50.00 | 1.50 | 2 of 3 |" in told
-    assert "at most 3 %: 1 of 2 cases. Larger: gpt2 prefill eager." in told
+    assert "error up to 3 %: 1 of 2 cases. Larger: gpt2 prefill eager." in told
     assert "(floor of at least 95 %): gpt2 prefill eager." in told
     assert "(median spread above 10 %), so errors mean little: gpt2 prefill eager." in told
     assert "Failed: gpt2 decode eager (it is &lt;gone>)." in told
