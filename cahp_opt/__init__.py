@@ -3,7 +3,7 @@
 from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import Check, Round
 from cahp_opt.costs.cost_table import CostTable
-from cahp_opt.costs.count_table import CountTable
+from cahp_opt.costs.count_table import Cost, CountTable
 from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
 from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.latency_table import LatencyTable
@@ -33,6 +33,7 @@ __all__ = [
     "BudgetError",
     "Check",
     "Comparison",
+    "Cost",
     "CostTable",
     "CountTable",
     "Execution",

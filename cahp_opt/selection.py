@@ -15,7 +15,8 @@ import numpy.typing as npt
 from cahp_opt.arrays import Bools
 from cahp_opt.bounds.certified import MOST_SECONDS, certified_bound
 from cahp_opt.costs.checks import Round
-from cahp_opt.costs.count_table import check_counts
+from cahp_opt.costs.count_table import Cost, check_counts
+from cahp_opt.costs.quantities import unit_of
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.solver import Number, Solver, Status, rounding_slack
@@ -36,8 +37,8 @@ class Selection:
     kept: Bools
     value: float = math.nan
     bound: float = math.inf
-    costs: Mapping[str, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
-    """By name of the budget's table: the cost and its limit."""
+    costs: Mapping[str, Cost] = field(default_factory=lambda: MappingProxyType({}))
+    """By name of the budget's table: the cost, its limit and its unit."""
     status: Status = Status.GIVEN
     certificate: str = "no bound: the keep-set was made by hand"
     solver: str = ""
@@ -52,6 +53,7 @@ class Selection:
         kept = self.space.check(self.kept).copy()
         kept.flags.writeable = False
         object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "costs", {n: Cost(*cost) for n, cost in self.costs.items()})
         for name in ("costs", "stats", "provenance"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for found in self.rounds:
@@ -102,7 +104,7 @@ class Selection:
         gap = f"{100 * self.gap:.3g} %" if math.isfinite(self.gap) else "unknown"
         lines.append(f"value {self.value:.6g}   bound {self.bound:.6g}   gap {gap}")
         lines += [
-            f"{name}: {cost:.6g} of {limit:.6g}" for name, (cost, limit) in self.costs.items()
+            f"{name}: {cost.value:.6g} of {cost.limit:.6g}" for name, cost in self.costs.items()
         ]
         for name, check in self.measured.goals.items() if self.measured else ():
             limit = "" if check.limit is None else f" of {check.limit:.6g}"
@@ -123,7 +125,7 @@ class Selection:
             "kept": self.heads(),
             "value": _number(self.value),
             "bound": _number(self.bound),
-            "costs": {name: list(pair) for name, pair in self.costs.items()},
+            "costs": {name: list(cost) for name, cost in self.costs.items()},
             "status": self.status.name,
             "certificate": self.certificate,
             "solver": self.solver,
@@ -160,7 +162,7 @@ class Selection:
             space.join(data["kept"]),
             math.nan if data["value"] is None else float(data["value"]),
             math.inf if data["bound"] is None else float(data["bound"]),
-            {name: (float(cost), float(limit)) for name, (cost, limit) in data["costs"].items()},
+            {name: _cost(name, *told) for name, told in data["costs"].items()},
             Status[data["status"]],
             data["certificate"],
             data["solver"],
@@ -258,6 +260,14 @@ def select(
 
 def _bound_seconds(time_limit: float | None) -> float:
     return MOST_SECONDS if time_limit is None else min(MOST_SECONDS, time_limit / 4)
+
+
+def _cost(name: str, value: float, limit: float, unit: str | None = None) -> Cost:
+    """A cost as a file tells it; those of earlier releases do not say the unit."""
+    unit = unit_of(name) if unit is None else unit
+    if not isinstance(unit, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"the unit of the cost {name!r} must be text, got {unit!r}.")
+    return Cost(float(value), float(limit), unit)
 
 
 def _number(x: float) -> float | None:

@@ -50,8 +50,8 @@ def check_selection(solver: Solver, problem: Problem, seed: int) -> None:
         own = sum(c[k] for c, k in zip(table.costs, counts, strict=True))
         cost = max(table.least, table.fixed + own)
         assert cost <= table.limit * (1 + 1e-12)
-        assert math.isclose(selection.costs[table.name][0], cost, rel_tol=1e-12, abs_tol=1e-15)
-        assert selection.costs[table.name][1] == table.limit
+        assert math.isclose(selection.costs[table.name].value, cost, rel_tol=1e-12, abs_tol=1e-15)
+        assert selection.costs[table.name][1:] == (table.limit, table.unit)
     assert selection.value == problem.objective.value(selection.kept)
     assert selection.value <= selection.bound
     assert selection.value <= best.value + 1e-9 * max(1, abs(best.value))

@@ -12,15 +12,13 @@ import typer
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.goals import (
-    KV_CACHE,
-    MEMORY,
-    PARAMETERS,
     Goal,
     LatencyGoal,
     ResourceGoal,
     asked_latency,
 )
 from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.quantities import SHORTHANDS
 from cahp_opt.costs.target import Target
 from cahp_opt.identity import coverage_note
 from cahp_opt.runs.method import (
@@ -362,7 +360,7 @@ def goals_of(
     kv_cache: str | None = None,
 ) -> tuple[Goal, ...]:
     goals: list[Goal] = [asked_latency(text) for text in latency or ()]
-    for name, text in ((PARAMETERS, parameters), (MEMORY, memory), (KV_CACHE, kv_cache)):
+    for name, text in zip(SHORTHANDS, (parameters, memory, kv_cache), strict=True):
         if text is not None:
             goals.append(ResourceGoal.parse(name, text))
     return tuple(goals)

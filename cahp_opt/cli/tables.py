@@ -14,8 +14,9 @@ from cahp_opt.costs.checks import Check
 from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.quantities import QUANTITIES, amount
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.runs.report import FidelityReport, LatencyReport, Report, seconds, verdict
+from cahp_opt.runs.report import FidelityReport, LatencyReport, Report, verdict
 from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
 from cahp_opt.studies.comparison import Comparison
@@ -58,8 +59,8 @@ def profile_lines(profile: Profile) -> list[str]:
         floor = Budget(profile.space, (table,), minimum=1).floors()[table.name]
         share = f" ({floor / table.limit:.3f} of it)" if table.limit else ""
         lines.append(
-            f"{table.name}: unpruned {_amount(table.limit, table.unit)}, with one unit per block or more "
-            f"at least {_amount(floor, table.unit)}{share}"
+            f"{table.name}: unpruned {amount(table.limit, table.unit)}, with one unit per block or more "
+            f"at least {amount(floor, table.unit)}{share}"
         )
     for line, timed in enumerate(profile.latency.values()):
         where = timed.provenance
@@ -151,14 +152,11 @@ def _answer(selection: Selection) -> Table:
     table.add_row("status", selection.status.value)
     if selection.certificate:
         table.add_row("certificate", selection.certificate)
-    for name, (cost, limit) in selection.costs.items():
-        timed = name.startswith("latency")
-        table.add_row(
-            f"predicted {name}" if timed else name,
-            f"{seconds(cost)} of {seconds(limit)}"
-            if timed
-            else f"{cost:,.10g} of at most {limit:,.10g}",
-        )
+    for name, (cost, limit, unit) in selection.costs.items():
+        if unit in QUANTITIES and not QUANTITIES[unit].counted:
+            table.add_row(f"predicted {name}", f"{amount(cost, unit)} of {amount(limit, unit)}")
+        else:
+            table.add_row(name, f"{cost:,.10g} of at most {amount(limit, unit)}")
     return table
 
 
@@ -173,12 +171,15 @@ def _latency(name: str, latency: LatencyReport) -> Table:
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
         "dense",
-        seconds(latency.predicted_dense),
-        seconds(latency.dense),
+        amount(latency.predicted_dense, "s"),
+        amount(latency.dense, "s"),
         _percent(latency.error_dense),
     )
     table.add_row(
-        "sliced", seconds(latency.predicted), seconds(latency.sliced), _percent(latency.error)
+        "sliced",
+        amount(latency.predicted, "s"),
+        amount(latency.sliced, "s"),
+        _percent(latency.error),
     )
     predicted = None
     if latency.predicted is not None and latency.predicted_dense is not None:
@@ -202,9 +203,9 @@ def _goals(goals: Mapping[str, Check]) -> Table:
     for name, check in goals.items():
         table.add_row(
             name,
-            seconds(check.limit),
-            seconds(check.predicted),
-            seconds(check.measured),
+            amount(check.limit, "s"),
+            amount(check.predicted, "s"),
+            amount(check.measured, "s"),
             _percent(check.error),
             verdict(check),
         )
@@ -284,10 +285,6 @@ def _facts(title: str) -> Table:
 
 def _percent(x: float | None) -> str:
     return "" if x is None else f"{100 * x:+.1f} %"
-
-
-def _amount(cost: float, unit: str) -> str:
-    return (seconds(cost) or "") if unit == "s" else f"{cost:,.0f} {unit}".rstrip()
 
 
 def _bytes(size: int) -> str:

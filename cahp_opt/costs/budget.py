@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import Bools, Ints, is_whole
-from cahp_opt.costs.count_table import CountTable, count_arrays
+from cahp_opt.costs.count_table import Cost, CountTable, count_arrays
 from cahp_opt.costs.knapsack import best_counts
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.space import HeadSpace
@@ -226,9 +226,9 @@ class Budget:
         """By table name: the smallest cost that this table alone can reach within the ranges."""
         return {table.name: table.smallest(self._in_range()) for table in self.tables}
 
-    def costs(self, counts: Ints) -> dict[str, tuple[float, float]]:
-        """By table name: the cost of these counts and its limit."""
-        return {table.name: (table.cost(counts), table.limit) for table in self.tables}
+    def costs(self, counts: Ints) -> dict[str, Cost]:
+        """By table name: the cost of these counts, its limit and its unit."""
+        return {t.name: Cost(t.cost(counts), t.limit, t.unit) for t in self.tables}
 
     def violation(self, counts: Ints) -> str | None:
         """The first limit these counts break, as a sentence; None if they are within the budget."""

@@ -6,12 +6,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import fsum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.space import HeadSpace
+
+
+class Cost(NamedTuple):
+    """What a keep-set costs by one table of a budget, and the table's limit."""
+
+    value: float
+    limit: float
+    unit: str = ""
+    """The unit of measure of both, such as ``s``; empty where there is none."""
 
 
 @dataclass(frozen=True, eq=False)

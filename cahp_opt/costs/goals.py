@@ -15,27 +15,14 @@ from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Phase
-
-PARAMETERS = "parameters"
-"""The resource counted in weights."""
-MEMORY = "memory"
-"""The resource counted in bytes of the weights."""
-KV_CACHE = "kv_cache"
-"""The resource counted in bytes of the key/value cache of a decoding workload."""
+from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, unit_of
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NAME = r"[a-z][a-z0-9_-]*"
 _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?({_NAME})\s*")
 _AMOUNT = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z]*)\s*")
 
-_BYTES = {
-    "B": 1,
-    **{f"{prefix}B": 1000**n for n, prefix in enumerate("kMGT", start=1)},
-    **{f"{prefix}iB": 1024**n for n, prefix in enumerate("KMGT", start=1)},
-}
-_WEIGHTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _MOST = 2**53  # what floating-point numbers count exactly
-_SUFFIXES = {PARAMETERS: _WEIGHTS, MEMORY: _BYTES, KV_CACHE: _BYTES}
 
 
 @dataclass(frozen=True)
@@ -201,13 +188,14 @@ class LatencyGoal:
 
 @dataclass(frozen=True)
 class ResourceGoal:
-    """An amount of a resource to keep to: a share of the unpruned model's, or a whole number.
+    """An amount of a resource to keep to: a share of the unpruned model's, or an amount in its unit.
 
     Args:
-        name: of the resource in a profile: ``parameters``, ``memory`` or ``kv_cache``.
+        name: of the resource in a profile: ``parameters``, ``memory`` or ``kv_cache``, or another of
+            :data:`~cahp_opt.costs.quantities.RESOURCES`, of a workload as in ``NAME of prefill``.
         ratio: the largest share, above 0 and at most 1; None if an ``amount`` is given.
-        amount: the largest amount in the resource's unit (weights or bytes), a whole number above 1 and
-            at most 2^53; None if a ``ratio`` is given.
+        amount: the largest amount in the resource's unit; of weights and bytes a whole number above 1 and
+            at most 2^53. None if a ``ratio`` is given.
 
     Raises:
         ValueError: for another name or number, or unless exactly one of the two is given.
@@ -215,22 +203,31 @@ class ResourceGoal:
 
     name: str
     ratio: float | None = None
-    amount: int | None = None
+    amount: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in _SUFFIXES:
+        if self.name.split(" of ")[0] not in RESOURCES:
             raise ValueError(
-                f"`name` of a resource must be one of {list(_SUFFIXES)}, got {self.name!r}."
+                f"`name` of a resource must be one of {list(RESOURCES)}, got {self.name!r}."
             )
         if (self.ratio is None) == (self.amount is None):
             raise ValueError("a resource goal takes either `ratio` or `amount`, and not both.")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"`ratio` must be above 0 and at most 1, got {self.ratio}.")
         amount = self.amount
-        if amount is not None and not (is_whole(amount) and 1 < amount <= _MOST):
+        if amount is None:
+            return
+        if not self.quantity.counted:
+            object.__setattr__(self, "amount", _above_zero("`amount`", amount))
+        elif not (is_whole(amount) and 1 < amount <= _MOST):
             raise ValueError(
                 f"`amount` must be a whole number above 1 and at most 2^53, got {amount!r}."
             )
+
+    @property
+    def quantity(self) -> Quantity:
+        """What it is counted in."""
+        return QUANTITIES[unit_of(self.name)]
 
     @staticmethod
     def parse(name: str, text: str) -> ResourceGoal:
@@ -239,41 +236,49 @@ class ResourceGoal:
         A number of at most 1 is a ratio of the unpruned model. Bytes have one of the suffixes ``B``,
         ``kB``, ``MB``, ``GB``, ``TB`` (powers of 1000) and ``KiB``, ``MiB``, ``GiB``, ``TiB`` (powers of
         1024). Weights have ``k``, ``M``, ``B`` (10^9) or ``T``, or are a whole number above 1. What is
-        less than a whole byte or weight is dropped.
+        less than a whole byte or weight is dropped. What is measured has the suffixes of
+        :data:`~cahp_opt.costs.quantities.QUANTITIES`.
 
         Raises:
             ValueError: for anything else.
         """
-        suffixes = _SUFFIXES.get(name)
-        if suffixes is None:
-            return ResourceGoal(name, ratio=1.0)  # refuses the name
+        whole = ResourceGoal(name, ratio=1.0)  # refuses the name
+        quantity = whole.quantity
         found = _AMOUNT.fullmatch(text)
         number, suffix = (float(found[1]), found[2]) if found else (math.nan, "")
         if not suffix and 0 < number <= 1:
             return ResourceGoal(name, ratio=number)
-        if not suffix and name == PARAMETERS and number.is_integer():
-            suffixes = {**suffixes, "": 1}
-        factor = suffixes.get(suffix)
-        if found and factor is not None and 1.5 < number * factor <= _MOST:
-            amount = int(Decimal(found[1]) * factor)
+        factor = quantity.suffixes.get(suffix)
+        if not suffix and quantity.bare and number.is_integer():
+            factor = 1
+        if found and factor is not None and not quantity.counted:
+            if 0 < number * factor < math.inf:
+                return ResourceGoal(name, amount=number * factor)
+        elif found and factor is not None and 1.5 < number * factor <= _MOST:
+            amount = int(Decimal(found[1]) * int(factor))
             if amount > 1:
                 return ResourceGoal(name, amount=amount)
-        ways = "7500000, 7.5M or 1.2B" if name == PARAMETERS else "512MB, 1.5GiB or 123456B"
         raise ValueError(
-            f"`--{name.replace('_', '-')}` must be a ratio of the unpruned model above 0 and at most 1, "
-            f"such as 0.5, or an amount such as {ways} (suffixes: {', '.join(filter(None, suffixes))}), "
-            f"got {text!r}."
+            f"`{whole.flag}` must be a ratio of the unpruned model above 0 and at most 1, "
+            f"such as 0.5, or an amount such as {quantity.examples} (suffixes: "
+            f"{', '.join(quantity.suffixes)}), got {text!r}."
         )
 
     def __str__(self) -> str:
         if self.ratio is not None:
             return _plain(self.ratio)
-        return f"{self.amount}" if self.name == PARAMETERS else f"{self.amount}B"
+        return f"{_plain(self.amount or 0)}{self.quantity.base}"
+
+    @property
+    def flag(self) -> str:
+        """The option of the command line that states it."""
+        shorthand = self.name in SHORTHANDS
+        return f"--{self.name.replace('_', '-')}" if shorthand else f"--limit {self.name}"
 
     @property
     def option(self) -> str:
-        """The option of the command line that states it, with its text."""
-        return f"--{self.name.replace('_', '-')} {self}"
+        """The option with its text."""
+        return f"{self.flag}{' ' if self.name in SHORTHANDS else '='}{self}"
 
     def limit(self, dense: float) -> float:
         """The largest amount it allows.

@@ -166,13 +166,6 @@ def verdict(check: Check) -> str:
     return f"missed by {100 * over:.1f} %{within}"
 
 
-def seconds(taken: float | None) -> str:
-    """A time for people; empty for None."""
-    if taken is None:
-        return ""
-    return f"{taken:.3f} s" if taken >= 1 else f"{1000 * taken:.4g} ms"
-
-
 def _finite(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {str(k): _finite(v) for k, v in data.items()}  # pyright: ignore

@@ -46,7 +46,7 @@ class Frontier:
     @property
     def costs(self) -> Floats:
         """What every selection really costs, ``[points]``."""
-        return np.array([selection.costs[self.table][0] for selection in self.selections])
+        return np.array([selection.costs[self.table].value for selection in self.selections])
 
     def __len__(self) -> int:
         return len(self.selections)

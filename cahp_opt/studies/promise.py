@@ -204,7 +204,7 @@ class Promise:
         """The most valuable of the fastest models; raises if latency is not what cannot be met."""
         selection = self._select(Problem(objective, _fastest(target, tables)), solver)
         limits = {n: goal.limit(_dense(tables)) for n, goal in named_goals(target.latencies)}
-        costs = {n: (c, limits.get(n, limit)) for n, (c, limit) in selection.costs.items()}
+        costs = {n: c._replace(limit=limits.get(n, c.limit)) for n, c in selection.costs.items()}
         return replace(selection, costs=costs)
 
     def _select(self, problem: Problem, solver: Solver) -> Selection:

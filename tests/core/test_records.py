@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from cahp_opt import (
     Block,
     Check,
+    Cost,
     HeadSpace,
     HeadStats,
     LatencyTable,
@@ -361,7 +362,7 @@ def test_what_was_not_measured_says_so() -> None:
 def test_selection_survives_a_round_trip(tmp_path: Path) -> None:
     kept = SPACE.join({"first": [0, 2], "second": [1]})
     selection = Selection(
-        SPACE, kept, 3.0, 4.0, {"units": (3.0, 4.0)}, Status.FEASIBLE, "why", "Greedy()", 0.1,
+        SPACE, kept, 3.0, 4.0, {"units": Cost(3.0, 4.0)}, Status.FEASIBLE, "why", "Greedy()", 0.1,
         {"evaluations": 7}, {"model": "abc"},
     )  # fmt: skip
     selection.save(tmp_path / "selection.json")

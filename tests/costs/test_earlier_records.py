@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -53,14 +52,13 @@ def test_what_is_written_again_says_the_same(tmp_path: Path) -> None:
 def test_a_selection() -> None:
     selection = Selection.load(EARLIER / "selection.json")
     assert selection.heads() == {"first": [1], "second": [0]}
-    costs: dict[str, Any] = {name: tuple(cost)[:2] for name, cost in selection.costs.items()}
-    assert costs == {
-        "latency of prefill+10*decode": (0.014571428571428572, 0.0176),
-        "latency of decode": (0.0007, 0.0009),
-        "latency of decode (2)": (0.0007, 0.0008),
-        "parameters": (1300, 1360),
-        "memory": (5200, 6000),
-        "units": (2, 4),
+    assert selection.costs == {
+        "latency of prefill+10*decode": (0.014571428571428572, 0.0176, "s"),
+        "latency of decode": (0.0007, 0.0009, "s"),
+        "latency of decode (2)": (0.0007, 0.0008, "s"),
+        "parameters": (1300, 1360, "weights"),
+        "memory": (5200, 6000, "bytes"),
+        "units": (2, 4, ""),
     }
     found = selection.measured
     assert found is not None and found.counts == (1, 1) and found.repeats == 20

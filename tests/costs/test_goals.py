@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cahp_opt import (
     BudgetError,
+    CostTable,
     Execution,
     HeadSpace,
     LatencyTable,
@@ -29,6 +30,7 @@ from cahp_opt.costs.goals import (
     goals_from_text,
     goals_to_text,
 )
+from cahp_opt.costs.quantities import RESOURCES, amount
 from cahp_opt.costs.target import Target, remarks
 from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
 from cahp_opt.runs.method import Method
@@ -97,7 +99,7 @@ LATENCIES = st.builds(
     POSITIVE,
     st.booleans(),
 )
-RESOURCES = st.builds(
+RESOURCE_GOALS = st.builds(
     lambda name, ratio, amount, counted: (
         ResourceGoal(name, amount=amount) if counted else ResourceGoal(name, ratio)
     ),
@@ -113,12 +115,12 @@ def test_a_latency_is_read_as_it_is_written(goal: LatencyGoal) -> None:
     assert LatencyGoal.parse(str(goal)) == goal
 
 
-@given(RESOURCES)
+@given(RESOURCE_GOALS)
 def test_a_resource_is_read_as_it_is_written(goal: ResourceGoal) -> None:
     assert ResourceGoal.parse(goal.name, str(goal)) == goal
 
 
-@given(st.lists(st.one_of(LATENCIES, RESOURCES), max_size=4))
+@given(st.lists(st.one_of(LATENCIES, RESOURCE_GOALS), max_size=4))
 def test_goals_survive_a_record(goals: list[LatencyGoal | ResourceGoal]) -> None:
     assert goals_from_text(goals_to_text(goals)) == tuple(goals)
 
@@ -156,7 +158,7 @@ def test_any_text_is_a_goal_or_one_sentence(text: str) -> None:
         (lambda: ResourceGoal("memory"), "either `ratio` or `amount`"),
         (lambda: ResourceGoal("memory", 1.5), "`ratio`"),
         (lambda: ResourceGoal("memory", amount=1), "`amount`"),
-        (lambda: ResourceGoal("memory", amount=2.5), "`amount`"),  # type: ignore[arg-type]
+        (lambda: ResourceGoal("memory", amount=2.5), "`amount`"),
         (lambda: ResourceGoal("disk", 0.5), "must be one of"),
         (lambda: ResourceGoal.parse("disk", "0.5"), "must be one of"),
     ],
@@ -206,6 +208,22 @@ def test_other_amounts_are_refused_with_the_way_out(name: str, text: str) -> Non
         ResourceGoal.parse(name, text)
 
 
+def test_a_measured_resource_is_stated_in_its_own_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RESOURCES, "energy", "J")
+    name = "energy of prefill"
+    goal = ResourceGoal.parse(name, "1.5mJ")
+    assert goal == ResourceGoal(name, amount=0.0015) and goal.option == f"--limit {name}=0.0015J"
+    assert ResourceGoal.parse(name, str(goal)) == goal
+    assert ResourceGoal.parse(name, "0.8") == ResourceGoal(name, ratio=0.8)
+    for text in ("2", "3kB", "0J", "1e999J"):
+        with pytest.raises(ValueError, match=r"`--limit energy of prefill` .*suffixes: J, mJ"):
+            ResourceGoal.parse(name, text)
+    table = CostTable(SPACE, 1.0, (np.arange(5.0), np.arange(5.0)), "J")
+    limited = ResourceGoal(name, ratio=0.5).table(Profile(SPACE, resources={name: table}))
+    assert (limited.limit, limited.unit) == (4.5, "J")
+    assert amount(0.25, "J") == "250 mJ" and amount(1.5, "s") == "1.500 s"
+
+
 # -- what they mean ----------------------------------------------------------------------------------
 
 
@@ -234,7 +252,7 @@ def test_a_budget_of_many_goals() -> None:
     )
     budget = Target(goals, heads=6, maximum=3, multiple_of=2).budget(SPACE, PROFILE)
     counts = np.array([2, 2])
-    assert budget.costs(counts) == {
+    assert {name: cost[:2] for name, cost in budget.costs(counts).items()} == {
         "latency": (5.0, 0.8 * 9.0),
         "latency of prefill+2*decode": (5.0 + 2 * 2.25, 0.7 * (9.0 + 2 * 4.25)),
         "latency of decode": (2.25, 3.0),
@@ -368,7 +386,7 @@ def test_a_method_records_the_goals() -> None:
     )
     profile = Profile(SMALL, {}, {"memory": cheap})
     selection = Method().choose(make_stats(), Target((ResourceGoal("memory", 0.6),)), profile)
-    assert selection.costs == {"memory": (3.0, 3.0)}
+    assert selection.costs == {"memory": (3.0, 3.0, "bytes")}
     assert goals_from_text(selection.provenance["goals"]) == (ResourceGoal("memory", 0.6),)
 
 

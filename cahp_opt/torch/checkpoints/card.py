@@ -117,9 +117,9 @@ def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
         yield "gap", f"{100 * selection.gap:.3g} %" if known else "unknown"
         yield "certificate", selection.certificate
     yield "status", selection.status.value
-    for name, (cost, limit) in selection.costs.items():
-        unit = " s" if name.startswith("latency") else ""
-        yield f"predicted {name}", f"{cost:.6g}{unit} of at most {limit:.6g}{unit}"
+    for name, (cost, limit, unit) in selection.costs.items():
+        after = f" {unit}" if unit else ""
+        yield f"predicted {name}", f"{cost:.6g}{after} of at most {limit:.6g}{after}"
 
 
 def _cell(text: str) -> str:

@@ -83,7 +83,7 @@ def final_times(
     checks = {
         name: _check(
             goal,
-            selection.costs[name][0],
+            selection.costs[name].value,
             {workload: pairs[workload] for workload in goal.runs(recorded)},
             predicted,
         )
@@ -125,7 +125,7 @@ def _predictions(
         found[name] = (None, taken)
         for table, goal in goals:
             if goal.runs(dense) == {name: 1.0}:
-                found[name] = (selection.costs[table][0], taken)
+                found[name] = (selection.costs[table].value, taken)
     if selection.measured is not None:  # by tables that were corrected since
         for name, check in selection.measured.workloads.items():
             found[name] = (check.predicted, check.dense_predicted)

@@ -13,6 +13,7 @@ import pytest
 import tiny_models as tiny
 from tiny_models import run, uneven
 
+from cahp_opt.costs.count_table import Cost
 from cahp_opt.selection import Selection
 from cahp_opt.solver import Status
 from cahp_opt.space import HeadSpace
@@ -38,7 +39,7 @@ def selection() -> Selection:
         np.array([True, False, True, False, False]),
         2.0,
         2.5,
-        {"latency": (0.003, 0.004)},
+        {"latency": Cost(0.003, 0.004, "s"), "memory": Cost(3, 4, "bytes"), "units": Cost(2, 3)},
         Status.FEASIBLE,
         "a relaxation",
         provenance={"model": "0123", "device": "one\nline | only"},
@@ -57,6 +58,8 @@ def test_the_card_tells_what_was_kept_and_how_good_it_is() -> None:
         "| gap | 25 % |",
         "| certificate | a relaxation |",
         "| predicted latency | 0.003 s of at most 0.004 s |",
+        "| predicted memory | 3 bytes of at most 4 bytes |",
+        "| predicted units | 2 of at most 3 |",
         "| model | 0123 |",
         r"| device | one line \| only |",
     ):

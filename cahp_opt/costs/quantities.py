@@ -1,0 +1,74 @@
+"""What can be limited, in which unit of measure, and how an amount of it is stated and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PARAMETERS = "parameters"
+"""The resource counted in weights."""
+MEMORY = "memory"
+"""The resource counted in bytes of the weights."""
+KV_CACHE = "kv_cache"
+"""The resource counted in bytes of the key/value cache of a decoding workload."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is counted in one unit of measure.
+
+    Args:
+        suffixes: what amounts are stated with, and how many of the unit each stands for.
+        examples: amounts as they are stated, for a sentence.
+        counted: whether amounts are whole numbers, which are computed and not measured.
+        bare: whether a whole number above 1 may be stated without a suffix.
+    """
+
+    suffixes: Mapping[str, float]
+    examples: str
+    counted: bool = True
+    bare: bool = False
+
+    @property
+    def base(self) -> str:
+        """The suffix of one unit; empty if that has none."""
+        return next((suffix for suffix, factor in self.suffixes.items() if factor == 1), "")
+
+
+_BYTES = {
+    "B": 1,
+    **{f"{prefix}B": 1000**n for n, prefix in enumerate("kMGT", start=1)},
+    **{f"{prefix}iB": 1024**n for n, prefix in enumerate("KMGT", start=1)},
+}
+
+QUANTITIES: Mapping[str, Quantity] = {
+    "s": Quantity({"s": 1, "ms": 1e-3}, "12.5ms or 0.0125s", counted=False),
+    "J": Quantity({"J": 1, "mJ": 1e-3}, "0.8J or 800mJ", counted=False),
+    "bytes": Quantity(_BYTES, "512MB, 1.5GiB or 123456B"),
+    "weights": Quantity(
+        {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}, "7500000, 7.5M or 1.2B", bare=True
+    ),
+}
+"""The units of measure by name, as tables have them."""
+
+RESOURCES: dict[str, str] = {PARAMETERS: "weights", MEMORY: "bytes", KV_CACHE: "bytes"}
+"""What can be limited beside latency, by name, and its unit of measure."""
+
+
+SHORTHANDS = (PARAMETERS, MEMORY, KV_CACHE)
+"""Resources that have an option of their own on the command line."""
+
+
+def unit_of(name: str) -> str:
+    """The unit of measure of a cost by its name in a budget, where records do not say it; empty if unknown."""
+    kind = name.split(" (")[0].split(" of ")[0]
+    return "s" if kind == "latency" else RESOURCES.get(kind, "")
+
+
+def amount(cost: float | None, unit: str) -> str:
+    """An amount for people: measured ones in thousandths below 1; empty for None."""
+    if cost is None:
+        return ""
+    if unit not in QUANTITIES or QUANTITIES[unit].counted:
+        return f"{cost:,.10g} {unit}".rstrip()
+    return f"{cost:.3f} {unit}" if cost >= 1 else f"{1000 * cost:.4g} m{unit}"
