@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats
-from cahp_opt.stats.totals import Total
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.statistic import Statistic
+from cahp_opt.stats.totals import PerPair
 from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, real_tokens, wide
 from cahp_opt.torch.running.undisturbed import unmarked
 
@@ -92,7 +96,28 @@ def eager_attention(model: nn.Module) -> Generator[None, None, None]:
         change(before)
 
 
-class DivergenceSums:
+@dataclass(frozen=True)
+class MapDivergences(Collector):
+    """Asks for the Jensen-Shannon divergence between every two units' attention maps.
+
+    Args:
+        examples: how many are looked at, from the first on; None for all.
+    """
+
+    examples: int | None = 64
+
+    def __post_init__(self) -> None:
+        at_least_0("divergence_examples", self.examples)
+
+    @classmethod
+    def wanted(cls, measuring: Measuring) -> MapDivergences | None:
+        return cls(measuring.divergence_examples) if "divergence" in measuring else None
+
+    def start(self, subject: Subject) -> DivergenceSums:
+        return DivergenceSums(subject.model, subject.attention)
+
+
+class DivergenceSums(Collecting):
     """Adds up the Jensen-Shannon divergence (Lin 1991; nats) between every two units' attention maps.
 
     Per example it is the mean over the real query positions of the divergence between two
@@ -105,19 +130,20 @@ class DivergenceSums:
         self._sum: Floats = np.zeros((n, n))
         self._count = 0
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, dense: Dense) -> None:
         """Add one batch.
 
         Raises:
             ValueError: if the model does not hand out its attention maps.
         """
+        del dense
         for maps in self._maps.each(batch):
             self._sum += jensen_shannon(maps)
         self._count += batch_size(batch)
 
-    def result(self) -> Total:
+    def result(self) -> Mapping[str, Statistic]:
         """Sum over examples of the divergences, ``[n, n]``."""
-        return Total(self._sum, self._count)
+        return {"divergence": PerPair(self._sum, self._count)}
 
 
 def jensen_shannon(maps: Tensor) -> Floats:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
+from cahp_opt.runs.measuring import Measuring
 from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
-from cahp_opt.torch.blocks.finder import Attention, find_attention
+from cahp_opt.stats.statistic import Statistic
+from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
-from cahp_opt.torch.calibration.attention_maps import DivergenceSums
-from cahp_opt.torch.calibration.class_maps import SignatureSums
-from cahp_opt.torch.calibration.gate_gradients import GradientSums
-from cahp_opt.torch.calibration.output_moments import MomentSums
-from cahp_opt.torch.calibration.token_gradients import SensitivitySums
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
+from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import (
@@ -48,6 +47,7 @@ def calibrate(
     divergence_examples: int = 0,
     signature_size: int = 0,
     token_weights: TokenWeights | None = None,
+    collectors: Iterable[Collector] = (),
     fidelity: Fidelity | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -87,6 +87,8 @@ def calibrate(
             none. The seed method takes 32.
         token_weights: of the same model, fidelity and seed; learns the weights of the batches whose
             sensitivity is taken, so that a refit on them need not take them again.
+        collectors: of further statistics, such as your own
+            (:class:`~cahp_opt.torch.calibration.collector.Collector`).
         fidelity: what to differentiate; None for what fits the model's head.
         seed: of the masks and probes.
         progress: called once per batch.
@@ -97,104 +99,121 @@ def calibrate(
             only or not there where signatures or Fisher matrices need them, head outputs or gradients that are NaN or
             infinite, or attention maps that the model does not hand out.
     """
-    _check(
-        densities,
-        fisher,
+    counted = {
+        "sensitivity": sensitivity_examples,
+        "divergence": divergence_examples,
+        "signatures": signature_size,
+    }
+    measuring = Measuring(
+        frozenset({"salience", "gauss_newton"})
+        .union(name for name, number in counted.items() if number)
+        .union({"fisher"} if fisher else ()),
         gradient_examples=gradient_examples,
         sensitivity_examples=sensitivity_examples,
         divergence_examples=divergence_examples,
         signature_size=signature_size,
+        densities=tuple(densities),
     )
+    return measure(
+        model,
+        batches,
+        [*collectors_for(measuring), *collectors],
+        unit=unit,
+        token_weights=token_weights,
+        fidelity=fidelity,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    collectors: Iterable[Collector],
+    *,
+    unit: Unit | None = None,
+    token_weights: TokenWeights | None = None,
+    fidelity: Fidelity | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> HeadStats:
+    """What some collectors find out about the heads of a model; all statistics come by this way.
+
+    Args:
+        model: as for :func:`calibrate`, as everything else but
+        collectors: what to measure, such as those that
+            :func:`~cahp_opt.torch.calibration.collectors.collectors_for` makes.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: as :func:`calibrate` does, or if two collectors give one statistic.
+    """
     if isinstance(model, _WRAPPERS):
         raise ValueError(
             f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
             "model inside it, `model.module`."
         )
     attention = find_attention(model, unit=unit)
-    space = attention.space
     fidelity = fidelity_of(model) if fidelity is None else fidelity
-    moments = MomentSums(model, attention)
-    rhos = [float(rho) for rho in densities]
-    gradients = GradientSums(model, attention, fidelity, rhos, seed, fisher=fisher)
-    sensitivity = SensitivitySums(model, attention, fidelity, seed)
-    divergence = DivergenceSums(model, attention)
-    signatures = SignatureSums(model, attention, signature_size)
+    subject = Subject(model, attention, fidelity, seed, token_weights)
+    running = [(collector.examples, collector.start(subject)) for collector in collectors]
     seen = tokens = 0
     labelled: bool | None = None
     pooling: Pooling | None = None
     total = length(batches)
     with torch.inference_mode(False), evaluating(model):  # the caller may have inference mode on
-        for done, batch in enumerate(prepared(batches, model), start=1):
+        for number, batch in enumerate(prepared(batches, model)):
             has_labels = labels_of(batch) is not None
             if labelled not in (None, has_labels):
                 raise ValueError(
                     "`batches` has labels in some batches only; give all of them labels or none."
                 )
             labelled = has_labels
-            dense, together, pooling = _forward(model, attention, batch, fidelity, moments)
-            if gradient_examples > seen:
-                part = examples(batch, 0, gradient_examples - seen)
-                gradients.add(part, dense[: batch_size(part)], together=together)
-            if sensitivity_examples > seen:
-                part = examples(batch, 0, sensitivity_examples - seen)
-                found = sensitivity.add(part)
-                if token_weights is not None and batch_size(part) == batch_size(batch):
-                    token_weights.remember(found, done - 1)
-            if divergence_examples > seen:
-                divergence.add(examples(batch, 0, divergence_examples - seen))
-            if signature_size:
-                signatures.add(batch)
-            seen += batch_size(batch)
+            size = batch_size(batch)
+            output, together, pooling = _forward(subject, batch, [sums for _, sums in running])
+            for most, sums in running:
+                left = size if most is None else min(size, most - seen)
+                if left > 0:
+                    part = batch if left == size else examples(batch, 0, left)
+                    sums.add(part, Dense(output[:left], together, number, left == size))
+            seen += size
             tokens += int(real_tokens(batch).sum())
-            progress("calibrate", done, total)
+            progress("calibrate", number + 1, total)
     return HeadStats(
-        space,
+        attention.space,
         fingerprint(model),
         seen,
         tokens,
-        gradients.salience(),
-        gradients.gauss_newton(),
-        moments.result(),
-        divergence.result() if divergence_examples else None,
-        signatures.result() if signature_size else None,
-        gradients.fisher(),
-        sensitivity.result() if sensitivity_examples else (),
-        pooling,
+        pooling=pooling,
+        statistics=_together(sums.result() for _, sums in running),
     )
 
 
 def _forward(
-    model: nn.Module,
-    attention: Attention,
-    batch: Batch,
-    fidelity: Fidelity,
-    moments: MomentSums,
+    subject: Subject, batch: Batch, running: Sequence[Collecting]
 ) -> tuple[Tensor, bool, Pooling | None]:
     """The dense output of a batch, whether all activations have one row per example, and how it was pooled.
 
-    The head outputs go into ``moments`` on the way.
+    What is running sees the head outputs on the way.
     """
     rows: set[int] = set()
 
     def sink(block: int, outputs: Tensor) -> None:
-        moments.add(block, outputs, batch)
+        for sums in running:
+            sums.see(block, outputs, batch)
         rows.add(len(outputs))
 
-    with torch.no_grad(), capture_head_outputs(attention, sink):
-        output = model(**inputs_of(batch))
-        dense = fidelity.output(output, batch)
-    return dense, rows <= {batch_size(batch)}, fidelity.pooling_of(output)
+    with torch.no_grad(), capture_head_outputs(subject.attention, sink):
+        output = subject.model(**inputs_of(batch))
+        dense = subject.fidelity.output(output, batch)
+    return dense, rows <= {batch_size(batch)}, subject.fidelity.pooling_of(output)
 
 
-def _check(densities: Sequence[float], fisher: bool, **counts: int) -> None:
-    for rho in densities:
-        if not 0 < rho <= 1:
-            raise ValueError(f"`densities` must lie in (0, 1], got {rho}.")
-    if fisher and not densities:
-        raise ValueError(
-            "`fisher` takes its matrices under the masks of `densities`, which is empty; give it 1.0 for "
-            "the unpruned model."
-        )
-    for name, value in counts.items():
-        if value < 0:
-            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+def _together(results: Iterable[Mapping[str, Statistic]]) -> dict[str, Statistic]:
+    found: dict[str, Statistic] = {}
+    for result in results:
+        for name, statistic in result.items():
+            if name in found:
+                raise ValueError(f"two `collectors` give the statistic `{name}`; leave out one.")
+            found[name] = statistic
+    return found

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats
+from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.signatures import Signatures
+from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Attention
 from cahp_opt.torch.calibration.attention_maps import AttentionMaps
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.running.batches import Batch, batch_size, labels_of
 
 
-class SignatureSums:
+@dataclass(frozen=True)
+class ClassMaps(Collector):
+    """Asks for the mean and the spread of every unit's attention map by class.
+
+    Args:
+        size: cells along each side of the resized maps.
+    """
+
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        at_least_0("signature_size", self.size)
+
+    @classmethod
+    def wanted(cls, measuring: Measuring) -> ClassMaps | None:
+        return cls(measuring.signature_size) if "signatures" in measuring else None
+
+    def start(self, subject: Subject) -> SignatureSums:
+        return SignatureSums(subject.model, subject.attention, self.size)
+
+
+class SignatureSums(Collecting):
     """Running means and squared deviations of resized attention maps, by class (Welford 1962).
 
     Every example's maps are cropped to its real tokens and resized bilinearly to ``size`` by ``size``
@@ -27,12 +54,13 @@ class SignatureSums:
         self._mean: list[Floats] = []
         self._squares: list[Floats] = []
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch, dense: Dense) -> None:
         """Add one batch.
 
         Raises:
             ValueError: if it has no class labels, or the model does not hand out its attention maps.
         """
+        del dense
         labels = class_labels(batch)
         for label, maps in zip(labels, self._maps.each(batch), strict=True):
             while len(self._counts) <= label:
@@ -45,11 +73,10 @@ class SignatureSums:
             self._mean[label] += before / self._counts[label]
             self._squares[label] += before * (values - self._mean[label])
 
-    def result(self) -> Signatures:
+    def result(self) -> Mapping[str, Statistic]:
         """What was added up, one row for every label up to the largest."""
-        return Signatures(
-            np.array(self._counts, dtype=np.int64), np.array(self._mean), np.array(self._squares)
-        )
+        counts = np.array(self._counts, dtype=np.int64)
+        return {"signatures": Signatures(counts, np.array(self._mean), np.array(self._squares))}
 
 
 def resized(maps: Tensor, size: int) -> Floats:

@@ -2,22 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cahp_opt.arrays import Floats
-from cahp_opt.stats.totals import Total
-from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.statistic import Statistic
+from cahp_opt.stats.totals import PairsByDensity, PerPair, PerUnit
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
-from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch, batch_size, examples, inputs_of
 from cahp_opt.torch.running.gates import gated
 
 
-class GradientSums:
+@dataclass(frozen=True)
+class GateGradients(Collector):
+    """Asks for the gradients of the gates: the salience, and matrices under random masks.
+
+    Args:
+        examples: how many are looked at, from the first on; None for all.
+        densities: of the masks, each in (0, 1]; 1 is the unpruned model.
+        fisher: whether gradients of the task loss are taken under every density, and not only for the
+            salience.
+
+    Raises:
+        ValueError: for another number or density, or Fisher matrices at no density.
+    """
+
+    examples: int | None = 256
+    densities: tuple[float, ...] = (1.0, 0.5)
+    fisher: bool = False
+
+    def __post_init__(self) -> None:
+        for rho in self.densities:
+            if not 0 < rho <= 1:
+                raise ValueError(f"`densities` must lie in (0, 1], got {rho}.")
+        if self.fisher and not self.densities:
+            raise ValueError(
+                "`fisher` takes its matrices under the masks of `densities`, which is empty; give it 1.0 for "
+                "the unpruned model."
+            )
+        at_least_0("gradient_examples", self.examples)
+
+    @classmethod
+    def wanted(cls, measuring: Measuring) -> GateGradients:
+        """Always there: where nothing of it is wanted, it looks at no example."""
+        matrices = measuring.any(("gauss_newton", "fisher"))
+        return cls(
+            measuring.gradient_examples if matrices or "salience" in measuring else 0,
+            tuple(map(float, measuring.densities)) if matrices else (),
+            "fisher" in measuring,
+        )
+
+    def start(self, subject: Subject) -> GradientSums:
+        return GradientSums(subject, self.densities, fisher=self.fisher)
+
+
+class GradientSums(Collecting):
     """Adds up gate gradients, one backward per density and batch with gates ``[batch, n]``; with Fisher
     matrices two, after one forward.
 
@@ -27,27 +72,14 @@ class GradientSums:
     stream still carries the input), so none is drawn again, and the masks stay independent.
 
     Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
-        fidelity: what is differentiated.
-        densities: of the masks; 1 is the unpruned model.
-        seed: of the masks and probes, together with each example's content.
-        fisher: whether gradients of the task loss are taken under every density, and not only for the
-            salience.
+        subject: what is measured.
+        densities, fisher: as for :class:`GateGradients`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        attention: Attention,
-        fidelity: Fidelity,
-        densities: Sequence[float],
-        seed: int,
-        *,
-        fisher: bool = False,
-    ) -> None:
-        self._model, self._attention, self._fidelity, self._seed = model, attention, fidelity, seed
-        self._space = space = attention.space
+    def __init__(self, subject: Subject, densities: Sequence[float], *, fisher: bool) -> None:
+        self._model, self._attention = subject.model, subject.attention
+        self._fidelity, self._seed = subject.fidelity, subject.seed
+        self._space = space = subject.attention.space
         self._salience: Floats = np.zeros(space.n)
         self._outer: dict[float, Floats] = {rho: np.zeros((space.n, space.n)) for rho in densities}
         self._fisher: dict[float, Floats] = {
@@ -55,24 +87,18 @@ class GradientSums:
         }
         self._count = 0
 
-    def add(self, batch: Batch, dense: Tensor, *, together: bool) -> None:
+    def add(self, batch: Batch, dense: Dense) -> None:
         """Add one batch.
-
-        Args:
-            batch: the batch.
-            dense: its dense output.
-            together: whether the first axis of all activations is that of the examples, so that
-                every example can have gates of its own; otherwise examples run one by one.
 
         Raises:
             ValueError: naming the block if a gradient is not finite, or if Fisher matrices are wanted of
                 a batch without labels.
         """
-        if together:
-            self._add(batch, dense)
+        if dense.together:
+            self._add(batch, dense.output)
             return
         for i in range(batch_size(batch)):
-            self._add(examples(batch, i, i + 1), dense[i : i + 1])
+            self._add(examples(batch, i, i + 1), dense.output[i : i + 1])
 
     def _add(self, batch: Batch, dense: Tensor) -> None:
         contents = digests(batch)
@@ -96,17 +122,15 @@ class GradientSums:
                 self._fisher[rho] += by_loss.T @ by_loss
         self._count += batch_size(batch)
 
-    def salience(self) -> Total:
-        """Sum over examples of the absolute gradient at the unpruned model (Michel et al. 2019)."""
-        return Total(self._salience, self._count)
-
-    def gauss_newton(self) -> dict[float, Total]:
-        """By density, the sum over examples of ``g g'``."""
-        return {rho: Total(outer, self._count) for rho, outer in self._outer.items()}
-
-    def fisher(self) -> dict[float, Total]:
-        """By density, the sum over examples of ``g g'`` of the task loss; empty unless asked for."""
-        return {rho: Total(outer, self._count) for rho, outer in self._fisher.items()}
+    def result(self) -> Mapping[str, Statistic]:
+        """The sum over examples of the absolute gradient at the unpruned model (Michel et al. 2019), and by
+        density that of ``g g'``, of the probed output and, if asked for, of the task loss."""
+        found: dict[str, Statistic] = {"salience": PerUnit(self._salience, self._count)}
+        for name, matrices in (("gauss_newton", self._outer), ("fisher", self._fisher)):
+            if matrices:
+                totals = {rho: PerPair(outer, self._count) for rho, outer in matrices.items()}
+                found[name] = PairsByDensity(totals)
+        return found
 
     def _gradients(
         self, batch: Batch, masks: np.ndarray, probe: Tensor, with_loss: bool

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats, Ints
-from cahp_opt.stats.moments import Moments
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.moments import BlockMoments, Moments
+from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
 from cahp_opt.torch.blocks.out_weight import readout_weight
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Subject
 from cahp_opt.torch.running.batches import Batch, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred
 from cahp_opt.torch.running.padding import Padding
@@ -17,7 +23,19 @@ from cahp_opt.torch.running.padding import Padding
 _SHARE = 4  # of the free memory of a device, one part in so many may hold sums
 
 
-class MomentSums:
+@dataclass(frozen=True)
+class HeadOutputs(Collector):
+    """Asks for the second moments of the head outputs of every block."""
+
+    @classmethod
+    def wanted(cls, measuring: Measuring) -> HeadOutputs | None:
+        return cls() if "moments" in measuring else None
+
+    def start(self, subject: Subject) -> MomentSums:
+        return MomentSums(subject.model, subject.attention)
+
+
+class MomentSums(Collecting):
     """Adds up the inputs of the output projections over real tokens.
 
     A batch is centred and multiplied in the precision of the model, at least single, and added up in
@@ -38,7 +56,7 @@ class MomentSums:
         self._sums: list[ScatterSums | None] = [None] * len(attention)
         self._all = sum(8 * block.width**2 for block in attention)
 
-    def add(self, block: int, outputs: Tensor, batch: Batch) -> None:
+    def see(self, block: int, outputs: Tensor, batch: Batch) -> None:
         """Add the head outputs ``[batch, tokens, width]`` of one block.
 
         Raises:
@@ -58,7 +76,7 @@ class MomentSums:
             self._sums[block] = sums
         sums.add(len(z), found.mean(sums.mean.device), scatter)
 
-    def result(self) -> tuple[Moments, ...]:
+    def result(self) -> Mapping[str, Statistic]:
         """The moments of every block, with the readout ``W' W`` of its output projection.
 
         The columns stand unit by unit, whatever their order in the model.
@@ -75,7 +93,7 @@ class MomentSums:
             first: Floats = (sums.mean * sums.weight).cpu().numpy()
             count = round(sums.weight)
             made.append(Moments(first[order], scatter[np.ix_(order, order)], readout, count))
-        return tuple(made)
+        return {"moments": BlockMoments(made)}
 
 
 def column_order(block: AttentionBlock) -> Ints:

@@ -2,123 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cahp_opt.arrays import Floats, Ints
-from cahp_opt.stats.sensitivity import Sensitivity
-from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
+from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.out_weight import readout_weight
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.calibration.output_moments import column_order
-from cahp_opt.torch.calibration.seeded_draws import digests, generators
-from cahp_opt.torch.evaluation.fidelity import Fidelity
-from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, wide
+from cahp_opt.torch.calibration.token_flows import flows
+from cahp_opt.torch.running.batches import Batch, batch_size, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred, in_double
 from cahp_opt.torch.running.padding import Padding
 
-_KEY = "sensitivity"  # of the draws, so that they are not those of the gate gradients
 
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """What went through one output projection, and what came back.
+@dataclass(frozen=True)
+class TokenGradients(Collector):
+    """Asks for the moments of head outputs, every token weighted by the output's sensitivity to it.
 
     Args:
-        heads: its input, the heads' outputs side by side, ``[..., width]``.
-        gradient: gradient of the probed output by its output, ``[..., hidden]``.
+        examples: how many are looked at, from the first on; None for all.
     """
 
-    heads: Tensor
-    gradient: Tensor
+    examples: int | None = 2048
+
+    def __post_init__(self) -> None:
+        at_least_0("sensitivity_examples", self.examples)
+
+    @classmethod
+    def wanted(cls, measuring: Measuring) -> TokenGradients | None:
+        return cls(measuring.sensitivity_examples) if "sensitivity" in measuring else None
+
+    def start(self, subject: Subject) -> SensitivitySums:
+        return SensitivitySums(subject)
 
 
-def flows(
-    model: nn.Module, attention: Attention, batch: Batch, fidelity: Fidelity, seed: int
-) -> list[list[Flow]]:
-    """Run a model on a batch and take the gradients of its probed output.
-
-    With the gradients ``g`` at a token, half the sum of ``(g' e)^2`` is, on average over the probes, the
-    distance of the output that a small error ``e`` of the block's output at that token makes (to second
-    order, see :meth:`Fidelity.probes`). Nothing is left on the model, and no parameter gets a
-    gradient.
-
-    Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
-        batch: the batch, on the model's device.
-        fidelity: what is differentiated.
-        seed: of the probes, together with each example's content.
-
-    Returns:
-        For every block what went through it: one entry for every probe and every run of the block in the
-        pass.
-    """
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attention]
-
-    def listener(runs: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            del module
-            # A zero that is added tells its gradient, whether or not parameters want theirs.
-            error = torch.zeros_like(output, requires_grad=True)
-            runs.append((args[0].detach(), error))
-            return output + error
-
-        return listen
-
-    listed: list[list[Flow]] = [[] for _ in attention]
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        for block, runs in zip(attention, found, strict=True):
-            stack.callback(block.out.register_forward_hook(listener(runs)).remove)
-        output = fidelity.output(model(**inputs_of(batch)), batch)
-        errors = [error for runs in found for _, error in runs]
-        rngs = generators(digests(batch), seed, _KEY)
-        for probe in fidelity.probes(output.detach(), batch, rngs):
-            gradients = iter(
-                torch.autograd.grad(
-                    (output * probe).sum(), errors, retain_graph=True, materialize_grads=True
-                )
-            )
-            for runs, flow in zip(found, listed, strict=True):
-                flow.extend(Flow(heads, wide(next(gradients))) for heads, _ in runs)
-    return listed
-
-
-class SensitivitySums:
+class SensitivitySums(Collecting):
     """Adds up the moments of the head outputs, every token weighted by the output's sensitivity to it.
 
     A batch is centred and multiplied in the precision of the model, at least single, and added up in double.
+    The token weights of whole batches are left with :attr:`Subject.token_weights`.
 
     Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
-        fidelity: what is differentiated.
-        seed: of the probes, together with each example's content.
+        subject: what is measured.
     """
 
-    def __init__(
-        self, model: nn.Module, attention: Attention, fidelity: Fidelity, seed: int
-    ) -> None:
-        self._model, self._attention = model, attention
-        self._fidelity, self._seed = fidelity, seed
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        model, attention = subject.model, subject.attention
+        self._attention = attention
         self._padding = Padding(model, attention)
         self._readout = [readout_weight(block.out, block.width) for block in attention]
         self._order = [column_order(block) for block in attention]
         self._sums = [_Sums(block.width) for block in attention]
         self._examples = 0
 
-    def add(self, batch: Batch) -> list[list[Flow]]:
-        """Add one batch, and tell what went through the blocks.
+    def add(self, batch: Batch, dense: Dense) -> None:
+        """Add one batch.
 
         Raises:
             ValueError: naming the block if a gradient or a head output is not finite.
         """
-        found = flows(self._model, self._attention, batch, self._fidelity, self._seed)
+        on = self._subject
+        found = flows(on.model, on.attention, batch, on.fidelity, on.seed)
         for b, (block, runs) in enumerate(zip(self._attention, found, strict=True)):
             for flow in runs:
                 g = self._padding.rows(b, flow.gradient, batch)
@@ -129,14 +81,16 @@ class SensitivitySums:
                         "values; check the model's weights, or calibrate in float32."
                     )
         self._examples += batch_size(batch)
-        return found
+        if on.token_weights is not None and dense.whole:
+            on.token_weights.remember(found, dense.number)
 
-    def result(self) -> tuple[Sensitivity, ...]:
+    def result(self) -> Mapping[str, Statistic]:
         """The weighted moments of every block; the columns stand unit by unit."""
-        return tuple(
+        entries = (
             sums.result(order, self._examples)
             for sums, order in zip(self._sums, self._order, strict=True)
         )
+        return {"sensitivity": BlockSensitivity(entries)}
 
 
 class _Sums:

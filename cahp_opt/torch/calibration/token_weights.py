@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.finder import find_attention
-from cahp_opt.torch.calibration.token_gradients import Flow, flows
+from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import Batch
 

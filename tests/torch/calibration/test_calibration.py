@@ -19,7 +19,7 @@ from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.calibration.attention_maps import jensen_shannon
 from cahp_opt.torch.calibration.calibration import calibrate
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
-from cahp_opt.torch.calibration.token_gradients import flows
+from cahp_opt.torch.calibration.token_flows import flows
 from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, fidelity_of
 from cahp_opt.torch.running.gates import head_mask
 

@@ -15,6 +15,7 @@ import torch
 from batches_by_hand import assert_same, collate, texts
 from torch import Tensor, nn
 
+from cahp_opt.stats.moments import BlockMoments
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.blocks.out_weight import readout_weight
@@ -74,8 +75,10 @@ def test_sums_lose_nothing_over_many_batches() -> None:
     z = (z + 3).bfloat16()
     batch = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
     for _ in range(3000):
-        sums.add(0, z, batch)
-    found = sums.result()[0]
+        sums.see(0, z, batch)
+    moments = sums.result()["moments"]
+    assert isinstance(moments, BlockMoments)
+    found = moments.entries[0]
     exact = z.double().flatten(0, 1).numpy()
     apart = exact - exact.mean(axis=0)
     assert found.count == 30000

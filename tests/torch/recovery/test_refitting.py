@@ -16,7 +16,7 @@ from cahp_opt.runs.recovery import Weighting
 from cahp_opt.torch.blocks.blocks import out_bias, out_weight
 from cahp_opt.torch.blocks.finder import AttentionBlock, find_attention
 from cahp_opt.torch.calibration.calibration import calibrate
-from cahp_opt.torch.calibration.token_gradients import flows
+from cahp_opt.torch.calibration.token_flows import flows
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import ClassLogits, fidelity_of
 from cahp_opt.torch.recovery.refitting import RIDGES, refit

@@ -1,0 +1,38 @@
+"""What calibration measures, and on how many examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+ANYWAY = frozenset({"moments"})
+"""Statistics that every calibration measures: they cost no pass of their own."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Which statistics calibration measures, and on how many examples.
+
+    Args:
+        statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them; an objective tells
+            those it needs (:meth:`cahp_opt.runs.method.ObjectiveName.needs`).
+        gradient_examples: gate gradients are taken for the first so many examples.
+        sensitivity_examples: tokens are weighed by the output's sensitivity in the first so many examples.
+        divergence_examples: attention maps are compared for the first so many examples.
+        signature_size: cells along each side of the attention maps that are averaged by class.
+        densities: of the random masks under which matrices are taken.
+    """
+
+    statistics: frozenset[str] = frozenset({"salience", "gauss_newton"})
+    gradient_examples: int = 256
+    sensitivity_examples: int = 2048
+    divergence_examples: int = 64
+    signature_size: int = 32
+    densities: tuple[float, ...] = (1.0, 0.5)
+
+    def __contains__(self, statistic: str) -> bool:
+        return statistic in self.statistics or statistic in ANYWAY
+
+    def any(self, statistics: Iterable[str]) -> bool:
+        """Whether any of these statistics is measured."""
+        return any(statistic in self for statistic in statistics)

@@ -1,0 +1,82 @@
+"""What goes through every output projection, and the gradient of the model's output that comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.torch.calibration.seeded_draws import digests, generators
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.running.batches import Batch, inputs_of, wide
+
+_KEY = "sensitivity"  # of the draws, so that they are not those of the gate gradients
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """What went through one output projection, and what came back.
+
+    Args:
+        heads: its input, the heads' outputs side by side, ``[..., width]``.
+        gradient: gradient of the probed output by its output, ``[..., hidden]``.
+    """
+
+    heads: Tensor
+    gradient: Tensor
+
+
+def flows(
+    model: nn.Module, attention: Attention, batch: Batch, fidelity: Fidelity, seed: int
+) -> list[list[Flow]]:
+    """Run a model on a batch and take the gradients of its probed output.
+
+    With the gradients ``g`` at a token, half the sum of ``(g' e)^2`` is, on average over the probes, the
+    distance of the output that a small error ``e`` of the block's output at that token makes (to second
+    order, see :meth:`Fidelity.probes`). Nothing is left on the model, and no parameter gets a
+    gradient.
+
+    Args:
+        model: the model, in evaluation mode.
+        attention: its blocks.
+        batch: the batch, on the model's device.
+        fidelity: what is differentiated.
+        seed: of the probes, together with each example's content.
+
+    Returns:
+        For every block what went through it: one entry for every probe and every run of the block in the
+        pass.
+    """
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attention]
+
+    def listener(runs: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            del module
+            # A zero that is added tells its gradient, whether or not parameters want theirs.
+            error = torch.zeros_like(output, requires_grad=True)
+            runs.append((args[0].detach(), error))
+            return output + error
+
+        return listen
+
+    listed: list[list[Flow]] = [[] for _ in attention]
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for block, runs in zip(attention, found, strict=True):
+            stack.callback(block.out.register_forward_hook(listener(runs)).remove)
+        output = fidelity.output(model(**inputs_of(batch)), batch)
+        errors = [error for runs in found for _, error in runs]
+        rngs = generators(digests(batch), seed, _KEY)
+        for probe in fidelity.probes(output.detach(), batch, rngs):
+            gradients = iter(
+                torch.autograd.grad(
+                    (output * probe).sum(), errors, retain_graph=True, materialize_grads=True
+                )
+            )
+            for runs, flow in zip(found, listed, strict=True):
+                flow.extend(Flow(heads, wide(next(gradients))) for heads, _ in runs)
+    return listed
