@@ -1,4 +1,4 @@
-"""What can be named on the command line: objectives, solvers and targets; and the choice itself."""
+"""Names used on the command line, and how the units are chosen."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class ObjectiveName(str, Enum):
     """The objectives that are made from calibration statistics."""
 
     EXPLAINED_VARIANCE = "explained-variance"
-    """How much of the dense attention output a refit on the kept units can still explain."""
+    """The variance of the dense attention output that a refit on the kept units can still
+    explain."""
     EXPLAINED_OUTPUT = "explained-output"
-    """The same as it shows in the model's output: tokens and blocks count by how strongly the output
-    depends on them."""
+    """The same, with tokens and blocks weighted by how strongly the model's output depends on
+    them."""
     SALIENCE = "salience"
     """The sum of the kept units' saliences (Michel et al. 2019)."""
     GAUSS_NEWTON = "gauss-newton"
@@ -50,7 +51,7 @@ class ObjectiveName(str, Enum):
     FACILITY_LOCATION = "facility-location"
     """Every unit is represented by the kept one that attends most alike, weighted by salience."""
     COMPLEMENTARITY = "complementarity"
-    """Every unit is close to a kept one in how it tells the classes apart: the seed method's idea, on
+    """Every unit is close to a kept one in how it separates the classes: the seed method's idea, on
     labelled texts."""
 
     def build(self, stats: HeadStats) -> Objective:
@@ -62,25 +63,25 @@ class ObjectiveName(str, Enum):
         return _BUILDERS[self](stats)
 
     def remarks(self, stats: HeadStats) -> list[str]:
-        """What makes a choice by this objective arbitrary, in sentences."""
+        """Sentences on what makes a choice by this objective arbitrary."""
         if self.gradients or not all(moments.constant for moments in stats.moments):
             return []
         return [
-            f"every token gave the same head outputs, so {self.value} tells no keep-sets apart and the choice "
-            "by it is arbitrary; calibrate on texts that differ."
+            f"every token gave the same head outputs, so all keep-sets have the same {self.value} and the "
+            "choice by it is arbitrary; calibrate on texts that differ."
         ]
 
     @classmethod
     def suiting(cls, recovery: Recovery, *, embeds: bool = False) -> ObjectiveName:
-        """The objective for models that get back what they lost in that way.
+        """The objective that suits a recovery.
 
-        What least squares can still explain says how good a refitted model is, and little about one
-        that stays as it is; with the damage to the output it is the other way round.
+        The variance that least squares can still explain predicts the quality of a refitted model,
+        and the damage to the output that of a model without recovery; neither predicts the other.
 
         Args:
-            recovery: the way.
+            recovery: how the sliced model is recovered.
             embeds: whether the output is an embedding, the mean over all tokens. Then no token is special,
-                and what the output says of single tokens misleads: plain explained variance chose better
+                and weights of single tokens mislead: plain explained variance chose better
                 (benchmarks/fidelity_after_refit.py).
         """
         if not recovery.refits:
@@ -159,7 +160,7 @@ class SolverName(str, Enum):
 
     @property
     def timed(self) -> bool:
-        """Whether it looks at a time limit; a few need no more than one look at every unit."""
+        """Whether it uses a time limit; a few look at every unit only once."""
         return self.value not in ("random-subset", "top-k")
 
     @property
@@ -181,7 +182,7 @@ DEFAULT_SOLVER = SolverName("dynamic-program")
 
 
 class Units(str, Enum):
-    """What is kept or dropped as one piece where query heads share key/value heads."""
+    """The kind of unit in models whose query heads share key/value heads."""
 
     AUTO = "auto"
     QUERY_SLOTS = "query-slots"
@@ -205,8 +206,8 @@ class Method:
     """How the units are chosen.
 
     Args:
-        objective: what is maximised.
-        solver: by what.
+        objective: the objective to maximise.
+        solver: the solver.
         time_limit: seconds that the solver may take; None for no limit.
         seed: of the solver.
     """
@@ -227,14 +228,14 @@ class Method:
         *,
         embeds: bool = False,
     ) -> Method:
-        """A method with defaults for what is not given: the objective that suits the recovery and the
-        output, and the solver that suits the objective."""
+        """A method with defaults for None: the objective that suits the recovery and the output,
+        and the solver that suits the objective."""
         objective = objective or ObjectiveName.suiting(recovery, embeds=embeds)
         suits = DEFAULT_SOLVER if objective.separable else SolverName("auto")
         return cls(objective, solver or suits, time_limit, seed)
 
     def choose(self, stats: HeadStats, target: Target, profile: Profile | None = None) -> Selection:
-        """The selection; its provenance tells what it was made from.
+        """The selection; its provenance states what it was made from.
 
         Raises:
             BudgetError: if nothing meets the target.

@@ -1,4 +1,4 @@
-"""What is done for a model once units are removed; what to keep depends on it."""
+"""How a sliced model is repaired; the default objective depends on it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ from enum import Enum
 
 
 class Recovery(str, Enum):
-    """How a sliced model gets back what it lost."""
+    """How a sliced model is repaired."""
 
     NONE = "none"
-    """Not at all."""
+    """No repair."""
     REFIT = "refit"
-    """New weights in closed form for what writes to the residual stream (:func:`cahp_opt.torch.refit`)."""
+    """Refitting in closed form the layers that write to the residual stream
+    (:func:`cahp_opt.torch.refit`)."""
     FINETUNE = "finetune"
     """The refit, then gradient steps towards the dense model (:func:`cahp_opt.torch.finetune`)."""
 
     @property
     def refits(self) -> bool:
-        """Whether least squares come into it."""
+        """Whether it includes a refit."""
         return self is not Recovery.NONE
 
 
 class Weighting(str, Enum):
-    """How much each token counts in a refit."""
+    """The weights of tokens in a refit."""
 
     SENSITIVITY = "sensitivity"
-    """By how strongly the model's output depends on what the block writes there, which takes gradients."""
+    """``E[g' g]`` with ``g`` the gradient of the model's output by the block's output at the
+    token."""
     EQUAL = "equal"
-    """All the same."""
+    """1 for every token."""

@@ -1,4 +1,4 @@
-"""Reading the texts that a model is calibrated on, and keeping some back."""
+"""Reading the texts that a model is calibrated on, and holding some out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cahp_opt.files.text_lines import TextError as TextError
 from cahp_opt.files.text_lines import TextLines
 from cahp_opt.files.text_tables import TextTable
 
-_POOL = 1 << 20  # distinct texts that a draw is made from, at least; what it takes memory for
+_POOL = 1 << 20  # distinct texts that are drawn from, at least; they bound the memory
 _CHUNK = 1 << 18
 _INVISIBLE = frozenset(["Cc", "Cf", "Zl", "Zp", "Zs"])  # control, format, separators
 
@@ -104,7 +104,7 @@ class TableTexts:
         path: the file.
 
     Raises:
-        TextError: if it is no such table.
+        TextError: if it is not such a table.
         OSError: if it cannot be read.
     """
 
@@ -112,7 +112,7 @@ class TableTexts:
         self._path = path
         self._table = TextTable(path)
         self.notes: tuple[str, ...] = self._table.notes
-        """Sentences about what was read in another way than one may think."""
+        """Sentences on what was read in an unexpected way."""
 
     def __iter__(self) -> Iterator[Example]:
         """The texts.
@@ -135,23 +135,23 @@ def read_table(path: PathLike) -> list[Example]:
     """All texts of a table at once.
 
     Raises:
-        TextError: if it is no such table, see :class:`TableTexts`.
+        TextError: if it is not such a table, see :class:`TableTexts`.
         OSError: if the file cannot be read.
     """
     return list(TableTexts(path))
 
 
 def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -> TextSplit:
-    """Shuffle the distinct texts, keep some back, and take at most ``most`` of the others.
+    """Shuffle the distinct texts, hold some out, and take at most ``most`` of the others.
 
-    Texts are the same if they and their pairs differ in white space at most. They are on one side
-    only, whatever their labels, and count once per label. Of more than a million distinct texts, a
+    Texts are the same if they and their pairs differ in white space only. A text is on one side
+    only, whatever its labels, and counts once per label. Of more than a million distinct texts, a
     million are drawn first, by a hash of the text.
 
     Args:
-        examples: the examples. Files are gone through twice, and only what is taken is kept.
+        examples: the examples. Files are read twice, and only the texts taken are kept.
         most: examples to calibrate and refit on; at least 1.
-        held_out: examples to keep back, but never more than a fifth of all (at least one).
+        held_out: examples to hold out, but never more than a fifth of all (at least one).
         seed: of the shuffle.
 
     Returns:

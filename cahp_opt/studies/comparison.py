@@ -36,10 +36,11 @@ class Row:
         value: what it reached; NaN if it refused.
         bound: the certified upper bound; infinite if none is known.
         seconds: how long it took.
-        evaluations: how often it asked the objective, where it counts them; else -1.
+        evaluations: evaluations of the objective, if it counts them; otherwise -1.
         counts: units kept per block.
         status: name of the status.
-        refusal: the sentence with which the solver or the check of its answer refused; else empty.
+        refusal: the sentence with which the solver or the check of its answer refused; otherwise
+            empty.
     """
 
     problem: str
@@ -154,9 +155,9 @@ def compare(
 
     Args:
         problems: one problem, or several by name.
-        solvers: solvers, named by how they print, or by your own names.
-        limits: limits for the first table of every problem, one problem each; none for the budget's
-            own.
+        solvers: solvers, named by their ``repr``, or a mapping with names of your own.
+        limits: limits for the first table of every problem, one problem each; none for that of the
+            budget.
         time_limits: seconds per run, each tried; None for no limit.
         seeds: each tried.
         jobs: runs at the same time; -1 for one per core.
@@ -228,7 +229,7 @@ class _Run:
 
     @property
     def key(self) -> str:
-        """What a finished run is found again by: the problem's content and everything it ran with."""
+        """The key of a finished run: the problem's content and everything it ran with."""
         return json.dumps(
             [
                 self.digest,
@@ -268,7 +269,7 @@ def _run(run: _Run) -> tuple[str, Row]:
 
 
 def _fresh(problem: Problem) -> Problem:
-    """The problem without what its objective has computed before, which later runs would get for free."""
+    """The problem without the caches of its objective, which later runs would get for free."""
     objective = copy.copy(problem.objective)
     for name in [name for name in vars(objective) if _is_cache(type(objective), name)]:
         del vars(objective)[name]
@@ -280,7 +281,7 @@ def _is_cache(kind: type[object], name: str) -> bool:
 
 
 def _content(x: Any) -> Any:
-    """What an object was made of, without what it has computed since: the same before and after use."""
+    """The arguments of an object, without its caches: the same before and after use."""
     if isinstance(x, (tuple, list)):
         return [_content(item) for item in cast("Sequence[object]", x)]
     if isinstance(x, Mapping):

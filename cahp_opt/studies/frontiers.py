@@ -1,4 +1,4 @@
-"""One selection for every limit of a range, and where more stops being worth it."""
+"""One selection for every limit of a range, and its knee."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Frontier:
 
     @property
     def costs(self) -> Floats:
-        """What every selection really costs, ``[points]``."""
+        """The cost of every selection, ``[points]``."""
         return np.array([selection.costs[self.table].value for selection in self.selections])
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class Frontier:
     def cheapest_within(self, loss: float, measured: npt.ArrayLike | None = None) -> Selection:
         """The cheapest selection whose quality is at most ``loss`` below the best of the frontier.
 
-        Unlike a knee, it does not depend on where the frontier begins, and says what is given up.
+        Unlike a knee, it does not depend on where the frontier begins, and states the loss.
 
         Args:
             loss: at least 0, in the unit of the quality: 0.01 for a point of accuracy.

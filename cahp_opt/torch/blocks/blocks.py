@@ -72,10 +72,10 @@ class AttentionBlock:
         heads: query heads.
         kv_heads: key/value heads; equal to ``heads`` unless query heads share them.
         head_dim: width of one query head's output.
-        key_dim: width of one head's query and key, as far as it is known; else ``head_dim``.
+        key_dim: width of one head's query and key, if it is known; otherwise ``head_dim``.
         pieces: the tensors of the site that are cut with the units, the output projection's included.
-        columns: the unit of every input column of ``out``.
-        cut: what slicing left of the block; before, all of it.
+        columns: the unit of every input column of ``out``, ``[width]``.
+        cut: the units that slicing kept; before, all.
     """
 
     name: str
@@ -95,8 +95,8 @@ class AttentionBlock:
 
     @property
     def ghost(self) -> bool:
-        """Whether slicing left no unit: the output projection is zero and frozen, and the one unit that
-        is still there only keeps the shapes alive."""
+        """Whether slicing kept no unit: the output projection is zero and frozen, and one unit is
+        stored only for its shapes."""
         return not self.cut.kept
 
     @property

@@ -1,1 +1,1 @@
-"""The whole way, from a model and texts to a pruned folder."""
+"""The whole run, from a model and texts to a folder with the pruned model."""

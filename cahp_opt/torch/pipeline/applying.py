@@ -37,11 +37,11 @@ from cahp_opt.torch.slicing.slicing import slice_heads
 from cahp_opt.torch.slicing.verification import verify_slice
 
 ADVISED_TEXTS = 1500
-"""Fewer texts than that overfit the refit."""
+"""With fewer texts than this, the refit overfits."""
 
 
 class Record(Protocol):
-    """What was measured on the way, and is saved beside the model."""
+    """A record of a measurement that is saved beside the model."""
 
     def save(self, path: PathLike, /) -> None:
         """Write it to a file."""
@@ -53,7 +53,7 @@ class Sliced(NamedTuple):
 
     Args:
         model: the model; the recovery changes it in place.
-        selection: what it was sliced to.
+        selection: the units that it keeps.
         difference: largest difference of an output between the gated and the sliced model.
     """
 
@@ -116,7 +116,7 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
     """Refuse a selection of another model, or whose record cannot be understood.
 
     Raises:
-        ValueError: if its blocks or the weights it was made from are others, or what it tells of its goals.
+        ValueError: if its blocks or weights are another model's, or its record of goals is damaged.
     """
     for read in (recorded_goals, recorded_tables, remarks):  # read again after minutes of work
         read(selection.provenance)
@@ -131,7 +131,7 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
 
 
 def slice_model(run: Run, selection: Selection) -> Sliced:
-    """Slice the model, and check that the sliced one does what the gated one does."""
+    """Slice the model, and check that the sliced model computes the same as the gated one."""
     if isinstance(run.fidelity, PooledEmbedding):
         told = {**selection.provenance, **provenance_of(run.fidelity.pooling)}
         selection = replace(selection, provenance=told)
@@ -142,7 +142,7 @@ def slice_model(run: Run, selection: Selection) -> Sliced:
 
 
 def recover(run: Run, sliced: Sliced) -> FidelityReport | None:
-    """Give the sliced model back what it lost, and judge it before and after.
+    """Recover the sliced model, and judge it before and after.
 
     Returns:
         How close it is to the unpruned model; None without texts to judge by.
@@ -170,7 +170,7 @@ def recover(run: Run, sliced: Sliced) -> FidelityReport | None:
 
 
 def _recovery(run: Run) -> Recovery:
-    """What can be done with the texts that there are."""
+    """The recovery that these texts allow."""
     return run.applying.recovery.recovery if run.texts.calibration else Recovery.NONE
 
 
@@ -228,7 +228,7 @@ def time_models(run: Run, sliced: Sliced) -> FinalTimes:
 
 
 def left_alone(model: nn.Module) -> str | None:
-    """A sentence about what looks like attention and is not pruned; None if there is nothing."""
+    """A sentence on modules that look like attention and are not pruned; None without any."""
     skipped = find_attention(model).skipped
     if not skipped:
         return None
@@ -250,8 +250,8 @@ def save(
         run: the run.
         sliced: the sliced model.
         closeness: how close it is to the unpruned one.
-        times: what both take.
-        records: by name of the file, what was measured on the way.
+        times: the times of both.
+        records: measurements to save, by name of the file.
     """
     with run.stages.stage("save"):
         save_pretrained(sliced.model, run.folder, tokenizer=run.named.tokenizer)

@@ -1,4 +1,4 @@
-"""What the model that is saved takes, against what had been promised."""
+"""The saved model's measured time against its prediction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cahp_opt.studies.promise import Pair, foreign, named_goals
 from cahp_opt.torch.latency.measured_selection import here, time_pairs
 
 NOTED_DRIFT = 0.1
-"""A machine that has drifted further than that since the table was measured is mentioned."""
+"""If the machine has drifted further than this since the table was measured, a note says so."""
 
 
 class FinalTimes(NamedTuple):
@@ -26,7 +26,7 @@ class FinalTimes(NamedTuple):
 
     Args:
         workloads: by name.
-        goals: by name of the budget's table, what was limited.
+        goals: the checked limits, by name of the budget's table.
         notes: sentences that the user should read.
     """
 
@@ -44,14 +44,15 @@ def final_times(
     *,
     progress: Progress = silent,
 ) -> FinalTimes:
-    """Time the unpruned and the sliced model in turns, and compare with predictions and goals.
+    """Time the unpruned and the sliced model alternately, and compare with predictions and goals.
 
     Args:
         dense: the unpruned model.
         small: the sliced model.
-        selection: what it was sliced to; its record tells the goals, the predictions and the tables.
-        workloads: what to time; goals about others are left out.
-        batches: of the workloads, by name.
+        selection: the units that it keeps; its record holds the goals, the predictions and the
+            tables.
+        workloads: the workloads to time; goals of others are left out.
+        batches: of the workloads, by name, tensors ``[batch, tokens]``.
         progress: called once per round of timing.
 
     Raises:
@@ -106,7 +107,7 @@ def final_times(
 
 
 def recorded_goals(told: Mapping[str, str]) -> list[LatencyGoal]:
-    """The latency goals that a selection's provenance tells.
+    """The latency goals in a selection's provenance.
 
     Raises:
         ValueError: if it cannot be understood.
@@ -119,7 +120,7 @@ def recorded_goals(told: Mapping[str, str]) -> list[LatencyGoal]:
 def _predictions(
     selection: Selection, goals: Sequence[tuple[str, LatencyGoal]], dense: Mapping[str, float]
 ) -> dict[str, tuple[float | None, float]]:
-    """By workload, what was predicted of the sliced (where that is known) and of the unpruned model."""
+    """By workload, the predictions for the sliced (if known) and for the unpruned model."""
     found = dict[str, tuple[float | None, float]]()
     for name, taken in dense.items():
         found[name] = (None, taken)

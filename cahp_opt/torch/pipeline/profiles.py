@@ -1,4 +1,4 @@
-"""What a model takes at every number of kept units: measured here, or estimated for a device that is not here."""
+"""A model's cost at every number of kept units: measured here, or estimated for another device."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def measure_profile(
     timed: bool = True,
     samples: Mapping[str, Path] | None = None,
 ) -> Profile:
-    """The latency tables of a model on this machine, and the exact counts of what it holds.
+    """The latency tables of a model on this machine, and the exact counts of its weights and cache.
 
     The key/value cache is that of the first workload that decodes, or of the first if none does.
 
     Args:
         model: the unpruned model.
-        workloads: what to time it with, at least one.
+        workloads: the workloads to time, at least one.
         display: shows the stages.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         timed: whether there are latency tables, and not only the counts.
-        samples: by name of the workload, a file that keeps every run; removing it is left to the caller.
+        samples: by name of the workload, a file that keeps every run; the caller removes it.
     """
     if timed:
         batches = timed_batches(model, workloads)
@@ -81,8 +81,8 @@ def estimate_profile(
 
     Args:
         model: the unpruned model.
-        workloads: what to estimate, all run eagerly, at least one.
-        hardware: what the device can do.
+        workloads: the workloads to estimate, all run eagerly, at least one.
+        hardware: the rates of the device.
         display: shows the stages.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
 
@@ -127,7 +127,8 @@ def _counted(
 def timed_batches(
     model: nn.Module, workloads: Sequence[Workload]
 ) -> dict[str, Mapping[str, Tensor]]:
-    """The batch of every workload; what cannot be run ends here, before what takes long."""
+    """The batch of every workload, tensors ``[batch, tokens]``; refuses unfit ones before long
+    work."""
     batches: dict[str, Mapping[str, Tensor]] = {}
     for workload in workloads:
         batches[workload.name] = batch_of(model, workload)
@@ -139,7 +140,7 @@ def timed_batches(
 
 
 def batch_of(model: nn.Module, workload: Workload) -> dict[str, Tensor]:
-    """The batch of a workload; while decoding, the context that fills the cache."""
+    """The batch of a workload, tensors ``[batch, tokens]``; for decoding, the context."""
     return timing_batch(
         model,
         batch_size=workload.batch_size,

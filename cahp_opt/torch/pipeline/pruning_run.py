@@ -1,4 +1,4 @@
-"""The whole way in eight stages: check, measure, calibrate, select, slice, recover, time, save."""
+"""The whole run in eight stages: check, measure, calibrate, select, slice, recover, time, save."""
 
 from __future__ import annotations
 
@@ -51,14 +51,15 @@ def run_pipeline(
 ) -> Report:
     """Prune a model as planned and write it, with all records, to a folder.
 
-    What can fail is tried before what takes long: the folder, the model, the solver, then the budget. Where
-    a latency is limited, the sliced model is timed before the refit, and the units are selected again with
+    Whatever can fail is tried before long work: the folder, the model, the solver, then the budget.
+        With a
+    latency limit, the sliced model is timed before the refit, and the units are selected again with
     corrected tables if it misses the limit (see :class:`~cahp_opt.studies.promise.Promise`).
 
     Args:
         named: the unpruned model.
         texts: to calibrate and refit on, and to judge by.
-        plan: what to keep to, how to choose, and what to do with the choice.
+        plan: the target, the method of choice, and how to apply the choice.
         output: where to write.
         profile: a ready one; measured here if the target needs one and it is None.
         samples: as for :func:`~cahp_opt.torch.pipeline.profiles.measure_profile`.
@@ -90,12 +91,12 @@ def run_pipeline(
 
 
 def check_plan(model: nn.Module, texts: TextSplit, plan: Plan, profile: Profile | None) -> None:
-    """Refuse what cannot be done with this model and these texts; arguments as above."""
+    """Refuse a plan that this model or these texts do not allow; arguments as above."""
     space, target = find_attention(model, unit=plan.unit).space, plan.target
     if profile is not None:
         profile.check(structure(model))
     plan.method.rehearse(space)
-    # Numbers of units need no measuring; all of them is no limit.
+    # Numbers of units need no measuring; all of them are not a limit.
     most = space.n if target.heads is None else target.heads
     replace(target, goals=(), heads=most).budget(space, None)
     objective = plan.method.objective
@@ -107,12 +108,12 @@ def check_plan(model: nn.Module, texts: TextSplit, plan: Plan, profile: Profile 
 
 
 class Prices(NamedTuple):
-    """What units cost.
+    """The costs of units.
 
     Args:
-        profile: the tables; None where no limit needs any.
-        floor: a measurement that shows that a limit below the tables' floor can be met; None where no table
-            says otherwise.
+        profile: the tables; None if no limit needs any.
+        floor: a measurement that shows that a limit below the tables' floor can be met; None if
+            there is no such limit.
     """
 
     profile: Profile | None
@@ -125,13 +126,13 @@ def measure_prices(
     profile: Profile | None,
     samples: Mapping[str, Path] | None,
 ) -> Prices:
-    """Measure what the target needs, and end with a target that nothing meets.
+    """Measure the costs that the target needs, and refuse a target that nothing meets.
 
     See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach.
     """
     space, target = find_attention(run.model, unit=plan.unit).space, plan.target
     if plan.method.objective.signature_size:
-        class_labels(run.texts.calibration[0])  # refuses what are no classes
+        class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     if target.goals and profile is None:
         profile = measure_profile(
             run.model,
@@ -204,7 +205,7 @@ def _promise(plan: Plan) -> Promise:
 
 
 def _measure(run: Run, plan: Plan, profile: Profile, progress: Progress) -> Measure:
-    """What times sliced models on the workloads that the target is about."""
+    """A function that times sliced models on the workloads of the target."""
     tables = {name: table.provenance for name, table in plan.target.workloads(profile).items()}
     return measuring(run.model, tables, run.timed, unit=plan.unit, progress=progress)
 

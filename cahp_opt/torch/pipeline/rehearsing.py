@@ -1,4 +1,4 @@
-"""Trying what comes last before what takes long: nobody waits for a refusal that one batch can give."""
+"""Trying the last stages on one batch before the long ones, so that a refusal comes early."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from cahp_opt.torch.running.undisturbed import evaluating
 
 
 def rehearse_recovery(model: nn.Module, recovery: Recovery, batch: Mapping[str, Tensor]) -> None:
-    """Refuse what the recovery could not do.
+    """Refuse a model that could not be recovered.
 
     Args:
         model: the unpruned model.
-        recovery: what is going to be done for the sliced one.
-        batch: one of the batches that it learns from.
+        recovery: the recovery of the sliced one.
+        batch: one of the batches to recover on, tensors ``[batch, tokens]``.
 
     Raises:
         ValueError: naming the way out.
@@ -44,10 +44,10 @@ def rehearse_recovery(model: nn.Module, recovery: Recovery, batch: Mapping[str, 
 
 
 def rehearse_judging(model: nn.Module, fidelity: Fidelity, batch: Mapping[str, Tensor]) -> None:
-    """Refuse outputs that the fidelity does not understand.
+    """Refuse outputs that the fidelity does not understand, on tensors ``[batch, tokens]``.
 
     Raises:
-        ValueError: saying what came.
+        ValueError: naming the output.
     """
     with torch.no_grad(), evaluating(model):
         ready = prepare(batch, model, "batches[0]")
@@ -55,7 +55,7 @@ def rehearse_judging(model: nn.Module, fidelity: Fidelity, batch: Mapping[str, T
 
 
 def rehearse_saving(model: nn.Module, tokenizer: Saveable | None, folder: Path) -> None:
-    """Write all but the weights to a folder that is removed again.
+    """Write everything but the weights to a folder that is then removed.
 
     Args:
         model: the unpruned model.
@@ -82,7 +82,7 @@ def rehearse_saving(model: nn.Module, tokenizer: Saveable | None, folder: Path) 
                     part.save_pretrained(place)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(
-                        f"the {type(part).__name__} of `model` cannot be saved: {_line(error)}; mend it in "
+                        f"the {type(part).__name__} of `model` cannot be saved: {_line(error)}; correct it in "
                         "the folder of the model."
                     ) from None
 

@@ -1,4 +1,4 @@
-"""What one run holds: the model, its texts as batches, and what every stage needs of them."""
+"""The state of a run: the model, its texts as batches, and the options of every stage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Named:
         name: a folder or a hub id.
         model: the model.
         tokenizer: its tokenizer.
-        pooling: how it embeds texts; None for what the files beside it say.
+        pooling: how it embeds texts; None for the pooling that the files beside it state.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Named:
 
 @dataclass(frozen=True, eq=False)
 class EncodedTexts:
-    """Texts as batches.
+    """Texts as batches of tensors ``[batch, tokens]``.
 
     Args:
         calibration: to calibrate and refit on.
@@ -58,14 +58,14 @@ class EncodedTexts:
 
     @property
     def number(self) -> int:
-        """The texts to calibrate and refit on."""
+        """The number of texts to calibrate and refit on."""
         return sum(map(batch_size, self.calibration))
 
     @staticmethod
     def of(
         named: Named, texts: TextSplit, reading: Reading, seed: int, fidelity: Fidelity
     ) -> EncodedTexts:
-        """The batches of some texts.
+        """The batches, ``[batch, tokens]``, of some texts.
 
         Raises:
             ValueError: if the model cannot be run on them, or its outputs not be compared.
@@ -90,17 +90,17 @@ class EncodedTexts:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run:
-    """What a run holds once it is known that nothing will be refused after the long work.
+    """A checked run: nothing in it will be refused after the long work.
 
     Args:
         named: the unpruned model.
-        applying: what is done once the selection stands.
+        applying: how the selection is applied.
         texts: to calibrate and refit on, and to judge by; none without texts.
-        timed: by name of the workload, the batch that is timed.
-        fidelity: how outputs are compared; None where there is nothing to compare.
-        weights: how much each token counts in the refit, taken once; None for all the same, or no refit.
-        folder: where the files are written until all of them are there.
-        output: where they are going to be.
+        timed: by name of the workload, the batch that is timed, tensors ``[batch, tokens]``.
+        fidelity: how outputs are compared; None if nothing is compared.
+        weights: the weights of tokens in the refit, taken once; None for 1 each, or no refit.
+        folder: the temporary folder that the files are written to.
+        output: the folder that it becomes.
         stages: shows the stages.
         notes: sentences that the user should read; every stage adds its own.
     """
@@ -123,7 +123,7 @@ class Run:
 
     @property
     def probe(self) -> Mapping[str, Tensor]:
-        """A batch to compare outputs on: one of texts if there are any."""
+        """A batch to compare outputs on, tensors ``[batch, tokens]``: of texts if there are any."""
         return next(chain(self.texts.held_out, self.texts.calibration, self.timed.values()))
 
     @staticmethod
@@ -137,7 +137,7 @@ class Run:
         output: Path,
         stages: Stages,
     ) -> Run:
-        """Refuse what could not be timed, recovered, judged or saved in the end.
+        """Refuse a run that could not be timed, recovered, judged or saved in the end.
 
         Args:
             named: as above.

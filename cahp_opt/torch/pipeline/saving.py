@@ -1,4 +1,4 @@
-"""Writing the sliced model, and reading it again to see that it is the same."""
+"""Writing the sliced model, and checking that it loads as the same."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def head_mask(
 
 @contextmanager
 def gated(attention: Attention, selection: Selection | npt.ArrayLike | Tensor) -> Generator[Tensor]:
-    """:func:`head_mask` for blocks that were found already."""
+    """:func:`head_mask` for blocks that were found already; gates float ``[n]`` or
+    ``[batch, n]``."""
     gates = _gates(attention.space, selection)
     with ExitStack() as stack:
         for block, where in zip(attention, attention.space.slices, strict=True):

@@ -211,7 +211,7 @@ class Description:
                 f"Run({r.each}{', shared=True' if r.shared else ''})" for r in cut.runs
             )
             by_head = "" if cut.by_head else ", by_head=False"
-            lines.append(f"        Cut({cut.path!r}, {cut.axis}, ({runs},){by_head}),")
+            lines.append(f"        TracedCut({cut.path!r}, {cut.axis}, ({runs},){by_head}),")
         lines.append("    ),")
         for name in ("heads", "kv_heads", "widths", "arguments", "shared"):
             value: tuple[object, ...] = getattr(self, name)

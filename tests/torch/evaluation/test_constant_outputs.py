@@ -18,7 +18,7 @@ from cahp_opt.runs.method import ObjectiveName
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import calibrate
 
-WORDS = "every token gave the same head outputs, so explained-variance tells no keep-sets apart"
+WORDS = "every token gave the same head outputs, so all keep-sets have the same explained-variance"
 SAME = [[5], [5], [5]]
 
 

@@ -64,7 +64,7 @@ def test_a_check_cut_short_restores_the_model(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cahp_opt.torch.slicing.slicing.compare", interrupted)
+        patch.setattr("cahp_opt.torch.slicing.slicing.check_outputs", interrupted)
         with pytest.raises(KeyboardInterrupt):
             slice_heads(model, uneven(find_attention(model).space), in_place=True)
     assert torch.equal(run(model, tiny.batch()), before)
@@ -268,5 +268,5 @@ def test_a_batch_that_the_unpruned_model_cannot_take_is_not_blamed_on_the_slice(
 def test_made_up_ids_that_fill_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.BERT.build(pad_token_id=5)
     made = {"input_ids": torch.full((2, 8), 5)}
-    monkeypatch.setattr("cahp_opt.torch.slicing.verification.sample_inputs", lambda model: made)
+    monkeypatch.setattr("cahp_opt.torch.running.probes.sample_inputs", lambda model: made)
     slice_heads(model, uneven(find_attention(model).space))
