@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from cahp_opt.costs.goals import (
-    KV_CACHE,
-    MEMORY,
-    PARAMETERS,
     Goal,
     LatencyGoal,
     ResourceGoal,
@@ -17,6 +14,7 @@ from cahp_opt.costs.goals import (
 )
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.quantities import KV_CACHE, MEMORY, PARAMETERS
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, workloads_for
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
