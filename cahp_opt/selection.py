@@ -19,7 +19,8 @@ from cahp_opt.costs.count_table import Cost, check_counts
 from cahp_opt.costs.quantities import unit_of
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
-from cahp_opt.solver import Number, Solver, Status, rounding_slack
+from cahp_opt.rounding import rounding_slack
+from cahp_opt.solver import Number, Solver, Status
 from cahp_opt.space import HeadSpace
 
 _KIND, _VERSION = "cahp-selection", 1

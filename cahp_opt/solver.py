@@ -61,9 +61,3 @@ class Solver(ABC):
             ValueError: if the solver cannot handle the structure of the problem; the sentence names
                 an alternative.
         """
-
-
-def rounding_slack(value: float, bound: float) -> float:
-    """How far two sums of the same terms in another order may lie apart."""
-    finite = [abs(x) for x in (value, bound) if math.isfinite(x)]
-    return 1e-9 * max([1e-12, *finite])

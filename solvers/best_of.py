@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.solver import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.rounding import rounding_slack
+from cahp_opt.solver import Number, Proposal, Solver, Status
 
 
 @dataclass(frozen=True)

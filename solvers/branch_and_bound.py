@@ -22,7 +22,8 @@ from cahp_opt.bounds.mixture import Mixture
 from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.objective import QuadraticForm
 from cahp_opt.problem import Problem
-from cahp_opt.solver import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.rounding import rounding_slack
+from cahp_opt.solver import Number, Proposal, Solver, Status
 from cahp_opt.solvers.parts.climbing import climb
 from cahp_opt.solvers.parts.polishing import Polisher
 

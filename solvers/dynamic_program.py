@@ -9,7 +9,8 @@ import numpy as np
 
 from cahp_opt.costs.knapsack import best_counts
 from cahp_opt.problem import Problem
-from cahp_opt.solver import Proposal, Solver, Status, rounding_slack
+from cahp_opt.rounding import rounding_slack
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.subsets import join_subsets
 
 

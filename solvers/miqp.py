@@ -15,7 +15,8 @@ from cahp_opt.bounds.frank_wolfe import Effort, FrankWolfe, quadratic_frank_wolf
 from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.objective import CoverageForm, QuadraticForm
 from cahp_opt.problem import Problem
-from cahp_opt.solver import Number, Proposal, Solver, Status, rounding_slack
+from cahp_opt.rounding import rounding_slack
+from cahp_opt.solver import Number, Proposal, Solver, Status
 from cahp_opt.solvers.local_search import improve
 from cahp_opt.solvers.parts.climbing import climb
 from cahp_opt.solvers.parts.master import Answer, Master, Options, TimeUp, math_opt

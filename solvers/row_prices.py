@@ -11,7 +11,8 @@ from cahp_opt.arrays import Bools
 from cahp_opt.bounds.row_prices import CoverageBound, coverage_bound
 from cahp_opt.objective import CoverageForm
 from cahp_opt.problem import Problem
-from cahp_opt.solver import Proposal, Solver, Status, rounding_slack
+from cahp_opt.rounding import rounding_slack
+from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
 from cahp_opt.solvers.local_search import LocalSearch, improve
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood

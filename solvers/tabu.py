@@ -174,7 +174,7 @@ class _Search:
             gain = loss + float(entering[other])
             if np.isfinite(gain) and (best is None or gain > best.gain):
                 best = Swap(unit, other, gain)
-            if unit < n and loss > 0 and here.room()[here.space.block_of[unit], -1]:
+            if unit < n and loss > 0 and here.ledger.room()[here.space.block_of[unit], -1]:
                 best = Swap(unit, n, loss) if best is None or loss > best.gain else best
         return best
 

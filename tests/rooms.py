@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("version", "arrays", "identity", "progress"),
+    ("version", "arrays", "identity", "progress", "rounding"),
     ("files", "space", "knees"),
     ("subsets", "costs", "stats"),
     ("objective",),

@@ -27,6 +27,7 @@ from cahp_opt.bounds.mixture import Mixture
 from cahp_opt.bounds.oracle import MOST_TABULATED, Oracle, Vertex
 from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import QuadraticForm
+from cahp_opt.rounding import sum_rounding
 from cahp_opt.space import HeadSpace
 from cahp_opt.subsets import subset_values
 
@@ -220,4 +221,4 @@ def _rounding(form: QuadraticForm, split: ConvexSplit) -> float:
     size = float(
         np.abs(form.linear).sum() + np.abs(split.inside).sum() + 3 * np.abs(split.rest).sum()
     )
-    return 4 * float(np.finfo(np.float64).eps) * (size + abs(form.constant))
+    return sum_rounding(size + abs(form.constant))

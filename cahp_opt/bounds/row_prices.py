@@ -17,6 +17,7 @@ from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import CoverageForm
+from cahp_opt.rounding import sum_rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,7 @@ def coverage_bound(
     """
     similarity, weights = form.similarity, form.weights
     columns = np.ascontiguousarray(similarity.T)
+    row_sums: Floats = similarity.sum(axis=1)
     oracle = Oracle(budget, [None] * len(budget.space.blocks), deadline=deadline)
     kept, value = start, _value(form, start)
     # The best price of a row lies at or below what the best kept unit gives: then units compete.
@@ -64,7 +66,8 @@ def coverage_bound(
         found = oracle.best(above @ weights)
         taken += 1
         bound = float(weights @ prices) + found.bound
-        bound += _rounding(form, prices)
+        size = float(weights @ (row_sums + prices))
+        bound += sum_rounding(size, float(np.log2(sum(similarity.shape) + 1)))
         own = _value(form, found.kept)
         if own > value:
             kept, value = found.kept, own
@@ -91,10 +94,3 @@ def _value(form: CoverageForm, kept: Bools) -> float:
     if not kept.any():
         return 0.0
     return float(form.weights @ form.similarity[:, kept].max(axis=1))
-
-
-def _rounding(form: CoverageForm, prices: Floats) -> float:
-    """A bound on the rounding error of sums of these terms."""
-    m, n = form.similarity.shape
-    size = float(form.weights @ (form.similarity.sum(axis=1) + prices))
-    return 4 * float(np.finfo(np.float64).eps) * size * float(np.log2(m + n + 1))

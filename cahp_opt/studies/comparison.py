@@ -16,8 +16,9 @@ from typing import Any, cast
 from cahp_opt.files.records import PathLike, RecordError, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
+from cahp_opt.rounding import rounding_slack
 from cahp_opt.selection import select
-from cahp_opt.solver import Solver, rounding_slack
+from cahp_opt.solver import Solver
 
 _KIND, _VERSION = "cahp-comparison", 1
 _LINE = '{"key": '  # how a finished run begins in a file of them

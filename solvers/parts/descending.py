@@ -43,8 +43,8 @@ class Descent:
             closed: blocks that give up nothing as long as others can.
         """
         self._steps = [None] * len(self.here.counts)
-        over = np.maximum(-self.here.spare(), 0.0)
-        while not self.here.fits(self.here.counts):
+        over = np.maximum(-self.here.ledger.spare(), 0.0)
+        while not self.here.ledger.fits():
             in_time = time.monotonic() <= deadline
             units = self._cheapest_step(over, closed) if in_time else None
             if units is None and closed and in_time:
@@ -55,7 +55,7 @@ class Descent:
                 return in_time
             for unit in units:
                 self.here.flip(unit)
-            over = np.maximum(-self.here.spare(), 0.0)
+            over = np.maximum(-self.here.ledger.spare(), 0.0)
         return True
 
     def _cheapest_step(self, over: Floats, closed: Collection[int]) -> list[int] | None:
@@ -111,7 +111,7 @@ class Descent:
         best = (np.inf, 0)
         for target in self._targets(block):
             saved = 0.0
-            for table, excess in zip(self.here.tables, over, strict=True):
+            for table, excess in zip(self.here.ledger.tables, over, strict=True):
                 if excess > 0:
                     cost = table.costs[block]
                     saved += min(1.0, float(cost[count] - cost[target]) / float(excess))
@@ -131,7 +131,7 @@ class Descent:
 
     def _saves(self, block: int, target: int) -> bool:
         now = int(self.here.counts[block])
-        return any(t.costs[block][target] < t.costs[block][now] for t in self.here.tables)
+        return any(t.costs[block][target] < t.costs[block][now] for t in self.here.ledger.tables)
 
     def go_to(self, counts: Ints) -> None:
         """Reach these counts by dropping the least useful units and adding the most useful ones."""

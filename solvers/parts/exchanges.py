@@ -52,13 +52,11 @@ class Exchanges:
         if not ups:
             return found
         where = np.array(ups, dtype=np.int64)
+        tables = here.ledger.tables
         extra: Floats = np.array(
-            [
-                [float(t.costs[b][k] - t.costs[b][here.counts[b]]) for t in here.tables]
-                for b, k in ups
-            ]
-        ).reshape(len(ups), len(here.tables))
-        spare, slack = here.spare(), here.slack()
+            [[float(t.costs[b][k] - t.costs[b][here.counts[b]]) for t in tables] for b, k in ups]
+        ).reshape(len(ups), len(tables))
+        most = here.ledger.spare() + here.ledger.slack
         for down in range(len(here.counts)):
             if time.monotonic() > deadline:
                 return []
@@ -71,8 +69,8 @@ class Exchanges:
                     loss += change
                     here.tracker.remove(unit)
                     removed.append(unit)
-                freed = np.array([t.costs[down][start] - t.costs[down][low] for t in here.tables])
-                fits = np.all(extra <= spare + freed + slack, axis=1) & (where[:, 0] != down)
+                freed = np.array([t.costs[down][start] - t.costs[down][low] for t in tables])
+                fits = np.all(extra <= most + freed, axis=1) & (where[:, 0] != down)
                 if not fits.any():
                     continue
                 best = self._best_sums(here.tracker.gains())
@@ -88,9 +86,7 @@ class Exchanges:
     def units(self, exchange: Exchange) -> tuple[list[int], float] | None:
         """The units to flip for an exchange and what that gains exactly; None if it does not fit."""
         here = self._here
-        counts = here.counts.copy()
-        counts[exchange.down], counts[exchange.up] = exchange.low, exchange.high
-        if not here.fits(counts):
+        if not here.ledger.fits((exchange.down, exchange.low), (exchange.up, exchange.high)):
             return None
         flipped: list[int] = []
         gain = 0.0

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from cahp_opt.arrays import Bools, Floats
 from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Problem
-from cahp_opt.solvers.parts.spending import Spending
+from cahp_opt.solvers.parts.ledger import Ledger
 
 
 def filled_up(problem: Problem, kept: Bools, gains: Floats) -> Bools:
@@ -42,7 +42,7 @@ def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | 
             counts need them. None if all are.
     """
     space = budget.space
-    spending = Spending(budget, budget.cheapest)
+    ledger = Ledger(budget, budget.cheapest)
     missing = budget.cheapest.tolist()
     kept = np.zeros(space.n, dtype=np.bool_)
     for unit, block in zip(order.tolist(), space.block_of[order].tolist(), strict=True):
@@ -54,9 +54,9 @@ def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | 
     while entered:
         entered = False
         for unit, block in zip(waiting.tolist(), space.block_of[waiting].tolist(), strict=True):
-            more = int(spending.counts[block]) + 1
-            if budget.allowed[block][more] and spending.fits(block, more):
-                spending.move(block, more)
+            more = int(ledger.counts[block]) + 1
+            if budget.allowed[block][more] and ledger.fits((block, more)):
+                ledger.move(block, more)
                 kept[unit] = entered = True
         waiting = waiting[~kept[waiting]]
     return kept

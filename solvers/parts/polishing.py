@@ -11,8 +11,7 @@ from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.oracle import MOST_TABULATED, Oracle
 from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import QuadraticForm
-from cahp_opt.solvers.parts.rooms import Rooms
-from cahp_opt.solvers.parts.spending import Spending
+from cahp_opt.solvers.parts.ledger import Ledger
 from cahp_opt.subsets import subset_values
 
 
@@ -35,7 +34,7 @@ class Polisher:
                 budget,
                 [subset_values(form.linear[s], form.pairwise[s, s]) for s in budget.space.slices],
             )
-        self._rooms = Rooms(budget)
+        self._ledger = Ledger(budget, budget.cheapest)
 
     def value(self, kept: Bools) -> float:
         """The form's value."""
@@ -92,7 +91,8 @@ class Polisher:
         ins, outs = np.flatnonzero(~kept), np.flatnonzero(kept)
         best, move = scale, (-1, -1)
         blocks = len(space.blocks)
-        room = self._rooms.at(counts)
+        self._ledger.go_to(counts)
+        room = self._ledger.room()
         for add in range(blocks):
             free = room[blocks, add]
             own = ins[self._block_of[ins] == add]
@@ -136,12 +136,12 @@ class Polisher:
             )
             for s in space.slices
         ]
-        spending = Spending(self._budget, counts)
+        self._ledger.go_to(counts)
         options: list[tuple[float, int, int]] = []
         for b, table in enumerate(tables):
             for k in np.flatnonzero(self._budget.allowed[b]):
                 gain = float(table.values[k]) - now[b]
-                if gain > scale and spending.fits(b, int(k)):
+                if gain > scale and self._ledger.fits((b, int(k))):
                     where = space.slices[b]
                     kept[where] = table.kept[k]
                     return True
@@ -158,9 +158,7 @@ class Polisher:
             reverse=True,
         )[:40]
         for _, b1, k1, b2, k2 in pairs:
-            trial = counts.copy()
-            trial[b1], trial[b2] = k1, k2
-            if not self._budget.allows(trial):
+            if not self._ledger.fits((b1, k1), (b2, k2)):
                 continue
             changed = kept.copy()
             changed[space.slices[b1]] = tables[b1].kept[k1]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from cahp_opt.arrays import Bools
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 
 
@@ -14,10 +14,8 @@ def drop_plateau(here: Neighbourhood, ends: list[Bools], block: int) -> bool:
     """Take a block down to its previous plateau end that keeps the budget, least useful units first;
     whether there is one."""
     fine = here.budget.allowed[block] & ends[block]
-    counts = here.counts.copy()
     for low in range(int(here.counts[block]) - 1, -1, -1):
-        counts[block] = low
-        if fine[low] and here.fits(counts):
+        if fine[low] and here.ledger.fits((block, low)):
             while here.counts[block] > low:
                 here.flip(here.best_flip(block, kept=True)[0])
             return True
@@ -45,9 +43,9 @@ def fill(here: Neighbourhood, ends: list[Bools], closed: Collection[int], reach:
         closed: blocks that stay as they are.
         reach: how many plateau ends up are considered.
     """
-    room = here.spare()
+    spare = here.ledger.spare()
     while True:
-        best = _best_rise(here, ends, closed, reach, room)
+        best = _best_rise(here, ends, closed, reach, spare)
         if best is None:
             return
         block, high = best
@@ -60,7 +58,7 @@ def _best_rise(
     ends: list[Bools],
     closed: Collection[int],
     reach: int,
-    room: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    spare: Floats,
 ) -> tuple[int, int] | None:
     gains = here.tracker.gains()
     kept = here.tracker.kept
@@ -74,15 +72,12 @@ def _best_rise(
         sums = np.cumsum(np.sort(gains[where][~kept[where]])[::-1])
         for high in highs:
             price = 0.0
-            for table, left in zip(here.tables, room, strict=True):
+            for table, left in zip(here.ledger.tables, spare, strict=True):
                 extra = float(table.costs[b][high] - table.costs[b][count])
                 if extra > 0:
                     price += extra / left if left > 0 else np.inf
             gain = float(sums[high - count - 1])
             rate = np.inf if price == 0 and gain > 0 else gain / price if price else 0.0
-            if rate > best_rate:
-                counts = here.counts.copy()
-                counts[b] = high
-                if here.fits(counts):
-                    best, best_rate = (b, int(high)), rate
+            if rate > best_rate and here.ledger.fits((b, int(high))):
+                best, best_rate = (b, int(high)), rate
     return best

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import Bools, Ints
 from cahp_opt.costs.budget import Budget
-from cahp_opt.costs.count_table import CountTable
 from cahp_opt.objective import Tracker
 from cahp_opt.problem import Problem
 from cahp_opt.solver import Proposal, Status
 from cahp_opt.solvers.parts.filling import filled_up
-from cahp_opt.solvers.parts.spending import whole
+from cahp_opt.solvers.parts.ledger import Ledger
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 _BATCH = 4  # old gains looked at anew together at first; more and more while none stands
@@ -53,7 +53,8 @@ def climb_units(problem: Problem, *, lazy: bool, deadline: float) -> Proposal:
     space = problem.space
     tracker = problem.objective.tracker(np.zeros(space.n, dtype=np.bool_))
     gains = _LazyGains(tracker) if lazy else _AllGains(tracker)
-    room = _Room(problem.budget)
+    ledger = Ledger(problem.budget, np.zeros(len(space.blocks), dtype=np.int64))
+    most = np.array([int(np.flatnonzero(fine)[-1]) for fine in problem.budget.allowed])
 
     def proposal(kept: Bools, status: Status = Status.FEASIBLE) -> Proposal:
         return Proposal(kept.copy(), status=status, stats={"evaluations": gains.evaluations})
@@ -62,10 +63,10 @@ def climb_units(problem: Problem, *, lazy: bool, deadline: float) -> Proposal:
     while missing.any():  # the counts without which the budget is not met, best units first
         unit, _ = gains.best(missing[space.block_of] > 0)
         gains.add(unit)
-        block = space.block_of[unit]
-        room.take(int(block))
+        block = int(space.block_of[unit])
+        ledger.move(block, int(ledger.counts[block]) + 1)
         missing[block] -= 1
-    for b in room.full():
+    for b in _full(ledger, most, range(len(most))):
         gains.close(space.slices[b])
     while True:
         if time.monotonic() > deadline:
@@ -75,56 +76,19 @@ def climb_units(problem: Problem, *, lazy: bool, deadline: float) -> Proposal:
             return proposal(tracker.kept)
         gains.add(unit)
         block = int(space.block_of[unit])
-        room.take(block)
-        for b in room.full(block):
+        ledger.move(block, int(ledger.counts[block]) + 1)
+        # While no limit is near, only this block can have filled up.
+        for b in _full(ledger, most, [block] if ledger.has_room() else range(len(most))):
             gains.close(space.slices[b])
 
 
-class _Room:
-    """Which blocks may take one more unit."""
-
-    def __init__(self, budget: Budget) -> None:
-        self._tables = budget.coupling
-        self._most: Ints = np.array([int(np.flatnonzero(a)[-1]) for a in budget.allowed])
-        self._counts: Ints = np.zeros(len(self._most), dtype=np.int64)
-        self._spent = [t.fixed + sum(float(c[0]) for c in t.costs) for t in self._tables]
-        self._price = [max(float(np.diff(c).max()) for c in t.costs) for t in self._tables]
-        # How far `_spent` may be from the exact sum; sums of whole numbers are exact.
-        self._slack = [
-            0.0 if whole([t.fixed, *np.concatenate(t.costs)]) else _rounding(t)
-            for t in self._tables
-        ]
-
-    def take(self, block: int) -> None:
-        """Count one more unit of a block."""
-        for t, table in enumerate(self._tables):
-            costs, count = table.costs[block], self._counts[block]
-            self._spent[t] += float(costs[count + 1] - costs[count])
-        self._counts[block] += 1
-
-    def full(self, changed: int | None = None) -> list[int]:
-        """The blocks that may take no more; while no limit is near, only ``changed`` is looked at."""
-        full = self._counts >= self._most
-        after = [spent + price for spent, price in zip(self._spent, self._price, strict=True)]
-        limits = [table.limit for table in self._tables]
-        if all(a + s <= limit for a, s, limit in zip(after, self._slack, limits, strict=True)):
-            if changed is not None:
-                return [changed] if full[changed] else []
-        elif any(a - s > limit for a, s, limit in zip(after, self._slack, limits, strict=True)):
-            full[:] = True
-        else:  # at a limit to rounding: the exact sums decide
-            for b in np.flatnonzero(~full):
-                self._counts[b] += 1
-                full[b] = not all(table.fits(self._counts) for table in self._tables)
-                self._counts[b] -= 1
-        return [int(b) for b in np.flatnonzero(full)]
-
-
-def _rounding(table: CountTable) -> float:
-    """How far a running sum of these costs, block by block and unit by unit, may be off."""
-    terms = sum(len(costs) for costs in table.costs) + 2
-    largest = table.fixed + abs(table.limit) + sum(float(costs.max()) for costs in table.costs)
-    return 4 * terms * float(np.finfo(np.float64).eps) * largest
+def _full(ledger: Ledger, most: Ints, blocks: Iterable[int]) -> list[int]:
+    """Those of the blocks that may take no unit more."""
+    return [
+        b
+        for b in blocks
+        if ledger.counts[b] >= most[b] or not ledger.fits((b, int(ledger.counts[b]) + 1))
+    ]
 
 
 class _AllGains:

@@ -10,8 +10,8 @@ import numpy as np
 
 from cahp_opt.arrays import Bools, Floats
 from cahp_opt.problem import Problem
+from cahp_opt.solvers.parts.ledger import Ledger
 from cahp_opt.solvers.parts.plateaus import plateau_ends
-from cahp_opt.solvers.parts.spending import Spending
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 
@@ -57,8 +57,8 @@ class Climb:
         self.evaluations = 0
         nothing = np.zeros(self._space.n, dtype=np.bool_)
         self.tracker = problem.objective.tracker(nothing)
-        self._spending = Spending(problem.budget, np.zeros(len(self._space.blocks), dtype=np.int64))
-        self.counts = self._spending.counts
+        self._ledger = Ledger(problem.budget, np.zeros(len(self._space.blocks), dtype=np.int64))
+        self.counts = self._ledger.counts
         self._gains = self._all_gains()
         self._start()
 
@@ -109,7 +109,7 @@ class Climb:
         """Keep the units of a step for good."""
         for unit in step.units:
             self.tracker.add(unit)
-        self._spending.move(step.block, int(self.counts[step.block]) + len(step.units))
+        self._ledger.move(step.block, int(self.counts[step.block]) + len(step.units))
         if not self._lazy:
             self._gains = self._all_gains()
 
@@ -163,7 +163,7 @@ class Climb:
         for target in range(int(self.counts[block]) + 1, len(allowed)):
             if not allowed[target] or not self._ends_plateau[block][target]:
                 continue
-            if self._spending.fits(block, target):
+            if self._ledger.fits((block, target)):
                 found.append(target)
                 if len(found) == self._lookahead:
                     break
@@ -175,18 +175,18 @@ class Climb:
         return plateau_ends(self._budget)
 
     @cached_property
-    def _room(self) -> list[float]:
+    def _spare_at_start(self) -> list[float]:
         """What each table leaves to spend above the starting counts."""
-        tables, start = self._budget.coupling, self._budget.cheapest
-        return [table.limit - table.cost(start) for table in tables]
+        spare: list[float] = Ledger(self._budget, self._budget.cheapest).spare().tolist()
+        return spare
 
     def _price(self, block: int, target: int) -> float:
         """The cost of going to ``target`` units, as shares of what each table leaves to spend."""
         price = 0.0
-        for table, room in zip(self._budget.coupling, self._room, strict=True):
+        for table, spare in zip(self._budget.coupling, self._spare_at_start, strict=True):
             extra = float(table.costs[block][target] - table.costs[block][self.counts[block]])
             if extra > 0:
-                price += extra / room if room > 0 else np.inf
+                price += extra / spare if spare > 0 else np.inf
         return price
 
 

@@ -88,7 +88,7 @@ def all_swaps(
     table[:-1, :-1] = between(inside, outside, gains)
     table[:-1] += gains[inside, None]
     table[:, :-1] += gains[outside]
-    penalty = np.where(here.room(), 0.0, -np.inf)
+    penalty = np.where(here.ledger.room(), 0.0, -np.inf)
     table += penalty[np.append(blocks[inside], none)][:, np.append(blocks[outside], none)]
     return np.append(inside, n), np.append(outside, n), table
 
@@ -108,7 +108,7 @@ def swaps_of(here: Neighbourhood, leaving: int) -> tuple[float, Floats]:
     """By way of the tracker: the value change of dropping a unit, then of adding each other ``[n]``;
     minus infinity where that unit may not enter."""
     block_of, n = here.space.block_of, here.space.n
-    room = here.room()
+    room = here.ledger.room()
     if leaving < n:
         may = room[block_of[leaving]][block_of] & ~here.tracker.kept
         loss = here.tracker.gain(leaving)
@@ -142,7 +142,7 @@ def swap_in_turn(here: Neighbourhood, deadline: float) -> bool:
                 improved = True
                 if unit == n and time.monotonic() <= deadline:
                     continue  # more may be added
-            elif loss > tolerance and here.room()[block_of[unit], -1]:
+            elif loss > tolerance and here.ledger.room()[block_of[unit], -1]:
                 here.flip(unit)
                 improved = True
             break
@@ -157,7 +157,7 @@ def flip_while_better(here: Neighbourhood, deadline: float) -> bool:
     block_of = here.space.block_of
     while time.monotonic() <= deadline:
         gains = here.tracker.gains()
-        room = here.room()
+        room = here.ledger.room()
         fits = np.where(here.tracker.kept, room[:, -1][block_of], room[-1][block_of])
         gains = np.where(fits, gains, -np.inf)
         best = int(gains.argmax())
