@@ -13,10 +13,10 @@ from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.checks import Check
 from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.provenance import Execution, Provenance
 from cahp_opt.costs.quantities import QUANTITIES, amount
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.runs.report import FidelityReport, LatencyReport, Report, verdict
+from cahp_opt.runs.report import FidelityReport, Report, verdict
 from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
 from cahp_opt.studies.comparison import Comparison
@@ -32,7 +32,7 @@ def tables(report: Report, folder: str) -> RenderableType:
         folder: where the files are.
     """
     parts: list[RenderableType] = [_kept(report.selection), _answer(report.selection)]
-    parts.extend(_latency(name, found) for name, found in report.latency.items())
+    parts.extend(_latency(n, found, report.where[n]) for n, found in report.latency.items())
     if report.goals:
         parts.append(_goals(report.goals))
     if report.selection.rounds:
@@ -160,36 +160,32 @@ def _answer(selection: Selection) -> Table:
     return table
 
 
-def _latency(name: str, latency: LatencyReport) -> Table:
-    where = f"{latency.batch_size} x {latency.sequence_length} tokens, {latency.dtype}, {latency.device}"
-    if latency.threads:
-        where += f", {latency.threads} thread{'s' if latency.threads > 1 else ''}"
-    if latency.execution != Execution.EAGER.value:
-        where += f", {latency.execution}"
+def _latency(name: str, latency: Check, facts: Provenance) -> Table:
+    where = f"{facts.batch} x {facts.sequence_length} tokens, {facts.dtype}, {facts.device}"
+    if facts.threads:
+        where += f", {facts.threads} thread{'s' if facts.threads > 1 else ''}"
+    if facts.execution is not Execution.EAGER:
+        where += f", {facts.execution.value}"
     table = _table(f"End-to-end latency of {name} ({where})")
     for column in ("", "predicted", "measured", "error"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(
         "dense",
-        amount(latency.predicted_dense, "s"),
-        amount(latency.dense, "s"),
-        _percent(latency.error_dense),
+        amount(latency.dense_predicted, "s"),
+        amount(latency.dense_measured, "s"),
+        _percent(latency.dense_error),
     )
     table.add_row(
         "sliced",
         amount(latency.predicted, "s"),
-        amount(latency.sliced, "s"),
+        amount(latency.measured, "s"),
         _percent(latency.error),
     )
-    predicted = None
-    if latency.predicted is not None and latency.predicted_dense is not None:
-        predicted = latency.predicted / latency.predicted_dense
-    measured = latency.sliced / latency.dense
     table.add_row(
         "sliced / dense",
-        "" if predicted is None else f"{predicted:.3f}",
-        f"{measured:.3f}",
-        "" if predicted is None else _percent(measured / predicted - 1),
+        _share(latency.predicted_ratio),
+        _share(latency.ratio),
+        _percent(latency.ratio_error),
     )
     table.add_row("speed-up", "", f"{latency.speed_up:.2f} x", "")
     table.add_row("spread of the machine", "", f"{100 * latency.spread:.1f} %", "")
@@ -224,15 +220,15 @@ def _rounds(selection: Selection) -> Table:
     table.add_column("")
     for number, found in enumerate(selection.rounds, start=1):
         lead = [str(number), str(sum(found.counts))]
-        remarks = ["fastest"] * found.floor + ["chosen"] * (found == selection.measured)
+        remarks = ["fastest"] * found.fastest + ["chosen"] * (found == selection.measured)
         for name, check in found.goals.items():
             table.add_row(
                 *lead,
                 *([name] * several),
-                f"{check.predicted_ratio:.3f}",
-                f"{check.ratio:.3f}",
-                "" if check.limit is None else f"{check.limit / check.dense_measured:.3f}",
-                _percent(check.ratio / check.predicted_ratio - 1),
+                _share(check.predicted_ratio),
+                _share(check.ratio),
+                _share(None if check.limit is None else check.limit / check.dense_measured),
+                _percent(check.ratio_error),
                 _percent(check.over),
                 ", ".join(remarks),
             )
@@ -281,6 +277,10 @@ def _facts(title: str) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("")
     return table
+
+
+def _share(x: float | None) -> str:
+    return "" if x is None else f"{x:.3f}"
 
 
 def _percent(x: float | None) -> str:

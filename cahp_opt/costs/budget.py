@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import Bools, Ints, is_whole
-from cahp_opt.costs.count_table import Cost, CountTable, count_arrays
+from cahp_opt.costs.count_table import Cost, CountTable, count_arrays, distinct
 from cahp_opt.costs.knapsack import best_counts
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.space import HeadSpace
@@ -59,9 +59,9 @@ class Budget:
         object.__setattr__(self, "maximum", np.minimum(maximum, space.units))
         multiples = _per_block(space, self.multiple_of, "multiple_of", least=1)
         object.__setattr__(self, "multiple_of", multiples)
-        names = set[str]()
         tables: list[CountTable] = []
-        for table in self.tables:
+        names = distinct(table.name for table in self.tables)
+        for name, table in zip(names, self.tables, strict=True):
             costs = count_arrays(space, table.costs, f"costs of {table.name}")
             floors = np.array([table.fixed, table.least])
             if not (np.isfinite(table.limit) and np.all(np.isfinite(floors) & (floors >= 0))):
@@ -69,10 +69,6 @@ class Budget:
                     f"`limit` of {table.name!r} must be finite and its `fixed` part and `least` finite "
                     f"and at least 0, got {table.limit}, {table.fixed} and {table.least}."
                 )
-            name, again = table.name, 2
-            while name in names:
-                name, again = f"{table.name} ({again})", again + 1
-            names.add(name)
             tables.append(replace(table, name=name, costs=costs))
         object.__setattr__(self, "tables", tuple(tables))
         self._refuse_unreachable()

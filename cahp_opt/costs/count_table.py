@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import fsum
 from typing import NamedTuple
@@ -60,6 +60,11 @@ class CountTable:
         """Whether these counts are within the limit."""
         return self.cost(counts) <= self.limit
 
+    def without_limit(self) -> CountTable:
+        """The same cost with a limit that no counts exceed."""
+        largest = whole_cost(self.least, self.fixed, (float(c.max()) for c in self.costs))
+        return replace(self, limit=largest)
+
     @cached_property
     def only_block(self) -> int | None:
         """The one block whose count this cost depends on; None if several matter."""
@@ -75,6 +80,17 @@ def whole_cost(least: float, fixed: float, parts: Iterable[float]) -> float:
     The sum is correctly rounded (``math.fsum``), so it does not depend on the order of the blocks.
     """
     return max(least, fsum([fixed, *parts]))
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names, with a number after each that was there before, as in ``units (2)``."""
+    found = list[str]()
+    for first in names:
+        name, again = first, 2
+        while name in found:
+            name, again = f"{first} ({again})", again + 1
+        found.append(name)
+    return found
 
 
 def check_counts(space: HeadSpace, counts: npt.ArrayLike) -> npt.NDArray[np.int64]:

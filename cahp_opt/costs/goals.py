@@ -11,8 +11,9 @@ from decimal import Decimal
 from math import fsum
 
 from cahp_opt.arrays import is_whole
+from cahp_opt.costs.checks import Check
+from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable
-from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Phase
 from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, unit_of
@@ -137,13 +138,21 @@ class LatencyGoal:
             )
         return dict(self.terms)
 
-    def workloads(self, profile: Profile) -> dict[str, LatencyTable]:
-        """The tables of its workloads in a profile, by name.
+    def measured(self, profile: Profile) -> dict[str, CostTable]:
+        """The measured tables of a profile that it is about, by name: those of its workloads.
 
         Raises:
             ValueError: as :meth:`runs`.
         """
         return {name: profile.latency[name] for name in self.runs(profile.latency)}
+
+    def about(self, names: Iterable[str]) -> set[str]:
+        """Which of these names of measured tables it is about; those of workloads hold no blank.
+
+        Raises:
+            ValueError: as :meth:`runs`.
+        """
+        return set(self.runs(name for name in names if " " not in name))
 
     def cost(self, seconds: Mapping[str, float]) -> float:
         """The time it is about.
@@ -175,12 +184,12 @@ class LatencyGoal:
         Raises:
             ValueError: if the profile lacks a workload.
         """
-        tables, runs = self.workloads(profile), self.runs(profile.latency)
+        tables, runs = self.measured(profile), self.runs(profile.latency)
         limit = self.limit({name: table.dense for name, table in tables.items()})
         if list(runs.values()) == [1.0]:
             (whole,) = tables.values()
         else:
-            whole = LatencyTable.mix([(runs[name], table) for name, table in tables.items()])
+            whole = CostTable.mix([(runs[name], table) for name, table in tables.items()])
             if self.ratio is not None and self.ratio >= 1:
                 limit = max(limit, whole.dense)  # a mix may predict a little too much
         return whole.within(limit, self.name)
@@ -280,13 +289,26 @@ class ResourceGoal:
         """The option with its text."""
         return f"{self.flag}{' ' if self.name in SHORTHANDS else '='}{self}"
 
-    def limit(self, dense: float) -> float:
+    def measured(self, profile: Profile) -> dict[str, CostTable]:
+        """Its table in a profile, by name, if that was measured."""
+        found = profile.resources.get(self.name)
+        return {self.name: found} if found is not None and found.measured else {}
+
+    def about(self, names: Iterable[str]) -> set[str]:
+        """Its own name, if that is one of these names of measured tables."""
+        return {self.name} & set(names)
+
+    def cost(self, amounts: Mapping[str, float]) -> float:
+        """The amount it is about, out of amounts by name."""
+        return amounts[self.name]
+
+    def limit(self, dense: Mapping[str, float]) -> float:
         """The largest amount it allows.
 
         Args:
-            dense: the amount of the unpruned model.
+            dense: the amounts of the unpruned model, by name.
         """
-        return self.ratio * dense if self.ratio is not None else float(self.amount or 0)
+        return self.ratio * self.cost(dense) if self.ratio is not None else float(self.amount or 0)
 
     def table(self, profile: Profile) -> CountTable:
         """The cost of counts with its limit, for a budget.
@@ -300,10 +322,33 @@ class ResourceGoal:
                 f"`{self.option}` needs a profile that counts {self.name!r}, and "
                 f"there are {list(profile.resources) or 'no resources'}; write one with `cahp latency`."
             )
-        return found.within(self.limit(found.dense), self.name)
+        return found.within(self.limit({self.name: found.dense}), self.name)
 
 
 Goal = LatencyGoal | ResourceGoal
+
+
+def check(goal: Goal, found: Mapping[str, Check]) -> Check:
+    """What a goal is about, out of what was measured, held against its limit.
+
+    Args:
+        goal: the goal.
+        found: by name, what was measured of the tables that it is about, and of no others.
+    """
+
+    def total(fact: str) -> float | None:
+        amounts = {name: getattr(one, fact) for name, one in found.items()}
+        return None if None in amounts.values() else goal.cost(amounts)
+
+    dense = {name: one.dense_measured for name, one in found.items()}
+    return Check(
+        predicted=total("predicted"),
+        measured=goal.cost({name: one.measured for name, one in found.items()}),
+        dense_predicted=total("dense_predicted"),
+        dense_measured=goal.cost(dense),
+        spread=max(one.spread for one in found.values()),
+        limit=goal.limit(dense),
+    )
 
 
 def asked_latency(text: str) -> LatencyGoal:

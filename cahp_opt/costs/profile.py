@@ -58,6 +58,18 @@ class Profile:
         """The class and the shapes of the model; empty if no table tells them."""
         return next((told for _, told in self._models() if told), "")
 
+    @property
+    def measured(self) -> dict[str, CostTable]:
+        """The tables that were measured: of latency by workload, of other costs by their own name."""
+        other = {name: table for name, table in self.resources.items() if table.measured}
+        return {**self.latency, **other}
+
+    def replacing(self, tables: Mapping[str, CostTable]) -> Profile:
+        """The profile with other tables in place of :attr:`measured` ones, by name."""
+        timed = {n: t for n, t in tables.items() if isinstance(t, LatencyTable)}
+        other = {n: t for n, t in tables.items() if n not in timed}
+        return Profile(self.space, {**self.latency, **timed}, {**self.resources, **other})
+
     def check(self, model: str) -> None:
         """Refuse another model than the tables are of, even if its blocks have the same names and units.
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from cahp_opt.costs.budget import Budget
-from cahp_opt.costs.count_table import CountTable
+from cahp_opt.costs.cost_table import CostTable
+from cahp_opt.costs.count_table import CountTable, distinct
 from cahp_opt.costs.goals import Goal, LatencyGoal, goals_to_text
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
@@ -39,7 +40,24 @@ class Target:
         """The goals that are about time."""
         return tuple(goal for goal in self.goals if isinstance(goal, LatencyGoal))
 
-    def budget(self, space: HeadSpace, profile: Profile | None, model: str = "") -> Budget:
+    def verified(self, profile: Profile) -> list[tuple[str, Goal]]:
+        """The goals about what is measured, with the names of their tables in the budget.
+
+        Raises:
+            ValueError: if the profile lacks a table.
+        """
+        names = distinct(goal.name for goal in self.goals)
+        named = zip(names, self.goals, strict=True)
+        return [(name, goal) for name, goal in named if goal.measured(profile)]
+
+    def budget(
+        self,
+        space: HeadSpace,
+        profile: Profile | None,
+        model: str = "",
+        *,
+        unlimited: bool = False,
+    ) -> Budget:
         """The budget over ``space``.
 
         Args:
@@ -47,6 +65,7 @@ class Target:
             profile: the tables that the goals are about; None if no goal needs one.
             model: the identity of the model that the blocks are of, where it is known, as
                 :mod:`cahp_opt.identity` has it; a profile of another one is refused.
+            unlimited: whether the costs of the :meth:`verified` goals are counted and not limited.
 
         Raises:
             BudgetError: if nothing meets it.
@@ -72,6 +91,12 @@ class Target:
                 )
             profile.check(model)
             tables = tuple(goal.table(profile) for goal in self.goals)
+            if unlimited:
+                names = {name for name, _ in self.verified(profile)}
+                tables = tuple(
+                    t.without_limit() if name in names else t
+                    for name, t in zip(distinct(t.name for t in tables), tables, strict=True)
+                )
         budget = Budget(space, tables, *ranges)
         if self.heads is None:
             return budget
@@ -80,17 +105,25 @@ class Target:
             space, self.heads, minimum=minimum, maximum=maximum, multiple_of=multiple
         )
 
-    def workloads(self, profile: Profile | None) -> dict[str, LatencyTable]:
+    def measured(self, profile: Profile | None) -> dict[str, CostTable]:
+        """The measured tables that the goals are about, by name: of latencies, the workload's.
+
+        Raises:
+            ValueError: if the profile lacks one.
+        """
+        found: dict[str, CostTable] = {}
+        if profile is not None:
+            for goal in self.goals:
+                found |= goal.measured(profile)
+        return found
+
+    def workloads(self, profile: Profile | None) -> dict[str, CostTable]:
         """The latency tables that the goals are about, by workload.
 
         Raises:
             ValueError: if the profile lacks one.
         """
-        found: dict[str, LatencyTable] = {}
-        if profile is not None:
-            for goal in self.latencies:
-                found |= goal.workloads(profile)
-        return found
+        return {n: t for n, t in self.measured(profile).items() if isinstance(t, LatencyTable)}
 
     def remarks(self, profile: Profile | None) -> list[str]:
         """What to know before trusting the latency tables that the goals are about, as sentences.
@@ -100,7 +133,7 @@ class Target:
         """
         told = [
             f"{name}: {remark}"
-            for name, table in self.workloads(profile).items()
+            for name, table in self.measured(profile).items()
             for remark in table.remarks
         ]
         if profile is not None and not profile.model and self._rests_on_measurements(profile):
@@ -112,9 +145,9 @@ class Target:
 
     def _rests_on_measurements(self, profile: Profile) -> bool:
         """Whether a goal is about a table of a model, and not about one that was made by hand."""
-        timed = self.workloads(profile).values()
+        timed = self.measured(profile).values()
         counted = len(self.goals) > len(self.latencies) and not profile.latency
-        return counted or any(table.provenance.device for table in timed)
+        return counted or any(table.measured for table in timed)
 
     def loose(self, space: HeadSpace, profile: Profile | None) -> list[str]:
         """The limits that the unpruned model keeps to anyway, as sentences.
@@ -157,7 +190,7 @@ class Target:
             ValueError: if the profile lacks a table.
         """
         facts = {"goals": goals_to_text(self.goals)} if self.goals else {}
-        tables = self.workloads(profile)
+        tables = self.measured(profile)
         if not tables:
             return facts
         facts |= {
@@ -194,7 +227,7 @@ def remarks(provenance: Mapping[str, str]) -> list[str]:
     return cast("list[str]", found)
 
 
-def _measured(table: LatencyTable) -> dict[str, str | int | float | bool]:
+def _measured(table: CostTable) -> dict[str, str | int | float | bool]:
     where = table.provenance
     return {
         "dense_seconds": table.dense,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cahp_opt.costs.checks import TOLERANCE, Check
-from cahp_opt.costs.provenance import Execution, Phase
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Selection
@@ -16,55 +16,6 @@ from cahp_opt.selection import Selection
 _KIND, _VERSION = "cahp-report", 1
 REPORT_FILE = "report.json"
 """Name of the report in the folder of a pruned model."""
-
-
-@dataclass(frozen=True)
-class LatencyReport:
-    """End-to-end time of one workload, predicted and measured. Times are in seconds.
-
-    Args:
-        dense: the unpruned model, measured in turns with the sliced one.
-        sliced: the sliced model, as it was saved.
-        spread: noise of the machine meanwhile: the largest relative distance of a median from its low
-            quantile.
-        predicted_dense: the latency table's time of the unpruned model; None without a table.
-        predicted: the latency table's time of the sliced model.
-        device: where it was measured.
-        dtype: precision of the weights.
-        threads: threads of the CPU.
-        batch_size: texts per batch.
-        sequence_length: tokens per text; while decoding, those in the cache.
-        phase: prefill or decode.
-        execution: how the model was run.
-    """
-
-    dense: float
-    sliced: float
-    spread: float
-    predicted_dense: float | None = None
-    predicted: float | None = None
-    device: str = ""
-    dtype: str = ""
-    threads: int = 0
-    batch_size: int = 0
-    sequence_length: int = 0
-    phase: str = Phase.PREFILL.value
-    execution: str = Execution.EAGER.value
-
-    @property
-    def speed_up(self) -> float:
-        """How many times faster the sliced model is."""
-        return self.dense / self.sliced
-
-    @property
-    def error(self) -> float | None:
-        """Relative distance of the measured from the predicted time of the sliced model."""
-        return None if self.predicted is None else self.sliced / self.predicted - 1
-
-    @property
-    def error_dense(self) -> float | None:
-        """The same of the unpruned model."""
-        return None if self.predicted_dense is None else self.dense / self.predicted_dense - 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +42,8 @@ class Report:
     Args:
         model: name of the model.
         selection: what is kept and why, with the rounds in which it was found.
-        latency: times by name of the workload.
+        latency: by name of the workload, what the saved model takes, predicted and measured.
+        where: by name of the workload, where and how that was measured.
         goals: by name of the budget's table, the times that were limited, as the saved model takes them.
         fidelity: closeness to the dense model; None without texts kept back.
         parameters: number of weights before and after.
@@ -105,7 +57,8 @@ class Report:
 
     model: str
     selection: Selection
-    latency: Mapping[str, LatencyReport]
+    latency: Mapping[str, Check]
+    where: Mapping[str, Provenance]
     goals: Mapping[str, Check]
     fidelity: FidelityReport | None
     parameters: tuple[int, int]
@@ -124,8 +77,7 @@ class Report:
             "reloaded": True,  # without the same outputs as the sliced model there is no report
             "selection": self.selection.to_json() | {"gap": self.selection.gap},
             "latency": {
-                name: vars(found) | {n: getattr(found, n) for n in ("speed_up", "error")}
-                for name, found in self.latency.items()
+                name: _latency(found, self.where[name]) for name, found in self.latency.items()
             },
             "goals": {
                 name: vars(check) | {n: getattr(check, n) for n in ("ratio", "error", "over")}
@@ -164,6 +116,25 @@ def verdict(check: Check) -> str:
         return f"met within {100 * TOLERANCE:.0f} %, {100 * over:.1f} % above"
     within = ", which is within the spread" if over <= check.spread else ""
     return f"missed by {100 * over:.1f} %{within}"
+
+
+def _latency(found: Check, where: Provenance) -> dict[str, Any]:
+    return {
+        "dense": found.dense_measured,
+        "sliced": found.measured,
+        "spread": found.spread,
+        "predicted_dense": found.dense_predicted,
+        "predicted": found.predicted,
+        "device": where.device,
+        "dtype": where.dtype,
+        "threads": where.threads,
+        "batch_size": where.batch,
+        "sequence_length": where.sequence_length,
+        "phase": where.phase.value,
+        "execution": where.execution.value,
+        "speed_up": found.speed_up,
+        "error": found.error,
+    }
 
 
 def _finite(data: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import NamedTuple
@@ -10,11 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Ints
 from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import SLACK, TOLERANCE, Check, Round
-from cahp_opt.costs.goals import LatencyGoal
-from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.goals import Goal, LatencyGoal, check
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.target import Target
@@ -30,9 +28,6 @@ _APART, _APART_NOISE = 0.02, 3.0
 """Measured models must differ by that share of the unpruned time, and by so many times the noise, to tell
 that pruning does not help further."""
 
-_NO_LIMIT = 1e9
-"""Seconds that no model takes."""
-
 _FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads", "quota")
 
 
@@ -40,17 +35,9 @@ class ForeignTableWarning(UserWarning):
     """A latency table was measured on another machine, or with other work, than it is verified with."""
 
 
-class Pair(NamedTuple):
-    """The unpruned and the sliced model in one interleaved run, in seconds, and the noise meanwhile."""
-
-    dense: float
-    sliced: float
-    spread: float
-
-
-Measure = Callable[[Selection, int], Mapping[str, Pair]]
-"""Times the unpruned model and the one sliced to the selection in turns, each as many times as the number
-says; by name of the workload."""
+Measure = Callable[[Selection, int], Mapping[str, Check]]
+"""Measures the unpruned model and the one sliced to the selection in turns, each as many times as the number
+says; by name of the measured table."""
 
 
 class _Attempt(NamedTuple):
@@ -97,7 +84,7 @@ class Promise:
         measure: Measure,
         *,
         device: str = "",
-        floor: Round | None = None,
+        reached: Round | None = None,
     ) -> Selection:
         """The most valuable selection whose measured time keeps to the latency goals.
 
@@ -113,7 +100,7 @@ class Promise:
             solver: by what.
             measure: times the unpruned and the sliced model.
             device: name of the processor it measures on, for the record.
-            floor: what :meth:`reach` measured, if it did; it does not count as one of the rounds.
+            reached: what :meth:`reach` measured, if it did; it does not count as one of the rounds.
 
         Returns:
             The best selection that met its limits, or the one least over them, with all rounds. Its costs
@@ -123,16 +110,16 @@ class Promise:
             BudgetError: if nothing meets the target, as measured.
             ValueError: for a target without a latency goal, or what ``target.budget`` and ``select`` refuse.
         """
-        goals = named_goals(target.latencies)
+        goals = target.verified(profile)
         if not goals:
             raise ValueError(
                 "`target` has no latency goal to verify; choose with `select` instead."
             )
         tried, tables, free = dict[tuple[int, ...], _Attempt](), profile, 0
-        if floor is not None:
+        if reached is not None:
             selection = self._choose_fastest(objective, profile, target, solver)
-            tried[floor.counts], free = _Attempt(selection, floor), 1
-            tables = corrected(profile, [floor])
+            tried[reached.counts], free = _Attempt(selection, reached), 1
+            tables = corrected(profile, [reached])
         while len(tried) < self.rounds + free:
             selection, fastest = self._choose(objective, tables, target, solver)
             counts = tuple(selection.counts.tolist())
@@ -177,11 +164,11 @@ class Promise:
             target.budget(profile.space, profile)
             return None
         except BudgetError:
-            goals = named_goals(target.latencies)
+            goals = target.verified(profile)
             if not goals:
                 raise
-            space, least = profile.space, _fastest(target, profile).fewest
-        kept = space.join({b.name: range(k) for b, k in zip(space.blocks, least, strict=True)})
+            space, counts = profile.space, _fastest(target, profile).fewest
+        kept = space.join({b.name: range(k) for b, k in zip(space.blocks, counts, strict=True)})
         selection = Selection.from_kept(space, kept)
         found = self._measured(selection, profile, goals, measure, device, True)
         if found.over > self.tolerance:
@@ -203,7 +190,7 @@ class Promise:
     ) -> Selection:
         """The most valuable of the fastest models; raises if latency is not what cannot be met."""
         selection = self._select(Problem(objective, _fastest(target, tables)), solver)
-        limits = {n: goal.limit(_dense(tables)) for n, goal in named_goals(target.latencies)}
+        limits = {n: goal.limit(_dense(tables)) for n, goal in target.verified(tables)}
         costs = {n: c._replace(limit=limits.get(n, c.limit)) for n, c in selection.costs.items()}
         return replace(selection, costs=costs)
 
@@ -214,23 +201,31 @@ class Promise:
         self,
         selection: Selection,
         tables: Profile,
-        goals: Sequence[tuple[str, LatencyGoal]],
+        goals: Sequence[tuple[str, Goal]],
         measure: Measure,
         device: str,
         fastest: bool,
     ) -> Round:
         def once(repeats: int) -> Round:
-            counts, pairs = selection.counts, measure(selection, repeats)
+            counts, known = selection.counts, tables.measured
+            found = {
+                name: replace(
+                    one,
+                    predicted=known[name].predict(counts),
+                    dense_predicted=known[name].dense,
+                )
+                for name, one in measure(selection, repeats).items()
+            }
             return Round(
                 counts=tuple(counts.tolist()),
-                goals={name: _check(goal, tables, counts, pairs) for name, goal in goals},
-                workloads={
-                    name: _one_run(tables.latency[name], counts, pair)
-                    for name, pair in pairs.items()
+                goals={
+                    name: check(goal, {table: found[table] for table in goal.measured(tables)})
+                    for name, goal in goals
                 },
+                workloads=found,
                 device=device,
                 repeats=repeats,
-                floor=fastest,
+                fastest=fastest,
             )
 
         found = once(self.repeats)
@@ -279,40 +274,8 @@ def _text(fact: object) -> str:
     return str(getattr(fact, "value", fact))
 
 
-def named_goals(goals: Iterable[LatencyGoal]) -> list[tuple[str, LatencyGoal]]:
-    """The goals with the names of their tables in a budget."""
-    found, names = list[tuple[str, LatencyGoal]](), list[str]()
-    for goal in goals:
-        names.append(goal.name)
-        again = names.count(goal.name)
-        found.append((goal.name if again == 1 else f"{goal.name} ({again})", goal))
-    return found
-
-
 def _dense(tables: Profile) -> dict[str, float]:
-    return {name: table.dense for name, table in tables.latency.items()}
-
-
-def _check(goal: LatencyGoal, tables: Profile, counts: Ints, pairs: Mapping[str, Pair]) -> Check:
-    dense = {name: pair.dense for name, pair in pairs.items()}
-    return Check(
-        predicted=goal.cost({name: tables.latency[name].predict(counts) for name in pairs}),
-        measured=goal.cost({name: pair.sliced for name, pair in pairs.items()}),
-        dense_predicted=goal.cost({name: tables.latency[name].dense for name in pairs}),
-        dense_measured=goal.cost(dense),
-        spread=max(pair.spread for pair in pairs.values()),
-        limit=goal.limit(dense),
-    )
-
-
-def _one_run(table: LatencyTable, counts: Ints, pair: Pair) -> Check:
-    return Check(
-        predicted=table.predict(counts),
-        measured=pair.sliced,
-        dense_predicted=table.dense,
-        dense_measured=pair.dense,
-        spread=pair.spread,
-    )
+    return {name: table.dense for name, table in tables.measured.items()}
 
 
 def corrected(profile: Profile, rounds: Sequence[Round]) -> Profile:
@@ -325,23 +288,21 @@ def corrected(profile: Profile, rounds: Sequence[Round]) -> Profile:
         profile: the tables as they were measured.
         rounds: at least one.
     """
-    tables = dict(profile.latency)
+    tables = profile.measured
     for name in rounds[0].workloads:
-        table, checks = tables[name], [r.workloads[name] for r in rounds]
-        dense = float(np.median([check.dense_measured for check in checks]))
+        table, runs = tables[name], [r.workloads[name] for r in rounds]
+        dense = float(np.median([run.dense_measured for run in runs]))
         evidence: list[tuple[npt.ArrayLike, float]] = [(table.space.units, dense)]
-        evidence += [
-            (r.counts, check.ratio * dense) for r, check in zip(rounds, checks, strict=True)
-        ]
+        evidence += [(r.counts, run.ratio * dense) for r, run in zip(rounds, runs, strict=True)]
         fitted = table.corrected(evidence)
         sizes = [table.predict(r.counts) for r in rounds]
-        noise = max(check.spread for check in checks)
+        noise = max(run.spread for run in runs)
         if max(sizes) - min(sizes) <= (_APART + _APART_NOISE * noise) * dense:
             # Models of almost the same size take almost the same time: that tells nothing about a time
             # that none goes below.
             fitted = replace(fitted, least=table.least)
         tables[name] = fitted
-    return replace(profile, latency=tables)
+    return profile.replacing(tables)
 
 
 def _fastest(target: Target, tables: Profile) -> Budget:
@@ -350,56 +311,52 @@ def _fastest(target: Target, tables: Profile) -> Budget:
     Raises:
         BudgetError: if the other limits alone cannot be met.
     """
-    loosened = tuple(
-        replace(goal, ratio=None, seconds=_NO_LIMIT) if isinstance(goal, LatencyGoal) else goal
-        for goal in target.goals
-    )
-    budget = replace(target, goals=loosened).budget(tables.space, tables)
+    budget = target.budget(tables.space, tables, unlimited=True)
     worst, counts = 0.0, budget.cheapest
-    for name, goal in named_goals(target.latencies):
+    for name, goal in target.verified(tables):
         table = budget.table_named(name)
-        least = np.array(
+        cheapest = np.array(
             [
                 int(np.flatnonzero(fine)[np.argmin(costs[fine])])
                 for costs, fine in zip(table.costs, budget.allowed, strict=True)
             ],
             dtype=np.int64,
         )
-        share = table.cost(least) / goal.limit(_dense(tables))
-        if share > worst and budget.allows(least):
-            worst, counts = share, least
+        share = table.cost(cheapest) / goal.limit(_dense(tables))
+        if share > worst and budget.allows(cheapest):
+            worst, counts = share, cheapest
     return Budget(tables.space, budget.tables, counts, counts)
 
 
-def _refusal(found: Round, goals: Sequence[tuple[str, LatencyGoal]], tables: Profile) -> str:
+def _refusal(found: Round, goals: Sequence[tuple[str, Goal]], tables: Profile) -> str:
     """Why the goals cannot be met, with what was measured on the fastest model."""
-    name, check = max(found.goals.items(), key=lambda item: item[1].over or 0.0)
+    name, worst = max(found.goals.items(), key=lambda item: item[1].over or 0.0)
     goal = dict(goals)[name]
-    there = goal.workloads(tables).values()
-    if any(table.predict(found.counts) == table.least for table in there):
+    there = goal.measured(tables)
+    what = "time" if isinstance(goal, LatencyGoal) else goal.name
+    if any(table.predict(found.counts) == table.least for table in there.values()):
         reason = (
             "launching this model's operations alone takes that long, however few units are kept: run it "
             "with CUDA graphs, torch.compile or a larger batch, or raise the limit to at least that."
         )
     else:
-        blocks = {
-            n: sum(float(s[-1]) for s in t.seconds) for n, t in goal.workloads(tables).items()
-        }
+        blocks = {name: sum(float(c[-1]) for c in table.costs) for name, table in there.items()}
         share = goal.cost(blocks) / goal.cost(_dense(tables))
         reason = (
-            f"attention heads take only {100 * share:.0f} % of this model's time, so removing them alone "
+            f"attention heads take only {100 * share:.0f} % of this model's {what}, so removing them alone "
             "cannot go below that; raise the limit to at least that, or lower `minimum`."
         )
     fewest, most = min(found.counts), max(found.counts)
     kept = f"{fewest} to {most} units" if fewest < most else f"{most} unit{'s' * (most != 1)}"
-    limit = check.limit or 0.0
+    limit = worst.limit or 0.0
+    unit = next(iter(there.values())).unit
     return (
-        f"`{name}` of at most {_ms(limit)} ({limit / check.dense_measured:.3f} of the unpruned time) cannot "
-        f"be met: the fastest model that the other limits allow, with {kept} per block, was measured to "
-        f"take {_ms(check.measured)}, {check.ratio:.3f} of the unpruned {_ms(check.dense_measured)}; "
-        f"{reason}"
+        f"`{name}` of at most {_milli(limit, unit)} ({limit / worst.dense_measured:.3f} of the unpruned "
+        f"{what}) cannot be met: the fastest model that the other limits allow, with {kept} per block, was "
+        f"measured to take {_milli(worst.measured, unit)}, {worst.ratio:.3f} of the unpruned "
+        f"{_milli(worst.dense_measured, unit)}; {reason}"
     )
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.4g} ms"
+def _milli(cost: float, unit: str) -> str:
+    return f"{1000 * cost:.4g} m{unit}"

@@ -194,7 +194,7 @@ def test_a_table_that_says_unreachable_is_not_believed_unmeasured(
     assert prune(model, tmp_path / "out", "--text", text, "--latency", "3.5ms") == 0
     assert times.calls == [[12, 3], [12, 5], [12, 5]]
     report = Report.read(tmp_path / "out" / "report.json")
-    assert [r["floor"] for r in report["selection"]["rounds"]] == [True, False]
+    assert [r["fastest"] for r in report["selection"]["rounds"]] == [True, False]
     assert report["goals"]["latency"]["over"] == pytest.approx(0)
 
 

@@ -409,9 +409,7 @@ def test_a_round_tells_error_and_excess() -> None:
     assert found.over == check.over and found.error == check.error and found.spread == 0.03
     assert Round(counts=(1, 1), goals={}).over == -1
     for change in ({"measured": 0.0}, {"limit": -1.0}, {"dense_measured": math.nan}):
-        with pytest.raises(
-            ValueError, match=f"`{next(iter(change))}` must be finite seconds above"
-        ):
+        with pytest.raises(ValueError, match=f"`{next(iter(change))}` must be finite and above"):
             replace(check, **change)
     with pytest.raises(ValueError, match="`spread` must be finite and at least 0, got -1"):
         replace(check, spread=-1.0)

@@ -11,14 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahp_opt import BudgetError, HeadSpace, LatencyTable, Profile, Provenance, Round, Selection
+from cahp_opt import (
+    BudgetError,
+    Check,
+    HeadSpace,
+    LatencyTable,
+    Profile,
+    Provenance,
+    Round,
+    Selection,
+)
 from cahp_opt.arrays import Ints
 from cahp_opt.costs.checks import SLACK
 from cahp_opt.costs.goals import LatencyGoal
 from cahp_opt.costs.target import Target
 from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram
-from cahp_opt.studies.promise import Pair, Promise, corrected, foreign
+from cahp_opt.studies.promise import Promise, corrected, foreign
 
 SPACE = HeadSpace.uniform(12, 12)
 WEIGHTS = np.random.default_rng(0).pareto(1.5, SPACE.n)
@@ -64,19 +73,19 @@ class Device:
             blocks += float(seconds[k]) * (1 - 4 * self.bend * x * (1 - x))
         return max(self.least, found.fixed + self.offset + self.scale * blocks)
 
-    def __call__(self, selection: Selection, repeats: int) -> dict[str, Pair]:
+    def __call__(self, selection: Selection, repeats: int) -> dict[str, Check]:
         self.asked.append((tuple(selection.counts.tolist()), repeats))
         turn = len(self.asked) - 1
         rng = np.random.default_rng(turn)
         noisy = self.speed[turn] if turn < len(self.speed) else 1.0
-        found = dict[str, Pair]()
+        found = dict[str, Check]()
         for name in self.tables:
             dense, small = (
                 noisy * self.truth(name, counts) * (1 + self.noise * rng.normal())
                 for counts in (selection.space.units, selection.counts)
             )
             burst = self.bursts[turn] if turn < len(self.bursts) else 1.0
-            found[name] = Pair(dense, burst * small, self.noise)
+            found[name] = Check(measured=burst * small, dense_measured=dense, spread=self.noise)
         return found
 
     def over(self, goal: LatencyGoal, counts: Ints) -> float:
@@ -107,7 +116,7 @@ def test_a_table_that_is_right_needs_one_round(goal: LatencyGoal) -> None:
     (found,) = selection.rounds
     check = found.goals["latency"]
     assert found.workloads == {"prefill": replace(check, limit=None)}
-    assert -SLACK < found.over <= 0 and abs(found.error) < 1e-9 and not found.floor
+    assert -SLACK < found.over <= 0 and abs(found.error) < 1e-9 and not found.fastest
     assert check.limit == pytest.approx(0.0075) and check.dense_measured == pytest.approx(0.01)
     cost, limit, unit = selection.costs["latency"]
     assert (cost, limit) == pytest.approx((check.predicted, 0.0075)) and unit == "s"
@@ -286,7 +295,7 @@ def test_what_cannot_be_met_is_measured_before_it_is_said() -> None:
 def test_a_table_that_wrongly_says_unreachable_is_put_right() -> None:
     device = one(offset=-0.002, scale=1.3)
     selection = keep(device, LatencyGoal(ratio=0.4))
-    assert selection.rounds[0].floor and sum(selection.rounds[0].counts) == 12
+    assert selection.rounds[0].fastest and sum(selection.rounds[0].counts) == 12
     assert abs(device.over(LatencyGoal(ratio=0.4), selection.counts)) <= SLACK
     only = keep(one(offset=-0.002, scale=1.3), LatencyGoal(ratio=0.4), promise=Promise(rounds=1))
     cost, limit, _ = only.costs["latency"]
@@ -305,7 +314,7 @@ def test_a_hopeless_target_is_refused_before_long_work() -> None:
     assert device.asked == [((1,) * 12, 7)]
     only_the_table_is_hopeless = one(offset=-0.002, scale=1.3)
     floor = reach(only_the_table_is_hopeless, hopeless)
-    assert floor is not None and floor.floor and floor.over < 0
+    assert floor is not None and floor.fastest and floor.over < 0
     for target in (fine, Target(heads=30)):
         assert reach(device, target) is None
     with pytest.raises(BudgetError, match="`units`"):
@@ -315,7 +324,7 @@ def test_a_hopeless_target_is_refused_before_long_work() -> None:
     def after(rounds: int, device: Device) -> Selection:
         profile = Profile(SPACE, device.tables)
         promise = Promise(rounds=rounds)
-        return promise.keep(OBJECTIVE, profile, hopeless, DynamicProgram(), device, floor=floor)
+        return promise.keep(OBJECTIVE, profile, hopeless, DynamicProgram(), device, reached=floor)
 
     selection = after(1, only_the_table_is_hopeless)
     assert selection.rounds[0] == floor and -SLACK <= selection.rounds[1].over <= 0.01

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from cahp_opt.costs.checks import Check
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Provenance
 from cahp_opt.costs.target import Target
@@ -16,7 +17,7 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.selection import Selection
 from cahp_opt.solver import Solver
 from cahp_opt.space import Unit
-from cahp_opt.studies.promise import ForeignTableWarning, Measure, Pair, Promise, foreign
+from cahp_opt.studies.promise import ForeignTableWarning, Measure, Promise, foreign
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.model_times import device_name, provenance, time_models
 from cahp_opt.torch.running.batches import Batch, device_of, prepare
@@ -81,7 +82,7 @@ def select_measured(
         rounds=rounds, tolerance=tolerance, repeats=repeats, time_limit=time_limit, seed=seed
     )
     profile.check(structure(model))
-    tables = target.workloads(profile)
+    tables = target.measured(profile)
     there = {name: table.provenance for name, table in tables.items()}
     for sentence in foreign(there, here(model, there, batches)):
         warnings.warn(sentence, ForeignTableWarning, stacklevel=2)
@@ -143,7 +144,7 @@ def measuring(
     facts = here(model, tables, batches)
     ready = {name: prepare(batches[name], model, f"batches[{name!r}]") for name in facts}
 
-    def measure(selection: Selection, repeats: int) -> dict[str, Pair]:
+    def measure(selection: Selection, repeats: int) -> dict[str, Check]:
         small = thin_copy(model, selection.kept, unit=unit)
         return time_pairs(model, small, facts, ready, repeats=repeats, progress=progress)
 
@@ -158,7 +159,7 @@ def time_pairs(
     *,
     repeats: int = 20,
     progress: Progress = silent,
-) -> dict[str, Pair]:
+) -> dict[str, Check]:
     """Time the unpruned and a sliced model alternately on every workload.
 
     Args:
@@ -169,7 +170,7 @@ def time_pairs(
         repeats: timed runs of each model and workload.
         progress: called once per round.
     """
-    pairs = dict[str, Pair]()
+    pairs = dict[str, Check]()
     for name, fact in facts.items():
         times = time_models(
             {"unpruned": model, "sliced": small},
@@ -180,5 +181,9 @@ def time_pairs(
             progress=progress,
         )
         spread = max(timing.spread for timing in times.values())
-        pairs[name] = Pair(times["unpruned"].seconds, times["sliced"].seconds, spread)
+        pairs[name] = Check(
+            measured=times["sliced"].seconds,
+            dense_measured=times["unpruned"].seconds,
+            spread=spread,
+        )
     return pairs

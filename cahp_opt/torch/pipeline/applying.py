@@ -263,6 +263,7 @@ def save(
         run.named.name,
         sliced.selection,
         times.workloads,
+        times.where,
         times.goals,
         closeness,
         (_weights(run.model), _weights(sliced.model)),

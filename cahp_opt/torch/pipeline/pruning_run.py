@@ -112,12 +112,12 @@ class Prices(NamedTuple):
 
     Args:
         profile: the tables; None if no limit needs any.
-        floor: a measurement that shows that a limit below the tables' floor can be met; None if
+        reached: a measurement that shows that a limit below the tables' floor can be met; None if
             there is no such limit.
     """
 
     profile: Profile | None
-    floor: Round | None
+    reached: Round | None
 
 
 def measure_prices(
@@ -150,13 +150,13 @@ def measure_prices(
         if profile is None or not target.latencies:
             raise
     with run.stages.stage("floor") as progress:
-        floor = _promise(plan).reach(
+        reached = _promise(plan).reach(
             profile,
             target,
             _measure(run, plan, profile, progress),
             device=device_name(device_of(run.model)),
         )
-    return Prices(profile, floor)
+    return Prices(profile, reached)
 
 
 def measure_needed(run: Run, plan: Plan) -> HeadStats:
@@ -189,7 +189,7 @@ def choose(run: Run, plan: Plan, prices: Prices, stats: HeadStats) -> Selection:
             method.solver.build(),
             _measure(run, plan, profile, progress),
             device=device_name(device_of(run.model)),
-            floor=prices.floor,
+            reached=prices.reached,
         )
         facts = method.provenance(stats, target, profile)
         return replace(selection, provenance=facts)
@@ -206,7 +206,7 @@ def _promise(plan: Plan) -> Promise:
 
 def _measure(run: Run, plan: Plan, profile: Profile, progress: Progress) -> Measure:
     """A function that times sliced models on the workloads of the target."""
-    tables = {name: table.provenance for name, table in plan.target.workloads(profile).items()}
+    tables = {name: table.provenance for name, table in plan.target.measured(profile).items()}
     return measuring(run.model, tables, run.timed, unit=plan.unit, progress=progress)
 
 

@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import tiny_models
 
-from cahp_opt import LatencyTable, Phase, Profile, Provenance, select
+from cahp_opt import Check, LatencyTable, Phase, Profile, Provenance, select
 from cahp_opt.costs.goals import LatencyGoal
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.objectives import Modular
 from cahp_opt.problem import Problem
 from cahp_opt.solvers import DynamicProgram
-from cahp_opt.studies.promise import Pair
 from cahp_opt.torch import find_attention
 from cahp_opt.torch.pipeline.final_times import final_times
 
-PAIRS = {"prefill": Pair(10.0, 8.0, 0.0), "decode": Pair(1.0, 0.7, 0.0)}
+PAIRS = {
+    "prefill": Check(measured=8.0, dense_measured=10.0),
+    "decode": Check(measured=0.7, dense_measured=1.0),
+}
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -45,7 +47,7 @@ def test_a_goal_without_a_name_among_several_workloads(
     )
     selection = replace(selection, provenance=target.provenance(profile))
 
-    def timed(dense: Any, small: Any, facts: Any, *_: Any, **options: Any) -> dict[str, Pair]:
+    def timed(dense: Any, small: Any, facts: Any, *_: Any, **options: Any) -> dict[str, Check]:
         return {name: PAIRS[name] for name in facts}
 
     monkeypatch.setattr("cahp_opt.torch.pipeline.final_times.time_pairs", timed)
