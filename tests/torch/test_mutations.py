@@ -103,6 +103,8 @@ def test_blocks_matched_in_another_order_are_caught_on_reload(
 
     monkeypatch.setattr(checkpoint, "attention_for", reversed_blocks)
     # With the same counts every shape fits, and only the numbers tell: heads get the biases of others.
-    sentence = "shapes are those of another selection" if uneven else "answers otherwise"
+    sentence = (
+        "shapes are those of another selection" if uneven else "whose outputs, loaded again, differ"
+    )
     with pytest.raises(RecordError, match=sentence):
         from_pretrained(tmp_path / "small")

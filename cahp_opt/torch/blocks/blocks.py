@@ -1,4 +1,4 @@
-"""What is known about a model's attention: blocks, their units, and the tensors cut with them."""
+"""A model's attention: its blocks, their units, and the tensors cut with them."""
 
 from __future__ import annotations
 

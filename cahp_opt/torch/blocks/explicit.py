@@ -1,9 +1,9 @@
 """Torch's own attention module, made explicit, so that its heads can be gated and removed.
 
-``nn.MultiheadAttention`` uses its output projection as a bag of weights: hooks on it never fire. In
-evaluation mode ``nn.TransformerEncoderLayer`` goes further and hands the weights to a fused kernel
-past the attention module. And the head width is taken from the input's. So the module is given
-another class, with the same parameters under the same names and the same results.
+``nn.MultiheadAttention`` reads the weights of its output projection without calling it, so hooks on
+it never fire. In evaluation mode ``nn.TransformerEncoderLayer`` passes the weights to a fused
+kernel without calling the attention module. And the head width is computed from the input's. So the
+module is given another class, with the same parameters under the same names and the same results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cahp_opt.torch.blocks.finder import UnsupportedModelError
 
 
 class ExplicitAttention(nn.Module):
-    """What ``nn.MultiheadAttention`` computes, with an output projection that is really called.
+    """``nn.MultiheadAttention`` with an output projection that is really called.
 
     Made by :func:`explicit_attention` only. The rows of ``in_proj_weight`` and ``in_proj_bias`` are
     all queries, then all keys, then all values; head ``h`` owns the rows ``[h*head_dim,
@@ -59,7 +59,7 @@ class ExplicitAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As ``nn.MultiheadAttention.forward``, save that nested tensors are refused.
+        """As ``nn.MultiheadAttention.forward``, but nested tensors are refused.
 
         The output lies in memory batch first, so a dropout after it draws other random numbers.
 
@@ -190,7 +190,7 @@ def explicit_attention(model: nn.Module) -> int:
             left alone, because they may compute something else.
 
     Returns:
-        How many modules were changed; 0 for a model without any, or a second time.
+        The number of modules that were changed; 0 for a model without any, or a second time.
 
     Raises:
         UnsupportedModelError: if the output projection of one was replaced or wrapped; nothing is

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class UnsupportedModelError(ValueError):
-    """The model has attention that is not understood, or none; the sentence names the module."""
+    """The model has attention that is not understood, or none; the message names the module."""
 
 
 def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
@@ -32,10 +32,9 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
 
     Args:
         model: the model.
-        unit: what is kept or dropped as one piece where query heads share key/value heads: whole
-            ``Unit.KV_GROUP`` (the default; with a single key/value head, query heads), or
-            ``Unit.QUERY_SLOT``, one query head of every key/value head. Blocks that were sliced keep the
-            units that they were sliced by.
+        unit: the kind of unit if query heads share key/value heads: whole ``Unit.KV_GROUP`` (the
+            default; with a single key/value head, query heads), or ``Unit.QUERY_SLOT``, one query
+            head of every key/value head. Blocks that were sliced keep their units.
 
     Raises:
         UnsupportedModelError: if the model has no attention block that is understood, or one of an
@@ -44,7 +43,7 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
     if unit not in (None, Unit.KV_GROUP, Unit.QUERY_SLOT):
         raise ValueError(
             f"`unit` must be None, Unit.KV_GROUP or Unit.QUERY_SLOT, got {unit!r}; heads that share no "
-            "keys are always units of their own."
+            "keys are always single units."
         )
     _check_uncompiled(model)
     blocks: list[AttentionBlock] = []
@@ -142,7 +141,7 @@ def _check_unshared(blocks: list[AttentionBlock]) -> None:
 def _check_lasting(model: nn.Module, block: AttentionBlock) -> None:
     """Refuse attention that its model builds anew as it runs, such as for short inputs (BigBird).
 
-    What is built then has as many heads as the configuration says, and knows nothing of any cut.
+    The new modules have all heads of the configuration, whatever was cut.
     """
     site, owner = block.site, block.module
     around, _, name = block.name.rpartition(".")
@@ -174,7 +173,7 @@ def _check_uncompiled(model: nn.Module) -> None:
         getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()
     ):
         raise UnsupportedModelError(
-            "`model` is compiled, and a compiled model ignores gates without a word; hand over the "
+            "`model` is compiled, and a compiled model silently ignores gates; pass the "
             "model from before torch.compile, and compile after slicing."
         )
 

@@ -17,15 +17,18 @@ from cahp_opt.torch.blocks.linear_layers import is_conv1d
 from cahp_opt.torch.blocks.out_weight import plain_weight, readout_weight
 
 _THREADS = 8
-"""More do not read memory faster."""
+"""More threads do not read memory faster."""
 
 
 def fingerprint(model: nn.Module) -> str:
     """The identity of a model as :mod:`cahp_opt.identity` has it: class, shapes, and a SHA-256 of all weights.
 
-    Covered is everything that a checkpoint holds: parameters and buffers, by name. Weights of another
-    precision are other weights: calibrate a model in the precision it is used in. The device does not
-    matter. Weights that a checkpoint lacks are drawn anew in every load, and make another model of it.
+    It covers everything that a checkpoint holds: parameters and buffers, by name. Weights in
+        another
+    precision are other weights: calibrate a model in the precision in which it is used. The device
+        does
+    not matter. Weights that a checkpoint lacks are drawn anew in every load, so the identity
+    changes.
 
     Raises:
         ValueError: if weights are neither in memory nor offloaded by accelerate.
@@ -50,7 +53,7 @@ def structure(model: nn.Module) -> str:
 
 
 def mismatch(model: nn.Module, recorded: str) -> str | None:
-    """In what a model is another one than a record was made from, in words; None if in nothing.
+    """How a model differs from the one that a record was made from, in words; None if it does not.
 
     Args:
         model: the model.
@@ -63,7 +66,8 @@ def mismatch(model: nn.Module, recorded: str) -> str | None:
 
 
 def output_fingerprint(model: nn.Module) -> str:
-    """What the first releases recorded: a digest of the block names and output projections alone."""
+    """The identity of the first releases: a digest of the block names and output projections
+    alone."""
     digest = hashlib.sha256()
     for block in find_attention(model):
         weight = plain_weight(block.out)

@@ -16,7 +16,7 @@ from typing import cast
 
 
 class Part(Enum):
-    """What some rows of a projection are."""
+    """The kind of some rows of a projection."""
 
     QUERY = "query"
     KEY = "key"
@@ -28,7 +28,7 @@ class Part(Enum):
 
 
 class Order(Enum):
-    """In which order the rows of a projection with several parts stand."""
+    """The order of the rows of a projection with several parts."""
 
     PART_BY_PART = "all queries, then all keys, then all values"
     UNIT_BY_UNIT = "for every key/value head its queries, its key, its value"
@@ -40,7 +40,7 @@ class Projection:
 
     Args:
         path: its path inside the module that runs the attention.
-        parts: what its rows hold, in order.
+        parts: the kinds of its rows, in order.
         order: how several parts are arranged.
         optional: whether the layout also fits without it.
     """
@@ -57,7 +57,7 @@ class HeadParameter:
 
     Args:
         path: its path inside the attention site, or the end of it.
-        axis: where the heads are.
+        axis: the axis of the heads.
         part: whether they are query heads (EVEN) or key/value heads (EVEN_KEY).
         ndim: number of axes that the parameter must have, where others of that name have no heads.
     """
@@ -113,7 +113,7 @@ class Layout:
             first that fits counts.
         outs: the output projection, from the site; its input is the heads' outputs side by side. The
             first that fits counts.
-        when: attributes of the owner and the values they must have, where children do not tell.
+        when: attributes of the owner and their required values, if the children leave it open.
         parameters: those with something for every head, before those of :data:`PARAMETERS`.
         heads: attributes as in :data:`HEADS`, besides those.
         kv_heads: attributes as in :data:`KV_HEADS`, besides those.
@@ -318,7 +318,7 @@ WIDTHS = (
     "q_dim",
     "kv_dim",
 )
-"""Attributes that mean heads times head width; they follow the heads wherever they are that."""
+"""Attributes that mean heads times head width; they follow the heads if their value is that."""
 
 MAYBE_WIDTHS = (
     "embed_dim",

@@ -1,4 +1,4 @@
-"""What counts as a linear module, and which of its tensors have rows and columns."""
+"""Linear layers (plain, Conv1D, LoRA), and which of their tensors are cut by row or column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class NotLinearError(TypeError):
-    """A module cannot be cut like a linear layer; the sentence says why."""
+    """A module cannot be cut like a linear layer; the message says why."""
 
 
 def base_linear(module: nn.Module) -> nn.Module:

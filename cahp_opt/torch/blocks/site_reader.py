@@ -36,7 +36,7 @@ from cahp_opt.torch.blocks.source_code import reads
 
 
 class Misfit(Exception):
-    """A site looks like a layout and its counts or weights contradict it; the sentence says where."""
+    """A site matches a layout, but its counts or weights contradict it; the message says where."""
 
 
 def best_layout(site: nn.Module) -> Layout | None:
@@ -62,7 +62,7 @@ def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) ->
         name: of the block.
         site: a module that ``layout`` fits.
         layout: the layout.
-        unit: what the units are; None for heads, or key/value groups where heads share them.
+        unit: the kind of the units; None for heads, or key/value groups if heads share them.
 
     Raises:
         Misfit: if counts and weights contradict each other, or a weight is not understood.
@@ -102,7 +102,7 @@ def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) ->
 
 
 class _Reader:
-    """What a site's weights say, against what its attributes say."""
+    """The counts of a site by its weights, checked against its attributes."""
 
     def __init__(self, site: nn.Module, layout: Layout) -> None:
         owner_path = _owner_path(site, layout)
@@ -260,10 +260,10 @@ class _Reader:
                     )
 
     def _counts_before(self) -> set[int]:
-        """How many query and key/value heads there were before any cut, where there were several.
+        """The numbers of query and key/value heads before any cut, if there were several.
 
-        What was read as headless then has kept its shape; that it has as many entries as there are heads
-        left, such as two coordinates beside two heads, says nothing.
+        A parameter without heads keeps its shape in a cut; if it has as many entries as there are
+        heads left, such as two coordinates beside two heads, that is a coincidence.
         """
         cut: Cut | None = getattr(self.owner, CUT, None)
         group = self.heads // self.kv_heads

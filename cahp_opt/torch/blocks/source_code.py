@@ -1,4 +1,4 @@
-"""What the code of a class reads and replaces."""
+"""The attributes that the code of a class reads or replaces."""
 
 from __future__ import annotations
 

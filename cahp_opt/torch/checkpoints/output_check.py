@@ -1,7 +1,7 @@
 """A few output numbers saved beside the weights, so that a model that loads wrongly is noticed.
 
-Shapes cannot tell whether weights met the right blocks: releases of transformers rename and move
-modules. The saved model's answers to inputs that need no tokenizer can.
+Shapes do not show whether weights met the right blocks, because releases of transformers rename and
+move modules. The saved model's outputs for inputs that need no tokenizer do.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ is with wrong weights; in half precision rounding can grow to a third in a deep 
 
 
 class _Unanswered(Exception):
-    """The model gives no numbers; the sentence says why."""
+    """The model gives no numbers; the message says why."""
 
 
 class _CannotRun(_Unanswered):
-    """It raises something over inputs that were made up from its configuration."""
+    """It fails on inputs that were made up from its configuration."""
 
 
 def write_check(model: nn.Module, folder: Path) -> None:
     """Write the check of ``model``, or why there is none: it needs other inputs, or draws random numbers."""
     numbers: list[float] = []
-    why = "random numbers change what it answers"
+    why = "random numbers change its outputs"
     try:
         found = _answers(model, seed=0)
         if torch.equal(found, _answers(model, seed=1)):
@@ -55,8 +55,8 @@ def compare_check(model: nn.Module, folder: Path) -> None:
     """Compare a loaded model with the check in its folder, if that has one and the weights are here.
 
     Raises:
-        RecordError: if the model answers something else than the one that was saved, or cannot run what
-            that one ran.
+        RecordError: if its outputs differ from those of the saved model, or it cannot run on inputs
+            that the saved one ran on.
     """
     path = folder / CHECK_FILE
     if not path.is_file():
@@ -75,7 +75,7 @@ def compare_check(model: nn.Module, folder: Path) -> None:
             "it with the releases named in its card."
         ) from error
     except _Unanswered:
-        return  # its weights are elsewhere, or it is loaded without the part that answered
+        return  # its weights are elsewhere, or the part with the output is missing
     names = {str(dtype): tolerance for dtype, tolerance in _ALLOWED.items()}
     allowed = max(names.get(name, _ALLOWED_IN_HALF) for name in (str(_dtype(model)), precision))
     if not bool(found.isfinite().all()) and precision != str(_dtype(model)):
@@ -84,7 +84,7 @@ def compare_check(model: nn.Module, folder: Path) -> None:
         expected
     ):
         raise RecordError(
-            f"{folder} holds a model that answers otherwise, loaded again, than when it was saved: the "
+            f"{folder} holds a model whose outputs, loaded again, differ from those when it was saved: the "
             "installed transformers builds it in another way; load it with the release named in its card."
         )
 

@@ -1,1 +1,1 @@
-"""Cutting units out of weights, and the check of the slice against the mask."""
+"""Cutting units out of weights, and checking the sliced model against the masked one."""

@@ -1,4 +1,4 @@
-"""A forward for attention classes that give the heads' output the width of their input.
+"""A forward for attention classes that reshape the heads' output to the width of their input.
 
 CLIP and its relatives in older releases of transformers end in ``attn_output.reshape(batch, length,
 embed_dim)`` with ``embed_dim`` from ``hidden_states.shape``, which holds only while all heads are there.
@@ -30,10 +30,10 @@ _NAMES = {
     *("is_causal", "config", "_attn_implementation", "shape", "view", "transpose", "reshape"),
     *("contiguous", "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"),
 }
-"""What the forward reads."""
+"""Names that the forward must read."""
 
 _MORE_NAMES = {"num_heads", _FLASH}
-"""What it may read besides."""
+"""Further names that it may read."""
 
 _CONSTANTS = {None, -1, 0.0, 1, 2, "eager", "flash_attention_2"}
 
@@ -55,8 +55,8 @@ _PARAMETERS = {
 class PlainForward:
     """The forward of an attention module whatever its width; set as its attribute ``forward``.
 
-    It takes and returns what the class' own forward does, and with all heads present the same numbers.
-    A class rather than a closure, so that models with it can be copied and pickled.
+    Arguments and return value are those of the class' own forward; with all heads, so are the
+    numbers. A class rather than a closure, so that models with it can be copied and pickled.
 
     Args:
         module: an attention module of a class for which :func:`takes_width_from_input` holds.
@@ -74,7 +74,7 @@ class PlainForward:
         self.tells = _OPTIONS[1] in function.__code__.co_consts
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """What the class' own forward returns; the arguments are its arguments."""
+        """The return value of the class' own forward, for the same arguments."""
         # Keyword arguments that have no name of their own go unused in the class' forward too.
         return self._run(**dict(zip(self.names, args, strict=False)), **kwargs)
 

@@ -1,9 +1,9 @@
-"""How far rounding may move what a model computes: found out by moving its blocks' outputs a little.
+"""The difference that rounding may cause in a model's outputs, found by perturbing its blocks.
 
-A difference is large or small beside the numbers that it came from, not beside a result in which they
-cancel: a logit near zero, heads that say the opposite of each other, a small output on a large residual
-stream. So the output of every attention block is moved at random by a fraction of what it is added up
-from, and how far everything behind it moves is what rounding alone may do.
+A difference must be judged relative to the terms of a result, not to a result in which they cancel:
+a logit near zero, heads with opposite outputs, a small output on a large residual stream. So the
+output of every attention block is moved at random by a fraction of the size of its terms; rounding
+may move the results as far as that does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock, out_bias, ou
 
 @contextmanager
 def shaken(attention: Attention, fraction: float, seed: int) -> Generator[None]:
-    """Move the output of every block by random numbers while the context lasts.
+    """Perturb the output of every block at random while the context lasts.
 
     Args:
         attention: the blocks.

@@ -1,4 +1,4 @@
-"""Making a model really smaller: the weights of removed units are gone."""
+"""Making a model really smaller by removing the weights of units."""
 
 from __future__ import annotations
 
@@ -40,12 +40,15 @@ def slice_heads(
 ) -> Model:
     """Remove the units that are not kept from the model's weights.
 
-    The result computes what ``model`` does under :func:`~cahp_opt.torch.head_mask`, and this is checked
-    on every call: both run on ``batch``, with and without padding, and in half precision, where rounding
-    could hide a wrong head, differentiation confirms besides which rows belong to which unit. Slicing a
-    sliced model works. Dtype, device and ``requires_grad`` of the weights stay. A block without kept units
-    adds its bias alone; it keeps the storage of one frozen unit, so that caches and exporters find no
-    empty tensors. :func:`~cahp_opt.torch.bypass_empty` skips such blocks once the weights are final.
+    The result computes the same as ``model`` under :func:`~cahp_opt.torch.head_mask`. That is
+    checked on every call: both run on ``batch``, with and without padding; in half precision, where
+    rounding
+        could
+    hide a wrong head, differentiation also confirms which rows belong to which unit. Slicing a
+    sliced model works. Dtype, device and ``requires_grad`` of the weights stay. A block without
+    kept units adds only its bias; it stores one frozen unit, so that caches and exporters find no
+    empty tensors. :func:`~cahp_opt.torch.bypass_empty` skips such blocks once the weights are
+    final.
 
     Slice before making an optimiser, compiling or quantising. Generation works with growing and with
     static caches; paged caches, and static ones filled in chunks, take their size from the
@@ -87,7 +90,7 @@ def slice_heads(
             after = find_attention(small)
         except UnsupportedModelError as error:
             raise SliceError(f"the sliced model contradicts itself: {error}") from error
-        # On what is left when adapters are merged and their wrapper is gone.
+        # On the model that is left when adapters are merged and their wrapper is gone.
         unwrap: Any = getattr(small, "get_base_model", None)
         inner: nn.Module = small if unwrap is None else unwrap()
         left = _left(after, known)
@@ -109,7 +112,7 @@ def slice_heads(
 def thin_copy(
     model: Model, kept: npt.ArrayLike, *, batch: object | None = None, unit: Unit | None = None
 ) -> Model:
-    """A sliced copy to time and throw away: it shares weights with ``model``.
+    """A sliced copy for timing, which shares weights with ``model``.
 
     Only the attention's weights are its own, so that many copies fit in memory. Its shapes are those of
     :func:`slice_heads`; never train it or save it.
@@ -117,7 +120,8 @@ def thin_copy(
     Args:
         model: the model; it is not changed.
         kept: the keep-set, bool ``[n]``; the model itself is returned if that is everything.
-        batch: what to check the copy with, as :func:`slice_heads` does; None for no check.
+        batch: keyword arguments to check the copy with, as in :func:`slice_heads`; None for no
+            check.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
 
     Raises:
@@ -140,10 +144,10 @@ def thin_copy(
 
 
 def selection_of(model: nn.Module) -> Selection | None:
-    """What a sliced model keeps of the original model; None for a model that was not sliced.
+    """The selection of a sliced model, over the units of the original; None if it was not sliced.
 
-    Parts of a sliced model know what is left of them, and so does a model around sliced parts. Value and
-    bound belong to the model that was sliced, as long as no more is cut; the provenance stays.
+    It works for parts of a sliced model too, and for a model around sliced parts. Value and bound
+    are those of the model that was sliced, unless more was cut; the provenance stays.
 
     Raises:
         UnsupportedModelError: for such a part or model around, if its attention is not understood.
@@ -161,14 +165,14 @@ def selection_of(model: nn.Module) -> Selection | None:
 
 
 def _left(attention: Attention, known: object) -> Selection:
-    """What is left of a model in the original's units, with what is known about that selection."""
+    """The selection of a model, in the original's units, with the known facts about it."""
     space = HeadSpace(tuple(Block(b.name, b.cut.units, b.cut.unit) for b in attention))
     kept = space.join({b.name: b.cut.kept for b in attention})
     if not isinstance(known, Selection):
         return Selection(space, kept)
     if known.space.kinds == space.kinds and bool((known.kept == kept).all()):
         return dataclasses.replace(known, space=space)
-    # Value and bound belonged to another problem; what remains is where it is from.
+    # Value and bound belonged to another problem; only the provenance remains.
     return Selection(space, kept, provenance=known.provenance)
 
 

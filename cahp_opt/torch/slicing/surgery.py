@@ -34,16 +34,16 @@ from cahp_opt.torch.slicing.shared_bias import untied
 def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -> None:
     """Remove the units that are not ``kept`` from the modules of ``attention``, in place.
 
-    A block without kept units keeps its first unit as a *ghost*: an empty tensor in the first block
-    would make the key/value cache believe that it is empty, and generation would go wrong without an
-    error. The ghost's columns of the output projection are zero, and its weights are frozen, so the
+    A block without kept units keeps its first unit as a *ghost*, because with an empty tensor in
+    the first block the key/value cache would count as empty, and generation would silently go
+    wrong. The ghost's columns of the output projection are zero, and its weights are frozen, so the
     block adds its bias alone and training cannot revive it.
 
     Args:
         model: the model, for what surrounds its blocks.
         attention: the blocks of ``model``; their records are out of date afterwards.
         kept: the keep-set, bool ``[n]``.
-        journal: takes down everything that is replaced.
+        journal: records everything that is replaced.
     """
     blocks = untied(attention, kept, journal)
     for block, where in zip(blocks, attention.space.slices, strict=True):
@@ -124,7 +124,7 @@ def _put_parameter(
 
 
 def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journal) -> None:
-    """Make every attribute that holds a count or a width say what is left."""
+    """Set every attribute that holds a count or a width to the remaining number."""
     owner, layout = block.module, block.layout
     head_words, kv_words = (*layout.heads, *HEADS), (*layout.kv_heads, *KV_HEADS)
     numbers = {a: heads for a in head_words}
@@ -152,7 +152,7 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
 
 
 def _holders(block: AttentionBlock) -> Iterator[nn.Module]:
-    """The modules with a tensor that is cut, at any depth; others have heads of their own."""
+    """The modules with a tensor that is cut, at any depth; others have their own heads."""
     paths = {p for piece in block.pieces for p in accumulate(piece.path.split("."), "{}.{}".format)}
     yield from (m for path, m in submodules(block.site) if not path or path in paths)
 

@@ -35,8 +35,8 @@ class Plan:
     Args:
         selection: the units that it keeps; its provenance states whether attention is made explicit
             first.
-        layouts: what was learnt about its attention.
-        source: where this is written, for messages.
+        layouts: those learnt for its attention.
+        source: the place of this record, for messages.
     """
 
     selection: Selection

@@ -1,4 +1,4 @@
-"""The check that a sliced model computes what the masked one does.
+"""The check that a sliced model computes the same as the masked one.
 
 Some ways of slicing wrongly run without an error and give wrong numbers: a fused projection read in
 another order, a head count left stale. So nothing is believed: the masked and the sliced model run on
@@ -27,14 +27,14 @@ from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.rounding import shaken
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Per block depth, relative to the largest value of what is compared."""
+"""Per block depth, relative to the largest value compared."""
 
 _SHAKEN = 3
-"""How often a model is shaken to see how far rounding moves a result that is small by cancellation."""
+"""The number of perturbed runs that show how far rounding moves a result small by cancellation."""
 
 
 class SliceError(RuntimeError):
-    """The sliced model does not compute what the masked model does; the sentence says where."""
+    """The sliced model differs from the masked model; the message says where."""
 
 
 Outputs = Mapping[str, Tensor]
@@ -64,8 +64,8 @@ def verify_slice(
     Raises:
         SliceError: if a block or an output differs by more than rounding: 1e-4 (float32) or 1e-9
             (float64) of its largest value for one block, growing with the square root of their
-            number; or, where that is small because large numbers cancel, as far as it moves when every
-            block's output moves by half of that fraction of what it is added up from.
+            number; or, if the value is small because large numbers cancel, by more than it moves
+            when every block's output is perturbed by half of that fraction of its terms.
         ValueError: if the selection is of another model, or no batch is given and none can be made.
     """
     attention, sliced = attention_for(dense, selection, unit), find_attention(small)
@@ -210,7 +210,7 @@ def check_outputs(
 def _moves(
     small: nn.Module, attention: Attention, probe: Probe, found: Outputs, fraction: float
 ) -> Mapping[str, float]:
-    """How far everything in a trace moves when the blocks' outputs do."""
+    """How far everything in a trace moves when the blocks' outputs are perturbed."""
     moves = dict.fromkeys(found, 0.0)
     for seed in range(_SHAKEN):
         with shaken(attention, fraction, seed):
@@ -230,7 +230,7 @@ def _difference(value: Tensor, reference: Tensor) -> tuple[float, float]:
 
 
 def _tolerance(attention: Attention) -> float:
-    """What one block may add to the difference."""
+    """The difference allowed per block."""
     weights = [weight for block in attention for weight in block.weights]
     dtypes = {w.dtype for w in weights}
     on_cuda = any(w.is_cuda for w in weights)

@@ -1,4 +1,4 @@
-"""What the decoder of an encoder-decoder reads when only texts are given."""
+"""The input of an encoder-decoder's decoder if only texts are given."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def reads_decoder_ids(model: nn.Module) -> bool:
 def with_same_text(batch: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The batch, for encoder-decoders with a decoder that reads the encoder's text, one token later.
 
-    So the decoder predicts the text from the text, as BART does it where nothing else is given. Models that
-    have no decoder, or that make its input themselves, get the batch as it is.
+    So the decoder predicts the text from the text, as BART does if nothing else is given. Models
+    that have no decoder, or that make its input themselves, get the batch as it is.
 
     Args:
         batch: ``input_ids`` and ``attention_mask``, ``[batch, tokens]``, padded on the right.

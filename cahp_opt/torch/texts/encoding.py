@@ -1,4 +1,4 @@
-"""From texts to batches: tokens, padding, labels; and a batch to time a model with."""
+"""Encoding texts as batches: tokens, padding, labels; and random batches for timing."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def notes_on_empty(texts: TextSplit, batches: Iterable[Mapping[str, Any]]) -> li
     """A sentence about the texts that :func:`encode` left out; none if there are none.
 
     Args:
-        texts: what was encoded.
-        batches: all of its batches.
+        texts: the texts that were encoded.
+        batches: all of their batches.
     """
     given = len(texts.calibration) + len(texts.held_out)
     left_out = given - sum(map(batch_size, batches))
@@ -173,7 +173,7 @@ def _random_ids(config: Any, vocabulary: int, shape: tuple[int, int]) -> Tensor:
 
 
 def _try(model: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    """Run two of the texts, so that what the model cannot take is not found out in the middle of timing."""
+    """Run two of the texts, so that unfit inputs are refused before timing."""
     PaddingCheck(model).check(batch, "batch")
     two = prepare(examples(batch, 0, 2), model, "batch")
     try:
@@ -233,7 +233,7 @@ def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[f
         return numbers
     by_name: Mapping[str, int] = config.label2id or {}
     names = {str(name): int(i) for name, i in by_name.items()}
-    # Where names are numbers themselves, a number is a name and no position.
+    # If names are numbers themselves, a number is a name and not a position.
     numbered = any(math.isfinite(_number(name)) for name in names)
     known = names if numbered else {str(i): i for i in range(count)} | names
     unknown = sorted({text for text in texts if _plain(text, known) not in known})

@@ -1,4 +1,4 @@
-"""The unpruned model on the first texts, before anything that takes long."""
+"""Running the unpruned model on the first texts, before long work."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _WAY_OUT = "prune it in Python, with `cahp_opt.torch` and batches of your own"
 def rehearse_texts(
     model: nn.Module, batch: Mapping[str, Any], fidelity: Fidelity | None = None
 ) -> None:
-    """Run the model on a batch of texts, and refuse one that texts are not enough for.
+    """Run the model on a batch of texts, and refuse a model that needs more than texts.
 
     Args:
         model: the unpruned model; it is left as it was.
         batch: encoded texts.
-        fidelity: what is to be compared later, tried on the output; None for nothing.
+        fidelity: the later comparison, tried on the output; None for none.
 
     Raises:
         ValueError: if the model does not run, if texts do not reach one of its blocks, or if its output is
-            not what ``fidelity`` takes.
+            not one that ``fidelity`` takes.
     """
     attention, cls = find_attention(model), type(model).__name__
     reached = set[str]()
@@ -53,7 +53,7 @@ def rehearse_texts(
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ValueError(
             f"the model, a {cls}, does not use its block {missing[0]}{others} when it reads a text, so "
-            f"nothing could be told about its heads; {_WAY_OUT}."
+            f"its heads cannot be measured; {_WAY_OUT}."
         )
 
 

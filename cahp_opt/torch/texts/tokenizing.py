@@ -1,4 +1,4 @@
-"""Texts and pairs of texts as rows of tokens, cut to a length, in memory that the rows alone bound."""
+"""Texts and pairs of texts as rows of tokens, cut to a length, in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CHUNK = 64  # examples that are tokenized at once: a tokenizer keeps what it cu
 def token_rows(
     examples: Sequence[Example], tokenizer: Any, length: int
 ) -> Iterator[dict[str, list[int]] | None]:
-    """What ``tokenizer(text, pair, truncation=True, max_length=length)`` gives for every example.
+    """``tokenizer(text, pair, truncation=True, max_length=length)`` for every example.
 
     Pairs are cut here, the longer text first, because the tokenizer keeps every part of the one that it
     cuts off with every part of the other.
@@ -21,10 +21,10 @@ def token_rows(
     Args:
         examples: the texts; all of them have pairs, or none.
         tokenizer: of transformers.
-        length: tokens per row, at most, with those that the tokenizer adds.
+        length: the most tokens per row, with those that the tokenizer adds.
 
     Yields:
-        One row per example; None where the tokenizer leaves no token of the text.
+        One row per example; None if the tokenizer leaves no token of the text.
 
     Raises:
         TextError: if ``length`` is below the number of tokens that the tokenizer adds to a text or a pair.
