@@ -9,8 +9,10 @@ import typer
 import cahp_opt
 from cahp_opt.cli.comparing import compare
 from cahp_opt.cli.demonstrating import demo
-from cahp_opt.cli.pruning import prune
-from cahp_opt.cli.stages import apply, calibrate, hardware, latency, select
+from cahp_opt.cli.flattening import flattened
+from cahp_opt.cli.measuring import calibrate, hardware, latency
+from cahp_opt.cli.pruning import apply, prune
+from cahp_opt.cli.selecting import select
 
 app = typer.Typer(
     name="cahp",
@@ -39,4 +41,4 @@ def _common(
 
 
 for command in (prune, calibrate, latency, hardware, select, compare, apply, demo):
-    app.command()(command)
+    app.command()(flattened(command))

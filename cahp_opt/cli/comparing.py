@@ -3,97 +3,174 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import ClassVar
 
-import typer
 from rich.console import Console
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.notes import note
-from cahp_opt.cli.options import (
-    Maximum,
-    Minimum,
-    MultipleOf,
-    TableFile,
-    given_on,
-    jobs_of,
-    stats_of,
-)
-from cahp_opt.cli.outputs import check_writable, some
+from cahp_opt.cli.outputs import check_writable
+from cahp_opt.cli.selecting import read_stats
 from cahp_opt.cli.tables import comparison_tables
+from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.budget import BudgetError
-from cahp_opt.costs.goals import (
-    asked_latency,
-)
+from cahp_opt.costs.goals import asked_latency
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
+from cahp_opt.files.belongings import some
 from cahp_opt.files.records import is_record
 from cahp_opt.problem import Problem
-from cahp_opt.runs.method import (
-    ObjectiveName,
-    SolverName,
-)
+from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.options import option, same
+from cahp_opt.runs.plan import BlockLimits, BudgetOptions
 from cahp_opt.runs.recovery import Recovery
+from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.studies.comparison import is_journal
+from cahp_opt.studies.comparison import Comparison, is_journal
+
+_RATIOS = ("0.9", "0.8", "0.7")
 
 
-def compare(
-    context: typer.Context,
-    stats: Annotated[
-        Path, typer.Option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
-    ],
-    latency_table: TableFile = None,
-    latency: Annotated[
-        list[str] | None,
-        typer.Option(
+@dataclass(frozen=True)
+class ComparedProblems:
+    """The problems that are solved: one for every limit."""
+
+    topic: ClassVar[str] = "Problems"
+
+    stats: Path = field(
+        metadata=option("--stats", metavar="FILE", help="Statistics of `cahp calibrate`.")
+    )
+    latency_table: Path | None = same(BudgetOptions, "latency_table")
+    latency: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
             "--latency",
-            metavar="[WORKLOADS=]RATIO|TIME",
-            help="As in `cahp select`; each one is a problem of its own.",
+            metavar="LIMIT",
+            help="As in `cahp select`; each one is a separate problem.",
         ),
-    ] = None,
-    heads: Annotated[
-        list[int] | None,
-        typer.Option("--heads", min=0, help="Units kept in all, at most; may be repeated."),
-    ] = None,
-    minimum: Minimum = 1,
-    maximum: Maximum = None,
-    multiple_of: MultipleOf = 1,
-    objective: Annotated[
-        str | None,
-        typer.Option(
+    )
+    heads: tuple[int, ...] = field(
+        default=(),
+        metadata=option(
+            "--heads",
+            min=0,
+            help="Maximum number of units kept in all blocks together. May be repeated; each one is a "
+            "separate problem.",
+        ),
+    )
+    blocks: BlockLimits = BlockLimits()
+    objective: str | None = field(
+        default=None,
+        metadata=option(
             "--objective",
-            help="An objective's name, or your own `module:Class`; if not given, explained-output, and "
+            help="An objective's name, or your own `module:Class`. Default: explained-output, or "
             "explained-variance for statistics without sensitivity (of models that embed texts).",
         ),
-    ] = None,
-    solver: Annotated[
-        list[str] | None,
-        typer.Option(
+    )
+
+    def targets(self, stats: HeadStats, profile: Profile | None) -> list[Target]:
+        """A target for every limit; without any, limits that suit the records."""
+        each = self.blocks
+        ranges = Target(minimum=each.minimum, maximum=each.maximum, multiple_of=each.multiple_of)
+        latency, heads = self.latency, self.heads
+        if not latency and not heads:
+            if profile is not None and profile.latency:
+                latency = _reachable(_RATIOS, ranges, stats, profile)
+            else:
+                n = stats.space.n
+                least = int(replace(ranges, heads=n).budget(stats.space, None).cheapest.sum())
+                heads = tuple(max(k, least) for k in (3 * n // 4, n // 2, n // 4))
+        by_time = [replace(ranges, goals=(asked_latency(text),)) for text in latency]
+        return [*by_time, *(replace(ranges, heads=k) for k in heads)]
+
+    def problems(self, stats: HeadStats, profile: Profile | None) -> dict[str, Problem]:
+        """The problems by name, with notes about their limits."""
+        from cahp_opt.cli.plugins import objective_named
+
+        targets = self.targets(stats, profile)
+        suits = ObjectiveName.suiting(Recovery.REFIT, embeds=not stats.sensitivity)
+        goal = objective_named(self.objective or suits.value, stats)
+        note(dict.fromkeys(remark for target in targets for remark in target.remarks(profile)))
+        problems: dict[str, Problem] = {}
+        for target in targets:
+            name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
+            problems[name] = Problem(goal, target.budget(stats.space, profile, stats.model))
+        note(dict.fromkeys(s for target in targets for s in target.loose(stats.space, profile)))
+        return problems
+
+
+@dataclass(frozen=True)
+class ComparedSolvers:
+    """The solvers, and how often and how long each runs."""
+
+    topic: ClassVar[str] = "Solvers"
+
+    solver: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
             "--solver",
-            help="A solver's name, or your own `module:Class`; may be repeated; all if not given.",
+            help="A solver's name, or your own `module:Class`. May be repeated. Default: all.",
         ),
-    ] = None,
-    time_limit: Annotated[
-        float, typer.Option("--time-limit", help="Seconds that each run may take.")
-    ] = 10.0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of every solver.")] = 1,
-    jobs: Annotated[
-        int,
-        typer.Option(
-            "--jobs", callback=jobs_of, help="Runs at the same time; -1 for one per core."
-        ),
-    ] = 1,
-    output_dir: Annotated[
-        Path,
-        typer.Option(
+    )
+    time_limit: float = field(
+        default=10.0,
+        metadata=option("--time-limit", metavar="SECONDS", help="Seconds that each run may take."),
+    )
+    seeds: int = field(default=1, metadata=option("--seeds", min=1, help="Runs of every solver."))
+    jobs: int = field(
+        default=1,
+        metadata=option("--jobs", help="Runs at the same time; -1 for one per core."),
+    )
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1 and self.jobs != -1:
+            raise ValueError(
+                f"`--jobs` must be at least 1, or -1 for one per core, got {self.jobs}."
+            )
+
+    def names(self, n: int) -> list[str]:
+        """The names of the solvers for a problem of ``n`` units."""
+        every = [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
+        return list(self.solver) or every
+
+    def run(
+        self, problems: dict[str, Problem], solvers: dict[str, Solver], folder: Path
+    ) -> Comparison:
+        """Run what the folder does not tell of."""
+        from cahp_opt.studies import comparison
+
+        with Display().stage("compare") as progress:
+            return comparison.compare(
+                problems,
+                solvers,
+                time_limits=(self.time_limit,),
+                seeds=range(self.seeds),
+                jobs=self.jobs,
+                resume=folder / "runs.jsonl",
+                progress=progress,
+            )
+
+
+@dataclass(frozen=True)
+class ComparisonOutput:
+    """Where a comparison goes."""
+
+    topic: ClassVar[str] = "Output"
+
+    output_dir: Path = field(
+        default=Path("comparison"),
+        metadata=option(
             "--output-dir",
             metavar="DIR",
             help="Folder to write; finished runs in it are not run again.",
         ),
-    ] = Path("comparison"),
+    )
+
+
+def compare(
+    given: Given, asked: ComparedProblems, running: ComparedSolvers, output: ComparisonOutput
 ) -> None:
     """Run solvers on the same problems: one table of values, bounds, gaps and times, and two plots.
 
@@ -101,76 +178,47 @@ def compare(
     unpruned time, as far as they can be reached, or 3/4, 1/2 and 1/4 of the units without a latency
     table.
     """
-    from cahp_opt.cli.plugins import objective_named, solver_named
-    from cahp_opt.studies import comparison
+    from cahp_opt.cli.plugins import solver_named
     from cahp_opt.studies.plotting import plot_gaps, plot_values, plots_missing
 
-    given = given_on(context)
-    measured = stats_of(stats)
-    profile = Profile.load(latency_table) if latency_table else None
-    n = measured.space.n
-    ranges = Target(minimum=minimum, maximum=maximum, multiple_of=multiple_of)
-    if not latency and not heads:
-        if profile is not None and profile.latency:
-            latency = _reachable(("0.9", "0.8", "0.7"), ranges, measured, profile)
-        else:
-            least = int(replace(ranges, heads=n).budget(measured.space, None).cheapest.sum())
-            heads = [max(k, least) for k in (3 * n // 4, n // 2, n // 4)]
-    targets = [replace(ranges, goals=(asked_latency(x),)) for x in latency or ()]
-    targets += [replace(ranges, heads=k) for k in heads or ()]
-    suits = ObjectiveName.suiting(Recovery.REFIT, embeds=not measured.sensitivity)
-    goal = objective_named(objective or suits.value, measured)
-    note(dict.fromkeys(remark for target in targets for remark in target.remarks(profile)))
-    problems: dict[str, Problem] = {}
-    for target in targets:
-        name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
-        problems[name] = Problem(goal, target.budget(measured.space, profile, measured.model))
-    note(dict.fromkeys(s for target in targets for s in target.loose(measured.space, profile)))
-    names = solver or [name.value for name in SolverName if name.value != "brute-force" or n <= 20]
+    note(given.check())
+    stats = read_stats(asked.stats)
+    profile = Profile.load(asked.latency_table) if asked.latency_table else None
+    problems = asked.problems(stats, profile)
+    names = running.names(stats.space.n)
     solvers = {name: solver_named(name) for name in names}
     known = {name.value: name for name in SolverName}
     note(given.check(solvers=[known.get(name, name) for name in names]))
-    _check_comparison(output_dir)
+    folder = output.output_dir
+    _check_comparison(folder)
     unplotted = plots_missing()
     if unplotted is not None:  # the table is there without the pictures
         note([unplotted])
-    display = Display()
-    with display.stage("compare") as progress:
-        found = comparison.compare(
-            problems,
-            solvers,
-            time_limits=(time_limit,),
-            seeds=range(seeds),
-            jobs=jobs,
-            resume=output_dir / "runs.jsonl",
-            progress=progress,
-        )
-    found.save(output_dir / "comparison.json")
+    found = running.run(problems, solvers, folder)
+    found.save(folder / "comparison.json")
     Console().print(*comparison_tables(found))
     written = ["comparison.json", "runs.jsonl"]
     for name, plot in () if unplotted else (("gaps.png", plot_gaps), ("values.png", plot_values)):
-        plot(found, output_dir / name)
+        plot(found, folder / name)
         written.append(name)
-    print(f"written to {output_dir}: {', '.join(written)}")
+    print(f"written to {folder}: {', '.join(written)}")
 
 
 def _reachable(
-    ratios: Sequence[str], ranges: Target, measured: HeadStats, profile: Profile
-) -> list[str]:
+    ratios: Sequence[str], ranges: Target, stats: HeadStats, profile: Profile
+) -> tuple[str, ...]:
     """The default ratios that something keeps to, with a note about the others; all if nothing does."""
     found = list[str]()
     for ratio in ratios:
         try:
-            replace(ranges, goals=(asked_latency(ratio),)).budget(
-                measured.space, profile, measured.model
-            )
+            replace(ranges, goals=(asked_latency(ratio),)).budget(stats.space, profile, stats.model)
         except BudgetError:
             continue
         found.append(ratio)
     below = [ratio for ratio in ratios if ratio not in found]
     if found and below:
         note([f"{' and '.join(below)} of the unpruned time cannot be reached, and is left out."])
-    return found or list(ratios)
+    return tuple(found or ratios)
 
 
 def _check_comparison(folder: Path) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.notes import note
-from cahp_opt.runs.method import (
-    Precision,
-    Units,
-)
+from cahp_opt.cli.options import ModelOptions
+from cahp_opt.runs.method import Units
 from cahp_opt.stats.pooling import Pooling
 
 if TYPE_CHECKING:
@@ -45,40 +43,31 @@ def set_threads(threads: int | None) -> list[str]:
     return told
 
 
-def model_of(
-    name: str,
-    threads: int | None,
-    device: str | None,
-    precision: Precision | None,
-    display: Display,
-    leave_out: Sequence[str] | None = None,
-) -> nn.Module:
+def model_of(options: ModelOptions, display: Display) -> nn.Module:
+    """The model, with notes about what is foreign to it or lost."""
+    name, lost = options.model, tuple(dict.fromkeys(options.leave_out))
     with display.stage("load"):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
         from cahp_opt.torch.checkpoints.model_loading import foreign_code, load_model, quiet
 
         quiet()
-        told = set_threads(threads)
-        lost = tuple(dict.fromkeys(leave_out or ()))
-        model = load_model(name, device=device, precision=precision, leave_out=lost)
+        told = set_threads(options.threads)
+        model = load_model(name, device=options.device, precision=options.precision, leave_out=lost)
     note([*told, *foreign_code(name, model)])
     note(f"the weights of {module} in {name} are left out." for module in lost)
     return model
 
 
 def named_of(
-    name: str,
-    threads: int | None,
-    device: str | None,
-    precision: Precision | None,
+    options: ModelOptions,
     display: Display,
     *,
     texts_needed: bool = True,
     pooling: Pooling | None = None,
-    leave_out: Sequence[str] | None = None,
 ) -> Named:
-    model = model_of(name, threads, device, precision, display, leave_out)
+    """The model with its tokenizer, without one only where no texts are read."""
+    name, model = options.model, model_of(options, display)
 
     from cahp_opt.torch.checkpoints.model_loading import ModelError, foreign_tokens, load_tokenizer
     from cahp_opt.torch.pipeline.run import Named

@@ -7,5 +7,6 @@ from collections.abc import Iterable
 
 
 def note(sentences: Iterable[str]) -> None:
+    """Tell these on stderr."""
     for sentence in sentences:
         print(f"note: {sentence}", file=sys.stderr)

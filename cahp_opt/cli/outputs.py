@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from rich.console import Console
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.tables import tables
 from cahp_opt.costs.workloads import Workload
-from cahp_opt.files.belongings import Belongings
+from cahp_opt.files.belongings import Belongings, some
+from cahp_opt.files.folders import check_free
 from cahp_opt.files.records import RecordError, is_record
+from cahp_opt.runs.plan import OutputOptions
 from cahp_opt.runs.report import Report
 
 
@@ -33,7 +35,7 @@ def kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[str
         runs = [str(path) for path in files.values() if path.exists()]
         if not runs:
             raise
-        told = f"the runs so far are in {', '.join(runs)}, and the same command goes on from there."
+        told = f"the runs so far are in {', '.join(runs)}, and the same command resumes from there."
         if isinstance(stop, KeyboardInterrupt):
             raise InterruptedMeasurement(f"interrupted; {told}") from None
         note([told])
@@ -42,40 +44,20 @@ def kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[str
         path.unlink(missing_ok=True)
 
 
-def check_folder(path: Path, overwrite: bool, model: str | None = None) -> None:
+def check_folder(output: OutputOptions, model: str | None = None) -> None:
     """Refuse an output folder that could not be written in the end, and tell what goes and what stays."""
-    if path.is_file():
-        raise ValueError(f"`--output-dir` {path} is a file; name a folder.")
+    path = output.output_dir
     if model is not None and path.is_dir() and Path(model).resolve() == path.resolve():
         raise ValueError(
             f"`--output-dir` {path} is the folder of the model that is to be pruned; name another one."
         )
-    there = Belongings.of(path)
-    if there.ours or there.foreign:
-        what = f"`--output-dir` {path}"
-        if not overwrite:
-            raise ValueError(
-                f"{what} is not empty; name another folder, or give `--overwrite` where the command has it."
-            )
-        if not there.recognised:
-            raise ValueError(
-                f"{what} holds {some(there.foreign)}, and no model that this command wrote, so nothing in "
-                "it is replaced; name another folder."
-            )
-        if there.foreign_weights:
-            raise ValueError(
-                f"{what} holds weights that this command did not write, {some(there.foreign_weights)}, "
-                "and would be unusable with others beside them; move them away, or name another folder."
-            )
+    there = check_free(path, overwrite=output.overwrite)
+    if there.ours:
         note([f"{path}: {some(there.ours)} will be replaced in the end."])
-        if there.foreign:
-            stay = "stays" if len(there.foreign) == 1 else "stay"
-            note([f"{path}: {some(there.foreign)} {stay}, which this command did not write."])
+    if there.foreign:
+        stay = "stays" if len(there.foreign) == 1 else "stay"
+        note([f"{path}: {some(there.foreign)} {stay}, which this command did not write."])
     check_writable(path)
-
-
-def some(names: Sequence[str]) -> str:
-    return ", ".join(names[:9]) + (f" and {len(names) - 9} more" if len(names) > 9 else "")
 
 
 def check_file(path: Path, *kinds: str) -> None:
@@ -84,7 +66,7 @@ def check_file(path: Path, *kinds: str) -> None:
         raise ValueError(f"`--output` {path} is a folder; name a file.")
     if path.is_file() and path.stat().st_size and not is_record(path, *kinds):
         raise ValueError(
-            f"`--output` {path} is no {kinds[0]} that this command wrote before, so it is not replaced; name "
+            f"`--output` {path} is not a {kinds[0]} that this command wrote before, so it is not replaced; name "
             "another file."
         )
     if path.is_file() and path.name in Belongings.of(path.parent).ours:
@@ -95,6 +77,7 @@ def check_file(path: Path, *kinds: str) -> None:
 
 
 def check_writable(path: Path) -> None:
+    """Refuse a place in which nothing can be made."""
     above = path.absolute().parent
     while not above.exists():
         above = above.parent
@@ -103,4 +86,5 @@ def check_writable(path: Path) -> None:
 
 
 def show(report: Report, folder: Path) -> None:
+    """Show the tables of a run on stdout."""
     Console().print(tables(report, str(folder)))

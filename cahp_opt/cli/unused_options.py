@@ -28,21 +28,24 @@ class Given:
         command: the command.
         values: of all of its options, by the name of the argument.
         explicit: the names of the arguments that were given rather than left to their defaults.
+        flags: the options by the names of their arguments.
     """
 
     command: str
     values: Mapping[str, Any]
     explicit: frozenset[str]
+    flags: Mapping[str, str]
 
     @staticmethod
-    def of(context: typer.Context) -> Given:
+    def of(context: typer.Context, values: Mapping[str, Any]) -> Given:
         """What the command that runs in this context was given."""
         explicit = frozenset(
             name
             for name in context.params
             if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
         )
-        return Given(context.info_name or "", dict(context.params), explicit)
+        flags = {str(p.name): p.opts[0] for p in context.command.params}
+        return Given(context.info_name or "", dict(values), explicit, flags)
 
     def check(self, **facts: object) -> list[str]:
         """The notes of the rules about these facts, or about the options alone, as sentences.
@@ -57,7 +60,7 @@ class Given:
                 continue
             if bool(facts) != bool(rule.facts) or not rule.idle(known):
                 continue
-            options = " and ".join(f"`--{name.replace('_', '-')}`" for name in names)
+            options = " and ".join(f"`{self.flags[name]}`" for name in names)
             sentence = f"{options} {'do' if len(names) > 1 else 'does'} nothing here: {rule.why}"
             if rule.refused:
                 raise UnusedOptionError(f"{sentence}; leave out one or the other.")
@@ -151,7 +154,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
     ),
     "latency": (
         _Rule(
-            ("batch_size", "sequence_length"),
+            _SIZES,
             lambda given: given["workload"],
             "`--workload` has sizes of its own",
             refused=True,

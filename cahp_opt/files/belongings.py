@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -66,6 +66,12 @@ class Belongings:
     def foreign_weights(self) -> tuple[str, ...]:
         """Weights of somebody else, beside which no others can lie."""
         return tuple(name for name in self.foreign if _WEIGHTS.fullmatch(name))
+
+
+def some(names: Sequence[str], most: int = 9) -> str:
+    """The first of many names, and how many there are beside them, for a sentence."""
+    beyond = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + beyond
 
 
 def write_list(folder: Path) -> None:

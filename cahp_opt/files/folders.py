@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cahp_opt.files.belongings import Belongings, write_list
+from cahp_opt.files.belongings import Belongings, some, write_list
 from cahp_opt.files.records import PathLike
 
 
@@ -53,6 +53,10 @@ def whole_folder(path: PathLike, *, overwrite: bool = False) -> Generator[Path]:
 def check_free(target: Path, *, overwrite: bool) -> Belongings:
     """What lies in a folder that is to be written.
 
+    Args:
+        target: the folder.
+        overwrite: whether a model that this library wrote there may be replaced.
+
     Raises:
         FileExistsError: if it may not be written.
     """
@@ -70,19 +74,15 @@ def check_free(target: Path, *, overwrite: bool) -> Belongings:
         )
     if not there.recognised:
         raise FileExistsError(
-            f"{target} holds {_some(there.foreign)}, and no model that this library wrote, so nothing in "
+            f"{target} holds {some(there.foreign)}, and no model that this library wrote, so nothing in "
             "it is replaced; name another folder."
         )
     if there.foreign_weights:
         raise FileExistsError(
-            f"{target} holds weights that this library did not write, {_some(there.foreign_weights)}, and "
+            f"{target} holds weights that this library did not write, {some(there.foreign_weights)}, and "
             "would be unusable with others beside them; move them away, or name another folder."
         )
     return there
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _replace(temporary: Path, target: Path) -> None:

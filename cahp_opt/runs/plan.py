@@ -14,7 +14,7 @@ from cahp_opt.costs.goals import (
 )
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution
-from cahp_opt.costs.quantities import KV_CACHE, MEMORY, PARAMETERS
+from cahp_opt.costs.quantities import SHORTHANDS
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, workloads_for
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
@@ -142,10 +142,10 @@ class BudgetOptions:
         default=(),
         metadata=option(
             "--latency",
-            metavar="[WORKLOADS=]RATIO|TIME",
-            help="Largest end-to-end time: a ratio of the unpruned time such as 0.8, or a time such as "
-            "12.5ms or 0.0125s; of one workload as in decode=12ms, or of several runs as in "
-            "prefill+200*decode=0.8. May be repeated: all must hold.",
+            metavar="LIMIT",
+            help="Largest end-to-end time, as [WORKLOADS=]RATIO|TIME: a ratio of the unpruned time such as "
+            "0.8, or a time such as 12.5ms or 0.0125s; of one workload as in decode=12ms, or of several "
+            "runs as in prefill+200*decode=0.8. May be repeated: all must hold.",
         ),
     )
     parameters: str | None = field(
@@ -194,11 +194,7 @@ class BudgetOptions:
             ValueError: for a limit that cannot be understood.
         """
         goals: list[Goal] = [asked_latency(text) for text in self.latency]
-        resources = (
-            (PARAMETERS, self.parameters),
-            (MEMORY, self.memory),
-            (KV_CACHE, self.kv_cache),
-        )
+        resources = zip(SHORTHANDS, (self.parameters, self.memory, self.kv_cache), strict=True)
         goals += [ResourceGoal.parse(name, text) for name, text in resources if text is not None]
         each = self.blocks
         return Target(tuple(goals), self.heads, each.minimum, each.maximum, each.multiple_of)
@@ -240,7 +236,9 @@ class SelectionOptions:
     )
     time_limit: float | None = field(
         default=None,
-        metadata=option("--time-limit", help="Seconds that the solver may take."),
+        metadata=option(
+            "--time-limit", metavar="SECONDS", help="Seconds that the solver may take."
+        ),
     )
     seed: int = field(
         default=0, metadata=option("--seed", min=0, help="Seed of every random choice.")
@@ -263,9 +261,9 @@ class WorkloadOptions:
         default=(),
         metadata=option(
             "--workload",
-            metavar="[NAME=]PHASE:BATCHxLENGTH",
-            help="What is timed, such as prefill:8x128, decode:8x1024 or long=prefill:1x4096; without a "
-            "name it is called after its phase. May be repeated.",
+            metavar="WORKLOAD",
+            help="What is timed, as [NAME=]PHASE:BATCHxLENGTH: prefill:8x128, decode:8x1024 or "
+            "long=prefill:1x4096; without a name it is called after its phase. May be repeated.",
         ),
     )
     execution: Execution = field(

@@ -496,7 +496,7 @@ def test_an_interrupted_measurement_goes_on(
 
     monkeypatch.setattr(SampleFile, "add", interrupted)
     runs = tmp_path / "latency.json.prefill.jsonl"
-    refused(capsys, 130, str(runs), "goes on from there", run=lambda: main(command))
+    refused(capsys, 130, str(runs), "resumes from there", run=lambda: main(command))
     assert runs.read_text().count("\n") == 1 + 5 and not table.exists()
     kept = runs.read_text()
     seen = list[str]()
@@ -550,7 +550,7 @@ def test_an_interrupted_prune_keeps_its_timings(
         else:
             patched.setattr(SampleFile, "add", interrupted)
         runs = tmp_path / "out.prefill.jsonl"
-        refused(capsys, 130, str(runs), "goes on from there", run=run)
+        refused(capsys, 130, str(runs), "resumes from there", run=run)
     assert [p.name for p in tmp_path.iterdir()] == [runs.name]
     kept, seen = runs.read_text(), list[str]()
     assert late or kept.count("\n") == 2
@@ -807,9 +807,9 @@ def test_output_that_cannot_be_written(
     )
     refused(capsys, 2, "model that is to be pruned", run=lambda: prune(model, model, *over))
     demo = ["demo", "--output-dir", str(full)]
-    refused(capsys, 2, "is not empty", run=lambda: main(demo))
+    refused(capsys, 2, "holds mine", "nothing in it is replaced", run=lambda: main(demo))
     (full / "report.json").write_text("{}")
-    refused(capsys, 2, "is not empty", run=lambda: main(demo))
+    refused(capsys, 2, "nothing in it is replaced", run=lambda: main(demo))
     (full / "report.json").unlink()
     assert [p.name for p in full.iterdir()] == ["mine"] and (model / "config.json").is_file()
 
@@ -847,8 +847,8 @@ def test_overwriting_replaces_what_was_written_and_nothing_else(
     ]
     for name, part in (
         ("cahp_selection.json", "belongs to the model"),
-        ("README.md", "is no cahp-selection"),
-        ("latency.json", "is no cahp-selection"),
+        ("README.md", "is not a cahp-selection"),
+        ("latency.json", "is not a cahp-selection"),
     ):
         (tmp_path / "latency.json").write_text("{}")
         place = out / name if name != "latency.json" else tmp_path / name
@@ -860,9 +860,9 @@ def test_overwriting_replaces_what_was_written_and_nothing_else(
     for _ in range(2):
         assert main([*stats, "--output", str(chosen)]) == 0
     calibrate = ["calibrate", str(model), "--text", str(text), "--output"]
-    refused(capsys, 2, "is no cahp-stats", run=partial(main, [*calibrate, str(chosen)]))
+    refused(capsys, 2, "is not a cahp-stats", run=partial(main, [*calibrate, str(chosen)]))
     again = ["latency", str(model), "--output", str(out / "stats.safetensors")]
-    refused(capsys, 2, "is no cahp-profile", run=partial(main, again))
+    refused(capsys, 2, "is not a cahp-profile", run=partial(main, again))
 
 
 @pytest.mark.parametrize("where", ["model", "selection", "report"])

@@ -65,7 +65,7 @@ def test_half_written_folders_and_files_go_and_timed_runs_stay(
     assert {p.name for p in tmp_path.iterdir()} == {"pruned", runs.name}
     assert {p.name for p in old.iterdir()} == {"old.txt", LIST_FILE}
     told = capsys.readouterr().err
-    assert told.startswith("cahp: interrupted; the runs so far are in") and "goes on" in told
+    assert told.startswith("cahp: interrupted; the runs so far are in") and "resumes" in told
     assert signal.getsignal(number) is signal.SIG_DFL
 
 

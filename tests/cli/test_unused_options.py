@@ -63,7 +63,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
         for command, option in [
             ("prune", "latency_batch_size"),
             ("prune", "sequence_length"),
-            ("latency", "batch_size"),
+            ("latency", "latency_batch_size"),
             ("latency", "sequence_length"),
         ]
     ),
@@ -94,9 +94,14 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
 ]
 
 
+def flags_of(command: str) -> dict[str, str]:
+    group: Any = typer.main.get_command(app)
+    return {parameter.name: parameter.opts[0] for parameter in group.commands[command].params}
+
+
 def notes_of(command: str, option: str, changes: dict[str, Any]) -> list[str]:
     values = {**DEFAULTS, **{k: v for k, v in changes.items() if k not in FACTS}}
-    given = Given(command, values, frozenset({option}))
+    given = Given(command, values, frozenset({option}), flags_of(command))
     facts = {**FACTS, **{k: v for k, v in changes.items() if k in FACTS}}
     return given.check() + given.check(**facts)
 
@@ -106,7 +111,7 @@ def test_what_is_idle_is_told(
     command: str, option: str, used: dict[str, Any], idle: dict[str, Any], refusal: bool
 ) -> None:
     assert not notes_of(command, option, used)
-    start = f"`--{option.replace('_', '-')}` does nothing here: "
+    start = f"`{flags_of(command)[option]}` does nothing here: "
     if refusal:
         with pytest.raises(UnusedOptionError, match=start):
             notes_of(command, option, idle)
@@ -116,9 +121,8 @@ def test_what_is_idle_is_told(
 
 def test_every_rule_is_tried_and_names_options_that_there_are() -> None:
     tried = {(command, option) for command, option, *_ in CASES}
-    group: Any = typer.main.get_command(app)
     for command, rules in _RULES.items():
-        known = {parameter.name for parameter in group.commands[command].params}
+        known = flags_of(command).keys()
         for rule in rules:
             assert set(rule.options) <= known
             assert {(command, option) for option in rule.options} - {("apply", "data")} <= tried
@@ -126,7 +130,7 @@ def test_every_rule_is_tried_and_names_options_that_there_are() -> None:
 
 def test_defaults_are_never_told() -> None:
     for command in _RULES:
-        given = Given(command, {**DEFAULTS, "text": None}, frozenset())
+        given = Given(command, {**DEFAULTS, "text": None}, frozenset(), {})
         assert given.check() == given.check(**{**FACTS, "goals": (), "solvers": DRY}) == []
 
 

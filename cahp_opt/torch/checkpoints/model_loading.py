@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import nn
 
+from cahp_opt.files.belongings import some
 from cahp_opt.runs.method import Precision
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, is_sliced
@@ -267,25 +268,25 @@ def _check_keys(name: str, model: nn.Module, keys: dict[str, list[str]], *, name
     cls = type(model).__name__
     if keys["mismatched"]:
         raise ModelError(
-            f"{name} holds weights of other shapes than its config.json says, {_some(keys['mismatched'])}; "
+            f"{name} holds weights of other shapes than its config.json says, {some(keys['mismatched'], 3)}; "
             "restore the configuration that belongs to them."
         )
     if keys["unexpected"] and named:
         raise ModelError(
             f"{name} holds weights that a {cls}, as its config.json describes it, does not take, "
-            f"{_some(keys['unexpected'])}, and they would be lost; correct `architectures` or the sizes in "
+            f"{some(keys['unexpected'], 3)}, and they would be lost; correct `architectures` or the sizes in "
             f"its config.json, or prune it without them, by {_leaving_out(keys['unexpected'])}."
         )
     if keys["unexpected"]:
         raise ModelError(
             f"{name} has a config.json without `architectures`, and a {cls} does not take its weights "
-            f"{_some(keys['unexpected'])}, which would be lost; add the class that was saved, such as "
+            f"{some(keys['unexpected'], 3)}, which would be lost; add the class that was saved, such as "
             '"architectures": ["BertForSequenceClassification"].'
         )
     missing = _missing(model, keys["missing"])
     if missing:
         raise ModelError(
-            f"{name} lacks the weights {_some(missing)} of a {cls}, so parts of the model would be random; "
+            f"{name} lacks the weights {some(missing, 3)} of a {cls}, so parts of the model would be random; "
             "name a complete checkpoint."
         )
 
@@ -296,7 +297,11 @@ def _without(name: str, model: nn.Module, keys: list[str], leave_out: Sequence[s
         if not any(_inside(key, module) for key in keys):
             raise ModelError(
                 f"`--leave-out` {module} names nothing in {name} that a {type(model).__name__} does not take; "
-                + (f"what it does not take is {_some(keys)}." if keys else "leave the option out.")
+                + (
+                    f"what it does not take is {some(keys, 3)}."
+                    if keys
+                    else "leave the option out."
+                )
             )
     return [key for key in keys if not any(_inside(key, module) for module in leave_out)]
 
@@ -324,10 +329,6 @@ def _missing(model: nn.Module, keys: Iterable[str]) -> list[str]:
     """
     headless = getattr(model, "base_model", None) is model
     return [key for key in keys if not (headless and key.startswith("pooler."))]
-
-
-def _some(keys: list[str]) -> str:
-    return f"{', '.join(keys[:3])}{', ...' if keys[3:] else ''}"
 
 
 def _embeds_sentences(name: str) -> bool:

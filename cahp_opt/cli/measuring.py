@@ -1,0 +1,273 @@
+"""``cahp calibrate``, ``cahp latency`` and ``cahp hardware``: what is measured before anything is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cahp_opt.cli.display import Display
+from cahp_opt.cli.loading import embeds, idle_units, model_of, named_of, set_threads
+from cahp_opt.cli.notes import note
+from cahp_opt.cli.options import MeasuredModel, ModelOptions
+from cahp_opt.cli.outputs import check_file, kept_runs
+from cahp_opt.cli.tables import profile_lines
+from cahp_opt.cli.unused_options import Given
+from cahp_opt.costs.hardware import Hardware
+from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.target import Target
+from cahp_opt.runs.method import ObjectiveName, Precision
+from cahp_opt.runs.options import option, same
+from cahp_opt.runs.plan import SelectionOptions, TextOptions, WorkloadOptions
+from cahp_opt.runs.texts import TextSplit
+
+if TYPE_CHECKING:
+    from cahp_opt.stats.head_stats import HeadStats
+    from cahp_opt.torch.pipeline.run import Named
+
+
+@dataclass(frozen=True)
+class StatisticsOptions:
+    """Which statistics are measured, and where they go."""
+
+    topic: ClassVar[str] = "Statistics"
+
+    output: Path = field(
+        default=Path("stats.safetensors"),
+        metadata=option("--output", metavar="FILE", help="Statistics to write (safetensors)."),
+    )
+    gradient_examples: int = field(
+        default=256,
+        metadata=option(
+            "--gradient-examples",
+            min=0,
+            help="Texts to take gate gradients on, for salience and gauss-newton.",
+        ),
+    )
+    sensitivity_examples: int | None = field(
+        default=None,
+        metadata=option(
+            "--sensitivity-examples",
+            min=0,
+            help="Texts to weigh tokens by the output's sensitivity on, for explained-output. Default: "
+            "2048, or 0 for models that embed texts by pooling all tokens.",
+        ),
+    )
+    divergence_examples: int = field(
+        default=0,
+        metadata=option(
+            "--divergence-examples",
+            min=0,
+            help="Texts to compare attention maps on, for facility-location.",
+        ),
+    )
+    signature_size: int = field(
+        default=0,
+        metadata=option(
+            "--signature-size",
+            min=0,
+            help="Cells per side of attention maps by class, for complementarity (32 in the paper); "
+            "needs --data with labels.",
+        ),
+    )
+    seed: int = same(SelectionOptions, "seed")
+
+
+def calibrate(
+    given: Given, texts: TextOptions, statistics: StatisticsOptions, model: MeasuredModel
+) -> None:
+    """Measure the heads of a model on texts.
+
+    The same texts as in `cahp prune` are kept back, and not looked at.
+    """
+    note(given.check())
+    examples = texts.read(statistics.seed)
+    note(_too_many(given, len(examples.calibration)))
+    size = statistics.signature_size
+    if size and any(example.label is None for example in examples.calibration):
+        raise ValueError(
+            f"`--signature-size {size}` tells units apart by class, and the texts have no labels; give "
+            "`--data` with a column label."
+        )
+    check_file(statistics.output, "cahp-stats")
+    display = Display()
+    named = named_of(model, display, pooling=texts.pooling)
+    note(idle_units(model.units, named.model))
+    if statistics.sensitivity_examples is None:
+        statistics = replace(statistics, sensitivity_examples=0 if embeds(named) else 2048)
+    stats = _measured(named, examples, texts, statistics, model, display)
+    stats.save(statistics.output)
+    note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))
+    print(
+        f"{statistics.output}: {stats.examples:,} texts, {stats.tokens:,} tokens, {stats.space.n} units"
+    )
+
+
+def _measured(
+    named: Named,
+    examples: TextSplit,
+    texts: TextOptions,
+    statistics: StatisticsOptions,
+    model: MeasuredModel,
+    display: Display,
+) -> HeadStats:
+    """The statistics, once it is known that the model can be run on the texts."""
+    from cahp_opt.torch import calibrate as measure
+    from cahp_opt.torch.checkpoints.model_loading import output_of
+    from cahp_opt.torch.evaluation.fidelity import embedding_notes
+    from cahp_opt.torch.texts.encoding import encode, notes_on_empty
+    from cahp_opt.torch.texts.rehearsal import rehearse_texts
+
+    fidelity = output_of(named.name, named.model, named.pooling)
+    note(embedding_notes(named.model, fidelity))
+    batches = encode(
+        examples.calibration,
+        named.tokenizer,
+        named.model,
+        batch_size=texts.reading.batch_size,
+        max_length=texts.reading.max_length,
+        seed=statistics.seed,
+    )
+    note([*examples.notes, *notes_on_empty(TextSplit(examples.calibration, ()), batches)])
+    rehearse_texts(named.model, batches[0], fidelity)
+    with display.stage("calibrate") as progress:
+        return measure(
+            named.model,
+            batches,
+            gradient_examples=statistics.gradient_examples,
+            sensitivity_examples=statistics.sensitivity_examples or 0,
+            divergence_examples=statistics.divergence_examples,
+            signature_size=statistics.signature_size,
+            fidelity=fidelity,
+            unit=model.units.unit,
+            seed=statistics.seed,
+            progress=progress,
+        )
+
+
+def _too_many(given: Given, texts: int) -> Iterable[str]:
+    """Numbers of examples that were asked for and are not there, as sentences."""
+    for name in ("gradient_examples", "sensitivity_examples", "divergence_examples"):
+        if name in given.explicit and given.values[name] > texts:
+            yield (
+                f"`{given.flags[name]} {given.values[name]}` is more than the {texts} texts that there are "
+                "to calibrate on; all of them are taken."
+            )
+
+
+@dataclass(frozen=True)
+class ProfiledOptions(WorkloadOptions):
+    """What is timed, block by block, or estimated."""
+
+    latency_batch_size: int = field(
+        default=8, metadata=option("--batch-size", min=1, help="Texts per timed batch.")
+    )
+    estimate: Path | None = field(
+        default=None,
+        metadata=option(
+            "--estimate",
+            metavar="FILE",
+            help="Measure nothing, and estimate the times on the device that this file of `cahp "
+            "hardware` describes: for planning only, it can be far off.",
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class ProfileOutput:
+    """Where a profile goes."""
+
+    topic: ClassVar[str] = "Output"
+
+    output: Path = field(
+        default=Path("latency.json"),
+        metadata=option("--output", metavar="FILE", help="Profile to write (JSON)."),
+    )
+
+
+def latency(
+    given: Given, timing: ProfiledOptions, written: ProfileOutput, model: MeasuredModel
+) -> None:
+    """Measure the seconds of every block at every number of kept units, on this machine.
+
+    The profile also counts weights, bytes and the key/value cache. Without --workload, one prefill of
+    --batch-size texts of --sequence-length tokens is timed. If interrupted, the measurement resumes when
+    the same command is run again.
+    """
+    note(given.check())
+    hardware = Hardware.load(timing.estimate) if timing.estimate else None
+    if hardware is not None and timing.execution is not Execution.EAGER:
+        raise ValueError(
+            f"`--execution {timing.execution.value}` cannot be estimated; leave out `--execution` or "
+            "`--estimate`."
+        )
+    workloads, output = timing.workloads(Target()), written.output
+    check_file(output, "cahp-profile", "cahp-latency")
+    display = Display()
+    loaded = model_of(model if hardware is None else replace(model, device="cpu"), display)
+    note(idle_units(model.units, loaded))
+
+    from cahp_opt.torch.pipeline.profiles import estimate_profile, measure_profile
+
+    unit = model.units.unit
+    if hardware is not None:
+        profile = estimate_profile(loaded, workloads, hardware, display, unit)
+        profile.save(output)
+    else:
+        with kept_runs(output, workloads) as samples:
+            profile = measure_profile(loaded, workloads, display, unit, samples=samples)
+            profile.save(output)
+    for line in profile_lines(profile):
+        print(line)
+    note(f"{name}: {remark}" for name, t in profile.latency.items() for remark in t.remarks)
+    print(f"written: {output}")
+
+
+@dataclass(frozen=True)
+class HardwareOptions:
+    """What is tried of a device."""
+
+    topic: ClassVar[str] = "Options"
+
+    output: Path = field(
+        default=Path("hardware.json"),
+        metadata=option("--output", metavar="FILE", help="Record to write (JSON)."),
+    )
+    threads: int | None = same(ModelOptions, "threads")
+    device: str | None = same(ModelOptions, "device")
+    precision: tuple[Precision, ...] = field(
+        default=(),
+        metadata=option(
+            "--dtype",
+            help="Precision that models will run in. May be repeated. Default: float32 on a CPU, all "
+            "three elsewhere.",
+        ),
+    )
+
+
+def hardware(options: HardwareOptions) -> None:
+    """Measure what this device can do at best, for `cahp latency --estimate` on another machine."""
+    check_file(options.output, "cahp-hardware")
+    display = Display()
+    with display.stage("load"):
+        import torch
+
+        from cahp_opt.torch.checkpoints.model_loading import device_named
+        from cahp_opt.torch.latency.peak_rates import measure_hardware
+
+        told = set_threads(options.threads)
+        place = device_named(options.device)
+    note(told)
+    every = (Precision.FLOAT32,) if place.type == "cpu" else tuple(Precision)
+    precisions = options.precision or every
+    with display.stage("hardware"):
+        found = measure_hardware(place, *(getattr(torch, p.value) for p in precisions))
+    found.save(options.output)
+    for name, rate in found.flops_per_second.items():
+        print(f"{found.name}: {rate / 1e9:,.0f} Gflop/s in {name}")
+    print(
+        f"{found.name}: {found.bytes_per_second / 1e9:,.1f} GB/s read and written, "
+        f"{1e6 * found.launch_seconds:.1f} us per operation launched"
+    )
+    print(f"written: {options.output}")
