@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("selection", "objectives"),
     ("solvers/parts",),
     ("solvers",),
-    ("studies",),
+    ("studies", "testing"),
     ("runs",),
     ("cahp_opt", "demo"),
     ("torch/blocks",),

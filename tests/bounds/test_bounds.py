@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import BUDGETS, OBJECTIVES, SPACES, make_problem
+from helpers import make_problem
 from instances_exact import coverage_problem, damage_problem
 
 from cahp_opt import HeadSpace, Problem, select
@@ -14,6 +14,7 @@ from cahp_opt.bounds.frank_wolfe import Effort, quadratic_frank_wolfe
 from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.bounds.row_prices import coverage_bound
 from cahp_opt.solvers import BruteForce, LazyGreedy, LocalSearch, RandomSubset
+from cahp_opt.testing import BUDGETS, OBJECTIVES, SPACES
 
 
 def check_bounds(problem: Problem, seed: int) -> None:

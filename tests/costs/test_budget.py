@@ -7,13 +7,13 @@ import math
 
 import numpy as np
 import pytest
-from helpers import BUDGETS, SPACES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahp_opt import Budget, BudgetError, CountTable, HeadSpace, LatencyTable
 from cahp_opt.costs import knapsack
 from cahp_opt.costs.knapsack import best_counts
+from cahp_opt.testing import BUDGETS, SPACES
 
 SPACE = HeadSpace.uniform(3, 4)
 LINEAR = LatencyTable(SPACE, 1.0, tuple(np.arange(5.0) * np.float64(w) for w in (0.1, 0.2, 0.3)))

@@ -14,12 +14,13 @@ from rooms import FLOOR, ROOT, imported, modules, of_module, room_imported
 import cahp_opt
 import cahp_opt.objectives
 import cahp_opt.solvers
+import cahp_opt.testing
 import cahp_opt.torch
 
 DOCUMENT = "docs/architecture.md"
 PAGE = (ROOT / DOCUMENT).read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-PUBLIC = (cahp_opt, cahp_opt.objectives, cahp_opt.solvers, cahp_opt.torch)
+PUBLIC = (cahp_opt, cahp_opt.objectives, cahp_opt.solvers, cahp_opt.testing, cahp_opt.torch)
 LINKING = ("README.md", "CONTRIBUTING.md")
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from helpers import BUDGETS, SPACES, Rng
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cahp_opt import Budget, HeadSpace
 from cahp_opt.arrays import Ints
 from cahp_opt.solvers.parts.ledger import Ledger
+from cahp_opt.testing import BUDGETS, SPACES
 
 
 def _fits(budget: Budget, counts: Ints) -> bool:
     return all(table.fits(counts) for table in budget.coupling)
 
 
-def _near(budget: Budget, rng: Rng) -> Budget:
+def _near(budget: Budget, rng: np.random.Generator) -> Budget:
     """The budget with limits that some counts meet to the last digit, or miss by it."""
     start = budget.cheapest
     full = rng.integers(start, budget.space.units + 1)

@@ -1,0 +1,314 @@
+"""The laws of solvers, each stated once, and the check of a solver against all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.costs.budget import Budget
+from cahp_opt.objective import CoverageForm, Objective, QuadraticForm
+from cahp_opt.problem import Problem
+from cahp_opt.selection import Selection, select
+from cahp_opt.solver import Solver, Status
+from cahp_opt.solvers.brute_force import BruteForce
+from cahp_opt.space import HeadSpace
+from cahp_opt.testing.broken_law import BrokenLaw, found_on, require
+from cahp_opt.testing.instances import (
+    BUDGETS,
+    OBJECTIVES,
+    SPACES,
+    BudgetMaker,
+    ObjectiveMaker,
+    make_problem,
+)
+
+
+class SolverCheck(NamedTuple):
+    """What a solver did on the problems that it was checked on."""
+
+    answered: int
+    """The problems that it answered; it refused the others with a sentence."""
+    refused: int
+    """The problems whose structure it refused."""
+    best: int
+    """The answers that no keep-set within the budget exceeds."""
+
+
+def check_solver(
+    solver: Solver,
+    *,
+    objectives: Mapping[str, ObjectiveMaker] = OBJECTIVES,
+    budgets: Mapping[str, BudgetMaker] = BUDGETS,
+    spaces: Sequence[HeadSpace] = SPACES,
+    rounds: int = 1,
+    seed: int = 0,
+    ignores_names: bool = False,
+) -> SolverCheck:
+    """Check a solver against the laws on small random problems, whose best keep-set is known.
+
+    It must be a frozen dataclass with a docstring; stay within every budget; never claim a bound
+    below the optimum, or an optimum that is none; repeat itself with the same seed; and take a time to
+    launch within the limit for what it is, none. It may refuse a structure by a ``ValueError`` that
+    names it, but not all of them.
+
+    Args:
+        solver: the solver; give it options that make it quick.
+        objectives: makers of objectives by name; add your own.
+        budgets: makers of budgets by name.
+        spaces: the units, at most 20 in each, since every keep-set is tried.
+        rounds: how many problems of every objective with every budget.
+        seed: of the first problem; the following ones count on from it.
+        ignores_names: check also that another order of blocks and units leaves the value as it is. For
+            solvers that do not draw units by their number.
+
+    Raises:
+        BrokenLaw: an ``AssertionError``; it names the law, the problem, and what came.
+        TypeError: if it is not a solver.
+        ValueError: if there is nothing to check it on.
+        ImportError: if the solver needs a package that is not installed.
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(f"`solver` must be a Solver value such as `LazyGreedy()`, got {solver!r}.")
+    if not (objectives and budgets and spaces and rounds >= 1):
+        raise ValueError(
+            "`objectives`, `budgets` and `spaces` must hold at least one each, and `rounds` must be at "
+            f"least 1, got {len(objectives)}, {len(budgets)}, {len(spaces)} and {rounds}."
+        )
+    check_value(solver)
+    pairs = [(o, b) for o in objectives for b in budgets]
+    refused = best = 0
+    for k in range(rounds * len(pairs)):
+        (objective, budget), place = pairs[k % len(pairs)], k % len(spaces)
+        problem = make_problem(objectives[objective], budgets[budget], spaces[place], seed + k)
+        with found_on(
+            f"make_problem(objectives[{objective!r}], budgets[{budget!r}], spaces[{place}], "
+            f"seed={seed + k}), solved with the same seed"
+        ):
+            optimum = best_value(problem)
+            selection = check_selection(solver, problem, optimum, seed + k)
+            check_launch_time(solver, problem, seed + k)
+            if ignores_names:
+                check_relabelling(solver, problem, np.random.default_rng(seed + k))
+        refused += selection is None
+        best += selection is not None and math.isclose(selection.value, optimum, **CLOSE)
+    require(
+        refused < rounds * len(pairs),
+        f"`{type(solver).__name__}` refuses each of the {refused} problems; a solver must take some.",
+    )
+    return SolverCheck(rounds * len(pairs) - refused, refused, best)
+
+
+CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-9}
+"""How far values may lie apart that are the same but for rounding."""
+
+
+def best_value(problem: Problem) -> float:
+    """The value of the best of all keep-sets within the budget, found by trying them."""
+    return select(problem, BruteForce()).value
+
+
+def answer(solver: Solver, problem: Problem, seed: int = 0) -> Selection | None:
+    """The solver's selection, or None where it refuses the structure with a sentence."""
+    name = type(solver).__name__
+    try:
+        return select(problem, solver, seed=seed)
+    except ImportError:
+        raise  # a package that is not installed says nothing about the solver
+    except ValueError as refusal:
+        if name in str(refusal) and str(refusal).endswith("."):
+            return None
+        raise BrokenLaw(
+            f"`{name}` must refuse a problem with a sentence that names it and ends with a full stop, "
+            f"got {str(refusal)!r}."
+        ) from refusal
+    except RuntimeError as referee:
+        raise BrokenLaw(str(referee)) from referee
+    except Exception as error:
+        raise BrokenLaw(f"`{name}` must answer or refuse, got {error!r}.") from error
+
+
+def check_value(solver: Solver) -> None:
+    """A solver is a frozen dataclass of options, with a docstring."""
+    name = type(solver).__name__
+    if not dataclasses.is_dataclass(solver):
+        raise BrokenLaw(f"`{name}` must be a dataclass of its options.")
+    copy = dataclasses.replace(solver)
+    require(
+        isinstance(solver, Hashable) and solver == copy and hash(solver) == hash(copy),
+        f"`{name}` must be a frozen dataclass, equal to another with the same options.",
+    )
+    texts = [f.name for f in dataclasses.fields(solver) if f.type in ("str", str)]
+    require(not texts, f"the options {texts} of `{name}` are strings; use an Enum.")
+    written = type(solver).__doc__ or f"{name}("
+    require(
+        not written.startswith(f"{name}("), f"`{name}` must have a docstring."
+    )  # dataclass's own
+
+
+def check_selection(
+    solver: Solver, problem: Problem, optimum: float, seed: int
+) -> Selection | None:
+    """What every selection of every solver must be; returns it, or None where the solver refuses.
+
+    Args:
+        solver: the solver.
+        problem: a problem.
+        optimum: the value of its best keep-set.
+        seed: for the solver.
+    """
+    selection = answer(solver, problem, seed)
+    if selection is None:
+        return None
+    name, value, bound = type(solver).__name__, selection.value, selection.bound
+    _check_costs(name, problem, selection)
+    slack = 1e-9 * max(1, abs(optimum))
+    require(
+        value == problem.objective.value(selection.kept) and value <= optimum + slack,
+        f"the selection of `{name}` has the value {value}, its keep-set "
+        f"{problem.objective.value(selection.kept)}, and the best keep-set {optimum}.",
+    )
+    require(
+        bound >= max(value, optimum - slack),
+        f"`{name}` claims that no keep-set exceeds {bound}, and the best one has the value {optimum}.",
+    )
+    require(
+        selection.status is not Status.OPTIMAL or math.isclose(value, optimum, **CLOSE),
+        f"`{name}` claims an optimal answer of value {value}, and the best keep-set has {optimum}.",
+    )
+    require(
+        math.isfinite(bound) or selection.certificate.startswith("none"),
+        f"`{name}` has no bound, but the certificate {selection.certificate!r}.",
+    )
+    again = answer(solver, problem, seed)
+    require(
+        again is not None
+        and np.array_equal(again.kept, selection.kept)
+        and (again.value, again.bound) == (value, bound),
+        f"`{name}` must repeat itself with the same seed ({seed}): it kept "
+        f"{np.flatnonzero(selection.kept).tolist()} with the bound {bound}, and then "
+        + (f"{np.flatnonzero(again.kept).tolist()} with {again.bound}." if again else "refused."),
+    )
+    return selection
+
+
+def _check_costs(name: str, problem: Problem, selection: Selection) -> None:
+    """The budget holds, computed here from the counts, and the costs that the selection tells are so."""
+    budget, counts = problem.budget, problem.space.counts(selection.kept)
+    uneven = counts % budget.multiples > 0
+    require(
+        np.all(budget.fewest <= counts)
+        and np.all(counts <= budget.most)
+        and np.all(counts[uneven] == problem.space.units[uneven]),
+        f"`{name}` keeps {counts.tolist()} units per block, and the budget allows from "
+        f"{budget.fewest.tolist()} to {budget.most.tolist()} in multiples of {budget.multiples.tolist()}.",
+    )
+    for table in budget.tables:
+        own = sum(c[k] for c, k in zip(table.costs, counts, strict=True))
+        cost, told = max(table.least, table.fixed + own), selection.costs[table.name]
+        require(
+            cost <= table.limit * (1 + 1e-12)
+            and math.isclose(told.value, cost, rel_tol=1e-12, abs_tol=1e-15)
+            and told[1:] == (table.limit, table.unit),
+            f"the selection of `{name}` costs {cost} of {table.limit} by {table.name}, and tells {told}.",
+        )
+
+
+def check_launch_time(solver: Solver, problem: Problem, seed: int) -> None:
+    """A launch time within the limit rules nothing out, and so it changes nothing."""
+    if all(table.least == 0 for table in problem.budget.tables):
+        return
+    free = tuple(dataclasses.replace(t, least=0.0) for t in problem.budget.tables)
+    budget = problem.budget
+    without = Budget(problem.space, free, budget.fewest, budget.most, budget.multiples)
+    first = answer(solver, problem, seed)
+    second = answer(solver, Problem(problem.objective, without), seed)
+    require(
+        (first is None) == (second is None)
+        and (first is None or second is None or np.array_equal(first.kept, second.kept)),
+        f"`{type(solver).__name__}` must not heed a launch time (`least`) within the limit: it keeps "
+        f"{first and first.heads()}, and without one {second and second.heads()}.",
+    )
+
+
+def check_relabelling(solver: Solver, problem: Problem, rng: np.random.Generator) -> None:
+    """Another order of the blocks, and of the units in them, leaves the value as it is.
+
+    Not where units tie, since ties are broken by order.
+    """
+    first = None if _has_ties(problem.objective) else answer(solver, problem)
+    if first is None:
+        return
+    space = problem.space
+    blocks: list[int] = rng.permutation(len(space.blocks)).tolist()
+    order: Ints = np.concatenate(
+        [space.slices[b].start + rng.permutation(space.units[b]) for b in blocks]
+    )
+    renamed = HeadSpace(tuple(space.blocks[b] for b in blocks))
+    budget = Budget(
+        renamed,
+        tuple(
+            dataclasses.replace(t, costs=tuple(t.costs[b] for b in blocks))
+            for t in problem.budget.tables
+        ),
+        problem.budget.fewest[blocks],
+        problem.budget.most[blocks],
+        problem.budget.multiples[blocks],
+    )
+    second = answer(solver, Problem(_Relabelled(problem.objective, order), budget))
+    # The relabelled view hides structure, which an exact solver may need.
+    require(
+        second is None or math.isclose(first.value, second.value, **CLOSE),
+        f"`{type(solver).__name__}` finds the value {first.value}, and {second and second.value} where "
+        f"blocks and units come in the order {order.tolist()}.",
+    )
+
+
+class _Relabelled(Objective):
+    """The same objective with its units in another order."""
+
+    def __init__(self, inner: Objective, order: Ints) -> None:
+        self._inner, self._order = inner, order
+
+    @property
+    def n(self) -> int:
+        return self._inner.n
+
+    @property
+    def monotone(self) -> bool:
+        return self._inner.monotone
+
+    @property
+    def submodular(self) -> bool:
+        return self._inner.submodular
+
+    def value(self, kept: Bools) -> float:
+        inner = np.empty(self.n, dtype=np.bool_)
+        inner[self._order] = kept
+        return self._inner.value(inner)
+
+    def linear(self) -> Floats | None:
+        weights = self._inner.linear()
+        return None if weights is None else weights[self._order]
+
+    def quadratic(self) -> QuadraticForm | None:
+        form = self._inner.quadratic()
+        if form is None:
+            return None
+        pairs = form.pairwise[np.ix_(self._order, self._order)]
+        return QuadraticForm(form.linear[self._order], pairs, form.constant)
+
+    def coverage(self) -> CoverageForm | None:
+        form = self._inner.coverage()
+        if form is None:
+            return None
+        return CoverageForm(form.similarity[:, self._order], form.weights)
+
+
+def _has_ties(objective: Objective) -> bool:
+    ends = (np.zeros(objective.n, dtype=np.bool_), np.ones(objective.n, dtype=np.bool_))
+    return any(bool(np.any(np.diff(np.sort(objective.gains(end))) < 1e-9)) for end in ends)
