@@ -28,10 +28,11 @@ _KIND, _VERSION = "cahp-selection", 1
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The units to keep, their value, and a certified upper bound on what any other answer can reach.
+    """The units to keep, bool ``[n]``, their value, and a certified upper bound on any other's
+    value.
 
     ``value``, ``costs`` and feasibility are computed by :func:`select` from ``kept`` alone, never
-    taken from a solver. ``bound`` is infinite, and ``certificate`` says why, where none is known.
+    taken from a solver. ``bound`` is infinite if none is known, and ``certificate`` says why.
     """
 
     space: HeadSpace
@@ -68,7 +69,8 @@ class Selection:
 
     @staticmethod
     def from_kept(space: HeadSpace, kept: npt.ArrayLike) -> Selection:
-        """A selection made by hand; its value is NaN and its bound infinite."""
+        """A selection of a keep-set, bool ``[n]``, made by hand; its value is NaN and its bound
+        infinite."""
         return Selection(space, space.check(kept))
 
     @property

@@ -154,7 +154,8 @@ class Budget:
         maximum: Counts | None = None,
         multiple_of: Counts = 1,
     ) -> Budget:
-        """Any cost of your own: ``costs[b][k]`` for ``k`` units kept in block ``b``, summed."""
+        """Any cost of your own: the sum of ``costs[b][k]`` for ``k`` units kept in block ``b``,
+        with ``costs[b]`` of shape ``[units + 1]``."""
         arrays = count_arrays(space, costs, "costs")
         costs_and_limit = CountTable(name, arrays, float(limit), fixed, unit)
         return Budget(space, (costs_and_limit,), minimum, maximum, multiple_of)
@@ -223,11 +224,12 @@ class Budget:
         return {table.name: table.smallest(self._in_range()) for table in self.tables}
 
     def costs(self, counts: Ints) -> dict[str, Cost]:
-        """By table name: the cost of these counts, its limit and its unit."""
+        """By table name: the cost of these counts, ``[blocks]``, its limit and its unit."""
         return {t.name: Cost(t.cost(counts), t.limit, t.unit) for t in self.tables}
 
     def violation(self, counts: Ints) -> str | None:
-        """The first limit these counts break, as a sentence; None if they are within the budget."""
+        """The first limit that these counts, ``[blocks]``, break, as a sentence; None if they are
+        within the budget."""
         for block, count, least, most, multiple in zip(
             self.space.blocks, counts, self.fewest, self.most, self.multiples, strict=True
         ):
@@ -248,7 +250,7 @@ class Budget:
         return None
 
     def allows(self, counts: Ints) -> bool:
-        """Whether these counts are within the budget."""
+        """Whether these counts, ``[blocks]``, are within the budget."""
         return self.violation(counts) is None
 
     @cached_property

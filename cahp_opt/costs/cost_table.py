@@ -80,7 +80,7 @@ class CostTable:
         return whole_cost(self.least, self.fixed, (float(c.min()) for c in self.costs))
 
     def predict(self, counts: npt.ArrayLike) -> float:
-        """The cost of the whole model that keeps ``counts[b]`` units in block ``b``.
+        """The cost of the whole model at these counts, ``[blocks]``.
 
         Raises:
             ValueError: if a count is outside ``0 .. units`` of its block.
@@ -129,8 +129,8 @@ class CostTable:
         """The table with another factor for its blocks and another offset, to fit whole models.
 
         Args:
-            evidence: counts and measured costs of whole models. Where they do not tell the factor,
-                only the offset changes.
+            evidence: counts, ``[blocks]``, and measured costs of whole models. If they do not
+                determine the factor, only the offset changes.
 
         Raises:
             ValueError: without evidence, or for a cost that is not above 0.

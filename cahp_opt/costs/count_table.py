@@ -47,7 +47,7 @@ class CountTable:
     least: float = 0.0
 
     def cost(self, counts: Sequence[int] | Ints) -> float:
-        """The cost of these counts."""
+        """The cost of these counts, ``[blocks]``."""
         parts = (float(c[k]) for c, k in zip(self.costs, counts, strict=True))
         return whole_cost(self.least, self.fixed, parts)
 
@@ -57,7 +57,7 @@ class CountTable:
         return whole_cost(self.least, self.fixed, cheapest)
 
     def fits(self, counts: Sequence[int] | Ints) -> bool:
-        """Whether these counts are within the limit."""
+        """Whether these counts, ``[blocks]``, are within the limit."""
         return self.cost(counts) <= self.limit
 
     def without_limit(self) -> CountTable:
@@ -94,7 +94,7 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def check_counts(space: HeadSpace, counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """``counts`` as whole numbers, one per block, each within its block.
+    """``counts`` as whole numbers, ``[blocks]``, each within its block.
 
     Raises:
         ValueError: for another shape, or a count outside ``0 .. units``.

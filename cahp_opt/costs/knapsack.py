@@ -29,7 +29,8 @@ _GRID_BITS = 61  # sums of costs and the room left stay below 2^62
 
 
 class BestCounts(NamedTuple):
-    """The best counts found (None if none), their value, and an upper bound on any value.
+    """The best counts found, ``[blocks]`` (None if none), their value, and an upper bound on any
+    value.
 
     Nothing fits if the bound is minus infinity.
     """

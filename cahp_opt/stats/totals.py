@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Total:
-    """A sum and how many samples it adds up; ``count`` is 0 where nothing was measured.
+    """A sum, ``[n]`` or ``[n, n]``, and its number of samples; ``count`` is 0 if nothing was
+    measured.
 
     Raises:
         ValueError: if the sum holds NaN or infinity, or the count is negative.
@@ -37,7 +38,7 @@ class Total:
 
     @property
     def mean(self) -> Floats:
-        """The sum over the count.
+        """The sum over the count, ``[n]`` or ``[n, n]``.
 
         Raises:
             ValueError: if nothing was measured.

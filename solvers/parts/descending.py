@@ -134,7 +134,8 @@ class Descent:
         return any(t.costs[block][target] < t.costs[block][now] for t in self.here.ledger.tables)
 
     def go_to(self, counts: Ints) -> None:
-        """Reach these counts by dropping the least useful units and adding the most useful ones."""
+        """Reach these counts, ``[blocks]``, by dropping the least useful units and adding the most
+        useful ones."""
         for b, target in enumerate(counts):
             while self.here.counts[b] != target:
                 self.here.flip(self.here.best_flip(b, kept=bool(self.here.counts[b] > target))[0])

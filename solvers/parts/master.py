@@ -31,7 +31,7 @@ class Options(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a solve returned: a point in units (None if none), and an upper bound on the master."""
+    """The result of a solve: a point ``[n]`` (None if none), and an upper bound on the master."""
 
     point: Floats | None
     bound: float
@@ -137,7 +137,7 @@ class Master:
         return variable
 
     def cut(self, term: Any, constant: float, slope: Floats) -> None:
-        """``term <= constant + slope @ x``."""
+        """``term <= constant + slope @ x`` for a slope ``[n]``."""
         self._model.add_linear_constraint(
             term - self._sum(slope / self._scale) <= constant / self._scale
         )
@@ -149,7 +149,7 @@ class Master:
         )
 
     def forbid(self, counts: Ints) -> None:
-        """Exclude these counts of all blocks."""
+        """Exclude these counts, ``[blocks]``."""
         chosen = [z for own, c in zip(self._counts, counts, strict=True) for k, z in own if k == c]
         self._model.add_linear_constraint(self._mo.fast_sum(chosen) <= len(counts) - 1)
 
@@ -163,7 +163,8 @@ class Master:
         return answer
 
     def solve(self, deadline: float, seed: int, hint: Bools | None = None) -> Answer:
-        """Branch and bound with HiGHS, one thread; with SCIP where HiGHS fails."""
+        """Branch and bound with HiGHS, one thread, from a hint, bool ``[n]``; with SCIP if HiGHS
+        fails."""
         try:
             return self._solve(self._mo.SolverType.HIGHS, deadline, seed, hint)
         except (AttributeError, RuntimeError) as failure:

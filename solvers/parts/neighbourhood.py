@@ -64,6 +64,6 @@ class Neighbourhood:
         return int(units[place]), float(gains[place])
 
     def move_to(self, kept: Bools) -> None:
-        """Go to another keep-set within the budget; starts the tracker over."""
+        """Go to another keep-set within the budget, bool ``[n]``; starts the tracker over."""
         self.tracker = self.problem.objective.tracker(kept)
         self.ledger.go_to(self.space.counts(kept))

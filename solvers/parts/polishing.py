@@ -37,12 +37,13 @@ class Polisher:
         self._ledger = Ledger(budget, budget.cheapest)
 
     def value(self, kept: Bools) -> float:
-        """The form's value."""
+        """The form's value at a keep-set, bool ``[n]``."""
         x = kept.astype(np.float64)
         return self._form.constant + float(self._form.linear @ x + x @ self._form.pairwise @ x)
 
     def best_of(self, starts: Iterable[Bools], deadline: float) -> tuple[Bools, float]:
-        """The best keep-set reached from several starts, each within the budget; and its value."""
+        """The best keep-set, bool ``[n]``, reached from several starts within the budget; and its
+        value."""
         best: tuple[Bools, float] | None = None
         for start in starts:
             if best is not None and time.monotonic() > deadline:
@@ -58,7 +59,8 @@ class Polisher:
     def shaken(
         self, kept: Bools, rng: np.random.Generator, rounds: int, deadline: float
     ) -> tuple[Bools, float]:
-        """Iterated local search: drop a few random units, fill and polish, keep what is better."""
+        """Iterated local search from a keep-set, bool ``[n]``: drop a few random units, fill and
+        polish, keep the better one."""
         best, value = kept, self.value(kept)
         for _ in range(rounds):
             if time.monotonic() > deadline:
@@ -75,7 +77,7 @@ class Polisher:
         return best, value
 
     def polish(self, kept: Bools, deadline: float) -> Bools:
-        """The local optimum that the best moves lead to."""
+        """The local optimum, bool ``[n]``, that the best moves lead to."""
         kept = kept.copy()
         scale = 1e-12 * float(np.abs(self._alone).sum() + np.abs(self._across).sum())
         while time.monotonic() <= deadline:

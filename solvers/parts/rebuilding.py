@@ -11,8 +11,8 @@ from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 
 
 def drop_plateau(here: Neighbourhood, ends: list[Bools], block: int) -> bool:
-    """Take a block down to its previous plateau end that keeps the budget, least useful units first;
-    whether there is one."""
+    """Take a block down to its previous plateau end, of ``ends``, bool ``[units + 1]`` per block,
+    that keeps the budget, least useful units first; whether there is one."""
     fine = here.budget.allowed[block] & ends[block]
     for low in range(int(here.counts[block]) - 1, -1, -1):
         if fine[low] and here.ledger.fits((block, low)):
@@ -23,8 +23,8 @@ def drop_plateau(here: Neighbourhood, ends: list[Bools], block: int) -> bool:
 
 
 def raise_plateau(here: Neighbourhood, ends: list[Bools], block: int) -> bool:
-    """Fill a block up to its next plateau end, most useful units first, whatever the limits that tie
-    blocks; whether there is one."""
+    """Fill a block up to its next plateau end, of ``ends``, bool ``[units + 1]`` per block, most
+    useful units first, whatever the limits that tie blocks; whether there is one."""
     fine = here.budget.allowed[block] & ends[block]
     highs = np.flatnonzero(fine[int(here.counts[block]) + 1 :])
     if not len(highs):
@@ -39,7 +39,7 @@ def fill(here: Neighbourhood, ends: list[Bools], closed: Collection[int], reach:
 
     Args:
         here: the keep-set, changed in place.
-        ends: the plateau ends.
+        ends: the plateau ends, bool ``[units + 1]`` per block.
         closed: blocks that stay as they are.
         reach: how many plateau ends up are considered.
     """

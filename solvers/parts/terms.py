@@ -19,7 +19,7 @@ class Terms(Protocol):
         ...
 
     def value(self, point: Floats) -> float:
-        """The concave function at a point."""
+        """The concave function at a point, ``[n]``."""
         ...
 
 

@@ -44,7 +44,7 @@ class Dense:
     """What the unpruned model gave for the examples of a batch.
 
     Args:
-        output: its output, as the fidelity takes it.
+        output: its output, as the fidelity takes it, ``[batch, ...]``.
         together: whether the first axis of all activations is that of the examples.
         number: the position of the batch in the data.
         whole: whether these are all examples of the batch.

@@ -97,7 +97,7 @@ class MomentSums(Collecting):
 
 
 def column_order(block: AttentionBlock) -> Ints:
-    """The input columns of a block's output projection, unit by unit."""
+    """The input columns of a block's output projection, unit by unit, ``[width]``."""
     return np.argsort(block.columns, kind="stable")
 
 
