@@ -24,6 +24,7 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
+from cahp_opt.runs.measuring import Measuring
 from cahp_opt.runs.method import Method as Choice
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
@@ -31,7 +32,8 @@ from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import calibrate
-from cahp_opt.torch.pipeline.pruning_run import measure_stats
+from cahp_opt.torch.calibration.calibration import measure
+from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of
 
 MIQP_SECONDS = 10.0
@@ -135,7 +137,8 @@ class Needs:
         batches = batches_of(None)
         bare = batches if self.labels else [inputs_of(batch) for batch in batches]
         if self.choice is not None:
-            return Measured(measure_stats(model, bare, self.choice.objective, seed))
+            asked = collectors_for(Measuring(self.choice.objective.needs))
+            return Measured(measure(model, bare, asked, seed=seed))
         texts = sum(map(batch_size, batches))
         return Measured(
             calibrate(

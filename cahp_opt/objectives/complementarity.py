@@ -10,8 +10,10 @@ import numpy.typing as npt
 from cahp_opt.arrays import Floats, finite
 from cahp_opt.objective import BehaviourForm
 from cahp_opt.objectives.facility_location import FacilityLocation
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.class_distances import closeness, signature_features
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.needs import needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class Complementarity(FacilityLocation):
         object.__setattr__(self, "salience", matters)
 
     @staticmethod
+    @needs("signatures", "salience")
     def from_stats(stats: HeadStats) -> Complementarity:
         """Features are the Jeffries-Matusita features of the units' signatures.
 
@@ -58,6 +61,11 @@ class Complementarity(FacilityLocation):
             ValueError: if signatures or salience were not measured, or of one class only.
         """
         return Complementarity(signature_features(stats), stats.salience.mean)
+
+    @staticmethod
+    def example(space: HeadSpace) -> Complementarity:
+        """Units that all behave alike; for trying a solver before anything is measured."""
+        return Complementarity(np.zeros((space.n, 1)), np.ones(space.n))
 
     def behaviour(self) -> BehaviourForm:
         return BehaviourForm(self.features, self.salience)

@@ -14,6 +14,7 @@ from cahp_opt.arrays import Bools, Floats, Ints, finite
 from cahp_opt.objective import Objective
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.needs import needs
 from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable
 
 _UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
@@ -87,6 +88,7 @@ class ExplainedVariance(Objective):
         object.__setattr__(self, "weights", chosen)
 
     @staticmethod
+    @needs("moments")
     def from_stats(
         stats: HeadStats, *, ridge: float = 1e-2, relative: bool = False
     ) -> ExplainedVariance:
@@ -112,6 +114,7 @@ class ExplainedVariance(Objective):
         return ExplainedVariance(covariance, readout, units, ridge=ridge, weights=weights)
 
     @staticmethod
+    @needs("sensitivity")
     def from_sensitivity(stats: HeadStats, *, ridge: float = 1e-2) -> ExplainedVariance:
         """The same, weighted by the effect on the model's output: in the unit of the output's
         distance (nats for probabilities), so that blocks compare.
@@ -137,6 +140,14 @@ class ExplainedVariance(Objective):
             ridge=ridge,
             weights=[s.cost for s in stats.sensitivity],
         )
+
+    @staticmethod
+    def example(space: HeadSpace) -> ExplainedVariance:
+        """Units whose outputs explain nothing of one another; for trying a solver before anything is
+        measured."""
+        units = [block.units for block in space.blocks]
+        unrelated = [np.eye(u) for u in units]
+        return ExplainedVariance(unrelated, unrelated, units)
 
     @property
     def n(self) -> int:

@@ -12,8 +12,10 @@ import numpy.typing as npt
 from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.objective import CoverageForm, Objective
 from cahp_opt.objectives.similarities import Matrix, checked_matrix, columns_of, row_weights
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.class_distances import closeness, signature_features
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.needs import needs
 
 _CHUNK = 2**16  # numbers handled at once: a double-precision buffer that fits a second-level cache
 _FEW = 8  # a unit's rows are listed once they are fewer than one in this many
@@ -45,6 +47,7 @@ class FacilityLocation(Objective):
         object.__setattr__(self, "weights", row_weights(weights, len(matrix)))
 
     @staticmethod
+    @needs("divergence", "salience")
     def from_stats(stats: HeadStats) -> FacilityLocation:
         """Units are similar where their attention maps are (``ln 2`` minus the Jensen-Shannon
         divergence, over ``ln 2``), and count by their salience.
@@ -61,6 +64,7 @@ class FacilityLocation(Objective):
         return FacilityLocation(similarity, stats.salience.mean)
 
     @staticmethod
+    @needs("signatures", "salience")
     def from_signatures(stats: HeadStats) -> FacilityLocation:
         """Units are similar where their attention tells the same classes apart in the same cells (one
         minus the distance of their Jeffries-Matusita features, over the largest distance), and count by
@@ -70,6 +74,11 @@ class FacilityLocation(Objective):
             ValueError: if signatures or salience were not measured, or of one class only.
         """
         return FacilityLocation(closeness(signature_features(stats)), stats.salience.mean)
+
+    @staticmethod
+    def example(space: HeadSpace) -> FacilityLocation:
+        """Units that are all alike; for trying a solver before anything is measured."""
+        return FacilityLocation(np.ones((space.n, space.n)), np.ones(space.n))
 
     @property
     def n(self) -> int:

@@ -9,7 +9,9 @@ import numpy as np
 from cahp_opt.arrays import Bools, Floats, Ints, finite
 from cahp_opt.objective import Objective, QuadraticForm
 from cahp_opt.objectives.curvature import Curvature
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.needs import needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class Modular(Objective):
         object.__setattr__(self, "weights", weights)
 
     @staticmethod
+    @needs("salience")
     def from_stats(stats: HeadStats) -> Modular:
         """Salience of Michel et al. (2019), "Are sixteen heads really better than one?": the mean
         over examples of ``|d loss / d gate|`` at the unpruned model."""
@@ -58,6 +61,7 @@ class Modular(Objective):
         return Modular(0.5 * np.diagonal(matrix.of(stats, density)))
 
     @staticmethod
+    @needs("moments")
     def from_energy(stats: HeadStats) -> Modular:
         """The variance that each unit alone writes to the residual stream: that of ``W_u z_u`` over
         real tokens, ``tr(C_uu W_u'W_u)``, with ``C`` the covariance of the block's head outputs. A
@@ -76,6 +80,11 @@ class Modular(Objective):
             )
             energies.append(np.einsum("uiuj->u", pieces))
         return Modular(np.concatenate(energies))
+
+    @staticmethod
+    def example(space: HeadSpace) -> Modular:
+        """Units that all count the same; for trying a solver before anything is measured."""
+        return Modular(np.ones(space.n))
 
     @property
     def n(self) -> int:

@@ -13,6 +13,7 @@ from cahp_opt.objectives.curvature import Curvature
 from cahp_opt.objectives.similarities import checked_matrix, square
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.needs import needs
 from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable, subset_values
 
 
@@ -78,6 +79,7 @@ class Quadratic(Objective):
         return Quadratic(salience, -float(weight) * matrix)
 
     @staticmethod
+    @needs("gauss_newton")
     def from_stats(
         stats: HeadStats,
         density: float | None = None,
@@ -97,6 +99,12 @@ class Quadratic(Objective):
             ValueError: if the matrix or the density was not measured.
         """
         return Quadratic.damage_avoided(0.5 * matrix.of(stats, density))
+
+    @staticmethod
+    def example(space: HeadSpace) -> Quadratic:
+        """Damage to which units of all blocks add together; for trying a solver before anything is
+        measured."""
+        return Quadratic.damage_avoided(0.5 * (np.eye(space.n) + 1 / space.n))
 
     @property
     def n(self) -> int:

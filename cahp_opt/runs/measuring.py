@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ANYWAY = frozenset({"moments"})
 """Statistics that every calibration measures: they cost no pass of their own."""
@@ -15,7 +15,7 @@ class Measuring:
 
     Args:
         statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them; an objective tells
-            those it needs (:meth:`cahp_opt.runs.method.ObjectiveName.needs`).
+            those it needs (:attr:`cahp_opt.runs.method.ObjectiveName.needs`).
         gradient_examples: gate gradients are taken for the first so many examples.
         sensitivity_examples: tokens are weighed by the output's sensitivity in the first so many examples.
         divergence_examples: attention maps are compared for the first so many examples.
@@ -32,6 +32,10 @@ class Measuring:
 
     def __contains__(self, statistic: str) -> bool:
         return statistic in self.statistics or statistic in ANYWAY
+
+    def of(self, statistics: Iterable[str]) -> Measuring:
+        """The same numbers for other statistics."""
+        return replace(self, statistics=frozenset(statistics))
 
     def any(self, statistics: Iterable[str]) -> bool:
         """Whether any of these statistics is measured."""

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from enum import Enum
-
-import numpy as np
+from typing import Any, Protocol
 
 from cahp_opt import solvers
 from cahp_opt.costs.budget import Budget
@@ -25,34 +24,49 @@ from cahp_opt.problem import Problem
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Solver
-from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.moments import Moments
+from cahp_opt.stats.needs import needs_of
 from cahp_opt.stats.pooling import provenance_of
-from cahp_opt.stats.sensitivity import Sensitivity
-from cahp_opt.stats.signatures import Signatures
-from cahp_opt.stats.totals import Total
 from cahp_opt.version import __version__
 
 
-class ObjectiveName(str, Enum):
-    """The objectives that are made from calibration statistics."""
+class HasExample(Protocol):
+    """What a class of objectives must have, beside being one, to be chosen by name."""
 
-    EXPLAINED_VARIANCE = "explained-variance"
+    @staticmethod
+    def example(space: HeadSpace) -> Objective:
+        """One of this class and no particular numbers, for trying a solver before anything is measured."""
+        ...
+
+
+class ObjectiveName(str, Enum):
+    """The objectives that are made from calibration statistics: name, class, and what makes one."""
+
+    kind: type[HasExample]
+    make: Callable[[HeadStats], Objective]
+
+    EXPLAINED_VARIANCE = "explained-variance", ExplainedVariance, ExplainedVariance.from_stats
     """The variance of the dense attention output that a refit on the kept units can still
     explain."""
-    EXPLAINED_OUTPUT = "explained-output"
+    EXPLAINED_OUTPUT = "explained-output", ExplainedVariance, ExplainedVariance.from_sensitivity
     """The same, with tokens and blocks weighted by how strongly the model's output depends on
     them."""
-    SALIENCE = "salience"
+    SALIENCE = "salience", Modular, Modular.from_stats
     """The sum of the kept units' saliences (Michel et al. 2019)."""
-    GAUSS_NEWTON = "gauss-newton"
+    GAUSS_NEWTON = "gauss-newton", Quadratic, Quadratic.from_stats
     """Damage avoided under the Gauss-Newton matrix of the fidelity distance."""
-    FACILITY_LOCATION = "facility-location"
+    FACILITY_LOCATION = "facility-location", FacilityLocation, FacilityLocation.from_stats
     """Every unit is represented by the kept one that attends most alike, weighted by salience."""
-    COMPLEMENTARITY = "complementarity"
+    COMPLEMENTARITY = "complementarity", Complementarity, Complementarity.from_stats
     """Every unit is close to a kept one in how it separates the classes: the seed method's idea, on
     labelled texts."""
+
+    def __new__(cls, name: str, *row: Any) -> ObjectiveName:
+        member = str.__new__(cls, name)
+        member._value_ = name
+        member.kind, member.make = row
+        return member
 
     def build(self, stats: HeadStats) -> Objective:
         """The objective.
@@ -60,11 +74,23 @@ class ObjectiveName(str, Enum):
         Raises:
             ValueError: if the statistics lack what it needs.
         """
-        return _BUILDERS[self](stats)
+        return self.make(stats)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics that it is made from, by name."""
+        return needs_of(self.make)
+
+    @property
+    def separable(self) -> bool:
+        """Whether it is a sum over blocks, which dynamic programming solves exactly."""
+        space = HeadSpace((Block("one", 2), Block("other", 2)))
+        return self.kind.example(space).separable(space) is not None
 
     def remarks(self, stats: HeadStats) -> list[str]:
         """Sentences on what makes a choice by this objective arbitrary."""
-        if self.gradients or not all(moments.constant for moments in stats.moments):
+        constant = stats.moments and all(moments.constant for moments in stats.moments)
+        if not constant or not self.needs <= {"moments", "sensitivity"}:
             return []
         return [
             f"every token gave the same head outputs, so all keep-sets have the same {self.value} and the "
@@ -87,50 +113,6 @@ class ObjectiveName(str, Enum):
         if not recovery.refits:
             return cls.GAUSS_NEWTON
         return cls.EXPLAINED_VARIANCE if embeds else cls.EXPLAINED_OUTPUT
-
-    @property
-    def separable(self) -> bool:
-        """Whether it is a sum over blocks, which dynamic programming solves exactly."""
-        return self in (
-            ObjectiveName.EXPLAINED_VARIANCE,
-            ObjectiveName.EXPLAINED_OUTPUT,
-            ObjectiveName.SALIENCE,
-        )
-
-    @property
-    def gradients(self) -> bool:
-        """Whether it needs gate gradients."""
-        return self not in (ObjectiveName.EXPLAINED_VARIANCE, ObjectiveName.EXPLAINED_OUTPUT)
-
-    @property
-    def sensitivity(self) -> bool:
-        """Whether it needs moments weighted by the output's sensitivity."""
-        return self is ObjectiveName.EXPLAINED_OUTPUT
-
-    @property
-    def divergence(self) -> bool:
-        """Whether it needs the divergence of attention maps."""
-        return self is ObjectiveName.FACILITY_LOCATION
-
-    @property
-    def signature_size(self) -> int:
-        """Cells along each side of the attention maps it needs by class; 0 for none."""
-        return 32 if self is ObjectiveName.COMPLEMENTARITY else 0
-
-    @property
-    def densities(self) -> tuple[float, ...]:
-        """Densities of the random masks it needs Gauss-Newton matrices at."""
-        return (0.5,) if self is ObjectiveName.GAUSS_NEWTON else ()
-
-
-_BUILDERS: dict[ObjectiveName, Callable[[HeadStats], Objective]] = {
-    ObjectiveName.EXPLAINED_VARIANCE: ExplainedVariance.from_stats,
-    ObjectiveName.EXPLAINED_OUTPUT: ExplainedVariance.from_sensitivity,
-    ObjectiveName.SALIENCE: Modular.from_stats,
-    ObjectiveName.GAUSS_NEWTON: Quadratic.from_stats,
-    ObjectiveName.FACILITY_LOCATION: FacilityLocation.from_stats,
-    ObjectiveName.COMPLEMENTARITY: Complementarity.from_stats,
-}
 
 
 def _ready(solver: type[Solver]) -> bool:
@@ -269,18 +251,5 @@ class Method:
         Raises:
             ValueError: if the solver cannot handle the objective over this space.
         """
-        n = space.n
-        ones, tied = (
-            Total(np.ones(n), 1),
-            Total(np.eye(n) + 1 / n, 1),
-        )  # units of all blocks interact
-        units = [block.units for block in space.blocks]
-        moments = tuple(Moments(np.zeros(u), np.eye(u), np.eye(u), 1) for u in units)
-        alike = Signatures(np.array([1, 1]), np.zeros((2, n, 1, 1)), np.zeros((2, n, 1, 1)))
-        apart = Total(np.zeros((n, n)), 1)
-        seen = tuple(Sensitivity(np.zeros(u), np.eye(u), np.eye(u), 1.0, 1) for u in units)
-        blank = HeadStats(
-            space, "", 1, 1, ones, {0.5: tied}, moments, apart, alike, sensitivity=seen
-        )
-        problem = Problem(self.objective.build(blank), Budget.heads(space, n))
+        problem = Problem(self.objective.kind.example(space), Budget.heads(space, space.n))
         select(problem, self.solver.build(), time_limit=0.1, seed=self.seed)

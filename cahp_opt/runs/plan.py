@@ -17,6 +17,7 @@ from cahp_opt.costs.provenance import Execution
 from cahp_opt.costs.quantities import SHORTHANDS
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, workloads_for
+from cahp_opt.runs.measuring import Measuring
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
 from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
@@ -422,6 +423,7 @@ class Plan:
         applying: what to do with the choice.
         rounds: maximum number of sliced models to time while looking for one that meets a latency goal.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
+        measuring: on how many examples the statistics are measured that the objective needs.
     """
 
     target: Target
@@ -429,3 +431,4 @@ class Plan:
     applying: Applying = Applying()
     rounds: int = TimingOptions.rounds
     unit: Unit | None = None
+    measuring: Measuring = field(default_factory=Measuring)

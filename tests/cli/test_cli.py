@@ -546,7 +546,7 @@ def test_an_interrupted_prune_keeps_its_timings(
 
     with monkeypatch.context() as patched:
         if late:
-            patched.setattr(pruning_run, "calibrate", stop)
+            patched.setattr(pruning_run, "measure", stop)
         else:
             patched.setattr(SampleFile, "add", interrupted)
         runs = tmp_path / "out.prefill.jsonl"

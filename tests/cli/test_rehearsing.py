@@ -39,7 +39,7 @@ def late(*args: Any, **options: Any) -> NoReturn:
 def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "measure_latency", late)
     monkeypatch.setattr(profiles, "count_resources", late)
-    monkeypatch.setattr(pruning_run, "calibrate", late)
+    monkeypatch.setattr(pruning_run, "measure", late)
     monkeypatch.setattr(applying, "slice_heads", late)
 
 

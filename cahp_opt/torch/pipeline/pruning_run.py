@@ -13,26 +13,23 @@ from cahp_opt.costs.budget import BudgetError
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.profile import Profile
 from cahp_opt.files.folders import whole_folder
-from cahp_opt.progress import Progress, Stages, silent
-from cahp_opt.runs.method import ObjectiveName
+from cahp_opt.progress import Progress, Stages
 from cahp_opt.runs.plan import OutputOptions, Plan
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
-from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.promise import Measure, Promise
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.fingerprint import structure
-from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.class_maps import class_labels
-from cahp_opt.torch.calibration.token_weights import TokenWeights
-from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
 from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_models
 from cahp_opt.torch.pipeline.profiles import measure_profile
-from cahp_opt.torch.pipeline.run import Batches, Named, Run
+from cahp_opt.torch.pipeline.run import Named, Run
 from cahp_opt.torch.running.batches import device_of
 
 STATS_FILE = "stats.safetensors"
@@ -100,7 +97,9 @@ def check_plan(model: nn.Module, texts: TextSplit, plan: Plan, profile: Profile 
     most = space.n if target.heads is None else target.heads
     replace(target, goals=(), heads=most).budget(space, None)
     objective = plan.method.objective
-    if objective.signature_size and any(example.label is None for example in texts.calibration):
+    if "signatures" in objective.needs and any(
+        example.label is None for example in texts.calibration
+    ):
         raise ValueError(
             f"`--objective {objective.value}` tells units apart by class, and the texts have no labels; "
             "give `--data` with a column label, or another objective."
@@ -131,7 +130,7 @@ def measure_prices(
     See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach.
     """
     space, target = find_attention(run.model, unit=plan.unit).space, plan.target
-    if plan.method.objective.signature_size:
+    if "signatures" in plan.method.objective.needs:
         class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     if target.goals and profile is None:
         profile = measure_profile(
@@ -162,14 +161,14 @@ def measure_prices(
 def measure_needed(run: Run, plan: Plan) -> HeadStats:
     """Measure the statistics that the objective needs."""
     with run.stages.stage("calibrate") as progress:
-        stats = measure_stats(
+        stats = measure(
             run.model,
             run.texts.calibration,
-            plan.method.objective,
-            plan.method.seed,
+            collectors_for(plan.measuring.of(plan.method.objective.needs)),
             unit=plan.unit,
             token_weights=run.weights,
             fidelity=run.fidelity,
+            seed=plan.method.seed,
             progress=progress,
         )
     run.notes.extend(plan.method.objective.remarks(stats))
@@ -213,31 +212,3 @@ def _measure(run: Run, plan: Plan, profile: Profile, progress: Progress) -> Meas
 def _records(stats: HeadStats, profile: Profile | None) -> dict[str, Record]:
     records: dict[str, Record] = {STATS_FILE: stats}
     return records if profile is None else records | {LATENCY_FILE: profile}
-
-
-def measure_stats(
-    model: nn.Module,
-    batches: Batches,
-    objective: ObjectiveName,
-    seed: int,
-    *,
-    unit: Unit | None = None,
-    token_weights: TokenWeights | None = None,
-    fidelity: Fidelity | None = None,
-    progress: Progress = silent,
-) -> HeadStats:
-    """Calibration statistics, no more than ``objective`` needs; see :func:`calibrate` for the rest."""
-    return calibrate(
-        model,
-        batches,
-        densities=objective.densities,
-        gradient_examples=256 if objective.gradients else 0,
-        sensitivity_examples=2048 if objective.sensitivity else 0,
-        divergence_examples=64 if objective.divergence else 0,
-        signature_size=objective.signature_size,
-        token_weights=token_weights,
-        fidelity=fidelity,
-        unit=unit,
-        seed=seed,
-        progress=progress,
-    )
