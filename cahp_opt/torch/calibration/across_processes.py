@@ -28,17 +28,19 @@ def gather_stats(stats: HeadStats, group: distributed.ProcessGroup | None = None
         if accelerator.is_main_process:
             stats.save("stats.safetensors")
 
-    It is the sum ``a + b + ...`` of :class:`~cahp_opt.stats.head_stats.HeadStats`, so it equals one process that sees all the
-    data, up to rounding, where no cap on examples binds. Caps hold per process: with ``R`` processes
-    ``gradient_examples=256`` means up to ``256 * R`` in all. Data loaders that repeat examples to
-    give every process as many batches (accelerate's ``even_batches``) count these examples twice. Every
-    process sends what it measured to all others, one part after another.
+    It is the sum ``a + b + ...`` of :class:`~cahp_opt.stats.head_stats.HeadStats`, so up to
+    rounding it equals one process that sees all the data, unless a cap on examples binds. Caps hold
+    per process: with ``R`` processes ``gradient_examples=256`` means up to ``256 * R`` in all. Data
+    loaders that repeat examples to give every process as many batches (accelerate's
+    ``even_batches``) count these examples twice. Every process sends its statistics to all others,
+    one after another.
 
-    Give :func:`~cahp_opt.torch.calibrate` the model itself, not a ``DistributedDataParallel`` around it. Where
-    ``torch.distributed`` is not initialised there is one process, and ``stats`` comes back as it is.
+    Give :func:`~cahp_opt.torch.calibrate` the model itself, not a ``DistributedDataParallel``
+    around it. If ``torch.distributed`` is not initialised there is one process, and ``stats`` is
+    returned as it is.
 
     Args:
-        stats: what this process measured.
+        stats: the statistics of this process.
         group: the processes that take part, all of which must call this; None for all there are.
 
     Raises:

@@ -20,12 +20,12 @@ from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, S
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, real_tokens, wide
 from cahp_opt.torch.running.undisturbed import unmarked
 
-_EAGER = "eager"  # the only implementation that hands out its attention maps
+_EAGER = "eager"  # the only implementation that returns its attention maps
 
 
 class AttentionMaps:
-    """Reads attention maps from a model that hands them out. The map of a key/value group is the mean of
-    its heads'.
+    """Reads attention maps from a model that returns them. The map of a key/value group is the mean
+    of its heads'.
 
     Args:
         model: the model, in evaluation mode.
@@ -82,7 +82,7 @@ def _by_unit(maps: Tensor, block: AttentionBlock) -> Tensor:
 
 @contextmanager
 def eager_attention(model: nn.Module) -> Generator[None, None, None]:
-    """Attention computed step by step inside, by whatever it was before afterwards."""
+    """Eager attention inside; afterwards the implementation of before."""
     config: Any = getattr(model, "config", None)
     before: str | None = getattr(config, "_attn_implementation", None)
     change: Any = getattr(model, "set_attn_implementation", None)
@@ -101,7 +101,7 @@ class MapDivergences(Collector):
     """Asks for the Jensen-Shannon divergence between every two units' attention maps.
 
     Args:
-        examples: how many are looked at, from the first on; None for all.
+        examples: the number of examples, from the start; None for all.
     """
 
     examples: int | None = 64
@@ -162,5 +162,5 @@ def jensen_shannon(maps: Tensor) -> Floats:
         middle = (p[i] + p[i + 1 :]) / 2
         mixed = -torch.xlogy(middle, middle).sum(dim=1)
         row = (mixed - (entropy[i] + entropy[i + 1 :]) / 2) / queries
-        result[i, i + 1 :] = row.clamp(min=0).cpu().double()  # rounding alone can go below 0
+        result[i, i + 1 :] = row.clamp(min=0).cpu().double()  # below 0 by rounding only
     return (result + result.T).numpy()

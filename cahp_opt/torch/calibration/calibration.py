@@ -1,4 +1,4 @@
-"""One pass over texts that measures everything the objectives need to know about the heads."""
+"""One pass over texts that measures the statistics of the heads."""
 
 from __future__ import annotations
 
@@ -60,44 +60,49 @@ def calibrate(
     left as it was found: modes, gradients, hooks, attention implementation and random states; also
     after an exception or Ctrl-C.
 
-    The memory it takes does not grow with the data: batches are read one by one and none is kept. The
-    model may be spread over devices or offloaded. In half precision only the forward passes are, and the
-    sums are double. For several processes see :func:`~cahp_opt.torch.gather_stats`.
+    Memory does not grow with the data: batches are read one by one and none is kept. The model may
+        be
+    spread over devices or offloaded. Half-precision models run in half precision, but sums are
+    double. For several processes see :func:`~cahp_opt.torch.gather_stats`.
 
     Args:
         model: a model whose attention :func:`~cahp_opt.torch.blocks.finder.find_attention` understands.
-        batches: keyword arguments for the model, with ``attention_mask`` where there is padding, and
-            ``decoder_attention_mask`` where there is in a decoder's own input; read once. A row must give in
-            company what it gives alone: padding that moves positions, or that a head reads, is refused, and
+        batches: keyword arguments for the model, with ``attention_mask`` if there is padding, and
+            ``decoder_attention_mask`` if a decoder's own input is padded; read once. A row must
+            give the same in the batch as alone: padding that moves positions, or that a head reads,
+            is
+                refused, and
             so are several texts packed into one row. No cache is filled. ``labels`` never
             reach the model; they only turn salience from the gradient of a random probe of the output into
             that of the task loss (and, in an encoder-decoder without a decoder input, make that input).
-        unit: what is measured as one piece, as for :func:`~cahp_opt.torch.find_attention`.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
         densities: of the random masks under which Gauss-Newton matrices are taken, each in (0, 1].
         fisher: whether empirical Fisher matrices are taken under the same masks too, which needs labels
             and costs one more backward pass per density (none at density 1).
-        gradient_examples: gate gradients are taken for the first so many examples; 64 already give
-            stable matrices, and each costs a forward and a backward pass per density.
-        sensitivity_examples: moments weighted by the output's sensitivity to each token are taken for the
-            first so many examples, with a forward and a backward pass for each; take as many as for a
-            refit, because they choose what it fits.
-        divergence_examples: attention maps are compared for the first so many examples.
+        gradient_examples: the number of examples, from the start, that gate gradients are computed
+            for; 64 already give stable matrices, and each costs a forward and a backward pass per
+            density.
+        sensitivity_examples: the number of examples, from the start, for moments weighted by the
+            output's sensitivity to each token, with a forward and a backward pass for each; take as
+            many as for a refit.
+        divergence_examples: the number of examples, from the start, whose attention maps are
+            compared.
         signature_size: cells along each side of the resized attention maps that are averaged by class,
             which needs class labels and takes ``16 * n * classes * signature_size ** 2`` bytes; 0 for
             none. The seed method takes 32.
-        token_weights: of the same model, fidelity and seed; learns the weights of the batches whose
-            sensitivity is taken, so that a refit on them need not take them again.
+        token_weights: of the same model, fidelity and seed; receives the weights of the batches
+            whose sensitivity is measured, so that a refit on them need not compute them again.
         collectors: of further statistics, such as your own
             (:class:`~cahp_opt.torch.calibration.collector.Collector`).
-        fidelity: what to differentiate; None for what fits the model's head.
+        fidelity: the distance to differentiate; None for the one that fits the model's head.
         seed: of the masks and probes.
         progress: called once per batch.
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
         ValueError: for a bad argument, no batches, a batch that cannot be used, labels in some batches
-            only or not there where signatures or Fisher matrices need them, head outputs or gradients that are NaN or
-            infinite, or attention maps that the model does not hand out.
+            only, or missing for signatures or Fisher matrices, head outputs or gradients that are
+            NaN or infinite, or attention maps that the model does not return.
     """
     counted = {
         "sensitivity": sensitivity_examples,
@@ -137,12 +142,13 @@ def measure(
     seed: int = 0,
     progress: Progress = silent,
 ) -> HeadStats:
-    """What some collectors find out about the heads of a model; all statistics come by this way.
+    """The statistics of the heads of a model from some collectors; all statistics are measured
+    here.
 
     Args:
         model: as for :func:`calibrate`, as everything else but
-        collectors: what to measure, such as those that
-            :func:`~cahp_opt.torch.calibration.collectors.collectors_for` makes.
+        collectors: of the statistics to measure, such as those from
+            :func:`~cahp_opt.torch.calibration.collectors.collectors_for`.
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.

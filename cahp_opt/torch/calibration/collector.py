@@ -1,4 +1,4 @@
-"""What fills a statistic: asked for as a value, started on a model, and given one batch after another."""
+"""The protocol of collectors: a value that asks for a statistic, and the sums that fill it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is measured.
+    """The model to measure.
 
     Args:
         model: the model, in evaluation mode.
         attention: its blocks.
-        fidelity: what is differentiated.
+        fidelity: the distance to differentiate.
         seed: of masks and probes, together with each example's content.
-        token_weights: learns how much each token counts, where a collector finds out; None for nobody.
+        token_weights: receives the weights of tokens from a collector that computes them; None for
+            none.
     """
 
     model: nn.Module
@@ -41,7 +42,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """What the unpruned model gave for the examples of a batch.
+    """The unpruned model's output for the examples of a batch.
 
     Args:
         output: its output, as the fidelity takes it, ``[batch, ...]``.
@@ -76,18 +77,18 @@ class Collecting(ABC):
 
     @abstractmethod
     def result(self) -> Mapping[str, Statistic]:
-        """What was added up, by the names of the statistics."""
+        """The statistics by name."""
 
 
 class Collector(ABC):
-    """Asks for statistics. It is a value, and can be started for as many calibrations as one likes."""
+    """Asks for statistics. It is a value, and can be started for any number of calibrations."""
 
     examples: int | None = None
-    """How many examples are added, from the first on; None for all."""
+    """The number of examples to add, from the start; None for all."""
 
     @classmethod
     def wanted(cls, measuring: Measuring) -> Self | None:
-        """The collector for what is to be measured; None if it has nothing to do.
+        """The collector for these measurements; None if it is not needed.
 
         Raises:
             ValueError: for a number that makes no sense.
@@ -97,11 +98,11 @@ class Collector(ABC):
 
     @abstractmethod
     def start(self, subject: Subject) -> Collecting:
-        """Sums of nothing yet."""
+        """Empty sums for a model."""
 
 
 def at_least_0(argument: str, number: int | None) -> None:
-    """Refuse a negative number; None is none.
+    """Refuse a negative number; None is allowed.
 
     Raises:
         ValueError: naming the argument.

@@ -1,4 +1,4 @@
-"""The collectors that there are: a new one is a file, and a line here."""
+"""All collectors: a new one is a file, and a line here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLLECTORS: tuple[type[Collector], ...] = (
 
 
 def collectors_for(measuring: Measuring) -> list[Collector]:
-    """What collects the statistics that are to be measured.
+    """The collectors of the statistics to measure.
 
     Raises:
         ValueError: for a number that makes no sense.

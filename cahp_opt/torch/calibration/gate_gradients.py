@@ -24,7 +24,7 @@ class GateGradients(Collector):
     """Asks for the gradients of the gates: the salience, and matrices under random masks.
 
     Args:
-        examples: how many are looked at, from the first on; None for all.
+        examples: the number of examples, from the start; None for all.
         densities: of the masks, each in (0, 1]; 1 is the unpruned model.
         fisher: whether gradients of the task loss are taken under every density, and not only for the
             salience.
@@ -50,7 +50,7 @@ class GateGradients(Collector):
 
     @classmethod
     def wanted(cls, measuring: Measuring) -> GateGradients:
-        """Always there: where nothing of it is wanted, it looks at no example."""
+        """Always a collector; if nothing of it is needed, one of no examples."""
         matrices = measuring.any(("gauss_newton", "fisher"))
         return cls(
             measuring.gradient_examples if matrices or "salience" in measuring else 0,
@@ -67,9 +67,10 @@ class GradientSums(Collecting):
     matrices two, after one forward.
 
     At density ``rho`` every example draws its own mask of independent gates, 1 with probability
-    ``rho`` and else 0, and a probe of its dense output. A gate is differentiable at 0 too: the
-    gradient says what the unit would add. A mask without any unit is an ordinary draw (the residual
-    stream still carries the input), so none is drawn again, and the masks stay independent.
+    ``rho`` and otherwise 0, and a probe of its dense output. A gate is differentiable at 0 too: the
+    gradient is the effect of adding the unit. A mask without any unit is an ordinary draw (the
+    residual stream still carries the input), so none is drawn again, and the masks stay
+    independent.
 
     Args:
         subject: what is measured.

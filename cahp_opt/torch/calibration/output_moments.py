@@ -20,7 +20,7 @@ from cahp_opt.torch.running.batches import Batch, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred
 from cahp_opt.torch.running.padding import Padding
 
-_SHARE = 4  # of the free memory of a device, one part in so many may hold sums
+_SHARE = 4  # running sums may use 1 / _SHARE of a device's free memory
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class MomentSums(Collecting):
 
     A batch is centred and multiplied in the precision of the model, at least single, and added up in
     double: one batch is short enough for single precision (about 1e-6 of the largest entry), the data are
-    not. What is added up is about the mean, so that a large mean costs no precision.
+    not. Sums are about the mean, so that a large mean costs no precision.
     The sums of a block stay on the device that computes it, ``8 * width ** 2`` bytes each, unless they
-    would take much of the memory that is free there; then they live in main memory. What they take
-    does not depend on the amount of data. A block that runs several times per pass adds up its runs.
+    would take much of its free memory; then they live in main memory. Their size does not depend on
+    the amount of data. A block that runs several times per pass adds up its runs.
 
     Args:
         model: the model.
@@ -102,7 +102,7 @@ def column_order(block: AttentionBlock) -> Ints:
 
 
 def _home(device: torch.device, needed: int) -> torch.device:
-    """Where sums of ``needed`` bytes in all live, when ``device`` computes what they add up."""
+    """The device for sums of ``needed`` bytes whose terms ``device`` computes."""
     if device.type == "cuda" and needed * _SHARE <= torch.cuda.mem_get_info(device)[0]:
         return device
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Random draws that belong to an example, not to its place in the data."""
+"""Random draws that depend on an example, not on its position in the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Removing units in stages, and measuring again what is left after each."""
+"""Removing units in stages, with a new calibration of the remaining model before each."""
 
 from __future__ import annotations
 
@@ -43,20 +43,26 @@ def select_staged(
 ) -> Selection:
     """Select units to stay *without* recovery, in stages that each remove about the same share.
 
-    A second-order expansion holds near the model that it was taken at, and random masks stretch it only so
-    far. So every stage calibrates the model with what was removed before at 0, under random masks of the
-    share that this stage keeps, and chooses among the units that are left. Each costs a calibration.
+    A second-order expansion holds only near the model, or the random masks, that it was taken at.
+    So stage ``s`` expands at the model that earlier stages left, and keeps ``n_s`` of its units::
+
+        n_s = round(n * (kept / n)^(s / stages))
+        S_s = argmax over S in S_{s-1} with |S| = n_s of objective(statistics_s)(S)
+
+    where ``statistics_s`` are taken with gates 0 outside of ``S_{s-1}``, and their matrices with
+    gates inside of it that are independently 1 with probability ``n_s / n_{s-1}``, otherwise 0.
+    Each stage costs a calibration.
 
     Args:
         model: the unpruned model; it is left as it was found.
-        batches: as for :func:`~cahp_opt.torch.calibrate`; walked through once per stage, and the same every
-            time.
-        objective: makes what is maximised from the statistics of one stage, such as
-            ``Quadratic.from_stats``: salience, moments, and the matrices at one density. They hold the units
-            that are left, without blocks that lost all of theirs.
+        batches: as for :func:`~cahp_opt.torch.calibrate`; iterated once per stage, and the same
+            every time.
+        objective: makes the objective from the statistics of one stage, such as
+            ``Quadratic.from_stats``: salience, moments, and the matrices at one density, over the
+            units that are left, without blocks that lost all of theirs.
         kept: units to keep, at least 1.
-        solver: by what.
-        stages: how many, at least 1; fewer where they would remove nothing.
+        solver: the solver.
+        stages: the number of stages, at least 1; those that would remove nothing are left out.
         gradient_examples, fisher: as for :func:`~cahp_opt.torch.calibrate`.
         time_limit: seconds that the solver may take per stage; None for no limit.
         seed: of the masks, the probes and the solver.
@@ -64,8 +70,8 @@ def select_staged(
         progress: called once per batch of every stage.
 
     Returns:
-        The selection. Its value, bound and gap are those of the last stage, which had only the units left
-        to choose from that the stages before had not removed; the certificate and the provenance say so.
+        The selection. Its value, bound and gap are those of the last stage, which chose only among
+        the units that earlier stages had left; the certificate and the provenance say so.
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.

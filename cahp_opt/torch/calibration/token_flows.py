@@ -1,4 +1,4 @@
-"""What goes through every output projection, and the gradient of the model's output that comes back."""
+"""The inputs of every output projection, and the gradients of the model's output by its outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEY = "sensitivity"  # of the draws, so that they are not those of the gate gra
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """What went through one output projection, and what came back.
+    """The input of one output projection, and the gradient by its output.
 
     Args:
         heads: its input, the heads' outputs side by side, ``[..., width]``.
@@ -36,28 +36,29 @@ def flows(
 ) -> list[list[Flow]]:
     """Run a model on a batch and take the gradients of its probed output.
 
-    With the gradients ``g`` at a token, half the sum of ``(g' e)^2`` is, on average over the probes, the
-    distance of the output that a small error ``e`` of the block's output at that token makes (to second
-    order, see :meth:`Fidelity.probes`). Nothing is left on the model, and no parameter gets a
-    gradient.
+    With ``g_t(u)`` the gradient for probe ``u`` by a block's output at token ``t``, a small error
+    ``e`` there makes the distance, to second order (see :meth:`Fidelity.probes`)::
+
+        E[1/2 * sum over probes u of (g_t(u)' e)^2]
+
+    Nothing is left on the model, and no parameter gets a gradient.
 
     Args:
         model: the model, in evaluation mode.
         attention: its blocks.
         batch: the batch, on the model's device.
-        fidelity: what is differentiated.
+        fidelity: gives the probes of the output.
         seed: of the probes, together with each example's content.
 
     Returns:
-        For every block what went through it: one entry for every probe and every run of the block in the
-        pass.
+        For every block one entry for every probe and every run of the block in the pass.
     """
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attention]
 
     def listener(runs: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             del module
-            # A zero that is added tells its gradient, whether or not parameters want theirs.
+            # An added zero receives the gradient, whether or not parameters require theirs.
             error = torch.zeros_like(output, requires_grad=True)
             runs.append((args[0].detach(), error))
             return output + error

@@ -27,7 +27,7 @@ class TokenGradients(Collector):
     """Asks for the moments of head outputs, every token weighted by the output's sensitivity to it.
 
     Args:
-        examples: how many are looked at, from the first on; None for all.
+        examples: the number of examples, from the start; None for all.
     """
 
     examples: int | None = 2048

@@ -1,4 +1,4 @@
-"""How much each token counts in a refit."""
+"""The weights of tokens in a refit."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from cahp_opt.torch.running.batches import Batch
 
 
 class TokenWeights:
-    """The weights of tokens by :attr:`Weighting.SENSITIVITY`, taken once and remembered.
+    """The weights of tokens by :attr:`Weighting.SENSITIVITY`, computed once and remembered::
+
+        w_t = sum over probes u of |g_t(u)|^2,    E[w_t] = tr(J_t' H J_t)
+
+    with ``g_t(u) = J_t' u`` the gradient of the probed output by the block's output at token ``t``,
+    ``[hidden]``, ``J_t`` the Jacobian of the model's output, and ``H`` the Hessian of the distance
+    (see :meth:`Fidelity.probes`): twice the expected distance that random errors of variance 1 at
+    the token make. A classifier that reads one token has weights of 0 elsewhere in its last block.
 
     They depend on the dense model and the batches alone, and cost more than the rest of a refit: give one
     of these to :func:`~cahp_opt.torch.calibrate` and to every :func:`~cahp_opt.torch.refit` of the same
     model on the same batches.
 
     Args:
-        dense: the model that tells how strongly its output depends on each token; blocks run once per pass.
-        fidelity: what is differentiated; None for what fits the model's head.
+        dense: the dense model; its blocks run once per pass.
+        fidelity: the distance; None for the one that fits the model's head.
         seed: of the probes, together with each example's content.
     """
 
@@ -34,7 +41,8 @@ class TokenWeights:
         self._fidelity = fidelity_of(dense) if fidelity is None else fidelity
         self._seed = seed
         self.taken: dict[int, list[Tensor]] = {}
-        """What is known: by the position of the batch in the data, the weights at every block."""
+        """The known weights of every block, ``[..., 1]``, by the position of the batch in the
+        data."""
 
     def take(self, batch: Batch, number: int) -> None:
         """Take the weights of one batch, if they are not known; arguments as for :meth:`of`."""
@@ -66,6 +74,6 @@ class TokenWeights:
         if weights.shape[:-1] != out.shape[:-1]:
             raise ValueError(
                 f"`weighting` was taken on other batches: batch {number} had rows "
-                f"{list(weights.shape[:-1])} then, and has {list(out.shape[:-1])} now; take it anew."
+                f"{list(weights.shape[:-1])} then, and has {list(out.shape[:-1])} now; take it again."
             )
         return weights
