@@ -22,9 +22,9 @@ from cahp_opt.costs.target import Target
 from cahp_opt.files.belongings import some
 from cahp_opt.files.records import is_record
 from cahp_opt.problem import Problem
+from cahp_opt.runs.budget_options import BlockLimits, BudgetOptions
 from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.runs.options import option, same
-from cahp_opt.runs.plan import BlockLimits, BudgetOptions
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats

@@ -10,19 +10,12 @@ from cahp_opt.cli.display import Display
 from cahp_opt.cli.loading import embeds, named_of
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.cli.outputs import check_folder, kept_runs, show
+from cahp_opt.runs.budget_options import BudgetOptions, limited
 from cahp_opt.runs.options import option, same
-from cahp_opt.runs.plan import (
-    Applying,
-    BudgetOptions,
-    OutputOptions,
-    Plan,
-    SelectionOptions,
-    TextOptions,
-    WorkloadOptions,
-    limited,
-)
+from cahp_opt.runs.plan import Applying, OutputOptions, PruningPlan, SelectionOptions, TextOptions
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import split
+from cahp_opt.runs.timing_options import WorkloadOptions
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ def demo(options: DemoOptions) -> None:
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     method = SelectionOptions(seed=options.seed).method(Recovery.REFIT, embeds=embeds(named))
-    plan = Plan(target, method, Applying(workloads=workloads, seed=options.seed))
+    plan = PruningPlan(target, method, Applying(workloads=workloads, seed=options.seed))
     with kept_runs(output.output_dir.resolve(), workloads) as samples:
         report = run_pipeline(named, texts, plan, output, samples=samples, stages=display)
     show(report, output.output_dir)

@@ -19,8 +19,9 @@ from cahp_opt.costs.provenance import Execution
 from cahp_opt.costs.target import Target
 from cahp_opt.runs.method import ObjectiveName, Precision
 from cahp_opt.runs.options import option, same
-from cahp_opt.runs.plan import SelectionOptions, TextOptions, WorkloadOptions
+from cahp_opt.runs.plan import SelectionOptions, TextOptions
 from cahp_opt.runs.texts import TextSplit
+from cahp_opt.runs.timing_options import WorkloadOptions
 
 if TYPE_CHECKING:
     from cahp_opt.stats.head_stats import HeadStats

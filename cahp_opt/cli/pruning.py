@@ -13,19 +13,17 @@ from cahp_opt.cli.options import MeasuredModel, ModelOptions
 from cahp_opt.cli.outputs import check_folder, kept_runs, show
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.workloads import Workload, recorded_workloads
+from cahp_opt.runs.budget_options import BudgetOptions, limited
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import (
     Applying,
-    BudgetOptions,
     OutputOptions,
-    Plan,
+    PruningPlan,
     RecoveryOptions,
     SelectionOptions,
     TextOptions,
-    TimingOptions,
-    WorkloadOptions,
-    limited,
 )
+from cahp_opt.runs.timing_options import TimingOptions, WorkloadOptions
 from cahp_opt.selection import Selection
 from cahp_opt.stats.pooling import recorded_pooling
 
@@ -64,7 +62,7 @@ def prune(
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed)
-    plan = Plan(target, method, applying, timing.rounds, model.units.unit)
+    plan = PruningPlan(target, method, applying, timing.rounds, model.units.unit)
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
             named, examples, plan, output, profile=profile, samples=samples, stages=display

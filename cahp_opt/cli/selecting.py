@@ -13,8 +13,9 @@ from cahp_opt.cli.outputs import check_file
 from cahp_opt.cli.tables import selection_tables
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.identity import coverage_note
+from cahp_opt.runs.budget_options import BudgetOptions, limited
 from cahp_opt.runs.options import option, same
-from cahp_opt.runs.plan import BudgetOptions, RecoveryOptions, SelectionOptions, limited
+from cahp_opt.runs.plan import RecoveryOptions, SelectionOptions
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.stats.head_stats import HeadStats
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from cahp_opt.costs.goals import (
-    Goal,
-    LatencyGoal,
-    ResourceGoal,
-    asked_latency,
-)
-from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.provenance import Execution
-from cahp_opt.costs.quantities import SHORTHANDS
 from cahp_opt.costs.target import Target
-from cahp_opt.costs.workloads import Workload, workloads_for
+from cahp_opt.costs.workloads import Workload
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
 from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit, split
+from cahp_opt.runs.timing_options import TimingOptions
 from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
-
-DEFAULT_LATENCY = "0.8"
-"""The budget where nothing is limited: this ratio of the unpruned time."""
 
 
 @dataclass(frozen=True)
@@ -109,110 +98,6 @@ class TextOptions:
 
 
 @dataclass(frozen=True)
-class BlockLimits:
-    """How many units every block keeps."""
-
-    topic: ClassVar[str] = "Budget"
-
-    minimum: int = field(
-        default=1,
-        metadata=option("--minimum", min=0, help="Minimum number of units kept in every block."),
-    )
-    maximum: int | None = field(
-        default=None,
-        metadata=option("--maximum", min=0, help="Maximum number of units kept in every block."),
-    )
-    multiple_of: int = field(
-        default=1,
-        metadata=option(
-            "--multiple-of",
-            min=1,
-            help="Every block keeps a multiple of this many units, or all: some hardware is only fast "
-            "at such widths.",
-        ),
-    )
-
-
-@dataclass(frozen=True)
-class BudgetOptions:
-    """What the pruned model may cost."""
-
-    topic: ClassVar[str] = "Budget"
-
-    latency: tuple[str, ...] = field(
-        default=(),
-        metadata=option(
-            "--latency",
-            metavar="LIMIT",
-            help="Largest end-to-end time, as [WORKLOADS=]RATIO|TIME: a ratio of the unpruned time such as "
-            "0.8, or a time such as 12.5ms or 0.0125s; of one workload as in decode=12ms, or of several "
-            "runs as in prefill+200*decode=0.8. May be repeated: all must hold.",
-        ),
-    )
-    parameters: str | None = field(
-        default=None,
-        metadata=option(
-            "--parameters",
-            metavar="RATIO|NUMBER",
-            help="Maximum number of weights of the whole model: a ratio of the unpruned model such as "
-            "0.9, or a number such as 7.5M or 1.2B (billion).",
-        ),
-    )
-    memory: str | None = field(
-        default=None,
-        metadata=option(
-            "--memory",
-            metavar="RATIO|BYTES",
-            help="Maximum bytes of the weights: a ratio such as 0.9, or bytes such as 512MB or 1.5GiB.",
-        ),
-    )
-    kv_cache: str | None = field(
-        default=None,
-        metadata=option(
-            "--kv-cache",
-            metavar="RATIO|BYTES",
-            help="Maximum bytes of the key/value cache of the workload that decodes; as --memory.",
-        ),
-    )
-    heads: int | None = field(
-        default=None,
-        metadata=option(
-            "--heads",
-            min=0,
-            help="Maximum number of units (heads or key/value groups) kept in all blocks together.",
-        ),
-    )
-    blocks: BlockLimits = BlockLimits()
-    latency_table: Path | None = field(
-        default=None,
-        metadata=option("--latency-table", metavar="FILE", help="Profile of `cahp latency`."),
-    )
-
-    def target(self) -> Target:
-        """What is limited.
-
-        Raises:
-            ValueError: for a limit that cannot be understood.
-        """
-        goals: list[Goal] = [asked_latency(text) for text in self.latency]
-        resources = zip(SHORTHANDS, (self.parameters, self.memory, self.kv_cache), strict=True)
-        goals += [ResourceGoal.parse(name, text) for name, text in resources if text is not None]
-        each = self.blocks
-        return Target(tuple(goals), self.heads, each.minimum, each.maximum, each.multiple_of)
-
-    def profile(self) -> Profile | None:
-        """The profile, if one is named."""
-        return Profile.load(self.latency_table) if self.latency_table else None
-
-
-def limited(target: Target) -> Target:
-    """The target, with the default latency if nothing limits it."""
-    if target.goals or target.heads is not None or target.maximum is not None:
-        return target
-    return replace(target, goals=(LatencyGoal.parse(DEFAULT_LATENCY),))
-
-
-@dataclass(frozen=True)
 class SelectionOptions:
     """How the units are chosen; what is not given depends on the recovery and the model."""
 
@@ -250,83 +135,6 @@ class SelectionOptions:
         return Method.suiting(
             recovery, self.objective, self.solver, self.time_limit, self.seed, embeds=embeds
         )
-
-
-@dataclass(frozen=True)
-class WorkloadOptions:
-    """What a model is timed on."""
-
-    topic: ClassVar[str] = "Timing"
-
-    workload: tuple[str, ...] = field(
-        default=(),
-        metadata=option(
-            "--workload",
-            metavar="WORKLOAD",
-            help="What is timed, as [NAME=]PHASE:BATCHxLENGTH: prefill:8x128, decode:8x1024 or "
-            "long=prefill:1x4096; without a name it is called after its phase. May be repeated.",
-        ),
-    )
-    execution: Execution = field(
-        default=Execution.EAGER,
-        metadata=option("--execution", help="How the model is run while it is timed."),
-    )
-    latency_batch_size: int = field(
-        default=8, metadata=option("--latency-batch-size", min=1, help="Texts per timed batch.")
-    )
-    sequence_length: int | None = field(
-        default=None,
-        metadata=option(
-            "--sequence-length",
-            min=1,
-            help="Tokens per timed text. Default: 128, or fewer if the model has fewer positions.",
-        ),
-    )
-    repeats: int = field(
-        default=20, metadata=option("--repeats", min=1, help="Timed runs of every point.")
-    )
-
-    def workloads(self, target: Target, profile: Profile | None = None) -> tuple[Workload, ...]:
-        """What to time for a target.
-
-        Args:
-            target: what is limited.
-            profile: a ready one; if it holds times, the workloads are those it was measured with.
-
-        Raises:
-            ValueError: if a workload or a goal about one cannot be understood.
-        """
-        if profile is not None and profile.latency:
-            ready = target.workloads(profile) or profile.latency
-            return tuple(
-                Workload.of(name, table.provenance, self.repeats) for name, table in ready.items()
-            )
-        default = Workload(
-            self.latency_batch_size, self.sequence_length, self.repeats, execution=self.execution
-        )
-        asked = [
-            Workload.parse(text, repeats=self.repeats, execution=self.execution)
-            for text in self.workload
-        ]
-        return workloads_for(target.latencies, asked, default)
-
-
-@dataclass(frozen=True)
-class TimingOptions:
-    """What a model is timed on, and how often a missed limit is tried again."""
-
-    topic: ClassVar[str] = "Timing"
-
-    timed: WorkloadOptions = WorkloadOptions()
-    rounds: int = field(
-        default=3,
-        metadata=option(
-            "--rounds",
-            min=1,
-            help="Maximum number of sliced models to time while looking for one that meets the latency "
-            "goal; after a miss the tables are corrected and the units selected again.",
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -414,7 +222,7 @@ class Applying:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningPlan:
     """What a whole run is told, beside the model and the texts.
 
     Args:

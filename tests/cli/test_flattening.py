@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cahp_opt.cli import commands
 from cahp_opt.cli.flattening import flattened
 from cahp_opt.cli.unused_options import Given
-from cahp_opt.runs import plan
+from cahp_opt.runs import budget_options, plan, timing_options
 from cahp_opt.runs.options import option, option_of, same
 from cahp_opt.runs.recovery import Weighting
 
@@ -93,7 +93,8 @@ def test_a_field_like_another_has_its_default_and_its_help() -> None:
 
 
 def test_every_field_of_the_options_is_an_option_or_a_record_of_them() -> None:
-    for name, kind in vars(plan).items():
+    rooms = {**vars(plan), **vars(budget_options), **vars(timing_options)}
+    for name, kind in rooms.items():
         if isinstance(kind, type) and hasattr(kind, "topic"):
             types = get_type_hints(kind)
             for f in fields(kind):

@@ -28,7 +28,7 @@ from cahp_opt.torch.checkpoints.checkpoint import save_pretrained
 from cahp_opt.torch.evaluation.evaluation import Evaluation, evaluate
 from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, embedding_notes
 from cahp_opt.torch.pipeline.final_times import FinalTimes, final_times, recorded_goals
-from cahp_opt.torch.pipeline.run import Named, Run
+from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.pipeline.saving import check_reload, finish
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.refitting import refit
@@ -91,7 +91,7 @@ def apply_selection(
         recorded = recorded_pooling(selection.provenance)
         if texts:
             named = replace(named, pooling=named.pooling or recorded)
-        run = Run.start(
+        run = PruningRun.start(
             named,
             texts,
             applying,
@@ -130,7 +130,7 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
         )
 
 
-def slice_model(run: Run, selection: Selection) -> Sliced:
+def slice_model(run: PruningRun, selection: Selection) -> Sliced:
     """Slice the model, and check that the sliced model computes the same as the gated one."""
     if isinstance(run.fidelity, PooledEmbedding):
         told = {**selection.provenance, **provenance_of(run.fidelity.pooling)}
@@ -141,7 +141,7 @@ def slice_model(run: Run, selection: Selection) -> Sliced:
     return Sliced(small, selection, difference)
 
 
-def recover(run: Run, sliced: Sliced) -> FidelityReport | None:
+def recover(run: PruningRun, sliced: Sliced) -> FidelityReport | None:
     """Recover the sliced model, and judge it before and after.
 
     Returns:
@@ -169,12 +169,12 @@ def recover(run: Run, sliced: Sliced) -> FidelityReport | None:
     )
 
 
-def _recovery(run: Run) -> Recovery:
+def _recovery(run: PruningRun) -> Recovery:
     """The recovery that these texts allow."""
     return run.applying.recovery.recovery if run.texts.calibration else Recovery.NONE
 
 
-def _refit(run: Run, sliced: Sliced) -> None:
+def _refit(run: PruningRun, sliced: Sliced) -> None:
     with run.stages.stage("refit") as progress:
         refit(
             sliced.model,
@@ -186,7 +186,7 @@ def _refit(run: Run, sliced: Sliced) -> None:
         )
 
 
-def _finetune(run: Run, sliced: Sliced) -> None:
+def _finetune(run: PruningRun, sliced: Sliced) -> None:
     with run.stages.stage("finetune") as progress:
         finetune(
             sliced.model,
@@ -200,7 +200,7 @@ def _finetune(run: Run, sliced: Sliced) -> None:
         )
 
 
-def _judged(run: Run, sliced: Sliced) -> Evaluation | None:
+def _judged(run: PruningRun, sliced: Sliced) -> Evaluation | None:
     if not run.texts.held_out:
         return None
     with run.stages.stage("evaluate") as progress:
@@ -209,7 +209,7 @@ def _judged(run: Run, sliced: Sliced) -> Evaluation | None:
         )
 
 
-def time_models(run: Run, sliced: Sliced) -> FinalTimes:
+def time_models(run: PruningRun, sliced: Sliced) -> FinalTimes:
     """Time the sliced model beside the unpruned one."""
     with run.stages.stage("time") as progress:
         times = final_times(
@@ -238,7 +238,7 @@ def left_alone(model: nn.Module) -> str | None:
 
 
 def save(
-    run: Run,
+    run: PruningRun,
     sliced: Sliced,
     closeness: FidelityReport | None,
     times: FinalTimes,

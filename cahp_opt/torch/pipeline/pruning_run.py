@@ -14,7 +14,7 @@ from cahp_opt.costs.checks import Round
 from cahp_opt.costs.profile import Profile
 from cahp_opt.files.folders import whole_folder
 from cahp_opt.progress import Progress, Stages
-from cahp_opt.runs.plan import OutputOptions, Plan
+from cahp_opt.runs.plan import OutputOptions, PruningPlan
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
@@ -29,7 +29,7 @@ from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
 from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_models
 from cahp_opt.torch.pipeline.profiles import measure_profile
-from cahp_opt.torch.pipeline.run import Named, Run
+from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.running.batches import device_of
 
 STATS_FILE = "stats.safetensors"
@@ -39,7 +39,7 @@ LATENCY_FILE = "latency.json"
 def run_pipeline(
     named: Named,
     texts: TextSplit,
-    plan: Plan,
+    plan: PruningPlan,
     output: OutputOptions,
     *,
     profile: Profile | None = None,
@@ -69,7 +69,7 @@ def run_pipeline(
     """
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
         check_plan(named.model, texts, plan, profile)
-        run = Run.start(
+        run = PruningRun.start(
             named,
             texts,
             plan.applying,
@@ -87,7 +87,9 @@ def run_pipeline(
         return save(run, sliced, closeness, times, _records(stats, prices.profile))
 
 
-def check_plan(model: nn.Module, texts: TextSplit, plan: Plan, profile: Profile | None) -> None:
+def check_plan(
+    model: nn.Module, texts: TextSplit, plan: PruningPlan, profile: Profile | None
+) -> None:
     """Refuse a plan that this model or these texts do not allow; arguments as above."""
     space, target = find_attention(model, unit=plan.unit).space, plan.target
     if profile is not None:
@@ -120,8 +122,8 @@ class Prices(NamedTuple):
 
 
 def measure_prices(
-    run: Run,
-    plan: Plan,
+    run: PruningRun,
+    plan: PruningPlan,
     profile: Profile | None,
     samples: Mapping[str, Path] | None,
 ) -> Prices:
@@ -158,7 +160,7 @@ def measure_prices(
     return Prices(profile, reached)
 
 
-def measure_needed(run: Run, plan: Plan) -> HeadStats:
+def measure_needed(run: PruningRun, plan: PruningPlan) -> HeadStats:
     """Measure the statistics that the objective needs."""
     with run.stages.stage("calibrate") as progress:
         stats = measure(
@@ -175,7 +177,7 @@ def measure_needed(run: Run, plan: Plan) -> HeadStats:
     return stats
 
 
-def choose(run: Run, plan: Plan, prices: Prices, stats: HeadStats) -> Selection:
+def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats) -> Selection:
     """Choose the units; where a latency is limited, time the sliced model and choose again after a miss."""
     target, method, profile = plan.target, plan.method, prices.profile
     with run.stages.stage("select") as progress:
@@ -194,7 +196,7 @@ def choose(run: Run, plan: Plan, prices: Prices, stats: HeadStats) -> Selection:
         return replace(selection, provenance=facts)
 
 
-def _promise(plan: Plan) -> Promise:
+def _promise(plan: PruningPlan) -> Promise:
     return Promise(
         rounds=plan.rounds,
         repeats=max(3, *(workload.repeats for workload in plan.applying.workloads)),
@@ -203,7 +205,7 @@ def _promise(plan: Plan) -> Promise:
     )
 
 
-def _measure(run: Run, plan: Plan, profile: Profile, progress: Progress) -> Measure:
+def _measure(run: PruningRun, plan: PruningPlan, profile: Profile, progress: Progress) -> Measure:
     """A function that times sliced models on the workloads of the target."""
     tables = {name: table.provenance for name, table in plan.target.measured(profile).items()}
     return measuring(run.model, tables, run.timed, unit=plan.unit, progress=progress)

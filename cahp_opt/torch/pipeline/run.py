@@ -89,7 +89,7 @@ class EncodedTexts:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Run:
+class PruningRun:
     """A checked run: nothing in it will be refused after the long work.
 
     Args:
@@ -136,7 +136,7 @@ class Run:
         folder: Path,
         output: Path,
         stages: Stages,
-    ) -> Run:
+    ) -> PruningRun:
         """Refuse a run that could not be timed, recovered, judged or saved in the end.
 
         Args:
@@ -165,7 +165,7 @@ class Run:
             rehearse_recovery(named.model, applying.recovery.recovery, encoded.calibration[0])
             if applying.recovery.sensitive:
                 weights = TokenWeights(named.model, fidelity=fidelity, seed=seed)
-        return Run(
+        return PruningRun(
             named=named,
             applying=applying,
             texts=encoded,
