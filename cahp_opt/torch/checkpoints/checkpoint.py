@@ -46,9 +46,9 @@ from cahp_opt.torch.slicing.slicing import SELECTION, selection_of
 from cahp_opt.torch.slicing.surgery import cut, freeze_ghosts
 from cahp_opt.torch.slicing.travelling import (
     EXPLICIT,
-    Plan,
+    Blueprint,
+    blueprint_of,
     has_sliced_part,
-    plan_of,
     send_along,
     sent_along,
 )
@@ -106,10 +106,10 @@ def save_pretrained(
     _check_kind(model)
     stock: Any = model
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    plan = plan_of(model, selection)
-    _check_described(model, plan)
+    blueprint = blueprint_of(model, selection)
+    _check_described(model, blueprint)
     told = dataclasses.replace(
-        plan.selection, provenance=origin_of(model, plan.selection.provenance)
+        blueprint.selection, provenance=origin_of(model, blueprint.selection.provenance)
     )
     card = model_card(
         told, architecture=type(model).__name__, base_model=told.provenance.get(BASE_MODEL)
@@ -118,8 +118,8 @@ def save_pretrained(
         stock.save_pretrained(str(folder), **options)
         hide_from_stock(folder)
         told.save(folder / SELECTION_FILE)
-        if plan.layouts:
-            save_layouts(folder / LAYOUTS_FILE, plan.layouts)
+        if blueprint.layouts:
+            save_layouts(folder / LAYOUTS_FILE, blueprint.layouts)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
         write_check(model, folder)
@@ -161,7 +161,7 @@ def from_pretrained(
             )
     folder = Path(directory)
     name, writer = _weights(folder)
-    plan = _plan(folder, writer)
+    blueprint = _blueprint(folder, writer)
     if not name:
         raise RecordError(
             f"{folder} has no file of weights (or of their index); save the model again."
@@ -181,7 +181,7 @@ def from_pretrained(
         )
     kwargs.setdefault("use_safetensors", True)  # never a pickle
     try:
-        loaded = _sliced_class(stock, plan).from_pretrained(
+        loaded = _sliced_class(stock, blueprint).from_pretrained(
             str(folder), output_loading_info=True, **kwargs
         )
     except SafetensorError as error:
@@ -190,7 +190,7 @@ def from_pretrained(
         if "mismatch" not in str(error):
             raise
         raise RecordError(
-            f"{plan.source} does not fit the weights beside it: their shapes are those of another "
+            f"{blueprint.source} does not fit the weights beside it: their shapes are those of another "
             "selection; save the model again, or take it out if the model is not sliced."
         ) from error
     model, info = cast("tuple[nn.Module, Mapping[str, Any]]", loaded)
@@ -200,7 +200,7 @@ def from_pretrained(
     _check_complete(model, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
     freeze_ghosts(find_attention(model))  # the loader makes every weight trainable
     # Beside weights that were trained since, the check is that of others.
-    if "quantization_config" not in kwargs and plan.source == str(folder / SELECTION_FILE):
+    if "quantization_config" not in kwargs and blueprint.source == str(folder / SELECTION_FILE):
         compare_check(model, folder)
     return model
 
@@ -246,7 +246,7 @@ def _weights(folder: Path) -> tuple[str, Writer]:
     return found or ("", Writer.CAHP)
 
 
-def _plan(folder: Path, writer: Writer) -> Plan:
+def _blueprint(folder: Path, writer: Writer) -> Blueprint:
     """How the folder's model is sliced: by the record of whoever wrote the weights."""
     path = folder / SELECTION_FILE
     sent = sent_along(folder) if writer in (Writer.STOCK, Writer.STOCK_PICKLED) else None
@@ -255,7 +255,9 @@ def _plan(folder: Path, writer: Writer) -> Plan:
     if not path.is_file():
         raise RecordError(f"{folder} has no {SELECTION_FILE}, {_why_none(folder)}")
     layouts = folder / LAYOUTS_FILE
-    return Plan(Selection.load(path), load_layouts(layouts) if layouts.is_file() else (), str(path))
+    return Blueprint(
+        Selection.load(path), load_layouts(layouts) if layouts.is_file() else (), str(path)
+    )
 
 
 def _why_none(folder: Path) -> str:
@@ -299,7 +301,7 @@ def check_saveable(model: nn.Module) -> None:
     _check_kind(model)
     space = find_attention(model).space
     known = selection_of(model) or Selection.from_kept(space, [True] * space.n)
-    _check_described(model, plan_of(model, known))
+    _check_described(model, blueprint_of(model, known))
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -315,12 +317,12 @@ def _check_kind(model: nn.Module) -> None:
         )
 
 
-def _check_described(model: nn.Module, plan: Plan) -> None:
+def _check_described(model: nn.Module, blueprint: Blueprint) -> None:
     """Refuse a model that its configuration does not build: loading would find other weights."""
     config: Any = getattr(model, "config", None)
     if getattr(config, "quantization_config", None) is not None:
         return  # the loader packs the weights in its own way
-    built = _rebuilt(_sliced_class(type(model), plan), config)
+    built = _rebuilt(_sliced_class(type(model), blueprint), config)
     mine, theirs = (
         {name: list(weight.shape) for name, weight in m.state_dict().items()}
         for m in (model, built)
@@ -382,7 +384,7 @@ def _rebuilt(cls: Any, config: object) -> nn.Module:
             return cast("nn.Module", cls(copy.deepcopy(config)))
 
 
-def _sliced_class(stock: Any, plan: Plan) -> Any:
+def _sliced_class(stock: Any, blueprint: Blueprint) -> Any:
     """A subclass of ``stock`` whose instances are sliced as soon as they are built.
 
     The stock loader builds it on the meta device and then fills it, so slicing costs nothing.
@@ -390,25 +392,25 @@ def _sliced_class(stock: Any, plan: Plan) -> Any:
 
     def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, *args, **kwargs)
-        _apply(self, plan)
+        _apply(self, blueprint)
 
     names = {"__init__": build, "__module__": stock.__module__, "__doc__": stock.__doc__}
     return type(stock.__name__, (stock,), names)
 
 
-def _apply(model: nn.Module, plan: Plan) -> None:
+def _apply(model: nn.Module, blueprint: Blueprint) -> None:
     """Slice a newly built model as the saved one was."""
-    selection = plan.selection
+    selection = blueprint.selection
     if EXPLICIT in selection.provenance:
         explicit_attention(model)
-    attach_layouts(model, plan.layouts)
+    attach_layouts(model, blueprint.layouts)
     attention = attention_for(model, selection)
     selection = _completed(selection, attention.space)
     mine, theirs = attention.space, selection.space
     # Paths differ between classes and releases; order, sizes and kinds do not.
     if mine.kinds != theirs.kinds:
         raise RecordError(
-            f"{plan.source} is of another model: it has {_shape(theirs.blocks)}, and the configuration "
+            f"{blueprint.source} is of another model: it has {_shape(theirs.blocks)}, and the configuration "
             f"{_shape(mine.blocks)}."
         )
     renamed = dataclasses.replace(selection, space=attention.space)

@@ -29,7 +29,7 @@ EXPLICIT = "explicit_attention"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Blueprint:
     """How a newly built model becomes the sliced one.
 
     Args:
@@ -44,25 +44,28 @@ class Plan:
     source: str
 
 
-def plan_of(model: nn.Module, selection: Selection) -> Plan:
-    """The plan by which ``model``, sliced to ``selection``, can be built again."""
+def blueprint_of(model: nn.Module, selection: Selection) -> Blueprint:
+    """The blueprint by which ``model``, sliced to ``selection``, can be built again."""
     if any(isinstance(module, ExplicitAttention) for module in model.modules()):
         known = {**selection.provenance, EXPLICIT: "yes"}
         selection = dataclasses.replace(selection, provenance=known)
-    return Plan(selection, learnt_layouts(model), "the selection of `model`")
+    return Blueprint(selection, learnt_layouts(model), "the selection of `model`")
 
 
 def send_along(model: nn.Module, selection: Selection) -> None:
     """Write the selection of ``model`` to its configuration, if it has one."""
     config: object = getattr(model, "config", None)
     if isinstance(config, PretrainedConfig):
-        plan = plan_of(model, selection)
-        entry = {"selection": plan.selection.to_json(), "layouts": layouts_to_json(plan.layouts)}
+        blueprint = blueprint_of(model, selection)
+        entry = {
+            "selection": blueprint.selection.to_json(),
+            "layouts": layouts_to_json(blueprint.layouts),
+        }
         setattr(config, ENTRY, entry)
 
 
-def sent_along(folder: Path) -> Plan | None:
-    """The plan in a folder's configuration; None if there is none.
+def sent_along(folder: Path) -> Blueprint | None:
+    """The blueprint in a folder's configuration; None if there is none.
 
     Raises:
         RecordError: if there is one that cannot be used.
@@ -73,7 +76,7 @@ def sent_along(folder: Path) -> Plan | None:
     path = folder / "config.json"
     with reading(path):
         selection = Selection.from_json(entry["selection"])
-        return Plan(selection, layouts_from_json(entry["layouts"]), f"`{ENTRY}` in {path}")
+        return Blueprint(selection, layouts_from_json(entry["layouts"]), f"`{ENTRY}` in {path}")
 
 
 def has_sliced_part(folder: Path) -> bool:
