@@ -54,7 +54,7 @@ class Anchor:
 
 
 @dataclass(frozen=True)
-class Run:
+class Stretch:
     """A stretch of an axis: ``each`` entries for the first unit, the next ``each`` for the second, ...
 
     Args:
@@ -73,25 +73,27 @@ class TracedCut:
     Args:
         path: its path inside the site.
         axis: the axis along which it is cut.
-        runs: the stretches of the axis, in order.
+        stretches: the stretches of the axis, in order.
         by_head: whether its entries serve single query heads, also where a unit has several.
     """
 
     path: str
     axis: int
-    runs: tuple[Run, ...]
+    stretches: tuple[Stretch, ...]
     by_head: bool = True
 
     def units(self, size: int) -> int | None:
         """How many units an axis of this size has; None if it can have no such size."""
-        each = sum(run.each for run in self.runs if not run.shared)
-        rest = size - sum(run.each for run in self.runs if run.shared)
+        each = sum(part.each for part in self.stretches if not part.shared)
+        rest = size - sum(part.each for part in self.stretches if part.shared)
         return rest // each if rest > 0 and rest % each == 0 else None
 
     def piece(self, units: int) -> Piece:
         """The unit of every entry for this many units."""
         ids = np.arange(units)
-        parts = [np.full(r.each, -1) if r.shared else np.repeat(ids, r.each) for r in self.runs]
+        parts = [
+            np.full(r.each, -1) if r.shared else np.repeat(ids, r.each) for r in self.stretches
+        ]
         return Piece(self.path, self.axis, np.concatenate(parts).astype(np.int64))
 
 
@@ -144,7 +146,7 @@ class Description:
         return tuple(cut.piece(units) for cut in self.cuts)
 
     def to_json(self) -> dict[str, Any]:
-        """For a JSON file: names, numbers and lists only; shared runs are negative numbers."""
+        """For a JSON file: names, numbers and lists only; shared stretches are negative numbers."""
         return {
             "class": self.cls,
             "out": self.out,
@@ -153,7 +155,7 @@ class Description:
                 {
                     "path": c.path,
                     "axis": c.axis,
-                    "runs": [-r.each if r.shared else r.each for r in c.runs],
+                    "runs": [-r.each if r.shared else r.each for r in c.stretches],
                     "by_head": c.by_head,
                 }
                 for c in self.cuts
@@ -177,7 +179,7 @@ class Description:
                 TracedCut(
                     str(c["path"]),
                     int(c["axis"]),
-                    tuple(Run(abs(int(r)), int(r) < 0) for r in c["runs"]),
+                    tuple(Stretch(abs(int(r)), int(r) < 0) for r in c["runs"]),
                     bool(c["by_head"]),
                 )
                 for c in data["cuts"]
@@ -197,7 +199,7 @@ class Description:
             raise ValueError(
                 f"the description of a traced attention is damaged ({error!r})."
             ) from None
-        if not cuts or any(not any(r.each and not r.shared for r in c.runs) for c in cuts):
+        if not cuts or any(not any(r.each and not r.shared for r in c.stretches) for c in cuts):
             raise ValueError("the description of a traced attention cuts nothing.")
         return description
 
@@ -207,11 +209,11 @@ class Description:
         lines.append(f"    heads_per_unit={self.heads_per_unit},")
         lines.append("    cuts=(")
         for cut in self.cuts:
-            runs = ", ".join(
-                f"Run({r.each}{', shared=True' if r.shared else ''})" for r in cut.runs
+            stretches = ", ".join(
+                f"Stretch({r.each}{', shared=True' if r.shared else ''})" for r in cut.stretches
             )
             by_head = "" if cut.by_head else ", by_head=False"
-            lines.append(f"        TracedCut({cut.path!r}, {cut.axis}, ({runs},){by_head}),")
+            lines.append(f"        TracedCut({cut.path!r}, {cut.axis}, ({stretches},){by_head}),")
         lines.append("    ),")
         for name in ("heads", "kv_heads", "widths", "arguments", "shared"):
             value: tuple[object, ...] = getattr(self, name)
@@ -251,25 +253,25 @@ def complete(
     )
 
 
-def runs_of(unit_of: Ints, units: int) -> tuple[Run, ...] | None:
-    """The runs along an axis whose entries belong to these units, ``[size]`` (-1: to all); None if
+def stretches_of(unit_of: Ints, units: int) -> tuple[Stretch, ...] | None:
+    """The stretches along an axis whose entries belong to these units, ``[size]`` (-1: to all); None if
     irregular."""
-    runs: list[Run] = []
+    stretches: list[Stretch] = []
     start, size = 0, len(unit_of)
     while start < size:
         first = int(unit_of[start])
         each = _length(unit_of, start)
         if first < 0:
-            runs.append(Run(each, shared=True))
+            stretches.append(Stretch(each, shared=True))
             start += each
             continue
-        # Two runs of one unit each stand side by side where there is a single unit.
+        # Two stretches of one unit each stand side by side where there is a single unit.
         stop = start + each * units
         if units < 2 or not np.array_equal(unit_of[start:stop], np.repeat(np.arange(units), each)):
             return None
-        runs.append(Run(each))
+        stretches.append(Stretch(each))
         start = stop
-    return tuple(runs)
+    return tuple(stretches)
 
 
 def _length(unit_of: Ints, start: int) -> int:
@@ -308,13 +310,15 @@ def _description(
     of_heads = {(piece.path, piece.axis) for piece in pieces_of(by_head)}
     cuts: list[TracedCut] = []
     for piece in pieces_of(trace):
-        runs = runs_of(piece.unit_of, trace.units)
-        if runs is None:
+        stretches = stretches_of(piece.unit_of, trace.units)
+        if stretches is None:
             raise UnsupportedModelError(
                 f"{trace.name}: the entries of {piece.path} on axis {piece.axis} belong to units in no "
                 "regular order, or the batch did not reach all of them; try another batch."
             )
-        cuts.append(TracedCut(piece.path, piece.axis, runs, (piece.path, piece.axis) in of_heads))
+        cuts.append(
+            TracedCut(piece.path, piece.axis, stretches, (piece.path, piece.axis) in of_heads)
+        )
     if not any(cut.path.startswith(f"{anchor.out}.") for cut in cuts):
         raise UnsupportedModelError(
             f"{trace.name}: the columns of {anchor.out} do not follow from its weights."

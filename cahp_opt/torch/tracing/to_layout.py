@@ -45,7 +45,7 @@ def suggest(description: Description, site: nn.Module) -> Layout | None:
             continue
         path = _linear_of(site, cut.path)
         if path is None:
-            if len(cut.runs) > 1:
+            if len(cut.stretches) > 1:
                 return None
             parameters.append(HeadParameter(cut.path, cut.axis, _even(cut)))
         elif cut.path.endswith("weight") and "lora_" not in cut.path:  # biases follow their weights
@@ -78,12 +78,12 @@ def suggest(description: Description, site: nn.Module) -> Layout | None:
 
 def _projection(path: str, description: Description, cut: TracedCut) -> Projection | None:
     """A linear module as an entry of the table; None if the table cannot express it."""
-    sizes = [run.each for run in cut.runs]
+    sizes = [part.each for part in cut.stretches]
     columns = next(c for c in description.cuts if c.path.startswith(f"{description.out}."))
-    queries = columns.runs[0].each  # as wide as the outputs, wherever several parts are fused
+    queries = columns.stretches[0].each  # as wide as the outputs, wherever several parts are fused
     width = queries // description.heads_per_unit
     fused = (Part.QUERY, Part.KEY, Part.VALUE)
-    if any(run.shared for run in cut.runs):
+    if any(part.shared for part in cut.stretches):
         return None
     if sizes == [queries + 2 * width] and not cut.by_head:
         return Projection(path, fused, Order.UNIT_BY_UNIT)

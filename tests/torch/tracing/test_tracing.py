@@ -24,10 +24,10 @@ from cahp_opt.torch.slicing.slicing import slice_heads
 from cahp_opt.torch.tracing.descriptions import (
     Anchor,
     Description,
-    Run,
+    Stretch,
     TracedCut,
     complete,
-    runs_of,
+    stretches_of,
 )
 from cahp_opt.torch.tracing.ownership import (
     arguments_of,
@@ -238,9 +238,9 @@ DEEPSEEK = Description(
     out="o_proj",
     heads_per_unit=1,
     cuts=(
-        TracedCut("q_b_proj.weight", 0, (Run(10),)),
-        TracedCut("kv_b_proj.weight", 0, (Run(14),)),
-        TracedCut("o_proj.weight", 1, (Run(8),)),
+        TracedCut("q_b_proj.weight", 0, (Stretch(10),)),
+        TracedCut("kv_b_proj.weight", 0, (Stretch(14),)),
+        TracedCut("o_proj.weight", 1, (Stretch(8),)),
     ),
     heads=("num_heads",),
     shared=(
@@ -264,10 +264,10 @@ def test_gated_queries_are_completed_from_their_anchor() -> None:
     )
     assert found.heads_per_unit == 2
     assert found.cuts == (
-        TracedCut("q_proj.weight", 0, (Run(32),)),
-        TracedCut("k_proj.weight", 0, (Run(8),), by_head=False),
-        TracedCut("v_proj.weight", 0, (Run(8),), by_head=False),
-        TracedCut("o_proj.weight", 1, (Run(16),)),
+        TracedCut("q_proj.weight", 0, (Stretch(32),)),
+        TracedCut("k_proj.weight", 0, (Stretch(8),), by_head=False),
+        TracedCut("v_proj.weight", 0, (Stretch(8),), by_head=False),
+        TracedCut("o_proj.weight", 1, (Stretch(16),)),
     )
 
 
@@ -286,7 +286,7 @@ def test_fused_projections_are_described_for_any_number_of_units(
     fused = next(
         c for c in found.cuts if "qkv" in c.path or "query_key" in c.path or "c_attn" in c.path
     )
-    assert tuple(run.each for run in fused.runs) == runs
+    assert tuple(part.each for part in fused.stretches) == runs
     assert fused.axis == (1 if name == "GPT2" else 0)
 
 
@@ -299,7 +299,7 @@ def test_tables_of_biases_are_cut_on_their_own_axis() -> None:
     first, cross = complete(
         built("T5"), anchors, {**batch, "decoder_input_ids": batch["input_ids"]}
     )
-    assert TracedCut("relative_attention_bias.weight", 1, (Run(1),)) in first.cuts
+    assert TracedCut("relative_attention_bias.weight", 1, (Stretch(1),)) in first.cuts
     assert {c.path for c in cross.cuts} == {f"{x}.weight" for x in "qkvo"}
 
 
@@ -310,7 +310,7 @@ def test_a_module_that_runs_several_times_is_traced_at_its_first_run() -> None:
     assert {c.path for c in found.cuts} == {
         f"{x}.{y}" for x in ("query", "key", "value") for y in ("weight", "bias")
     } | {"dense.weight"}
-    assert all(cut.runs == (Run(8),) for cut in found.cuts)
+    assert all(cut.stretches == (Stretch(8),) for cut in found.cuts)
 
 
 def test_a_description_fits_other_sizes_and_the_meta_device() -> None:
@@ -324,11 +324,11 @@ def test_a_description_fits_other_sizes_and_the_meta_device() -> None:
         ("o_proj.weight", 1): repeated(8, 6),
     }
     other = dataclasses.replace(
-        DEEPSEEK, cuts=(*DEEPSEEK.cuts, TracedCut("o_proj.weight", 0, (Run(3),)))
+        DEEPSEEK, cuts=(*DEEPSEEK.cuts, TracedCut("o_proj.weight", 0, (Stretch(3),)))
     )
     with pytest.raises(UnsupportedModelError, match=r"does not fit its description: .*None units"):
         other.pieces(site)
-    missing = dataclasses.replace(DEEPSEEK, cuts=(TracedCut("v_proj.weight", 0, (Run(3),)),))
+    missing = dataclasses.replace(DEEPSEEK, cuts=(TracedCut("v_proj.weight", 0, (Stretch(3),)),))
     with pytest.raises(UnsupportedModelError, match=r"v_proj.weight on axis 0 of size None"):
         missing.pieces(site)
 
@@ -336,12 +336,16 @@ def test_a_description_fits_other_sizes_and_the_meta_device() -> None:
 def test_descriptions_can_be_saved_and_pasted() -> None:
     shared = dataclasses.replace(
         DEEPSEEK,
-        cuts=(TracedCut("a.b", 1, (Run(2, shared=True), Run(3))),),
+        cuts=(TracedCut("a.b", 1, (Stretch(2, shared=True), Stretch(3))),),
         arguments=(("mask", 1),),
     )
     for description in (DEEPSEEK, shared):
         assert Description.from_json(description.to_json()) == description
-        names: dict[str, Any] = {"Description": Description, "TracedCut": TracedCut, "Run": Run}
+        names: dict[str, Any] = {
+            "Description": Description,
+            "TracedCut": TracedCut,
+            "Stretch": Stretch,
+        }
         assert eval(str(description), names) == description
     good = DEEPSEEK.to_json()
     for bad in ({**good, "cuts": []}, {**good, "cuts": [{}]}, {**good, "heads_per_unit": None}, {}):
@@ -350,17 +354,17 @@ def test_descriptions_can_be_saved_and_pasted() -> None:
 
 
 def test_runs_are_recognised_and_nothing_else() -> None:
-    cases: list[tuple[list[int], int, tuple[Run, ...] | None]] = [
-        ([0, 0, 1, 1, 2, 2], 3, (Run(2),)),
-        ([0, 1, 0, 0, 1, 1], 2, (Run(1), Run(2))),
-        ([-1, -1, 0, 1], 2, (Run(2, shared=True), Run(1))),
+    cases: list[tuple[list[int], int, tuple[Stretch, ...] | None]] = [
+        ([0, 0, 1, 1, 2, 2], 3, (Stretch(2),)),
+        ([0, 1, 0, 0, 1, 1], 2, (Stretch(1), Stretch(2))),
+        ([-1, -1, 0, 1], 2, (Stretch(2, shared=True), Stretch(1))),
         ([1, 1, 0, 0], 2, None),
         ([0, 0, 1], 2, None),
         ([0, 0, 1, 1, 2], 3, None),
         ([0, -1, 1, 1], 2, None),
     ]
     for unit_of, units, expected in cases:
-        found = runs_of(np.asarray(unit_of, dtype=np.int64), units)
+        found = stretches_of(np.asarray(unit_of, dtype=np.int64), units)
         assert found == expected
         if found is not None:
             cut = TracedCut("x", 0, found)
@@ -437,5 +441,7 @@ def test_words_that_the_table_lacks_are_suggested(monkeypatch: pytest.MonkeyPatc
     assert str(found).endswith(
         "parameters=(HeadParameter(path='sinks', axis=0),), heads=('number_of_heads',))"
     )
-    odd = dataclasses.replace(description, cuts=(TracedCut("q_proj.weight", 0, (Run(1), Run(3))),))
+    odd = dataclasses.replace(
+        description, cuts=(TracedCut("q_proj.weight", 0, (Stretch(1), Stretch(3))),)
+    )
     assert suggest(dataclasses.replace(odd, cuts=(*odd.cuts, *description.cuts)), site) is None
