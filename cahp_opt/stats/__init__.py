@@ -1,1 +1,1 @@
-"""What calibration measured: records alone."""
+"""Records of calibration statistics."""

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 
 class OfBlock(Sums, Protocol):
-    """What is known of one block."""
+    """A statistic of one block."""
 
     @property
     def sum(self) -> Floats:
-        """A sum for every column, shape ``[d]``: unit ``u`` owns the ``u``-th share of them."""
+        """The sum of every column, shape ``[d]``; unit ``u`` owns the ``u``-th share of the
+        columns."""
         ...
 
     def of(self, columns: Bools) -> Self:
-        """That of some columns alone, bool ``[d]``."""
+        """The statistic of some columns alone, bool ``[d]``."""
         ...
 
 

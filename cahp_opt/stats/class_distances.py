@@ -1,4 +1,5 @@
-"""How well each cell of a unit's attention map tells two classes apart: Jeffries-Matusita distances."""
+"""How well each cell of a unit's attention map separates two classes: Jeffries-Matusita
+distances."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ _LEAST_VARIANCE = 1e-6
 
 
 def jeffries_matusita(signatures: Signatures) -> Floats:
-    """The features that the seed method tells units apart by (arXiv 2606.19150).
+    """The features by which the seed method compares units (arXiv 2606.19150).
 
     For every pair of classes and every cell it is the Jeffries-Matusita distance of two normal
     distributions, ``2 (1 - exp(-b))`` with the Bhattacharyya distance
-    ``b = (m1 - m2)^2 / (4 (v1 + v2)) + ln((v1 + v2) / (2 sqrt(v1 v2))) / 2``: 0 where the classes look
-    the same, 2 where they never overlap. Variances are at least 1e-6.
+    ``b = (m1 - m2)^2 / (4 (v1 + v2)) + ln((v1 + v2) / (2 sqrt(v1 v2))) / 2``: 0 if the classes look
+    the same, 2 if they never overlap. Variances are at least 1e-6.
 
     Args:
         signatures: of labelled examples; classes without examples are left out.
@@ -44,7 +45,7 @@ def jeffries_matusita(signatures: Signatures) -> Floats:
         both = variance[a] + variance[b]
         apart = (mean[a] - mean[b]) ** 2 / (4 * both)
         apart += np.log(both / (2 * np.sqrt(variance[a] * variance[b]))) / 2
-        features.append(-2 * np.expm1(-np.maximum(apart, 0)))  # rounding alone goes below 0
+        features.append(-2 * np.expm1(-np.maximum(apart, 0)))  # below 0 by rounding only
     return np.hstack(features)
 
 

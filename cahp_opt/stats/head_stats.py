@@ -1,4 +1,4 @@
-"""What calibration measured: additive statistics of the heads."""
+"""The result of calibration: additive statistics of the heads."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Kind = TypeVar("Kind", bound=Statistic)
 
 @dataclass(frozen=True, eq=False, init=False)
 class HeadStats:
-    """Everything calibration measured about the heads of one model; ``a + b`` pools two runs.
+    """The calibration statistics of the heads of one model; ``a + b`` pools two runs.
 
     Args:
         space: the blocks.
-        model: identity of the model's weights, as :mod:`cahp_opt.identity` has it, so that statistics of two
-            models never mix.
+        model: identity of the model's weights, as in :mod:`cahp_opt.identity`, so that statistics
+            of two models never mix.
         examples: calibration examples seen.
         tokens: real (unpadded) tokens seen.
         salience: sum over examples of ``|d loss / d gate|`` at the unpruned model, shape ``[n]``
@@ -46,8 +46,8 @@ class HeadStats:
             Gauss-Newton matrix of the fidelity distance. Density 1 is the unpruned model.
         moments: for every block the second moments of its head outputs; empty if not measured.
         divergence: sum over examples of the Jensen-Shannon divergence (nats) between the attention
-            maps of two units, shape ``[n, n]``; NaN-free: pairs that cannot be compared hold ln 2
-            per example, the largest there is.
+            maps of two units, shape ``[n, n]``; free of NaN: pairs that cannot be compared hold ln
+            2 per example, the maximum.
         signatures: attention maps by class of the labelled examples; None if not measured.
         fisher: by density of the random masks, the sum over labelled examples of ``g g'``, shape
             ``[n, n]``, where ``g`` is the gate gradient of the example's task loss: its mean is the
@@ -55,12 +55,13 @@ class HeadStats:
         sensitivity: for every block the moments of its head outputs, weighted by how strongly the
             model's output depends on each token; empty if not measured.
         pooling: how hidden states became the embeddings whose gradients were taken; None for other outputs,
-            and for statistics of earlier releases, which do not tell.
-        statistics: by name, these and further ones; what is given by its own argument goes first.
+            and for statistics of earlier releases, which do not record it.
+        statistics: by name, these and further ones; those given by their own argument take
+            precedence.
 
     Attributes:
-        statistics: all that was measured, by name, in the order of
-            :data:`~cahp_opt.stats.registry.STATISTICS`. The properties named as the arguments above read it.
+        statistics: all statistics by name, in the order of
+            :data:`~cahp_opt.stats.registry.STATISTICS`; the properties below read them.
 
     Raises:
         ValueError: for wrong shapes, NaN or infinity.
@@ -131,39 +132,42 @@ class HeadStats:
 
     @property
     def salience(self) -> Total:
-        """As in the arguments of the class; of no examples if it was not measured."""
+        """The sum over examples of ``|d loss / d gate|``, ``[n]``; of no examples if it was not
+        measured."""
         return self.statistic("salience", PerUnit) or PerUnit(np.zeros(self.space.n), 0)
 
     @property
     def gauss_newton(self) -> Mapping[float, Total]:
-        """As in the arguments of the class."""
+        """By density, the sum of ``g g'`` of the probed output, ``[n, n]``; empty if not
+        measured."""
         return self.statistic("gauss_newton", PairsByDensity) or MappingProxyType({})
 
     @property
     def fisher(self) -> Mapping[float, Total]:
-        """As in the arguments of the class."""
+        """By density, the sum of ``g g'`` of the task loss, ``[n, n]``; empty if not measured."""
         return self.statistic("fisher", PairsByDensity) or MappingProxyType({})
 
     @property
     def moments(self) -> tuple[Moments, ...]:
-        """As in the arguments of the class."""
+        """The second moments of every block's head outputs; empty if not measured."""
         found = self.statistic("moments", BlockMoments)
         return () if found is None else found.entries
 
     @property
     def sensitivity(self) -> tuple[Sensitivity, ...]:
-        """As in the arguments of the class."""
+        """The moments of every block's head outputs, weighted by the output's dependence on each
+        token; empty if not measured."""
         found = self.statistic("sensitivity", BlockSensitivity)
         return () if found is None else found.entries
 
     @property
     def divergence(self) -> Total | None:
-        """As in the arguments of the class."""
+        """The sum of divergences between attention maps, ``[n, n]``; None if not measured."""
         return self.statistic("divergence", PerPair)
 
     @property
     def signatures(self) -> Signatures | None:
-        """As in the arguments of the class."""
+        """The attention maps by class; None if not measured."""
         return self.statistic("signatures", Signatures)
 
     def without(self, *names: str) -> HeadStats:
@@ -214,7 +218,7 @@ class HeadStats:
             kept: these units, bool ``[n]``.
 
         Raises:
-            ValueError: if ``kept`` is no keep-set, or empty.
+            ValueError: if ``kept`` is not a keep-set, or empty.
         """
         kept = self.space.check(kept)
         blocks = [
@@ -315,8 +319,8 @@ def _rebuilt(
 def _about_means(arrays: Arrays) -> Arrays:
     """Arrays of the first version of the file, whose second moments are about zero, as they are now.
 
-    An ``outer`` becomes the ``scatter`` about the mean of the samples, which count by the ``weight``
-    beside it, or their number.
+    An ``outer`` becomes the ``scatter`` about the mean of the samples, which are weighted by the
+    ``weight`` beside it, or counted.
     """
     now = dict(arrays)
     for name in [name for name in arrays if name.split("/")[-1] == "outer"]:

@@ -20,8 +20,8 @@ class Moments:
 
     Args:
         sum: sum of ``z``, shape ``[d]``.
-        scatter: sum of ``(z - m) (z - m)'`` about their mean ``m``, shape ``[d, d]``. Not about zero: what is
-            left of that where the mean is large against the spread is rounding, and no covariance.
+        scatter: sum of ``(z - m) (z - m)'`` about their mean ``m``, shape ``[d, d]``. Not about
+            zero, where a mean that is large against the spread would leave only rounding.
         readout: ``W' W`` of the output projection ``W [hidden, d]``, shape ``[d, d]``: the squared
             length of a change of ``z`` as the block's output sees it. Not a sum: a fact of the model.
         count: tokens added up.
@@ -70,7 +70,7 @@ class Moments:
         return cls(arrays["sum"], arrays["scatter"], arrays["readout"], int(arrays[COUNT]))
 
     def of(self, columns: Bools) -> Moments:
-        """Those of some columns alone, bool ``[d]``."""
+        """The moments of some columns alone, bool ``[d]``."""
         both = np.ix_(columns, columns)
         return Moments(self.sum[columns], self.scatter[both], self.readout[both], self.count)
 
@@ -87,11 +87,12 @@ class Moments:
 
     @property
     def constant(self) -> bool:
-        """Whether the heads put out the same at every token, but for rounding (in float32, about 1e-15 here)."""
+        """Whether the head outputs are the same at every token, up to rounding (in float32, about
+        1e-15 here)."""
         return bool(np.trace(self.scatter) * self.count <= 1e-12 * (self.sum @ self.sum))
 
 
 class BlockMoments(ByBlock[Moments]):
-    """Those of every block."""
+    """The moments of every block."""
 
     of_block = Moments

@@ -1,4 +1,4 @@
-"""What a maker of an objective reads, declared where it stands, so that no more has to be measured."""
+"""Declares the statistics that a maker of an objective reads, so that only these are measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def needs(*statistics: str) -> Callable[[Make], Make]:
         def from_stats(stats: HeadStats) -> MyObjective: ...
 
     Args:
-        statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them.
+        statistics: their names, as in :data:`cahp_opt.stats.registry.STATISTICS`.
     """
 
     def declared(make: Make) -> Make:

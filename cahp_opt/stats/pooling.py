@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from enum import Enum
 
 POOLING = "pooling"
-"""Key of a selection's provenance that tells the pooling its embeddings were judged by."""
+"""Key of a selection's provenance for the pooling of the embeddings it was judged by."""
 
 
 class Pooling(str, Enum):
-    """What of the last hidden states stands for a text; padding on either side never counts.
+    """How the last hidden states become the embedding of a text; padding on either side never
+    counts.
 
     Distances between embeddings are those of their directions, so a factor does not matter.
     """
@@ -35,13 +36,14 @@ class Pooling(str, Enum):
 
 
 def recorded_pooling(provenance: Mapping[str, str]) -> Pooling | None:
-    """The pooling that the embeddings of a selection's model were judged by; None if it tells none."""
+    """The pooling that the embeddings of a selection's model were judged by; None if it states
+    none."""
     told = provenance.get(POOLING)
     return next((pooling for pooling in Pooling if pooling.value == told), None)
 
 
 def provenance_of(pooling: Pooling | None) -> dict[str, str]:
-    """What a selection's provenance tells about a pooling; nothing of None."""
+    """The entries of a selection's provenance for a pooling; none for None."""
     return {} if pooling is None else {POOLING: pooling.value}
 
 

@@ -1,4 +1,4 @@
-"""The statistics that there are: a new one is a file with its record, and a line here."""
+"""All statistics: a new one is a file with its record, and a line here."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ STATISTICS: Mapping[str, type[Statistic]] = {
     "divergence": PerPair,
     "signatures": Signatures,
 }
-"""The class of every statistic, by the name that :attr:`HeadStats.statistics` and files have for it."""
+"""The class of every statistic, by its name in :attr:`HeadStats.statistics` and in files."""

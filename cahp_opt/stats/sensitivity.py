@@ -13,13 +13,14 @@ from cahp_opt.stats.statistic import COUNT, Arrays, counted
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """How an error of one block's output shows in the model's output; ``a + b`` pools two runs.
+    """The effect of an error of one block's output on the model's output; ``a + b`` pools two runs.
 
     For every real token ``z`` is the input of the block's output projection ``W``, and ``g`` the gradient
     of a random probe of the model's output by the block's output ``W z``, so that an error ``e`` there
-    costs ``E[(g' e)^2] / 2`` (see :mod:`cahp_opt.torch.evaluation.fidelity`). The weight of a token is ``g' g``. The
-    expectation over tokens of ``g g'`` and ``z z'`` together is approximated by that of one times that of
-    the other, as in K-FAC (Martens and Grosse 2015), but with the tokens that matter counting more.
+    costs ``E[(g' e)^2] / 2`` (see :mod:`cahp_opt.torch.evaluation.fidelity`). The weight of a token
+    is ``g' g``. As in K-FAC (Martens and Grosse 2015), but with these weights, the expectation of a
+    product over tokens is approximated by a product: ``E[g g' (x) z z'] = E[g g'] (x) E[(g' g) z
+    z'] / E[g' g]``.
 
     Args:
         sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.moments.Moments`.
@@ -79,7 +80,7 @@ class Sensitivity:
         return cls(first, scatter, metric, arrays["weight"].item(), int(arrays[COUNT]))
 
     def of(self, columns: Bools) -> Sensitivity:
-        """That of some columns of ``z`` alone, bool ``[d]``."""
+        """The sensitivity of some columns of ``z`` alone, bool ``[d]``."""
         both = np.ix_(columns, columns)
         return Sensitivity(
             self.sum[columns], self.scatter[both], self.metric[both], self.weight, self.examples
@@ -94,18 +95,18 @@ class Sensitivity:
 
     @property
     def readout(self) -> Floats:
-        """``E[(W' g) (W' g)'] / E[g' g]``, shape ``[d, d]``: the squared error of the output, up to
-        :attr:`cost`, as a change of ``z`` makes it."""
+        """``E[(W' g) (W' g)'] / E[g' g]``, shape ``[d, d]``: the metric in which a change of ``z``
+        costs, up to the factor :attr:`cost`."""
         return self.metric / self.weight if self.weight else np.zeros_like(self.metric)
 
     @property
     def cost(self) -> float:
-        """What one unit of the block's weighted squared error costs per example, in the units of the
-        distance (nats for probabilities)."""
+        """The cost per example of one unit of the block's weighted squared error, in the units of
+        the distance (nats for probabilities)."""
         return self.weight / (2 * self.examples) if self.examples else 0.0
 
 
 class BlockSensitivity(ByBlock[Sensitivity]):
-    """That of every block."""
+    """The sensitivity of every block."""
 
     of_block = Sensitivity

@@ -20,7 +20,7 @@ class Signatures:
     arXiv 2606.19150). Two runs merge exactly, up to rounding (Chan, Golub and LeVeque 1979).
 
     Args:
-        counts: examples seen of every class, shape ``[classes]``; 0 where there were none.
+        counts: examples of every class, shape ``[classes]``.
         mean: shape ``[classes, n, size, size]``; 0 for a class without examples.
         squares: sums of squared deviations from the mean, of the same shape.
 

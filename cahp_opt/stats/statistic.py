@@ -1,4 +1,5 @@
-"""What one statistic must be able to do, so that everything around it is one loop over all of them."""
+"""The protocol of a statistic, so that saving, adding and restricting are loops over all of
+them."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
-"""Arrays by name. Where there is one alone its name is empty; a slash separates parts of parts."""
+"""Arrays by name. The name of a single one is empty; a slash separates parts of parts."""
 
 COUNT = "count"
 """Name of a number of samples, held as a 0-dimensional array."""
 
 
 class Sums(Protocol):
-    """Sums over samples under names, and whatever else is needed to add them to those of another run."""
+    """Named sums over samples, with all that is needed to add those of another run."""
 
     def arrays(self) -> Arrays:
-        """All that it holds, as a file keeps it and as processes send it."""
+        """All of its content, as files hold it and processes send it."""
         ...
 
     @classmethod
@@ -48,13 +49,13 @@ class Sums(Protocol):
 
 
 class Statistic(Sums, Protocol):
-    """A quantity that calibration measured of all units; it never changes.
+    """An immutable record of a quantity that calibration measured for all units.
 
     :mod:`cahp_opt.stats.registry` lists those that files may hold.
     """
 
     def restricted(self, space: HeadSpace, kept: Bools) -> Self:
-        """That of some units alone, over the blocks that have any of them.
+        """The statistic of some units alone, over the blocks that have any of them.
 
         Args:
             space: all blocks.
@@ -66,7 +67,7 @@ class Statistic(Sums, Protocol):
         """Refuse a statistic of other units.
 
         Args:
-            name: what messages call it.
+            name: its name in messages.
             space: the blocks.
 
         Raises:
@@ -80,7 +81,7 @@ class InParts(Protocol):
     """A statistic whose parts can be sent and added one at a time, which takes less memory."""
 
     def parts(self) -> Mapping[str, Sums]:
-        """The parts by name; the arrays of the whole are theirs, :func:`joined`."""
+        """The parts by name; the arrays of the whole are those of the parts, :func:`joined`."""
         ...
 
     def of_parts(self, parts: Mapping[str, Any]) -> Any:
@@ -89,12 +90,13 @@ class InParts(Protocol):
 
 
 def counted(count: int) -> Array:
-    """A number of samples as :data:`COUNT` holds it."""
+    """A number of samples as an array, ``[]``, for :data:`COUNT`."""
     return np.array(count, dtype=np.int64)
 
 
 def below(arrays: Arrays, name: str) -> Arrays:
-    """The arrays of one part, by the names that they have in it: ``name`` is empty, ``name/x`` is ``x``."""
+    """The arrays of one part, by their names in it: ``name`` becomes the empty name, ``name/x``
+    ``x``."""
     start = f"{name}/"
     return {
         key.removeprefix(name).removeprefix("/"): array
