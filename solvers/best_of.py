@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
 from cahp_opt.problem import Problem
-from cahp_opt.rounding import rounding_slack
 from cahp_opt.solver import Number, Proposal, Solver, Status
+from cahp_opt.solvers.parts.incumbent import Incumbent
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,14 @@ class BestOf(Solver):
             )
 
     def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
-        best: Proposal | None = None
-        best_value, bound, certificate, winner = -math.inf, math.inf, "", ""
-        out_of_time = False
+        best: Incumbent | None = None
+        winner, cut_short = "", False
         refusals: list[str] = []
         stats: dict[str, Number] = {}
         for place, solver in enumerate(self.solvers):
             now = time.monotonic()
             if best is not None and now > deadline:
-                out_of_time = True
+                cut_short = True
                 break
             share = now + (deadline - now) / (len(self.solvers) - place)
             # Its randomness does not depend on how much the others drew.
@@ -60,21 +58,21 @@ class BestOf(Solver):
                     f"`{type(solver).__name__}` proposed a keep-set outside the budget: {broken} "
                     "This is a bug."
                 )
-            value = problem.objective.value(proposal.kept)
+            if best is None:
+                best, winner = Incumbent(problem, proposal.kept), repr(solver)
+            before = best.value
+            value = best.offer(proposal.kept)
+            winner = repr(solver) if value > before else winner
             stats[f"value of {place + 1}: {solver!r}"] = value
-            out_of_time |= proposal.status is Status.TIME_LIMIT
-            if proposal.bound < bound:
-                bound = proposal.bound
-                certificate = proposal.certificate or f"{type(solver).__name__}'s own proof"
-            if best is None or value > best_value:
-                best, best_value, winner = proposal, value, repr(solver)
+            cut_short |= proposal.status is Status.TIME_LIMIT
+            best.tighten(
+                proposal.bound, proposal.certificate or f"{type(solver).__name__}'s own proof"
+            )
         if best is None:
             raise ValueError(
                 "`BestOf` has no solver that takes this problem, add `LazyGreedy()`: "
                 + " ".join(refusals)
             )
-        status = Status.TIME_LIMIT if out_of_time else Status.FEASIBLE
-        if bound <= best_value + rounding_slack(best_value, bound):
-            status = Status.OPTIMAL
-        stats |= {"best": winner, "refused": len(refusals)}
-        return Proposal(best.kept, bound, status, certificate, stats)
+        best.cut_short = cut_short
+        best.stats |= {**stats, "best": winner, "refused": len(refusals)}
+        return best.proposal()

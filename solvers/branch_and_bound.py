@@ -23,9 +23,12 @@ from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.objective import QuadraticForm
 from cahp_opt.problem import Problem
 from cahp_opt.rounding import rounding_slack
-from cahp_opt.solver import Number, Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver
 from cahp_opt.solvers.parts.climbing import climb
+from cahp_opt.solvers.parts.incumbent import Incumbent
 from cahp_opt.solvers.parts.polishing import Polisher
+
+CERTIFICATE = "branch and bound with Frank-Wolfe bounds over the exact oracle"
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,9 @@ class _Tree:
         start = climb(
             problem, 3, lazy=problem.objective.submodular, deadline=now + (deadline - now) / 4
         )
-        self._kept = start.kept
-        self._value = problem.objective.value(self._kept)
+        self._best = Incumbent(problem, start.kept, deadline)
         self._open: list[tuple[float, int, _Node]] = []
         self._ceiling, self._bounded, self._pushed = math.inf, 0, 0
-        self._timed_out = False
 
     def search(self, gap: float, nodes: int) -> None:
         """Bound, prune and branch until the gap is reached, or the nodes or the time are spent."""
@@ -103,17 +104,17 @@ class _Tree:
         self._push(root)
         while self._open:
             self._ceiling = -self._open[0][0]
-            if self._ceiling - self._value <= gap * abs(self._value):
+            if self._ceiling - self._best.value <= gap * abs(self._best.value):
                 break
             if self._bounded >= nodes:
                 break
             if time.monotonic() > self._deadline:
-                self._timed_out = True
+                self._best.cut_short = True
                 break
             node = heapq.heappop(self._open)[2]
             for child in self._children(node):
                 self._push(child)
-            if self._timed_out:  # children may be missing: the node's own bound stands
+            if self._best.cut_short:  # children may be missing: the node's own bound stands
                 self._ceiling = node.bound
                 return
         if not self._open:
@@ -121,41 +122,37 @@ class _Tree:
 
     def proposal(self) -> Proposal:
         """The best keep-set with what is proved about it."""
-        slack = rounding_slack(self._value, self._ceiling)
+        best = self._best
         # Nodes up to half a slack above the value were pruned.
-        bound = max(self._ceiling, self._value + slack / 2)
-        if bound <= self._value + slack:
-            status = Status.OPTIMAL
-        else:
-            status = Status.TIME_LIMIT if self._timed_out else Status.FEASIBLE
-        stats: dict[str, Number] = {"nodes": self._bounded, "open": len(self._open)}
-        certificate = "branch and bound with Frank-Wolfe bounds over the exact oracle"
-        return Proposal(self._kept, bound, status, certificate, stats)
+        pruned = best.value + rounding_slack(best.value, self._ceiling) / 2
+        best.tighten(max(self._ceiling, pruned), CERTIFICATE)
+        best.stats.update(nodes=self._bounded, open=len(self._open))
+        return best.proposal()
 
     # -- inside ------------------------------------------------------------------------------------
 
     @property
     def _floor(self) -> float:
         """Nodes with a bound up to here hold nothing better, but for rounding."""
-        return self._value + rounding_slack(self._value, self._value) / 2
+        return self._best.value + rounding_slack(self._best.value, self._best.value) / 2
 
     def _root(self) -> _Node:
         problem, form = self._problem, self._form
-        self._offer(self._kept)
+        self._offer(self._best.kept)
         found = quadratic_frank_wolfe(
             problem.budget,
             form,
-            self._kept,
+            self._best.kept,
             Effort(5, 50, 1e-5),
-            deadline=self._share(0.4),
+            deadline=self._best.share(0.4),
             floor=self._floor,
         )
         self._bounded += 1
-        until = self._share(0.3)
-        kept, _ = self._polisher.best_of([self._kept, *found.met[:8]], until)
+        until = self._best.share(0.3)
+        kept, _ = self._polisher.best_of([self._best.kept, *found.met[:8]], until)
         rounds = 40 if problem.space.n > 30 else 3
         kept, _ = self._polisher.shaken(kept, self._rng, rounds, until)
-        self._take(kept)
+        self._best.offer(kept)
         values, base = split_values(problem.space, form, found.split, every=True)
         oracle = Oracle(problem.budget, values, base, self._deadline)
         node = _Node(found.bound, oracle, found.split, found.point, found.met[:_MOST_MET])
@@ -173,7 +170,7 @@ class _Tree:
         children: list[_Node] = []
         for kept in (True, False):
             if time.monotonic() > self._deadline:
-                self._timed_out = True
+                self._best.cut_short = True
                 return children
             child = self._bound(node, unit, kept)
             if child is not None:
@@ -212,7 +209,9 @@ class _Tree:
             if found.bound < best.bound:
                 best = _Node(found.bound, oracle, split, found.point, active.met)
         for met_there in active.met[:3]:
-            if self._value - self._polisher.value(met_there) < 0.3 * (node.bound - self._value):
+            if self._best.value - self._polisher.value(met_there) < 0.3 * (
+                node.bound - self._best.value
+            ):
                 self._offer(met_there)
         if best.bound <= self._floor:
             return None
@@ -242,17 +241,7 @@ class _Tree:
 
     def _offer(self, kept: Bools) -> None:
         if self._problem.budget.allows(self._problem.space.counts(kept)):
-            self._take(self._polisher.polish(kept, self._deadline))
-
-    def _take(self, kept: Bools) -> None:
-        value = self._problem.objective.value(kept)
-        if value > self._value:
-            self._kept, self._value = kept, value
-
-    def _share(self, part: float) -> float:
-        """A deadline after this part of the time that is left."""
-        now = time.monotonic()
-        return now + part * (self._deadline - now) if math.isfinite(self._deadline) else math.inf
+            self._best.offer(self._polisher.polish(kept, self._deadline))
 
 
 _MOST_MET = 60

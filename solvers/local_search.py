@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,9 +9,9 @@ import numpy as np
 from cahp_opt.problem import Problem
 from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
-from cahp_opt.solvers.parts.exchanges import Exchanges
+from cahp_opt.solvers.parts.incumbent import Incumbent
+from cahp_opt.solvers.parts.local_optimum import to_local_optimum
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
-from cahp_opt.solvers.parts.swaps import best_swap, interaction, swap_in_turn
 
 
 @dataclass(frozen=True)
@@ -45,38 +44,9 @@ class LocalSearch(Solver):
             problem.space.counts(first.kept)
         ):
             return first  # nothing to improve, or nothing to trust: `select` will tell
+        best = Incumbent.following(problem, first)
         here = Neighbourhood(problem, first.kept)
-        moves, finished = improve(here, self.reach, deadline)
-        better = problem.objective.value(here.kept) >= problem.objective.value(first.kept)
-        return Proposal(
-            here.kept if better else first.kept,
-            first.bound,
-            first.status if finished else Status.TIME_LIMIT,
-            first.certificate,
-            {**first.stats, "moves": moves},
-        )
-
-
-def improve(here: Neighbourhood, reach: int, deadline: float) -> tuple[int, bool]:
-    """Move to a local optimum of swaps and exchanges.
-
-    Returns:
-        How many moves were made, and whether the search ended before the deadline.
-    """
-    between = interaction(here.problem.objective)
-    exchanges = Exchanges(here, reach)
-    moves = 0
-    while time.monotonic() <= deadline:
-        if between is not None:
-            swap = best_swap(here, between)
-            if swap is not None:
-                here.swap(swap.leaving, swap.entering)
-                moves += 1
-                continue
-        elif swap_in_turn(here, deadline):
-            moves += 1
-            continue
-        if time.monotonic() <= deadline and not exchanges.improve(deadline):
-            return moves, time.monotonic() <= deadline
-        moves += 1
-    return moves, False
+        best.stats["moves"], finished = to_local_optimum(here, self.reach, deadline)
+        best.offer(here.kept)
+        best.cut_short |= not finished
+        return best.proposal()

@@ -18,10 +18,12 @@ from cahp_opt.bounds.oracle import Oracle
 from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import QuadraticForm
 from cahp_opt.problem import Problem
-from cahp_opt.rounding import rounding_slack
-from cahp_opt.solver import Proposal, Solver, Status
+from cahp_opt.solver import Proposal, Solver
 from cahp_opt.solvers.parts.climbing import climb
+from cahp_opt.solvers.parts.incumbent import Incumbent
 from cahp_opt.solvers.parts.polishing import Polisher
+
+CERTIFICATE = "a convex relaxation, proved by the exact oracle at its gradient"
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class Relaxation(Solver):
         n = problem.space.n
         start = climb(problem, 3, lazy=problem.objective.submodular, deadline=deadline).kept
         polisher = Polisher(budget, form)
+        best = Incumbent(problem, start, deadline)
         met: list[Bools] = [start]
-        bound, point = math.inf, start.astype(np.float64)
+        point = start.astype(np.float64)
         covariance = np.eye(n) * 0.25
         split: ConvexSplit | None = None
         solved = 0
@@ -79,7 +82,7 @@ class Relaxation(Solver):
                 split_oracle(budget, form, split, deadline), form, split, point
             )
             solved += 1
-            bound = min(bound, proved)
+            best.tighten(proved, CERTIFICATE)
             met.append(vertex.kept)
             # Where all subsets of a block can be tabulated, the same point proves more.
             spread = np.diag(point * (1 - point) + 0.01)
@@ -88,25 +91,16 @@ class Relaxation(Solver):
             )
             oracle = split_oracle(budget, form, tabulated, deadline)
             proved, vertex = bound_at(oracle, form, tabulated, point)
-            bound = min(bound, proved)
+            best.tighten(proved, CERTIFICATE)
             met.append(vertex.kept)
             covariance = (covariance + spread) / 2
         plain = Oracle(budget, [None] * len(budget.space.blocks), deadline=deadline)
         met.append(plain.best(point).kept)
         met += [plain.best(point - rng.random(n)).kept for _ in range(self.roundings)]
         kept, _ = polisher.best_of(met, deadline)
-        value = problem.objective.value(kept)
-        if bound <= value + rounding_slack(value, bound):
-            status = Status.OPTIMAL
-        else:
-            status = Status.TIME_LIMIT if time.monotonic() > deadline else Status.FEASIBLE
-        return Proposal(
-            kept,
-            max(bound, value),
-            status,
-            "a convex relaxation, proved by the exact oracle at its gradient",
-            {"relaxations": solved, "roundings": len(met)},
-        )
+        best.offer(kept)
+        best.stats.update(relaxations=solved, roundings=len(met))
+        return best.proposal()
 
 
 def _cvxpy() -> Any:

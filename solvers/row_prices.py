@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from cahp_opt.arrays import Bools
-from cahp_opt.bounds.row_prices import CoverageBound, coverage_bound
-from cahp_opt.objective import CoverageForm
 from cahp_opt.problem import Problem
-from cahp_opt.rounding import rounding_slack
 from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.lazy_greedy import LazyGreedy
-from cahp_opt.solvers.local_search import LocalSearch, improve
-from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
-
-CERTIFICATE = "Lagrangian prices of the rows over the exact oracle"
-"""Where the bound comes from."""
-
-_WORK = 60_000_000  # numbers that all steps together look at, at most
+from cahp_opt.solvers.local_search import LocalSearch
+from cahp_opt.solvers.parts.incumbent import Incumbent
+from cahp_opt.solvers.parts.pricing import price_rows
 
 
 @dataclass(frozen=True)
@@ -56,33 +48,6 @@ class RowPrices(Solver):
         first = self.start.solve(problem, deadline=deadline, rng=rng)
         if first.status is Status.OPTIMAL or time.monotonic() > deadline:
             return first
-        priced = price_rows(problem, form, first.kept, self.steps, deadline)
-        value = problem.objective.value(priced.kept)
-        if priced.bound <= value + rounding_slack(value, priced.bound):
-            status = Status.OPTIMAL
-        else:
-            status = Status.TIME_LIMIT if time.monotonic() > deadline else Status.FEASIBLE
-        stats = {**first.stats, "price steps": priced.steps}
-        return Proposal(priced.kept, max(priced.bound, value), status, CERTIFICATE, stats)
-
-
-def price_rows(
-    problem: Problem, form: CoverageForm, start: Bools, steps: int, deadline: float
-) -> CoverageBound:
-    """The bound and the prices, and the best of the keep-sets met, after swaps and exchanges.
-
-    Args:
-        problem: the objective and the budget.
-        form: the objective's coverage.
-        start: a keep-set within the budget, bool ``[n]``.
-        steps: subgradient steps at most; fewer for large matrices.
-        deadline: the ``time.monotonic()`` at which to stop.
-    """
-    steps = min(steps, 50 + 4 * problem.space.n, 1 + _WORK // form.similarity.size)
-    priced = coverage_bound(
-        problem.budget, form, start, steps=steps, deadline=deadline, precision=1e-10
-    )
-    here = Neighbourhood(problem, priced.kept)
-    improve(here, 2, deadline)
-    kept = max((start, priced.kept, here.kept), key=problem.objective.value)
-    return replace(priced, kept=kept, value=problem.objective.value(kept))
+        best = Incumbent.following(problem, first, deadline)
+        best.stats["price steps"] = price_rows(best, form, self.steps, deadline).steps
+        return best.proposal()

@@ -121,7 +121,7 @@ class Spectral(Solver):
 
 def _most_units(budget: Budget) -> int:
     """How many units the budget holds at most."""
-    counts = [np.arange(units + 1.0) for units in budget.space.units.tolist()]
+    counts: list[Floats] = [np.arange(units + 1.0) for units in budget.space.units.tolist()]
     found = best_counts(counts, budget.allowed, budget.coupling).counts
     return int((budget.cheapest if found is None else found).sum())
 

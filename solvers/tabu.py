@@ -13,6 +13,7 @@ from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.solvers.backward_greedy import BackwardGreedy
 from cahp_opt.solvers.local_search import LocalSearch
 from cahp_opt.solvers.parts.descending import Descent
+from cahp_opt.solvers.parts.incumbent import Incumbent
 from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 from cahp_opt.solvers.parts.plateaus import plateau_ends
 from cahp_opt.solvers.parts.rebuilding import drop_plateau, fill, raise_plateau
@@ -70,14 +71,11 @@ class Tabu(Solver):
             return first  # nothing to improve, or nothing to trust: `select` will tell
         search = _Search(self, problem, first.kept, rng)
         finished = search.run(deadline)
-        better = problem.objective.value(search.best) >= problem.objective.value(first.kept)
-        return Proposal(
-            search.best if better else first.kept,
-            first.bound,
-            first.status if finished else Status.TIME_LIMIT,
-            first.certificate,
-            {**first.stats, "iterations": search.moves},
-        )
+        best = Incumbent.following(problem, first)
+        best.offer(search.best)
+        best.stats["iterations"] = search.moves
+        best.cut_short |= not finished
+        return best.proposal()
 
 
 class _Search:

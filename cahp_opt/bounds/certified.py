@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats
+from cahp_opt.bounds import frank_wolfe, row_prices
 from cahp_opt.bounds.frank_wolfe import Effort, quadratic_frank_wolfe
 from cahp_opt.bounds.row_prices import coverage_bound
 from cahp_opt.costs.budget import Budget
@@ -72,14 +73,14 @@ def certified_bound(
         if objective.n <= _MOST_UNITS:
             effort = Effort(splits=2 if objective.n <= _MOST_SPLIT else 0, steps=10)
             found = quadratic_frank_wolfe(problem.budget, form, kept, effort, deadline=deadline)
-            bounds.append(Bound(found.bound, "Frank-Wolfe over the exact oracle"))
+            bounds.append(Bound(found.bound, frank_wolfe.CERTIFICATE))
     cover = objective.coverage() if weights is None else None
     steps = 0 if cover is None else _COVERAGE_WORK // cover.similarity.size
     if cover is not None and steps:
         priced = coverage_bound(
             problem.budget, cover, kept, steps=min(24, steps), deadline=deadline
         )
-        bounds.append(Bound(priced.bound, "Lagrangian prices of the rows over the exact oracle"))
+        bounds.append(Bound(priced.bound, row_prices.CERTIFICATE))
     if objective.monotone:
         everything = np.ones(objective.n, dtype=np.bool_)
         bounds.append(

@@ -31,6 +31,9 @@ from cahp_opt.rounding import sum_rounding
 from cahp_opt.space import HeadSpace
 from cahp_opt.subsets import subset_values
 
+CERTIFICATE = "Frank-Wolfe over the exact oracle"
+"""Where such a bound comes from."""
+
 
 @dataclass(frozen=True)
 class Effort:

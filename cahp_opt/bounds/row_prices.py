@@ -19,6 +19,9 @@ from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import CoverageForm
 from cahp_opt.rounding import sum_rounding
 
+CERTIFICATE = "Lagrangian prices of the rows over the exact oracle"
+"""Where such a bound comes from."""
+
 
 @dataclass(frozen=True, eq=False)
 class CoverageBound:

@@ -104,7 +104,7 @@ class Exchanges:
             (here.tracker.remove if here.tracker.kept[unit] else here.tracker.add)(unit)
         return flipped, gain
 
-    def improve(self, deadline: float) -> bool:
+    def make_one(self, deadline: float) -> bool:
         """Make the first exchange, in the order of hope, that gains; whether there was one."""
         tolerance = self._here.tolerance(self._here.tracker.gains())
         for exchange in self.hopeful(tolerance, deadline):
