@@ -86,6 +86,15 @@ class HeadSpace:
         model."""
         return [(block.units, block.unit) for block in self.blocks]
 
+    @property
+    def unit(self) -> Unit | None:
+        """The ``unit`` by which :func:`cahp_opt.torch.find_attention` finds these blocks in the model."""
+        if any(block.unit is Unit.QUERY_SLOT for block in self.blocks):
+            return Unit.QUERY_SLOT
+        # Only if it is asked for is all that shares a single key/value head one group.
+        alone = any(block[1:] == (1, Unit.KV_GROUP) for block in self.blocks)
+        return Unit.KV_GROUP if alone else None
+
     @cached_property
     def units(self) -> Ints:
         """Units per block, shape ``[blocks]``."""

@@ -31,7 +31,7 @@ from cahp_opt.solver import Solver
 from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch, RandomSubset, TopK
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.torch import calibrate
+from cahp_opt.torch import calibrate, find_attention
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of
@@ -138,7 +138,7 @@ class Needs:
         bare = batches if self.labels else [inputs_of(batch) for batch in batches]
         if self.choice is not None:
             asked = collectors_for(Measuring(self.choice.objective.needs))
-            return Measured(measure(model, bare, asked, seed=seed))
+            return Measured(measure(find_attention(model), bare, asked, seed=seed))
         texts = sum(map(batch_size, batches))
         return Measured(
             calibrate(

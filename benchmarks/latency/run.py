@@ -65,7 +65,8 @@ class Subject:
     ) -> None:
         self.name, self.shape, self.sizes, self.dtype = name, shape, sizes, dtype
         self.model = shape.build(sizes, device, dtype)
-        self.space = find_attention(self.model, unit=shape.unit).space
+        self._prunable = find_attention(self.model, unit=shape.unit)
+        self.space = self._prunable.space
         self._small: dict[int, nn.Module] = {}
 
     def batch(self, phase: Phase) -> dict[str, torch.Tensor]:
@@ -75,7 +76,7 @@ class Subject:
     def small(self, number: int, kept: Bools) -> nn.Module:
         """The sliced model of one keep-set; what is not attention is the dense model's own."""
         if number not in self._small:
-            self._small[number] = thin_copy(self.model, kept, unit=self.shape.unit)
+            self._small[number] = thin_copy(self._prunable, kept)
         return self._small[number]
 
     def forget(self) -> None:

@@ -10,6 +10,7 @@ from cahp_opt.cli.display import Display
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.runs.method import Units
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.pooling import Pooling
 
 if TYPE_CHECKING:
@@ -92,13 +93,9 @@ def embeds(named: Named) -> bool:
     return isinstance(output, PooledEmbedding) and not output.pooling.reads_one_token
 
 
-def idle_units(units: Units, model: nn.Module) -> Iterable[str]:
+def idle_units(units: Units, space: HeadSpace) -> Iterable[str]:
     """A sentence if the units that were asked for are those that the model has anyway."""
-    from cahp_opt.torch import find_attention
-
-    if units.unit is not None and not any(
-        block.unit is units.unit for block in find_attention(model, unit=units.unit)
-    ):
+    if units.unit is not None and all(block.unit is not units.unit for block in space.blocks):
         yield (
             f"`--units {units.value}` does nothing here: no query heads of this model share key/value "
             "heads."

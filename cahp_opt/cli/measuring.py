@@ -93,11 +93,11 @@ def calibrate(
         )
     check_file(statistics.output, "cahp-stats")
     display = Display()
-    named = named_of(model, display, pooling=texts.pooling)
-    note(idle_units(model.units, named.model))
+    named = replace(named_of(model, display, pooling=texts.pooling), unit=model.units.unit)
+    note(idle_units(model.units, named.prunable.space))
     if statistics.sensitivity_examples is None:
         statistics = replace(statistics, sensitivity_examples=0 if embeds(named) else 2048)
-    stats = _measured(named, examples, texts, statistics, model, display)
+    stats = _measured(named, examples, texts, statistics, display)
     stats.save(statistics.output)
     note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))
     print(
@@ -110,7 +110,6 @@ def _measured(
     examples: TextSplit,
     texts: TextOptions,
     statistics: StatisticsOptions,
-    model: MeasuredModel,
     display: Display,
 ) -> HeadStats:
     """The statistics, once it is known that the model can be run on the texts."""
@@ -131,7 +130,7 @@ def _measured(
         seed=statistics.seed,
     )
     note([*examples.notes, *notes_on_empty(TextSplit(examples.calibration, ()), batches)])
-    rehearse_texts(named.model, batches[0], fidelity)
+    rehearse_texts(named.prunable, batches[0], fidelity)
     with display.stage("calibrate") as progress:
         return measure(
             named.model,
@@ -141,7 +140,7 @@ def _measured(
             divergence_examples=statistics.divergence_examples,
             signature_size=statistics.signature_size,
             fidelity=fidelity,
-            unit=model.units.unit,
+            unit=named.unit,
             seed=statistics.seed,
             progress=progress,
         )
@@ -207,17 +206,18 @@ def latency(
     check_file(output, "cahp-profile", "cahp-latency")
     display = Display()
     loaded = model_of(model if hardware is None else replace(model, device="cpu"), display)
-    note(idle_units(model.units, loaded))
 
+    from cahp_opt.torch import find_attention
     from cahp_opt.torch.pipeline.profiles import estimate_profile, measure_profile
 
-    unit = model.units.unit
+    prunable = find_attention(loaded, unit=model.units.unit)
+    note(idle_units(model.units, prunable.space))
     if hardware is not None:
-        profile = estimate_profile(loaded, workloads, hardware, display, unit)
+        profile = estimate_profile(prunable, workloads, hardware, display)
         profile.save(output)
     else:
         with kept_runs(output, workloads) as samples:
-            profile = measure_profile(loaded, workloads, display, unit, samples=samples)
+            profile = measure_profile(prunable, workloads, display, samples=samples)
             profile.save(output)
     for line in profile_lines(profile):
         print(line)

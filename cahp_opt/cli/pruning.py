@@ -54,15 +54,15 @@ def prune(
     workloads = timing.timed.workloads(target, profile)
     check_folder(output, model.model)
     display = Display()
-    named = named_of(model, display, pooling=texts.pooling)
+    named = replace(named_of(model, display, pooling=texts.pooling), unit=model.units.unit)
     method = choice.method(recovery.recovery, embeds=embeds(named))
     note(given.check(solvers=(method.solver,)))
-    note(idle_units(model.units, named.model))
+    note(idle_units(model.units, named.prunable.space))
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed)
-    plan = PruningPlan(target, method, applying, timing.rounds, model.units.unit)
+    plan = PruningPlan(target, method, applying, timing.rounds)
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
             named, examples, plan, output, profile=profile, samples=samples, stages=display

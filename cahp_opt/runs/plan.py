@@ -14,7 +14,6 @@ from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit, split
 from cahp_opt.runs.timing_options import TimingOptions
-from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
 
 
@@ -230,7 +229,6 @@ class PruningPlan:
         method: how to choose.
         applying: what to do with the choice.
         rounds: maximum number of sliced models to time while looking for one that meets a latency goal.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
         measuring: on how many examples the statistics are measured that the objective needs.
     """
 
@@ -238,5 +236,4 @@ class PruningPlan:
     method: Method
     applying: Applying = Applying()
     rounds: int = TimingOptions.rounds
-    unit: Unit | None = None
     measuring: Measuring = field(default_factory=Measuring)

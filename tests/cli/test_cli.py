@@ -30,6 +30,8 @@ from cahp_opt import HeadStats, LatencyTable, Profile, Provenance, Selection, Un
 from cahp_opt.cli import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import SampleFile, find_attention, from_pretrained
+from cahp_opt.torch.blocks import finder
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.latency.block_times import Timing
 from cahp_opt.torch.pipeline import applying, profiles, pruning_run
 from cahp_opt.torch.running.batches import inputs_of
@@ -46,11 +48,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A latency table that grows with the heads; the times of a tiny model are noise."""
 
-    def measure(model: Any, batch: Any, **options: Any) -> LatencyTable:
-        space = find_attention(model).space
+    def measure(prunable: Prunable, batch: Any, **options: Any) -> LatencyTable:
+        space = prunable.space
         return LatencyTable(space, 1e-3, tuple(1e-3 * np.arange(u + 1) for u in space.units))
 
-    monkeypatch.setattr(profiles, "measure_latency", measure)
+    monkeypatch.setattr(profiles, "time_blocks", measure)
     monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", SteadyTimes())
 
 
@@ -196,6 +198,22 @@ def test_a_table_that_says_unreachable_is_not_believed_unmeasured(
     report = Report.read(tmp_path / "out" / "report.json")
     assert [r["fastest"] for r in report["selection"]["rounds"]] == [True, False]
     assert report["goals"]["latency"]["over"] == pytest.approx(0)
+
+
+def test_attention_is_found_in_the_model_and_in_what_was_saved_of_it_alone(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    check = finder._check_uncompiled
+
+    def counted(model: torch.nn.Module) -> None:
+        found.append(type(model).__name__)
+        check(model)
+
+    monkeypatch.setattr(finder, "_check_uncompiled", counted)
+    limits = ["--latency", "10s", "--heads", "6", "--repeats", "1"]
+    assert prune(model, tmp_path / "out", "--text", text, *limits) == 0
+    assert len(found) == 2
 
 
 def test_a_profile_of_another_machine_is_noted(
@@ -1011,7 +1029,7 @@ def test_records_that_do_not_fit(
         damaged = {**told, "provenance": {**told["provenance"], **change}}
         (tmp_path / "damaged.json").write_text(json.dumps(damaged))
         with monkeypatch.context() as patched:
-            patched.setattr(applying, "slice_heads", None)
+            patched.setattr(applying, "slice_found", None)
             apply = ["apply", str(model), "--selection", str(tmp_path / "damaged.json")]
             apply += ["--output-dir", str(tmp_path / "x"), *QUICK]
             refused(capsys, 2, run=partial(main, apply))

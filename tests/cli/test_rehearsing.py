@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 from cahp_opt.cli import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import find_attention, slice_heads
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.pipeline import applying, profiles, pruning_run
 from cahp_opt.torch.pipeline.rehearsing import rehearse_saving
 from cahp_opt.torch.recovery.refitting import check_refittable, refit
@@ -37,10 +38,10 @@ def late(*args: Any, **options: Any) -> NoReturn:
 
 @pytest.fixture
 def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiles, "measure_latency", late)
-    monkeypatch.setattr(profiles, "count_resources", late)
+    monkeypatch.setattr(profiles, "time_blocks", late)
+    monkeypatch.setattr(profiles, "count_held", late)
     monkeypatch.setattr(pruning_run, "measure", late)
-    monkeypatch.setattr(applying, "slice_heads", late)
+    monkeypatch.setattr(applying, "slice_found", late)
 
 
 def save(folder: Path, built: Any) -> Path:
@@ -92,7 +93,11 @@ def test_the_rehearsal_says_what_the_refit_would(built: str) -> None:
         batch["decoder_input_ids"] = tokens
     said: list[str] = []
     small = slice_heads(dense, [False] + [True] * (find_attention(dense).space.n - 1), batch=batch)
-    for run in (lambda: check_refittable(dense, batch), lambda: refit(small, dense, [batch] * 2)):
+    prunable = find_attention(dense)
+    for run in (
+        lambda: check_refittable(prunable, batch),
+        lambda: refit(small, dense, [batch] * 2),
+    ):
         try:
             run()
             said.append("")
@@ -148,22 +153,22 @@ def test_models_and_tokenizers_that_cannot_be_saved(tmp_path: Path) -> None:
         """A class that transformers does not export."""
 
     bert: Any = tiny_models.BERT.build()
-    rehearse_saving(bert, None, tmp_path)
+    rehearse_saving(find_attention(bert), None, tmp_path)
     with pytest.raises(ValueError, match="Tokenizer of `model` cannot be saved: no vocabulary;"):
-        rehearse_saving(bert, Tokenizer(), tmp_path)
-    with pytest.raises(ValueError, match="no transformers model"):
-        rehearse_saving(nn.Linear(1, 1), None, tmp_path)
+        rehearse_saving(find_attention(bert), Tokenizer(), tmp_path)
+    with pytest.raises(ValueError, match="not a transformers model"):
+        rehearse_saving(Prunable(nn.Linear(1, 1), ()), None, tmp_path)
     bert.config.vocab_size += 1
     with pytest.raises(ValueError, match="not what its configuration describes"):
-        rehearse_saving(bert, None, tmp_path)
+        rehearse_saving(find_attention(bert), None, tmp_path)
     own: Any = tiny_models.BERT.build()
     own.__class__ = Own
     with pytest.raises(ValueError, match="does not export"):
-        rehearse_saving(own, None, tmp_path)
+        rehearse_saving(find_attention(own), None, tmp_path)
     own = tiny_models.BERT.build()
     own._hf_peft_config_loaded = True
     with pytest.raises(ValueError, match="holds adapters"):
-        rehearse_saving(own, None, tmp_path)
+        rehearse_saving(find_attention(own), None, tmp_path)
     assert not any(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from torch import nn
 
 from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
-from cahp_opt.torch.blocks.blocks import Attention
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.space import Unit
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.checkpoints import checkpoint
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
-from cahp_opt.torch.running.gates import attention_for
 from cahp_opt.torch.running.made_up_inputs import sample_inputs
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 from cahp_opt.torch.slicing.verification import SliceError
@@ -97,11 +97,11 @@ def test_blocks_matched_in_another_order_are_caught_on_reload(
         run(from_pretrained(tmp_path / "small"), tiny.batch()), expected, rtol=0, atol=0
     )
 
-    def reversed_blocks(model: nn.Module, selection: object) -> Attention:
-        found = attention_for(model, selection)
-        return Attention(found.blocks[::-1], found.skipped)
+    def reversed_blocks(model: nn.Module, *, unit: Unit | None = None) -> Prunable:
+        found = find_attention(model, unit=unit)
+        return replace(found, blocks=found.blocks[::-1])
 
-    monkeypatch.setattr(checkpoint, "attention_for", reversed_blocks)
+    monkeypatch.setattr(checkpoint, "find_attention", reversed_blocks)
     # With the same counts every shape fits, and only the numbers tell: heads get the biases of others.
     sentence = (
         "shapes are those of another selection" if uneven else "whose outputs, loaded again, differ"

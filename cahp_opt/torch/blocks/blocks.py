@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -111,15 +111,21 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
-    """The attention blocks of a model, in module order.
+class Prunable:
+    """What can be pruned of a model, found once and passed on.
+
+    Public functions take a model, find this in it, and hand it inwards; nothing behind them finds again.
+    It describes the model as it was when it was found: once blocks are cut, ``reread`` (finder.py) tells
+    what is left of them.
 
     Args:
-        blocks: the blocks.
+        model: the model that the blocks are in.
+        blocks: its blocks, in module order.
         skipped: what looks like attention and is not understood, and therefore stays as it is: the
             reason by module path.
     """
 
+    model: nn.Module
     blocks: tuple[AttentionBlock, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -127,6 +133,21 @@ class Attention:
     def space(self) -> HeadSpace:
         """The ground set of prunable units; block names are module paths."""
         return HeadSpace(tuple(Block(b.name, b.units, b.unit) for b in self.blocks))
+
+    def at(self, model: nn.Module) -> Prunable:
+        """The same blocks in a model of the same modules, such as a copy: taken by path, and not read.
+
+        Raises:
+            AttributeError: if ``model`` has no such modules.
+        """
+
+        def there(block: AttentionBlock) -> AttentionBlock:
+            site = model if block.site is self.model else model.get_submodule(block.name)
+            paths = {id(module): path for path, module in submodules(block.site)}
+            module, out = (site.get_submodule(paths[id(m)]) for m in (block.module, block.out))
+            return replace(block, site=site, module=module, out=out)
+
+        return replace(self, model=model, blocks=tuple(map(there, self.blocks)))
 
     def __iter__(self) -> Iterator[AttentionBlock]:
         return iter(self.blocks)

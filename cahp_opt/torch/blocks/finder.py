@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NoReturn
 
 from torch import nn
 
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.blocks import LAYOUT, Attention, AttentionBlock, submodules
+from cahp_opt.torch.blocks.blocks import LAYOUT, AttentionBlock, Prunable, submodules
 from cahp_opt.torch.blocks.layouts import LASTING, LAYOUTS
 from cahp_opt.torch.blocks.site_reader import Misfit, best_layout, read_block
 from cahp_opt.torch.blocks.source_code import replaces
 
-__all__ = ["Attention", "AttentionBlock", "UnsupportedModelError", "find_attention"]
+__all__ = [
+    "Attention",
+    "AttentionBlock",
+    "Prunable",
+    "UnsupportedModelError",
+    "find_attention",
+    "reread",
+]
+
+Attention = Prunable
+"""What :func:`find_attention` finds: attention is all that is pruned."""
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +34,7 @@ class UnsupportedModelError(ValueError):
     """The model has attention that is not understood, or none; the message names the module."""
 
 
-def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
+def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Prunable:
     """The attention blocks of ``model``, each checked against the shapes of its weights.
 
     Attention of a class that is not understood at all is left as it is (``Attention.skipped``, and a
@@ -69,7 +80,28 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Attention:
     _check_unshared(blocks)
     for block in blocks:
         _check_lasting(model, block)
-    return Attention(tuple(blocks), tuple(_skipped(model, blocks, strange)))
+    return Prunable(model, tuple(blocks), tuple(_skipped(model, blocks, strange)))
+
+
+def reread(prunable: Prunable) -> Prunable:
+    """The blocks as they are by now, each read again at its place, in the units that it has.
+
+    For a model that was cut or filled with weights since its blocks were found, or, with
+    :meth:`~cahp_opt.torch.blocks.blocks.Prunable.at`, for one that was built anew.
+
+    Raises:
+        UnsupportedModelError: if a block contradicts itself.
+    """
+    blocks: list[AttentionBlock] = []
+    for old in prunable:
+        layout = best_layout(old.site)
+        if layout is None:
+            _refuse(old.name, old.site, "it fits no known layout any more")
+        try:
+            blocks.append(read_block(old.name, old.site, layout, old.cut.unit))
+        except Misfit as misfit:
+            _refuse(old.name, old.site, str(misfit))
+    return replace(prunable, blocks=tuple(blocks))
 
 
 def _is_around(module: nn.Module, owners: tuple[str, ...]) -> bool:

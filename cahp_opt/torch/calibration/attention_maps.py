@@ -15,7 +15,7 @@ from cahp_opt.arrays import Floats
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.stats.totals import PerPair
-from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, real_tokens, wide
 from cahp_opt.torch.running.undisturbed import unmarked
@@ -28,13 +28,12 @@ class AttentionMaps:
     of its heads'.
 
     Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
+        prunable: the blocks of the model, which is in evaluation mode.
         option: the argument of :func:`~cahp_opt.torch.calibrate` that asks for them, for messages.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention, option: str) -> None:
-        self._model, self._attention, self._option = model, attention, option
+    def __init__(self, prunable: Prunable, option: str) -> None:
+        self._model, self._blocks, self._option = prunable.model, prunable.blocks, option
 
     def each(self, batch: Batch) -> Iterator[Tensor]:
         """For every example the maps of all units over its real tokens, ``[n, tokens, tokens]``.
@@ -53,7 +52,7 @@ class AttentionMaps:
 
     def _unit_maps(self, attentions: Sequence[Any] | None, batch: Batch) -> Tensor:
         """Attention maps of all units side by side, ``[batch, n, tokens, tokens]``."""
-        blocks = self._attention.blocks
+        blocks = self._blocks
         found = [a for a in attentions or () if isinstance(a, Tensor) and a.ndim == 4]
         if [a.shape[1] for a in found] != [b.heads for b in blocks]:
             raise ValueError(
@@ -114,7 +113,7 @@ class MapDivergences(Collector):
         return cls(measuring.divergence_examples) if "divergence" in measuring else None
 
     def start(self, subject: Subject) -> DivergenceSums:
-        return DivergenceSums(subject.model, subject.attention)
+        return DivergenceSums(subject.prunable)
 
 
 class DivergenceSums(Collecting):
@@ -124,9 +123,9 @@ class DivergenceSums(Collecting):
     distributions over the real key positions.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention) -> None:
-        self._maps = AttentionMaps(model, attention, "divergence_examples")
-        n = attention.space.n
+    def __init__(self, prunable: Prunable) -> None:
+        self._maps = AttentionMaps(prunable, "divergence_examples")
+        n = prunable.space.n
         self._sum: Floats = np.zeros((n, n))
         self._count = 0
 

@@ -13,7 +13,7 @@ from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.stats.statistic import Statistic
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
@@ -120,10 +120,9 @@ def calibrate(
         densities=tuple(densities),
     )
     return measure(
-        model,
+        find_attention(model, unit=unit),
         batches,
         [*collectors_for(measuring), *collectors],
-        unit=unit,
         token_weights=token_weights,
         fidelity=fidelity,
         seed=seed,
@@ -132,11 +131,10 @@ def calibrate(
 
 
 def measure(
-    model: nn.Module,
+    prunable: Prunable,
     batches: Iterable[Batch],
     collectors: Iterable[Collector],
     *,
-    unit: Unit | None = None,
     token_weights: TokenWeights | None = None,
     fidelity: Fidelity | None = None,
     seed: int = 0,
@@ -146,22 +144,21 @@ def measure(
     here.
 
     Args:
-        model: as for :func:`calibrate`, as everything else but
+        prunable: the blocks of the model; everything else as for :func:`calibrate`, but
         collectors: of the statistics to measure, such as those from
             :func:`~cahp_opt.torch.calibration.collectors.collectors_for`.
 
     Raises:
-        UnsupportedModelError: if the model's attention is not understood.
         ValueError: as :func:`calibrate` does, or if two collectors give one statistic.
     """
+    model = prunable.model
     if isinstance(model, _WRAPPERS):
         raise ValueError(
             f"`model` is a {type(model).__name__}, which runs its forward passes for training; pass the "
             "model inside it, `model.module`."
         )
-    attention = find_attention(model, unit=unit)
     fidelity = fidelity_of(model) if fidelity is None else fidelity
-    subject = Subject(model, attention, fidelity, seed, token_weights)
+    subject = Subject(prunable, fidelity, seed, token_weights)
     running = [(collector.examples, collector.start(subject)) for collector in collectors]
     seen = tokens = 0
     labelled: bool | None = None
@@ -186,7 +183,7 @@ def measure(
             tokens += int(real_tokens(batch).sum())
             progress("calibrate", number + 1, total)
     return HeadStats(
-        attention.space,
+        prunable.space,
         fingerprint(model),
         seen,
         tokens,
@@ -209,8 +206,8 @@ def _forward(
             sums.see(block, outputs, batch)
         rows.add(len(outputs))
 
-    with torch.no_grad(), capture_head_outputs(subject.attention, sink):
-        output = subject.model(**inputs_of(batch))
+    with torch.no_grad(), capture_head_outputs(subject.prunable, sink):
+        output = subject.prunable.model(**inputs_of(batch))
         dense = subject.fidelity.output(output, batch)
     return dense, rows <= {batch_size(batch)}, subject.fidelity.pooling_of(output)
 

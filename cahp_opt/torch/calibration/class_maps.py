@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cahp_opt.arrays import Floats
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.signatures import Signatures
 from cahp_opt.stats.statistic import Statistic
-from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.attention_maps import AttentionMaps
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.running.batches import Batch, batch_size, labels_of
@@ -37,7 +37,7 @@ class ClassMaps(Collector):
         return cls(measuring.signature_size) if "signatures" in measuring else None
 
     def start(self, subject: Subject) -> SignatureSums:
-        return SignatureSums(subject.model, subject.attention, self.size)
+        return SignatureSums(subject.prunable, self.size)
 
 
 class SignatureSums(Collecting):
@@ -47,9 +47,9 @@ class SignatureSums(Collecting):
     cells. It holds two numbers per unit, class and cell.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention, size: int) -> None:
-        self._maps = AttentionMaps(model, attention, "signature_size")
-        self._size, self._n = size, attention.space.n
+    def __init__(self, prunable: Prunable, size: int) -> None:
+        self._maps = AttentionMaps(prunable, "signature_size")
+        self._size, self._n = size, prunable.space.n
         self._counts: list[int] = []
         self._mean: list[Floats] = []
         self._squares: list[Floats] = []

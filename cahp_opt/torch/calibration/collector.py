@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.statistic import Statistic
-from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch
@@ -25,16 +25,14 @@ class Subject:
     """The model to measure.
 
     Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
+        prunable: the blocks of the model, which is in evaluation mode.
         fidelity: the distance to differentiate.
         seed: of masks and probes, together with each example's content.
         token_weights: receives the weights of tokens from a collector that computes them; None for
             none.
     """
 
-    model: nn.Module
-    attention: Attention
+    prunable: Prunable
     fidelity: Fidelity
     seed: int = 0
     token_weights: TokenWeights | None = None

@@ -78,9 +78,9 @@ class GradientSums(Collecting):
     """
 
     def __init__(self, subject: Subject, densities: Sequence[float], *, fisher: bool) -> None:
-        self._model, self._attention = subject.model, subject.attention
+        self._prunable = subject.prunable
         self._fidelity, self._seed = subject.fidelity, subject.seed
-        self._space = space = subject.attention.space
+        self._space = space = subject.prunable.space
         self._salience: Floats = np.zeros(space.n)
         self._outer: dict[float, Floats] = {rho: np.zeros((space.n, space.n)) for rho in densities}
         self._fisher: dict[float, Floats] = {
@@ -142,8 +142,8 @@ class GradientSums(Collecting):
         with torch.enable_grad():
             gates = torch.tensor(masks, dtype=dtype, device=probe.device, requires_grad=True)
             # One example owns all activations, whatever their first axis is.
-            with gated(self._attention, gates[0] if len(gates) == 1 else gates):
-                output = self._fidelity.output(self._model(**inputs_of(batch)), batch)
+            with gated(self._prunable, gates[0] if len(gates) == 1 else gates):
+                output = self._fidelity.output(self._prunable.model(**inputs_of(batch)), batch)
             loss = self._fidelity.loss(output, batch) if with_loss else None
             by_loss: Floats | None = None
             if loss is not None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cahp_opt.arrays import Floats, Ints
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.moments import BlockMoments, Moments
 from cahp_opt.stats.statistic import Statistic
-from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Subject
 from cahp_opt.torch.running.batches import Batch, wide
@@ -32,7 +32,7 @@ class HeadOutputs(Collector):
         return cls() if "moments" in measuring else None
 
     def start(self, subject: Subject) -> MomentSums:
-        return MomentSums(subject.model, subject.attention)
+        return MomentSums(subject.prunable)
 
 
 class MomentSums(Collecting):
@@ -46,15 +46,14 @@ class MomentSums(Collecting):
     the amount of data. A block that runs several times per pass adds up its runs.
 
     Args:
-        model: the model.
-        attention: its blocks.
+        prunable: the blocks of the model.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention) -> None:
-        self._attention, self._padding = attention, Padding(model, attention)
-        self._order = [column_order(block) for block in attention]
-        self._sums: list[ScatterSums | None] = [None] * len(attention)
-        self._all = sum(8 * block.width**2 for block in attention)
+    def __init__(self, prunable: Prunable) -> None:
+        self._blocks, self._padding = prunable.blocks, Padding(prunable)
+        self._order = [column_order(block) for block in prunable]
+        self._sums: list[ScatterSums | None] = [None] * len(prunable)
+        self._all = sum(8 * block.width**2 for block in prunable)
 
     def see(self, block: int, outputs: Tensor, batch: Batch) -> None:
         """Add the head outputs ``[batch, tokens, width]`` of one block.
@@ -67,7 +66,7 @@ class MomentSums(Collecting):
         scatter = found.deviations.T @ found.deviations
         if not bool(torch.isfinite(scatter.diagonal().sum() + found.base.sum())):
             raise ValueError(
-                f"the head outputs of block {self._attention.blocks[block].name!r} hold NaN or infinite "
+                f"the head outputs of block {self._blocks[block].name!r} hold NaN or infinite "
                 "values; check the model's weights and precision."
             )
         sums = self._sums[block]
@@ -82,7 +81,7 @@ class MomentSums(Collecting):
         The columns stand unit by unit, whatever their order in the model.
         """
         made: list[Moments] = []
-        for block, sums, order in zip(self._attention, self._sums, self._order, strict=True):
+        for block, sums, order in zip(self._blocks, self._sums, self._order, strict=True):
             weight = readout_weight(block.out, block.width).cpu().double()[:, order]
             readout: Floats = (weight.T @ weight).numpy()
             if sums is None:  # the data never reached it

@@ -13,6 +13,7 @@ from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
+from cahp_opt.runs.measuring import Measuring
 from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Solver, Status
 from cahp_opt.space import Unit
@@ -20,7 +21,8 @@ from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling, provenance_of
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
-from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.calibration import measure
+from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.gates import gated
 from cahp_opt.torch.running.repeatable_batches import Repeated
@@ -78,12 +80,14 @@ def select_staged(
         ValueError: for a bad argument, batches that cannot be used or change, or an objective or a solver
             that refuses.
     """
-    attention = find_attention(model, unit=unit)
-    space = attention.space
+    prunable = find_attention(model, unit=unit)
+    space = prunable.space
     if not 1 <= kept <= space.n:
         raise ValueError(f"`kept` must be units to keep, 1 to {space.n}, got {kept}.")
     if stages < 1:
         raise ValueError(f"`stages` must be at least 1, got {stages}.")
+    statistics = {"salience", "gauss_newton", *(["fisher"] if fisher else [])}
+    measuring = Measuring(frozenset(statistics), gradient_examples)
     data, left = Repeated(batches), np.ones(space.n, dtype=np.bool_)
     counts = stage_counts(space.n, kept, stages)
     found: Selection | None = None
@@ -93,14 +97,11 @@ def select_staged(
         def told(stage: str, done: int, total: int, number: int = number) -> None:
             progress(f"{stage}, stage {number}/{len(counts) - 1}", done, total)
 
-        with gated(attention, left):
-            stats = calibrate(
-                model,
+        with gated(prunable, left):
+            stats = measure(
+                prunable,
                 data,
-                unit=unit,
-                densities=(after / before,),
-                fisher=fisher,
-                gradient_examples=gradient_examples,
+                collectors_for(replace(measuring, densities=(after / before,))),
                 seed=seed,
                 progress=told,
             ).restricted(left)

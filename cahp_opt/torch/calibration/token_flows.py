@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import Attention
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch, inputs_of, wide
@@ -31,9 +31,7 @@ class Flow:
     gradient: Tensor
 
 
-def flows(
-    model: nn.Module, attention: Attention, batch: Batch, fidelity: Fidelity, seed: int
-) -> list[list[Flow]]:
+def flows(prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int) -> list[list[Flow]]:
     """Run a model on a batch and take the gradients of its probed output.
 
     With ``g_t(u)`` the gradient for probe ``u`` by a block's output at token ``t``, a small error
@@ -44,8 +42,7 @@ def flows(
     Nothing is left on the model, and no parameter gets a gradient.
 
     Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
+        prunable: the blocks of the model, which is in evaluation mode.
         batch: the batch, on the model's device.
         fidelity: gives the probes of the output.
         seed: of the probes, together with each example's content.
@@ -53,7 +50,7 @@ def flows(
     Returns:
         For every block one entry for every probe and every run of the block in the pass.
     """
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in attention]
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in prunable]
 
     def listener(runs: list[tuple[Tensor, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def listen(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -65,11 +62,11 @@ def flows(
 
         return listen
 
-    listed: list[list[Flow]] = [[] for _ in attention]
+    listed: list[list[Flow]] = [[] for _ in prunable]
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-        for block, runs in zip(attention, found, strict=True):
+        for block, runs in zip(prunable, found, strict=True):
             stack.callback(block.out.register_forward_hook(listener(runs)).remove)
-        output = fidelity.output(model(**inputs_of(batch)), batch)
+        output = fidelity.output(prunable.model(**inputs_of(batch)), batch)
         errors = [error for runs in found for _, error in runs]
         rngs = generators(digests(batch), seed, _KEY)
         for probe in fidelity.probes(output.detach(), batch, rngs):

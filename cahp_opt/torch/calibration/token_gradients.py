@@ -55,12 +55,11 @@ class SensitivitySums(Collecting):
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        model, attention = subject.model, subject.attention
-        self._attention = attention
-        self._padding = Padding(model, attention)
-        self._readout = [readout_weight(block.out, block.width) for block in attention]
-        self._order = [column_order(block) for block in attention]
-        self._sums = [_Sums(block.width) for block in attention]
+        self._blocks = subject.prunable
+        self._padding = Padding(self._blocks)
+        self._readout = [readout_weight(block.out, block.width) for block in self._blocks]
+        self._order = [column_order(block) for block in self._blocks]
+        self._sums = [_Sums(block.width) for block in self._blocks]
         self._examples = 0
 
     def add(self, batch: Batch, dense: Dense) -> None:
@@ -70,8 +69,8 @@ class SensitivitySums(Collecting):
             ValueError: naming the block if a gradient or a head output is not finite.
         """
         on = self._subject
-        found = flows(on.model, on.attention, batch, on.fidelity, on.seed)
-        for b, (block, runs) in enumerate(zip(self._attention, found, strict=True)):
+        found = flows(on.prunable, batch, on.fidelity, on.seed)
+        for b, (block, runs) in enumerate(zip(self._blocks, found, strict=True)):
             for flow in runs:
                 g = self._padding.rows(b, flow.gradient, batch)
                 z = wide(self._padding.rows(b, flow.heads, batch))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import Batch
@@ -28,17 +28,17 @@ class TokenWeights:
     model on the same batches.
 
     Args:
-        dense: the dense model; its blocks run once per pass.
+        dense: the dense model, or its blocks if they were found already; they run once per pass.
         fidelity: the distance; None for the one that fits the model's head.
         seed: of the probes, together with each example's content.
     """
 
     def __init__(
-        self, dense: nn.Module, *, fidelity: Fidelity | None = None, seed: int = 0
+        self, dense: nn.Module | Prunable, *, fidelity: Fidelity | None = None, seed: int = 0
     ) -> None:
-        self.dense = dense
-        self._attention = find_attention(dense)
-        self._fidelity = fidelity_of(dense) if fidelity is None else fidelity
+        self._blocks = dense if isinstance(dense, Prunable) else find_attention(dense)
+        self.dense = self._blocks.model
+        self._fidelity = fidelity_of(self.dense) if fidelity is None else fidelity
         self._seed = seed
         self.taken: dict[int, list[Tensor]] = {}
         """The known weights of every block, ``[..., 1]``, by the position of the batch in the
@@ -47,7 +47,7 @@ class TokenWeights:
     def take(self, batch: Batch, number: int) -> None:
         """Take the weights of one batch, if they are not known; arguments as for :meth:`of`."""
         if number not in self.taken:
-            found = flows(self.dense, self._attention, batch, self._fidelity, self._seed)
+            found = flows(self._blocks, batch, self._fidelity, self._seed)
             self.remember(found, number)
 
     def remember(self, found: Sequence[Sequence[Flow]], number: int) -> None:

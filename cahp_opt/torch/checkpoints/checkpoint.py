@@ -21,6 +21,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -35,14 +36,13 @@ from cahp_opt.files.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace
 from cahp_opt.torch.blocks.explicit import explicit_attention
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention, reread
 from cahp_opt.torch.checkpoints.card import model_card, write_card
 from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
-from cahp_opt.torch.running.gates import attention_for
 from cahp_opt.torch.running.undo import Journal
-from cahp_opt.torch.slicing.slicing import SELECTION, selection_of
+from cahp_opt.torch.slicing.slicing import SELECTION, selection_in, selection_of
 from cahp_opt.torch.slicing.surgery import cut, freeze_ghosts
 from cahp_opt.torch.slicing.travelling import (
     EXPLICIT,
@@ -104,10 +104,30 @@ def save_pretrained(
             "`save_pretrained` for an unpruned model."
         )
     _check_kind(model)
-    stock: Any = model
-    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     blueprint = blueprint_of(model, selection)
     _check_described(model, blueprint)
+    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    _write(model, blueprint, directory, tokenizer, overwrite=overwrite, **options)
+
+
+def save_sliced(
+    prunable: Prunable, directory: PathLike, *, tokenizer: Saveable | None = None
+) -> None:
+    """:func:`save_pretrained` for a sliced model whose blocks were found already."""
+    blueprint = check_saveable(prunable)
+    _write(prunable.model, blueprint, directory, tokenizer, overwrite=False)
+
+
+def _write(
+    model: nn.Module,
+    blueprint: Blueprint,
+    directory: PathLike,
+    tokenizer: Saveable | None,
+    *,
+    overwrite: bool,
+    **options: Any,
+) -> None:
+    stock: Any = model
     told = dataclasses.replace(
         blueprint.selection, provenance=origin_of(model, blueprint.selection.provenance)
     )
@@ -162,6 +182,7 @@ def from_pretrained(
     folder = Path(directory)
     name, writer = _weights(folder)
     blueprint = _blueprint(folder, writer)
+    slicer = _Slicer(blueprint)
     if not name:
         raise RecordError(
             f"{folder} has no file of weights (or of their index); save the model again."
@@ -181,7 +202,7 @@ def from_pretrained(
         )
     kwargs.setdefault("use_safetensors", True)  # never a pickle
     try:
-        loaded = _sliced_class(stock, blueprint).from_pretrained(
+        loaded = _sliced_class(stock, slicer).from_pretrained(
             str(folder), output_loading_info=True, **kwargs
         )
     except SafetensorError as error:
@@ -197,8 +218,10 @@ def from_pretrained(
     # Nothing of the subclass is needed any more; a stock instance can be pickled and saved as ever.
     model.__class__ = stock
     vars(model.config).pop(_NAME_OF_WEIGHTS, None)
-    _check_complete(model, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
-    freeze_ghosts(find_attention(model))  # the loader makes every weight trainable
+    assert slicer.known is not None  # it sliced the model when that was built
+    prunable = slicer.known.at(model)
+    _check_complete(prunable, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
+    freeze_ghosts(reread(prunable))  # the loader makes every weight trainable
     # Beside weights that were trained since, the check is that of others.
     if "quantization_config" not in kwargs and blueprint.source == str(folder / SELECTION_FILE):
         compare_check(model, folder)
@@ -210,16 +233,16 @@ def is_sliced(folder: Path) -> bool:
     return (folder / SELECTION_FILE).is_file() or sent_along(folder) is not None
 
 
-def _check_complete(model: nn.Module, missing: list[str], folder: Path, *, other: bool) -> None:
+def _check_complete(prunable: Prunable, missing: list[str], folder: Path, *, other: bool) -> None:
     """Refuse a folder that lacks weights, except for what another class has beyond the saved one."""
     if not missing:
         return
     named = f"{', '.join(missing[:4])}{', ...' if missing[4:] else ''}"
-    blocks = tuple(f"{block.name}." for block in find_attention(model))
+    blocks = tuple(f"{block.name}." for block in prunable)
     if not other or any(key.startswith(blocks) for key in missing):
         raise RecordError(f"{folder} lacks the weights {named}; save the model again.")
     warnings.warn(
-        f"{folder} has no weights for {named} of {type(model).__name__}; they are new and untrained.",
+        f"{folder} has no weights for {named} of {type(prunable.model).__name__}; they are new and untrained.",
         stacklevel=3,
     )
 
@@ -292,16 +315,23 @@ def _naming(name: str, stock: Any, folder: Path, options: Mapping[str, Any]) -> 
     return {**rest, "config": config}
 
 
-def check_saveable(model: nn.Module) -> None:
+def check_saveable(prunable: Prunable) -> Blueprint:
     """Refuse a model, sliced or about to be, that :func:`save_pretrained` would refuse in the end.
+
+    Returns:
+        The blueprint by which it can be built again.
 
     Raises:
         ValueError: as there.
     """
+    model = prunable.model
     _check_kind(model)
-    space = find_attention(model).space
-    known = selection_of(model) or Selection.from_kept(space, [True] * space.n)
-    _check_described(model, blueprint_of(model, known))
+    known = selection_in(prunable)
+    if known is None:
+        known = Selection.from_kept(prunable.space, [True] * prunable.space.n)
+    blueprint = blueprint_of(model, known)
+    _check_described(model, blueprint, prunable)
+    return blueprint
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -317,12 +347,12 @@ def _check_kind(model: nn.Module) -> None:
         )
 
 
-def _check_described(model: nn.Module, blueprint: Blueprint) -> None:
+def _check_described(model: nn.Module, blueprint: Blueprint, known: Prunable | None = None) -> None:
     """Refuse a model that its configuration does not build: loading would find other weights."""
     config: Any = getattr(model, "config", None)
     if getattr(config, "quantization_config", None) is not None:
         return  # the loader packs the weights in its own way
-    built = _rebuilt(_sliced_class(type(model), blueprint), config)
+    built = _rebuilt(_sliced_class(type(model), _Slicer(blueprint, known)), config)
     mine, theirs = (
         {name: list(weight.shape) for name, weight in m.state_dict().items()}
         for m in (model, built)
@@ -384,7 +414,7 @@ def _rebuilt(cls: Any, config: object) -> nn.Module:
             return cast("nn.Module", cls(copy.deepcopy(config)))
 
 
-def _sliced_class(stock: Any, blueprint: Blueprint) -> Any:
+def _sliced_class(stock: Any, slicer: _Slicer) -> Any:
     """A subclass of ``stock`` whose instances are sliced as soon as they are built.
 
     The stock loader builds it on the meta device and then fills it, so slicing costs nothing.
@@ -392,31 +422,50 @@ def _sliced_class(stock: Any, blueprint: Blueprint) -> Any:
 
     def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, *args, **kwargs)
-        _apply(self, blueprint)
+        slicer.slice(self)
 
     names = {"__init__": build, "__module__": stock.__module__, "__doc__": stock.__doc__}
     return type(stock.__name__, (stock,), names)
 
 
-def _apply(model: nn.Module, blueprint: Blueprint) -> None:
-    """Slice a newly built model as the saved one was."""
-    selection = blueprint.selection
-    if EXPLICIT in selection.provenance:
-        explicit_attention(model)
-    attach_layouts(model, blueprint.layouts)
-    attention = attention_for(model, selection)
-    selection = _completed(selection, attention.space)
-    mine, theirs = attention.space, selection.space
-    # Paths differ between classes and releases; order, sizes and kinds do not.
-    if mine.kinds != theirs.kinds:
-        raise RecordError(
-            f"{blueprint.source} is of another model: it has {_shape(theirs.blocks)}, and the configuration "
-            f"{_shape(mine.blocks)}."
-        )
-    renamed = dataclasses.replace(selection, space=attention.space)
-    cut(model, attention, renamed.kept, Journal())
-    setattr(model, SELECTION, renamed)
-    send_along(model, renamed)
+@dataclasses.dataclass
+class _Slicer:
+    """Slices newly built models as a saved one was.
+
+    Args:
+        blueprint: how the saved model is built.
+        known: the blocks of such a model; None to find them. Those of the last one that was sliced, then.
+    """
+
+    blueprint: Blueprint
+    known: Prunable | None = None
+
+    def slice(self, model: nn.Module) -> None:
+        """Slice a model, in place."""
+        selection = self.blueprint.selection
+        if EXPLICIT in selection.provenance:
+            explicit_attention(model)
+        attach_layouts(model, self.blueprint.layouts)
+        prunable = self._blocks(model)
+        selection = _completed(selection, prunable.space)
+        mine, theirs = prunable.space, selection.space
+        # Paths differ between classes and releases; order, sizes and kinds do not.
+        if mine.kinds != theirs.kinds:
+            raise RecordError(
+                f"{self.blueprint.source} is of another model: it has {_shape(theirs.blocks)}, and the "
+                f"configuration {_shape(mine.blocks)}."
+            )
+        renamed = dataclasses.replace(selection, space=prunable.space)
+        cut(prunable, renamed.kept, Journal())
+        self.known = prunable
+        setattr(model, SELECTION, renamed)
+        send_along(model, renamed)
+
+    def _blocks(self, model: nn.Module) -> Prunable:
+        with suppress(AttributeError):  # a model of other modules
+            if self.known is not None:
+                return reread(self.known.at(model))
+        return find_attention(model, unit=self.blueprint.selection.space.unit)
 
 
 def _completed(selection: Selection, space: HeadSpace) -> Selection:

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from torch import Tensor, nn
 
 from cahp_opt.stats.pooling import Pooling, recorded_pooling
-from cahp_opt.torch.slicing.slicing import selection_of
+from cahp_opt.torch.slicing.slicing import label_of
 
 _MODULES, _PROMPTS = "modules.json", "config_sentence_transformers.json"
 _FIRST_FOLDER = "1_Pooling"  # where the configuration is in folders without a list of modules
@@ -90,7 +90,7 @@ def embedder_of(model: nn.Module) -> Embedder:
     the folder or the repository that the model was loaded from, which are fetched if they are
     missing.
     """
-    selection = selection_of(model)
+    selection = label_of(model)
     recorded = None if selection is None else recorded_pooling(selection.provenance)
     if recorded is not None:
         return Embedder(recorded)

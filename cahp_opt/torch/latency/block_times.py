@@ -20,7 +20,7 @@ from cahp_opt.costs.provenance import Execution, Phase, Provenance
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import submodules
-from cahp_opt.torch.blocks.finder import Attention, AttentionBlock, find_attention
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable, find_attention
 from cahp_opt.torch.latency.cache import caches_in, snapshot
 from cahp_opt.torch.latency.execution import (
     captured,
@@ -98,18 +98,40 @@ def measure_latency(
         UnsupportedModelError: if the model's attention is not understood.
         ValueError: for a batch or a phase that cannot be used, or if ``repeats`` is below 1.
     """
+    return time_blocks(
+        find_attention(model, unit=unit),
+        batch,
+        phase=phase,
+        execution=execution,
+        repeats=repeats,
+        samples=samples,
+        progress=progress,
+    )
+
+
+def time_blocks(
+    prunable: Prunable,
+    batch: Batch,
+    *,
+    phase: Phase = Phase.PREFILL,
+    execution: Execution = Execution.EAGER,
+    repeats: int = 20,
+    samples: SampleFile | None = None,
+    progress: Progress = silent,
+) -> LatencyTable:
+    """:func:`measure_latency` for blocks that were found already."""
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
-    attention, device = find_attention(model, unit=unit), device_of(model)
+    model, space = prunable.model, prunable.space
+    device = device_of(model)
     refuse_unfit(execution, device)
-    space = attention.space
     batch = prepare(batch, model, "batch")
     facts = provenance(model, batch, phase, execution)
     if samples is not None:
         samples.open({"blocks": space.to_json(), **_subject(model), **_setting(facts)})
     anchors = _anchors(space)
     # One checked copy: what is misread ends here, and the others are cut in the same way.
-    thin_copy(model, anchors["half"], batch=examples(batch, 0, 1), unit=unit)
+    thin_copy(prunable, anchors["half"], batch=examples(batch, 0, 1))
 
     def timed(work: Mapping[Any, Work], rounds: int, stage: str) -> dict[Any, Timing]:
         return interleaved(
@@ -125,15 +147,15 @@ def measure_latency(
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = timed(
             {
-                name: whole_model(thin_copy(model, kept, unit=unit), batch, phase, execution)
+                name: whole_model(thin_copy(prunable, kept), batch, phase, execution)
                 for name, kept in anchors.items()
             },
             repeats,
             "time models",
         )
-        alike, times = _alike(model, attention, batch, phase, execution)
+        alike, times = _alike(prunable, batch, phase, execution)
         blocks = timed(
-            _sliced_sites(model, attention, alike, batch, phase, execution, unit),
+            _sliced_sites(prunable, alike, batch, phase, execution),
             _BLOCK_ROUNDS * repeats,
             "time blocks",
         )
@@ -228,12 +250,12 @@ def _calls(
 
 
 def _alike(
-    model: nn.Module, attention: Attention, batch: Batch, phase: Phase, execution: Execution
+    prunable: Prunable, batch: Batch, phase: Phase, execution: Execution
 ) -> tuple[list[int | None], list[int]]:
     """For every block the first block that is alike (None if it does not run), and how often it runs."""
-    sites = {b: block.site for b, block in enumerate(attention)}
-    calls, times = _calls(model, sites, batch, phase, execution)
-    missing = [block.name for b, block in enumerate(attention) if b not in calls]
+    sites = {b: block.site for b, block in enumerate(prunable)}
+    calls, times = _calls(prunable.model, sites, batch, phase, execution)
+    missing = [block.name for b, block in enumerate(prunable) if b not in calls]
     if missing and (phase is Phase.PREFILL or not calls):
         raise ValueError(
             f"`batch` does not reach the blocks {missing}; pass inputs that all blocks see."
@@ -241,9 +263,9 @@ def _alike(
     first: dict[Hashable, int] = {}
     alike = [
         first.setdefault(_kind(block, calls[b]), b) if b in calls else None
-        for b, block in enumerate(attention)
+        for b, block in enumerate(prunable)
     ]
-    return alike, [times[b] for b in range(len(attention))]
+    return alike, [times[b] for b in range(len(prunable))]
 
 
 def _kind(block: AttentionBlock, call: _Call) -> Hashable:
@@ -264,27 +286,25 @@ def _kind(block: AttentionBlock, call: _Call) -> Hashable:
 
 
 def _sliced_sites(
-    model: nn.Module,
-    attention: Attention,
+    prunable: Prunable,
     alike: Sequence[int | None],
     batch: Batch,
     phase: Phase,
     execution: Execution,
-    unit: Unit | None,
 ) -> dict[tuple[int, int], Work]:
     """By block and count, the work of the attention site with that many units.
 
     The inputs come from a model whose blocks all have as many, because a key/value cache does.
     """
-    space = attention.space
+    space = prunable.space
     place = places(space)
     firsts = sorted({b for b in alike if b is not None})
     work: dict[tuple[int, int], Work] = {}
     for k in range(int(space.units.max()) + 1):
-        small = thin_copy(model, place < k, unit=unit)
+        small = prunable.at(thin_copy(prunable, place < k))
         wanted = [b for b in firsts if k <= space.units[b]]
-        sites = {b: small.get_submodule(attention.blocks[b].name) for b in wanted}
-        calls, _ = _calls(small, sites, batch, phase, execution)
+        sites = {b: small.blocks[b].site for b in wanted}
+        calls, _ = _calls(small.model, sites, batch, phase, execution)
         work |= {(b, k): _part(sites[b], calls[b], execution) for b in wanted}
     return work
 

@@ -16,7 +16,7 @@ from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
-from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.weightless import rehearse
 from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
@@ -60,12 +60,17 @@ def count_resources(
         ValueError: for a batch that cannot be used, or a model on the meta device whose forward depends
             on values.
     """
-    attention, name = find_attention(model, unit=unit), structure(model)
-    tables = _weight_tables(model, attention)
+    return count_held(find_attention(model, unit=unit), batch)
+
+
+def count_held(prunable: Prunable, batch: Batch | None = None) -> dict[str, CostTable]:
+    """:func:`count_resources` for blocks that were found already."""
+    model, name = prunable.model, structure(prunable.model)
+    tables = _weight_tables(prunable)
     if batch is not None:
         device = torch.device("cpu") if _is_bare(model) else None
         inputs = inputs_of(prepare(batch, model, "batch", device))
-        cache = _cache_table(model, attention, inputs, unit)
+        cache = _cache_table(prunable, inputs)
         if cache is not None:
             tables["kv_cache"] = cache
     return {
@@ -73,11 +78,11 @@ def count_resources(
     }
 
 
-def _weight_tables(model: nn.Module, attention: Attention) -> dict[str, CostTable]:
-    space, journal = attention.space, Journal()
+def _weight_tables(prunable: Prunable) -> dict[str, CostTable]:
+    model, space, journal = prunable.model, prunable.space, Journal()
     costs = {"parameters": list[Floats](), "memory": list[Floats]()}
     try:  # counted after untying, which is then undone
-        blocks = untied(attention, np.zeros(space.n, dtype=np.bool_), journal)
+        blocks = untied(prunable, np.zeros(space.n, dtype=np.bool_), journal)
         slots = [_slots(block) for block in blocks]
         inside = {slot for own in slots for slot in own}
         outside = {
@@ -134,19 +139,16 @@ def _stored(units: int) -> Ints:
     return np.maximum(np.arange(units + 1), 1)
 
 
-def _cache_table(
-    model: nn.Module, attention: Attention, inputs: Mapping[str, Any], unit: Unit | None
-) -> CostTable | None:
+def _cache_table(prunable: Prunable, inputs: Mapping[str, Any]) -> CostTable | None:
     """From two runs, of all units and of one per block; in between, the cache grows evenly."""
-    space = attention.space
-    with evaluating(model):
-        most = _run(model, inputs)
+    space = prunable.space
+    with evaluating(prunable.model):
+        most = _run(prunable, inputs)
         if most is None:
             return None
         first = np.zeros(space.n, dtype=np.bool_)
         first[[where.start for where in space.slices]] = True
-        small = thin_copy(model, first, unit=unit)
-        least = _run(small, inputs)
+        least = _run(prunable.at(thin_copy(prunable, first)), inputs)
     if least is None or least[1] != most[1]:
         raise UnsupportedModelError(
             "the cache has tensors that depend on the kept units and belong to no attention block; "
@@ -164,8 +166,8 @@ def _cache_table(
     return CostTable(space, most[1], tuple(costs), "bytes")
 
 
-def _run(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[list[int], int] | None:
-    sites = [block.site for block in find_attention(model)]
+def _run(prunable: Prunable, inputs: Mapping[str, Any]) -> tuple[list[int], int] | None:
+    model, sites = prunable.model, [block.site for block in prunable]
     if _is_bare(model):
         return rehearse(model, sites, inputs, cache_bytes)
     return cache_bytes(model, sites, inputs)

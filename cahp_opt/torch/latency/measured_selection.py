@@ -18,6 +18,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.solver import Solver
 from cahp_opt.space import Unit
 from cahp_opt.studies.promise import ForeignTableWarning, Measure, Promise, foreign
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.model_times import device_name, provenance, time_models
 from cahp_opt.torch.running.batches import Batch, device_of, prepare
@@ -86,7 +87,7 @@ def select_measured(
     there = {name: table.provenance for name, table in tables.items()}
     for sentence in foreign(there, here(model, there, batches)):
         warnings.warn(sentence, ForeignTableWarning, stacklevel=2)
-    measure = measuring(model, there, batches, unit=unit, progress=progress)
+    measure = measuring(find_attention(model, unit=unit), there, batches, progress=progress)
     device = device_name(device_of(model))
     return promise.keep(objective, profile, target, solver, measure, device=device)
 
@@ -122,30 +123,29 @@ def here(
 
 
 def measuring(
-    model: nn.Module,
+    prunable: Prunable,
     tables: Mapping[str, Provenance],
     batches: Mapping[str, Batch],
     *,
-    unit: Unit | None = None,
     progress: Progress = silent,
 ) -> Measure:
     """A function that times the model against itself, sliced to a selection, on every workload.
 
     Args:
-        model: the unpruned model.
+        prunable: the blocks of the unpruned model.
         tables: by name of the workload, where and how its table was measured.
         batches: by name of the workload.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
         progress: called once per round of timing.
 
     Raises:
         ValueError: for a batch that is missing or cannot be used.
     """
+    model = prunable.model
     facts = here(model, tables, batches)
     ready = {name: prepare(batches[name], model, f"batches[{name!r}]") for name in facts}
 
     def measure(selection: Selection, repeats: int) -> dict[str, Check]:
-        small = thin_copy(model, selection.kept, unit=unit)
+        small = thin_copy(prunable, selection.kept)
         return time_pairs(model, small, facts, ready, repeats=repeats, progress=progress)
 
     return measure

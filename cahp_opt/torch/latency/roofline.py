@@ -15,7 +15,7 @@ from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.latency.block_times import places
 from cahp_opt.torch.latency.decoding_step import decoding_step
 from cahp_opt.torch.latency.model_times import dtype_name, provenance
@@ -68,6 +68,20 @@ def estimate_latency(
         ValueError: for a batch that cannot be used, a precision that ``hardware`` does not know, or a
             model that looks at values on its way.
     """
+    prunable = find_attention(model, unit=unit)
+    return estimate(prunable, batch, hardware, phase=phase, progress=progress)
+
+
+def estimate(
+    prunable: Prunable,
+    batch: Batch,
+    hardware: Hardware,
+    *,
+    phase: Phase = Phase.PREFILL,
+    progress: Progress = silent,
+) -> LatencyTable:
+    """:func:`estimate_latency` for blocks that were found already."""
+    model = prunable.model
     dtype = next(model.parameters()).dtype
     if dtype_name(dtype) not in hardware.flops_per_second:
         raise ValueError(
@@ -76,14 +90,13 @@ def estimate_latency(
         )
     batch = prepare(batch, model, "batch", torch.device("cpu"))
     inputs = inputs_of(batch)
-    bare = skeleton(model).eval()
-    space = find_attention(bare, unit=unit).space
+    bare, space = prunable.at(skeleton(model).eval()), prunable.space
     place = places(space)
     seconds = [np.zeros(units + 1) for units in space.units.tolist()]
     most = int(space.units.max())
     fixed = least = 0.0
     for k in range(most, 0, -1):
-        small = thin_copy(bare, place < k, unit=unit)
+        small = bare.at(thin_copy(bare, place < k))
         times = _rehearsed(small, inputs, phase, lambda o: _seconds(hardware, dtype, o))
         for own, time in zip(seconds, times.blocks, strict=True):
             own[min(k, len(own) - 1)] = time
@@ -112,13 +125,12 @@ class _Times:
 
 
 def _rehearsed(
-    model: nn.Module,
+    prunable: Prunable,
     inputs: Mapping[str, Any],
     phase: Phase,
     seconds: Callable[[Operation], float],
 ) -> _Times:
     """One run of a model, or one step after it."""
-    blocks = find_attention(model).blocks
 
     def run(copied: nn.Module, sites: list[nn.Module], given: dict[str, Any]) -> _Times:
         times, inside = _Times([0.0] * len(sites)), list[int]()
@@ -145,7 +157,7 @@ def _rehearsed(
             piece.run()
         return times
 
-    return rehearse(model, [block.site for block in blocks], inputs, run)
+    return rehearse(prunable.model, [block.site for block in prunable], inputs, run)
 
 
 def _seconds(hardware: Hardware, dtype: torch.dtype, operation: Operation) -> float:

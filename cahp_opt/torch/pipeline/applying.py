@@ -21,20 +21,19 @@ from cahp_opt.runs.report import FidelityReport, Report
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
 from cahp_opt.stats.pooling import in_words, provenance_of, recorded_pooling
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.fingerprint import mismatch
 from cahp_opt.torch.checkpoints.card import give_way
-from cahp_opt.torch.checkpoints.checkpoint import save_pretrained
+from cahp_opt.torch.checkpoints.checkpoint import save_sliced
 from cahp_opt.torch.evaluation.evaluation import Evaluation, evaluate
 from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, embedding_notes
 from cahp_opt.torch.pipeline.final_times import FinalTimes, final_times, recorded_goals
 from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.pipeline.saving import check_reload, finish
 from cahp_opt.torch.recovery.finetuning import finetune
-from cahp_opt.torch.recovery.refitting import refit
-from cahp_opt.torch.running.gates import attention_for
-from cahp_opt.torch.slicing.slicing import slice_heads
-from cahp_opt.torch.slicing.verification import verify_slice
+from cahp_opt.torch.recovery.refitting import refit_found
+from cahp_opt.torch.slicing.slicing import slice_found
+from cahp_opt.torch.slicing.verification import compare_slice
 
 ADVISED_TEXTS = 1500
 """With fewer texts than this, the refit overfits."""
@@ -52,14 +51,19 @@ class Sliced(NamedTuple):
     """The sliced model.
 
     Args:
-        model: the model; the recovery changes it in place.
+        prunable: the blocks of the model; the recovery changes its weights in place.
         selection: the units that it keeps.
         difference: largest difference of an output between the gated and the sliced model.
     """
 
-    model: nn.Module
+    prunable: Prunable
     selection: Selection
     difference: float
+
+    @property
+    def model(self) -> nn.Module:
+        """The model."""
+        return self.prunable.model
 
 
 def apply_selection(
@@ -86,11 +90,11 @@ def apply_selection(
         ValueError: if the selection is of another model, or texts or options cannot be used.
         OSError: if the folder cannot be written; nothing half written stays.
     """
-    check_selection(named.model, selection)
+    recorded = recorded_pooling(selection.provenance)
+    pooling = named.pooling or (recorded if texts else None)
+    named = replace(named, unit=selection.space.unit, pooling=pooling)
+    check_selection(named.prunable, selection)
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
-        recorded = recorded_pooling(selection.provenance)
-        if texts:
-            named = replace(named, pooling=named.pooling or recorded)
         run = PruningRun.start(
             named,
             texts,
@@ -112,7 +116,7 @@ def apply_selection(
         return save(run, sliced, closeness, times, {})
 
 
-def check_selection(model: nn.Module, selection: Selection) -> None:
+def check_selection(prunable: Prunable, selection: Selection) -> None:
     """Refuse a selection of another model, or whose record cannot be understood.
 
     Raises:
@@ -120,9 +124,9 @@ def check_selection(model: nn.Module, selection: Selection) -> None:
     """
     for read in (recorded_goals, recorded_tables, remarks):  # read again after minutes of work
         read(selection.provenance)
-    difference = attention_for(model, selection).space.difference(selection.space)
+    difference = prunable.space.difference(selection.space)
     if difference is None:
-        difference = mismatch(model, selection.provenance.get("model", ""))
+        difference = mismatch(prunable.model, selection.provenance.get("model", ""))
     if difference is not None:
         raise ValueError(
             f"the selection was made for another model ({difference}); name the model, with all its weights, "
@@ -136,8 +140,8 @@ def slice_model(run: PruningRun, selection: Selection) -> Sliced:
         told = {**selection.provenance, **provenance_of(run.fidelity.pooling)}
         selection = replace(selection, provenance=told)
     with run.stages.stage("slice"):
-        small = slice_heads(run.model, selection, batch=run.probe)
-        difference = verify_slice(run.model, small, selection, run.probe)
+        small = slice_found(run.prunable, selection, batch=run.probe)
+        difference = compare_slice(run.prunable, small, selection, run.probe)
     return Sliced(small, selection, difference)
 
 
@@ -176,9 +180,9 @@ def _recovery(run: PruningRun) -> Recovery:
 
 def _refit(run: PruningRun, sliced: Sliced) -> None:
     with run.stages.stage("refit") as progress:
-        refit(
-            sliced.model,
-            run.model,
+        refit_found(
+            sliced.prunable,
+            run.prunable,
             run.texts.calibration,
             weighting=run.weights or Weighting.EQUAL,
             feed_forward=run.applying.recovery.feed_forward,
@@ -220,16 +224,16 @@ def time_models(run: PruningRun, sliced: Sliced) -> FinalTimes:
             run.timed,
             progress=progress,
         )
-    left = left_alone(run.model)
+    left = left_alone(run.prunable)
     run.notes.extend(embedding_notes(run.model, run.fidelity))
     run.notes.extend([*remarks(sliced.selection.provenance), *times.notes])
     run.notes.extend([] if left is None else [left])
     return times
 
 
-def left_alone(model: nn.Module) -> str | None:
+def left_alone(prunable: Prunable) -> str | None:
     """A sentence on modules that look like attention and are not pruned; None without any."""
-    skipped = find_attention(model).skipped
+    skipped = prunable.skipped
     if not skipped:
         return None
     name, reason = skipped[0]
@@ -254,7 +258,7 @@ def save(
         records: measurements to save, by name of the file.
     """
     with run.stages.stage("save"):
-        save_pretrained(sliced.model, run.folder, tokenizer=run.named.tokenizer)
+        save_sliced(sliced.prunable, run.folder, tokenizer=run.named.tokenizer)
         check_reload(sliced.model, run.folder, [run.probe, next(iter(run.timed.values()))])
     give_way(run.folder, run.output / CARD_FILE)
     for name, record in records.items():

@@ -14,13 +14,12 @@ from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.progress import Stages
-from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.finder import find_attention
-from cahp_opt.torch.latency.block_times import measure_latency
+from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.torch.latency.block_times import time_blocks
 from cahp_opt.torch.latency.decoding_step import decoding_step
-from cahp_opt.torch.latency.exact_counts import count_resources
+from cahp_opt.torch.latency.exact_counts import count_held
 from cahp_opt.torch.latency.execution import ExecutionError, refuse_unfit
-from cahp_opt.torch.latency.roofline import estimate_latency
+from cahp_opt.torch.latency.roofline import estimate
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.latency.weightless import skeleton
 from cahp_opt.torch.running.batches import device_of
@@ -29,10 +28,9 @@ from cahp_opt.torch.texts.encoding import timing_batch
 
 
 def measure_profile(
-    model: nn.Module,
+    prunable: Prunable,
     workloads: Sequence[Workload],
     display: Stages,
-    unit: Unit | None = None,
     *,
     timed: bool = True,
     samples: Mapping[str, Path] | None = None,
@@ -42,49 +40,46 @@ def measure_profile(
     The key/value cache is that of the first workload that decodes, or of the first if none does.
 
     Args:
-        model: the unpruned model.
+        prunable: the blocks of the unpruned model.
         workloads: the workloads to time, at least one.
         display: shows the stages.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
         timed: whether there are latency tables, and not only the counts.
         samples: by name of the workload, a file that keeps every run; the caller removes it.
     """
+    model = prunable.model
     if timed:
         batches = timed_batches(model, workloads)
     else:
         batches = {workload.name: batch_of(model, workload) for workload in workloads}
-    resources = _counted(model, workloads, batches, display, unit)
+    resources = _counted(prunable, workloads, batches, display)
     tables: dict[str, LatencyTable] = {}
     for workload in workloads if timed else ():
         with display.stage("latency") as progress:
-            tables[workload.name] = measure_latency(
-                model,
+            tables[workload.name] = time_blocks(
+                prunable,
                 batches[workload.name],
                 phase=workload.phase,
                 execution=workload.execution,
                 repeats=workload.repeats,
-                unit=unit,
                 samples=SampleFile(samples[workload.name]) if samples else None,
                 progress=progress,
             )
-    return Profile(find_attention(model, unit=unit).space, tables, resources)
+    return Profile(prunable.space, tables, resources)
 
 
 def estimate_profile(
-    model: nn.Module,
+    prunable: Prunable,
     workloads: Sequence[Workload],
     hardware: Hardware,
     display: Stages,
-    unit: Unit | None = None,
 ) -> Profile:
     """As :func:`measure_profile`, with estimates for a device that is not here.
 
     Args:
-        model: the unpruned model.
+        prunable: the blocks of the unpruned model.
         workloads: the workloads to estimate, all run eagerly, at least one.
         hardware: the rates of the device.
         display: shows the stages.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
 
     Raises:
         ExecutionError: for a workload that is not run eagerly.
@@ -95,33 +90,31 @@ def estimate_profile(
                 f"`execution` is {workload.execution.value}, and only eager execution can be estimated; "
                 "measure on the device."
             )
-    batches = {workload.name: batch_of(model, workload) for workload in workloads}
-    bare = skeleton(model)
-    resources = _counted(bare, workloads, batches, display, unit)
+    batches = {workload.name: batch_of(prunable.model, workload) for workload in workloads}
+    bare = prunable.at(skeleton(prunable.model))
+    resources = _counted(bare, workloads, batches, display)
     tables: dict[str, LatencyTable] = {}
     for workload in workloads:
         with display.stage("estimate") as progress:
-            tables[workload.name] = estimate_latency(
+            tables[workload.name] = estimate(
                 bare,
                 batches[workload.name],
                 hardware,
                 phase=workload.phase,
-                unit=unit,
                 progress=progress,
             )
-    return Profile(find_attention(model, unit=unit).space, tables, resources)
+    return Profile(prunable.space, tables, resources)
 
 
 def _counted(
-    model: nn.Module,
+    prunable: Prunable,
     workloads: Sequence[Workload],
     batches: Mapping[str, Mapping[str, Tensor]],
     display: Stages,
-    unit: Unit | None,
 ) -> dict[str, CostTable]:
     filling = next((w for w in workloads if w.phase is Phase.DECODE), workloads[0])
     with display.stage("count"):
-        return count_resources(model, batches[filling.name], unit=unit)
+        return count_held(prunable, batches[filling.name])
 
 
 def timed_batches(

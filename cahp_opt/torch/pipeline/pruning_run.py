@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import nn
-
 from cahp_opt.costs.budget import BudgetError
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.profile import Profile
@@ -20,7 +18,7 @@ from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.promise import Measure, Promise
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.class_maps import class_labels
@@ -68,7 +66,7 @@ def run_pipeline(
         OSError: if the folder cannot be written; nothing half written stays.
     """
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
-        check_plan(named.model, texts, plan, profile)
+        check_plan(named.prunable, texts, plan, profile)
         run = PruningRun.start(
             named,
             texts,
@@ -88,12 +86,12 @@ def run_pipeline(
 
 
 def check_plan(
-    model: nn.Module, texts: TextSplit, plan: PruningPlan, profile: Profile | None
+    prunable: Prunable, texts: TextSplit, plan: PruningPlan, profile: Profile | None
 ) -> None:
     """Refuse a plan that this model or these texts do not allow; arguments as above."""
-    space, target = find_attention(model, unit=plan.unit).space, plan.target
+    space, target = prunable.space, plan.target
     if profile is not None:
-        profile.check(structure(model))
+        profile.check(structure(prunable.model))
     plan.method.rehearse(space)
     # Numbers of units need no measuring; all of them are not a limit.
     most = space.n if target.heads is None else target.heads
@@ -131,15 +129,14 @@ def measure_prices(
 
     See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach.
     """
-    space, target = find_attention(run.model, unit=plan.unit).space, plan.target
+    space, target = run.prunable.space, plan.target
     if "signatures" in plan.method.objective.needs:
         class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     if target.goals and profile is None:
         profile = measure_profile(
-            run.model,
+            run.prunable,
             run.applying.workloads,
             run.stages,
-            plan.unit,
             timed=bool(target.latencies),
             samples=samples,
         )
@@ -164,10 +161,9 @@ def measure_needed(run: PruningRun, plan: PruningPlan) -> HeadStats:
     """Measure the statistics that the objective needs."""
     with run.stages.stage("calibrate") as progress:
         stats = measure(
-            run.model,
+            run.prunable,
             run.texts.calibration,
             collectors_for(plan.measuring.of(plan.method.objective.needs)),
-            unit=plan.unit,
             token_weights=run.weights,
             fidelity=run.fidelity,
             seed=plan.method.seed,
@@ -208,7 +204,7 @@ def _promise(plan: PruningPlan) -> Promise:
 def _measure(run: PruningRun, plan: PruningPlan, profile: Profile, progress: Progress) -> Measure:
     """A function that times sliced models on the workloads of the target."""
     tables = {name: table.provenance for name, table in plan.target.measured(profile).items()}
-    return measuring(run.model, tables, run.timed, unit=plan.unit, progress=progress)
+    return measuring(run.prunable, tables, run.timed, progress=progress)
 
 
 def _records(stats: HeadStats, profile: Profile | None) -> dict[str, Record]:

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.torch.blocks.finder import UnsupportedModelError
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError
 from cahp_opt.torch.checkpoints.checkpoint import Saveable, check_saveable
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.recovery.finetuning import check_trainable
@@ -21,11 +21,11 @@ from cahp_opt.torch.running.batches import inputs_of, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
 
 
-def rehearse_recovery(model: nn.Module, recovery: Recovery, batch: Mapping[str, Tensor]) -> None:
+def rehearse_recovery(prunable: Prunable, recovery: Recovery, batch: Mapping[str, Tensor]) -> None:
     """Refuse a model that could not be recovered.
 
     Args:
-        model: the unpruned model.
+        prunable: the blocks of the unpruned model.
         recovery: the recovery of the sliced one.
         batch: one of the batches to recover on, tensors ``[batch, tokens]``.
 
@@ -33,10 +33,10 @@ def rehearse_recovery(model: nn.Module, recovery: Recovery, batch: Mapping[str, 
         ValueError: naming the way out.
     """
     if recovery is Recovery.FINETUNE:
-        check_trainable(model)
+        check_trainable(prunable.model)
     if recovery.refits:
         try:
-            check_refittable(model, batch)
+            check_refittable(prunable, batch)
         except (ValueError, UnsupportedModelError) as error:
             raise ValueError(
                 f"{str(error).rstrip('.')}. To leave the sliced model as it is, give `--recovery none`."
@@ -54,11 +54,11 @@ def rehearse_judging(model: nn.Module, fidelity: Fidelity, batch: Mapping[str, T
         fidelity.output(model(**inputs_of(ready)), ready)
 
 
-def rehearse_saving(model: nn.Module, tokenizer: Saveable | None, folder: Path) -> None:
+def rehearse_saving(prunable: Prunable, tokenizer: Saveable | None, folder: Path) -> None:
     """Write everything but the weights to a folder that is then removed.
 
     Args:
-        model: the unpruned model.
+        prunable: the blocks of the unpruned model.
         tokenizer: saved beside it; None for none.
         folder: an empty folder on the disk where the model is going to be.
 
@@ -66,7 +66,8 @@ def rehearse_saving(model: nn.Module, tokenizer: Saveable | None, folder: Path) 
         ValueError: if it could not be saved, or not be loaded again.
         OSError: if nothing can be written there.
     """
-    check_saveable(model)
+    model = prunable.model
+    check_saveable(prunable)
     name, stock = type(model).__name__, cast("Any", model)
     if not isinstance(getattr(transformers, name, None), type):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from cahp_opt.progress import Stages
 from cahp_opt.runs.plan import Applying, Reading
 from cahp_opt.runs.texts import TextSplit
+from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.pipeline.profiles import timed_batches
@@ -34,12 +37,19 @@ class Named:
         model: the model.
         tokenizer: its tokenizer.
         pooling: how it embeds texts; None for the pooling that the files beside it state.
+        unit: as for :func:`~cahp_opt.torch.find_attention`.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     pooling: Pooling | None = None
+    unit: Unit | None = None
+
+    @cached_property
+    def prunable(self) -> Prunable:
+        """What can be pruned of the model, found when it is first asked for."""
+        return find_attention(self.model, unit=self.unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +93,7 @@ class EncodedTexts:
 
         held_out: Batches = encoded(texts.held_out) if texts.held_out else ()
         calibration = encoded(texts.calibration)
-        rehearse_texts(named.model, calibration[0], fidelity)
+        rehearse_texts(named.prunable, calibration[0], fidelity)
         notes = (*texts.notes, *notes_on_empty(texts, [*calibration, *held_out]))
         return EncodedTexts(calibration, held_out, notes)
 
@@ -122,6 +132,11 @@ class PruningRun:
         return self.named.model
 
     @property
+    def prunable(self) -> Prunable:
+        """What can be pruned of it."""
+        return self.named.prunable
+
+    @property
     def probe(self) -> Mapping[str, Tensor]:
         """A batch to compare outputs on, tensors ``[batch, tokens]``: of texts if there are any."""
         return next(chain(self.texts.held_out, self.texts.calibration, self.timed.values()))
@@ -157,14 +172,14 @@ class PruningRun:
             fidelity = fidelity_of(named.model, named.pooling)
             if texts:
                 encoded = EncodedTexts.of(named, texts, applying.reading, applying.seed, fidelity)
-        rehearse_saving(named.model, named.tokenizer, folder)
+        rehearse_saving(named.prunable, named.tokenizer, folder)
         timed = timed_batches(named.model, applying.workloads)
         if encoded.calibration:
             if fidelity is not None:
                 rehearse_judging(named.model, fidelity, encoded.calibration[0])
-            rehearse_recovery(named.model, applying.recovery.recovery, encoded.calibration[0])
+            rehearse_recovery(named.prunable, applying.recovery.recovery, encoded.calibration[0])
             if applying.recovery.sensitive:
-                weights = TokenWeights(named.model, fidelity=fidelity, seed=seed)
+                weights = TokenWeights(named.prunable, fidelity=fidelity, seed=seed)
         return PruningRun(
             named=named,
             applying=applying,

@@ -90,7 +90,7 @@ def find_feed_forward(walk: LayerWalk, block: int, batch: Batch, number: int) ->
         number: the position of the batch in the data.
     """
     runs, output = _runs(walk, block, batch, number)
-    apart = {id(module) for each in walk.attention for module in each.site.modules()}
+    apart = {id(module) for each in walk.blocks for module in each.site.modules()}
     for module in walk.layer(block).modules():
         if base_linear(module) is not module:  # inside of a wrapper, such as an adapter
             apart |= {id(inner) for inner in module.modules()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.recovery import Weighting
 from cahp_opt.torch.blocks.blocks import out_weight
-from cahp_opt.torch.blocks.finder import Attention, AttentionBlock, find_attention
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable, find_attention
 from cahp_opt.torch.blocks.linear_layers import bias_of, is_conv1d, row_weight
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.recovery.feed_forward import (
@@ -134,25 +134,48 @@ def refit(
         raise ValueError(f"`memory` must be a number of bytes, at least 0, got {memory}.")
     if model is dense:
         raise ValueError("`model` and `dense` are the same object; slice a copy and refit that.")
-    attention, reference = find_attention(model), find_attention(dense)
-    _check_match(attention, reference)
-    data = Repeated(batches)
+    return refit_found(
+        find_attention(model),
+        find_attention(dense),
+        batches,
+        ridge=ridge,
+        weighting=weighting,
+        feed_forward=feed_forward,
+        memory=memory,
+        progress=progress,
+    )
+
+
+def refit_found(
+    small: Prunable,
+    whole: Prunable,
+    batches: Iterable[Batch],
+    *,
+    ridge: float | None = None,
+    weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
+    feed_forward: bool = True,
+    memory: int = 2**29,
+    progress: Progress = silent,
+) -> tuple[BlockFit, ...]:
+    """:func:`refit` for a sliced and a dense model whose blocks were found already."""
+    _check_match(small, whole)
+    model, dense, data = small.model, whole.model, Repeated(batches)
     with torch.no_grad(), evaluating(model, dense):
         first = next(prepared(data, dense))
-        check_runs_once(dense, reference, first)
+        check_runs_once(whole, first)
         passes = _Passes(
             data,
             length(batches),
-            LayerWalk(dense, reference, memory // 2),
-            LayerWalk(model, attention, memory // 2),
-            Padding(model, attention),
-            _token_weights(dense, weighting),
+            LayerWalk(whole, memory // 2),
+            LayerWalk(small, memory // 2),
+            Padding(small),
+            _token_weights(whole, weighting),
             progress,
             PaddingCheck(dense),
         )
         fits = list[BlockFit]()
-        for b, block in enumerate(attention):
-            stage = f"refit block {b + 1}/{len(attention)}"
+        for b, block in enumerate(small):
+            stage = f"refit block {b + 1}/{len(small)}"
             fits.append(passes.fit(_of_attention(b, block), ridge, stage))
             found = find_feed_forward(passes.ahead, b, first, 0) if feed_forward else None
             if found is not None and _may_be_fitted(model, found.out, dense):
@@ -167,23 +190,22 @@ def refit(
     return tuple(fits)
 
 
-def check_refittable(model: nn.Module, batch: Batch) -> None:
+def check_refittable(prunable: Prunable, batch: Batch) -> None:
     """Refuse a model, sliced or not, that :func:`refit` could not walk: run one batch through it.
 
     Args:
-        model: the model, unpruned or sliced.
+        prunable: the blocks of the model, unpruned or sliced.
         batch: keyword arguments for it.
 
     Raises:
-        UnsupportedModelError: if its attention is not understood.
         ValueError: if its layers cannot be run one after the other.
     """
-    attention = find_attention(model)
+    model = prunable.model
     with torch.no_grad(), evaluating(model):
         ready = prepare(batch, model, "batches[0]")
-        check_runs_once(model, attention, ready)
-        walk = LayerWalk(model, attention, 2**29)
-        for block in range(len(attention)):
+        check_runs_once(prunable, ready)
+        walk = LayerWalk(prunable, 2**29)
+        for block in range(len(prunable)):
             walk.to(block, ready, 0)
 
 
@@ -305,9 +327,9 @@ class _Passes:
         return sums, held_out
 
 
-def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> TokenWeights | None:
+def _token_weights(whole: Prunable, weighting: Weighting | TokenWeights) -> TokenWeights | None:
     if isinstance(weighting, TokenWeights):
-        if weighting.dense is not dense:
+        if weighting.dense is not whole.model:
             raise ValueError(
                 "`weighting` was taken on another model than `dense`; take it on `dense`."
             )
@@ -315,7 +337,7 @@ def _token_weights(dense: nn.Module, weighting: Weighting | TokenWeights) -> Tok
     if weighting is Weighting.EQUAL:
         return None
     try:
-        return TokenWeights(dense)
+        return TokenWeights(whole)
     except ValueError as error:
         raise ValueError(
             f"`weighting` cannot be taken for the output of `dense`: {error} Pass "
@@ -369,14 +391,14 @@ def _there(change: Tensor, weight: Tensor) -> Tensor:
     return change if change.device == weight.device else change.float().to(weight.device)
 
 
-def _check_match(attention: Attention, reference: Attention) -> None:
-    mine, theirs = [b.name for b in attention], [b.name for b in reference]
+def _check_match(sliced: Prunable, whole: Prunable) -> None:
+    mine, theirs = [b.name for b in sliced], [b.name for b in whole]
     if mine != theirs:
         raise ValueError(
             f"`model` has the blocks {mine} and `dense` has {theirs}; pass the model that `model` was "
             "sliced from."
         )
-    for small, large in zip(attention, reference, strict=True):
+    for small, large in zip(sliced, whole, strict=True):
         if small.heads > large.heads or small.head_dim != large.head_dim:
             raise ValueError(
                 f"block {small.name!r} has {small.heads} heads of width {small.head_dim} in `model` "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace, Unit
-from cahp_opt.torch.blocks.finder import Attention, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 
 Sink = Callable[[int, Tensor], None]
 
@@ -43,17 +43,17 @@ def head_mask(
         ValueError: if the selection is of another model, or the gates have another shape or hold NaN.
         UnsupportedModelError: if the model's attention is not understood.
     """
-    with gated(attention_for(model, selection, unit), selection) as gates:
+    with gated(find_attention(model, unit=unit_of(selection, unit)), selection) as gates:
         yield gates
 
 
 @contextmanager
-def gated(attention: Attention, selection: Selection | npt.ArrayLike | Tensor) -> Generator[Tensor]:
+def gated(prunable: Prunable, selection: Selection | npt.ArrayLike | Tensor) -> Generator[Tensor]:
     """:func:`head_mask` for blocks that were found already; gates float ``[n]`` or
     ``[batch, n]``."""
-    gates = _gates(attention.space, selection)
+    gates = _gates(prunable.space, selection)
     with ExitStack() as stack:
-        for block, where in zip(attention, attention.space.slices, strict=True):
+        for block, where in zip(prunable, prunable.space.slices, strict=True):
             columns = (block.columns + where.start).tolist()
             hook = _Gate(gates, torch.tensor(columns, device=gates.device))
             stack.callback(block.out.register_forward_pre_hook(hook).remove)
@@ -61,7 +61,7 @@ def gated(attention: Attention, selection: Selection | npt.ArrayLike | Tensor) -
 
 
 @contextmanager
-def capture_head_outputs(attention: Attention, sink: Sink) -> Generator[None]:
+def capture_head_outputs(attention: Prunable, sink: Sink) -> Generator[None]:
     """Hand the heads' outputs of every block to ``sink`` while the context lasts.
 
     Args:
@@ -76,25 +76,15 @@ def capture_head_outputs(attention: Attention, sink: Sink) -> Generator[None]:
         yield
 
 
-def is_gated(attention: Attention) -> bool:
+def is_gated(prunable: Prunable) -> bool:
     """Whether :func:`head_mask` is acting on the blocks."""
-    hooks = (vars(block.out)["_forward_pre_hooks"].values() for block in attention)
+    hooks = (vars(block.out)["_forward_pre_hooks"].values() for block in prunable)
     return any(isinstance(hook, _Gate) for found in hooks for hook in found)
 
 
-def attention_for(model: nn.Module, selection: object, unit: Unit | None = None) -> Attention:
-    """The blocks of ``model`` in the units of ``selection``, if it is a selection for this model.
-
-    Raises:
-        UnsupportedModelError: if the model's attention is not understood.
-    """
-    attention = find_attention(model, unit=unit)
-    if isinstance(selection, Selection):
-        for other in (Unit.QUERY_SLOT, Unit.KV_GROUP):
-            if attention.space.kinds == selection.space.kinds:
-                break
-            attention = find_attention(model, unit=other)
-    return attention
+def unit_of(selection: object, unit: Unit | None) -> Unit | None:
+    """The ``unit`` to find blocks by for a selection, which knows its own, or for a plain keep-set."""
+    return selection.space.unit if isinstance(selection, Selection) else unit
 
 
 def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
 from cahp_opt.torch.running.batches import Batch, inputs_of
 from cahp_opt.torch.running.gates import capture_head_outputs
 
@@ -43,17 +43,17 @@ class LayerWalk:
     (two towers, an encoder and a decoder), because others may read the output of skipped ones.
 
     Args:
-        model: the model, in evaluation mode.
-        attention: its blocks.
+        prunable: the blocks of the model, which is in evaluation mode.
         memory: bytes of residual streams to remember.
 
     Raises:
         ValueError: if two blocks share a layer, or a block is in none.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention, memory: int) -> None:
-        self.model, self.attention = model, attention
-        self._layers = [layer_of(model, block) for block in attention]
+    def __init__(self, prunable: Prunable, memory: int) -> None:
+        self.model = model = prunable.model
+        self.blocks = prunable.blocks
+        self._layers = [layer_of(model, block) for block in prunable]
         if len({id(layer) for layer in self._layers}) != len(self._layers):
             raise ValueError(
                 "`model` has layers with more than one attention block (such as cross-attention), which "
@@ -72,7 +72,7 @@ class LayerWalk:
             number: the position of the batch in the data.
         """
         found: dict[str, Tensor] = {}
-        name = self.attention.blocks[block].name
+        name = self.blocks[block].name
 
         def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             found["residual"] = first_input(layer, args, kwargs)
@@ -90,7 +90,7 @@ class LayerWalk:
         with ExitStack() as stack:
             hook = self._layers[block].register_forward_pre_hook(enter, with_kwargs=True)
             stack.callback(hook.remove)
-            out = self.attention.blocks[block].out
+            out = self.blocks[block].out
             stack.callback(out.register_forward_hook(stop).remove)
             self._run(block, batch, number)
         if "out" not in found or "residual" not in found:
@@ -190,21 +190,21 @@ def _forward_replaced(
             own["forward"] = before
 
 
-def check_runs_once(model: nn.Module, attention: Attention, batch: Batch) -> None:
+def check_runs_once(prunable: Prunable, batch: Batch) -> None:
     """Refuse a model that runs a block several times: a walk would only see the first run.
 
     Raises:
         ValueError: naming the block.
     """
-    runs = [0] * len(attention)
+    runs = [0] * len(prunable)
 
     def count(block: int, outputs: Tensor) -> None:
         del outputs
         runs[block] += 1
 
-    with capture_head_outputs(attention, count):
-        model(**inputs_of(batch))
-    for block, found in zip(attention, runs, strict=True):
+    with capture_head_outputs(prunable, count):
+        prunable.model(**inputs_of(batch))
+    for block, found in zip(prunable, runs, strict=True):
         if found > 1:
             raise ValueError(
                 f"`model` runs block {block.name!r} {found} times per pass, with the same weights, which "

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import Attention, AttentionBlock
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
 from cahp_opt.torch.running.batches import Batch, decoder_tokens, real_tokens
 
 _TEXT = ("input_ids", "inputs_embeds")
@@ -22,14 +22,14 @@ class Padding:
     frames after a convolution, models that unpad themselves) is ignored: then every row counts.
 
     Args:
-        model: the model.
-        attention: its blocks.
+        prunable: the blocks of the model.
     """
 
-    def __init__(self, model: nn.Module, attention: Attention) -> None:
+    def __init__(self, prunable: Prunable) -> None:
+        model = prunable.model
         decoder = _decoder(model)
-        self._in_decoder = [id(block.out) in decoder for block in attention]
-        self._reads_text = [_reads_text(model, block) for block in attention]
+        self._in_decoder = [id(block.out) in decoder for block in prunable]
+        self._reads_text = [_reads_text(model, block) for block in prunable]
 
     def rows(self, block: int, values: Tensor, batch: Batch) -> Tensor:
         """The rows of ``values`` ``[..., width]`` of a block that are not padding, ``[rows, width]``."""

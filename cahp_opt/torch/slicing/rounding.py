@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock, out_bias, out_weight
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Prunable, out_bias, out_weight
 
 
 @contextmanager
-def shaken(attention: Attention, fraction: float, seed: int) -> Generator[None]:
+def shaken(prunable: Prunable, fraction: float, seed: int) -> Generator[None]:
     """Perturb the output of every block at random while the context lasts.
 
     Args:
-        attention: the blocks.
+        prunable: the blocks.
         fraction: standard deviation of the numbers, relative to the root of the sum of the squares of the
             products that an output is added up from.
         seed: of the numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
-        for block in attention:
+        for block in prunable:
             hook = _shaking(block, fraction, generator)
             stack.callback(block.out.register_forward_hook(hook).remove)
         yield

@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from cahp_opt.arrays import Bools
-from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Prunable
 from cahp_opt.torch.blocks.layouts import (
     SHARED_BIAS,
 )
@@ -16,23 +16,23 @@ from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.argument_hooks import DropArgument, argument_position
 
 
-def untied(attention: Attention, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
+def untied(prunable: Prunable, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
     """Give every block its own table of biases if the first block's serves all (T5).
 
     Blocks that share one stay as they are if all of them keep all units, so that a stack alone and
     one in a larger model are cut alike.
 
     Args:
-        attention: the blocks.
+        prunable: the blocks.
         kept: the keep-set, bool ``[n]``.
         journal: records the changes, so that they can be undone.
     """
     shared = SHARED_BIAS
-    tables = {b.name: b.module for b in attention if _has_table(b.module)}
-    places = zip(attention, attention.space.slices, strict=True)
+    tables = {b.name: b.module for b in prunable if _has_table(b.module)}
+    places = zip(prunable, prunable.space.slices, strict=True)
     losing = [block.name for block, where in places if not kept[where].all()]
     untied: list[AttentionBlock] = []
-    for block in attention:
+    for block in prunable:
         owner = block.module
         position = argument_position(owner, shared.argument)
         if (

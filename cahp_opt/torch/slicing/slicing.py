@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
 from torch import nn
@@ -15,8 +15,8 @@ from transformers import Cache
 from cahp_opt.selection import Selection
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
-from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
-from cahp_opt.torch.running.gates import attention_for, is_gated, kept_units
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention, reread
+from cahp_opt.torch.running.gates import is_gated, kept_units, unit_of
 from cahp_opt.torch.running.probes import Probe, make_probes
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.surgery import cut
@@ -25,7 +25,11 @@ from cahp_opt.torch.slicing.verification import SliceError, check_outputs, refer
 from cahp_opt.torch.tracing.ownership import Unconfirmed, contradiction, is_coarse
 
 SELECTION = "cahp_selection"
-"""Attribute of a sliced model: the :class:`Selection` over the units of the *original* model."""
+"""Attribute of a sliced model: the :class:`Selection` over the units of the *original* model.
+
+The cuts on its blocks are the truth, and this is a label: it tells where they are from. Where both differ,
+because a sliced model was cut further or is part of another, :func:`selection_of` goes by the cuts.
+"""
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -71,23 +75,36 @@ def slice_heads(
             cannot be used.
         SliceError: if the result differs from the masked model; nothing is changed then.
     """
-    attention = attention_for(model, selection, unit)
-    kept = kept_units(attention.space, selection)
+    prunable = find_attention(model, unit=unit_of(selection, unit))
+    return cast("Model", slice_found(prunable, selection, in_place=in_place, batch=batch).model)
+
+
+def slice_found(
+    prunable: Prunable,
+    selection: Selection | npt.ArrayLike,
+    *,
+    in_place: bool = False,
+    batch: object | None = None,
+) -> Prunable:
+    """:func:`slice_heads` for blocks that were found already; the blocks of the sliced model."""
+    model = prunable.model
+    kept = kept_units(prunable.space, selection)
     _check_present(model)
-    if is_gated(attention):
+    if is_gated(prunable):
         raise ValueError("`model` is gated; leave the context of `head_mask` before slicing.")
-    known = selection_of(model) or selection
+    known = selection_in(prunable)
+    if known is None and isinstance(selection, Selection):
+        known = selection
     probes = make_probes(model, batch)
-    before = references(model, attention, probes, kept)
-    if is_coarse(attention):
-        _confirm(model, attention, probes[0])
-    small = model if in_place else copy.deepcopy(model)
-    sliced = attention if in_place else attention_for(small, selection, unit)
-    journal = Journal()
+    before = references(prunable, probes, kept)
+    if is_coarse(prunable):
+        _confirm(prunable, probes[0])
+    copied = prunable if in_place else prunable.at(copy.deepcopy(model))
+    small, journal = copied.model, Journal()
     try:
-        cut(small, sliced, kept, journal)
+        cut(copied, kept, journal)
         try:
-            after = find_attention(small)
+            after = reread(copied)
         except UnsupportedModelError as error:
             raise SliceError(f"the sliced model contradicts itself: {error}") from error
         # On the model that is left when adapters are merged and their wrapper is gone.
@@ -95,52 +112,47 @@ def slice_heads(
         inner: nn.Module = small if unwrap is None else unwrap()
         left = _left(after, known)
         journal.put(inner, SELECTION, left)
-        check_outputs(before, small, after, probes)
+        check_outputs(before, after, probes)
         send_along(inner, left)
     except BaseException as error:
         # Ctrl-C too must leave a model that was to be sliced in place whole.
         journal.restore()
         if isinstance(error, SliceError):
             with suppress(Unconfirmed):
-                if why := contradiction(model, attention, probes[0]):
+                if why := contradiction(prunable, probes[0]):
                     raise SliceError(f"{error} The reason may be that {why}") from error
         raise
     _drop_caches(small)
-    return small
+    return after
 
 
-def thin_copy(
-    model: Model, kept: npt.ArrayLike, *, batch: object | None = None, unit: Unit | None = None
-) -> Model:
-    """A sliced copy for timing, which shares weights with ``model``.
+def thin_copy(prunable: Prunable, kept: npt.ArrayLike, *, batch: object | None = None) -> nn.Module:
+    """A sliced copy for timing, which shares weights with the model.
 
     Only the attention's weights are its own, so that many copies fit in memory. Its shapes are those of
     :func:`slice_heads`; never train it or save it.
 
     Args:
-        model: the model; it is not changed.
+        prunable: the blocks of the model; it is not changed.
         kept: the keep-set, bool ``[n]``; the model itself is returned if that is everything.
         batch: keyword arguments to check the copy with, as in :func:`slice_heads`; None for no
             check.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
 
     Raises:
-        UnsupportedModelError: if the model's attention is not understood.
         ValueError: if ``kept`` is not a keep-set of the model.
         SliceError: if there is a batch, and the copy differs from the masked model.
     """
-    attention = find_attention(model, unit=unit)
-    units = attention.space.check(kept)
+    model, units = prunable.model, prunable.space.check(kept)
     if units.all():
         return model
-    own = {id(t) for block in attention for t in block.site.parameters()}
+    own = {id(t) for block in prunable for t in block.site.parameters()}
     shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
-    copied = copy.deepcopy(model, {id(t): t for t in shared})
+    copied = prunable.at(copy.deepcopy(model, {id(t): t for t in shared}))
     if batch is not None:
-        return slice_heads(copied, units, in_place=True, batch=batch, unit=unit)
-    cut(copied, find_attention(copied, unit=unit), units, Journal())
-    _drop_caches(copied)
-    return copied
+        return slice_found(copied, units, in_place=True, batch=batch).model
+    cut(copied, units, Journal())
+    _drop_caches(copied.model)
+    return copied.model
 
 
 def selection_of(model: nn.Module) -> Selection | None:
@@ -152,23 +164,37 @@ def selection_of(model: nn.Module) -> Selection | None:
     Raises:
         UnsupportedModelError: for such a part or model around, if its attention is not understood.
     """
-    if not any(CUT in vars(module) for module in model.modules()):
+    if not _is_cut(model):
         return None
-    known: object = getattr(model, SELECTION, None)
     try:
-        attention = find_attention(model)
+        return selection_in(find_attention(model))
     except UnsupportedModelError:
-        if isinstance(known, Selection):  # the model was quantised or compiled since
+        known = label_of(model)
+        if known is not None:  # the model was quantised or compiled since
             return known
         raise
-    return _left(attention, known)
 
 
-def _left(attention: Attention, known: object) -> Selection:
+def selection_in(prunable: Prunable) -> Selection | None:
+    """:func:`selection_of` for blocks that were found already."""
+    return _left(prunable, label_of(prunable.model)) if _is_cut(prunable.model) else None
+
+
+def label_of(model: nn.Module) -> Selection | None:
+    """The :data:`SELECTION` of a model, for the facts about its cuts; None if it has none."""
+    known: object = getattr(model, SELECTION, None)
+    return known if isinstance(known, Selection) else None
+
+
+def _is_cut(model: nn.Module) -> bool:
+    return any(CUT in vars(module) for module in model.modules())
+
+
+def _left(prunable: Prunable, known: Selection | None) -> Selection:
     """The selection of a model, in the original's units, with the known facts about it."""
-    space = HeadSpace(tuple(Block(b.name, b.cut.units, b.cut.unit) for b in attention))
-    kept = space.join({b.name: b.cut.kept for b in attention})
-    if not isinstance(known, Selection):
+    space = HeadSpace(tuple(Block(b.name, b.cut.units, b.cut.unit) for b in prunable))
+    kept = space.join({b.name: b.cut.kept for b in prunable})
+    if known is None:
         return Selection(space, kept)
     if known.space.kinds == space.kinds and bool((known.kept == kept).all()):
         return dataclasses.replace(known, space=space)
@@ -176,10 +202,10 @@ def _left(attention: Attention, known: object) -> Selection:
     return Selection(space, kept, provenance=known.provenance)
 
 
-def _confirm(model: nn.Module, attention: Attention, probe: Probe) -> None:
+def _confirm(prunable: Prunable, probe: Probe) -> None:
     """Check by differentiation if rounding could hide a wrong head; warn if that is undecided."""
     try:
-        wrong = contradiction(model, attention, probe)
+        wrong = contradiction(prunable, probe)
     except Unconfirmed as error:
         warnings.warn(
             f"`model` is in half precision and cannot be differentiated ({error}), so the slice is checked "

@@ -11,7 +11,7 @@ from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.blocks import CUT, Attention, AttentionBlock, Cut, Piece, submodules
+from cahp_opt.torch.blocks.blocks import CUT, AttentionBlock, Cut, Piece, Prunable, submodules
 from cahp_opt.torch.blocks.layouts import (
     ARGUMENTS,
     GROUPS,
@@ -31,8 +31,8 @@ from cahp_opt.torch.slicing.plain_forward import PlainForward, takes_width_from_
 from cahp_opt.torch.slicing.shared_bias import untied
 
 
-def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -> None:
-    """Remove the units that are not ``kept`` from the modules of ``attention``, in place.
+def cut(prunable: Prunable, kept: Bools, journal: Journal) -> None:
+    """Remove the units that are not ``kept`` from the modules of ``prunable``, in place.
 
     A block without kept units keeps its first unit as a *ghost*, because with an empty tensor in
     the first block the key/value cache would count as empty, and generation would silently go
@@ -40,27 +40,24 @@ def cut(model: nn.Module, attention: Attention, kept: Bools, journal: Journal) -
     block adds its bias alone and training cannot revive it.
 
     Args:
-        model: the model, for what surrounds its blocks.
-        attention: the blocks of ``model``; their records are out of date afterwards.
+        prunable: the blocks; what it tells of them is out of date afterwards.
         kept: the keep-set, bool ``[n]``.
         journal: records everything that is replaced.
     """
-    blocks = untied(attention, kept, journal)
-    for block, where in zip(blocks, attention.space.slices, strict=True):
-        if (
-            block.ghost
-        ):  # its one unit is not a unit of the original model, and nothing can revive it
+    blocks = untied(prunable, kept, journal)
+    for block, where in zip(blocks, prunable.space.slices, strict=True):
+        if block.ghost:  # its one unit is not of the original model, and nothing can revive it
             _freeze(block)
             continue
         ids = np.array(block.cut.kept)[kept[where]]
         journal.put(block.module, CUT, Cut(block.unit, block.cut.units, tuple(ids.tolist())))
         if not kept[where].all():
-            _cut_block(model, block, kept[where], journal)
+            _cut_block(prunable.model, block, kept[where], journal)
 
 
-def freeze_ghosts(attention: Attention) -> None:
+def freeze_ghosts(prunable: Prunable) -> None:
     """Freeze the weights of blocks without kept units again, after a loader replaced them."""
-    for block in attention:
+    for block in prunable:
         if block.ghost:
             _freeze(block)
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.finder import Attention, UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
 from cahp_opt.torch.running.centring import in_double
-from cahp_opt.torch.running.gates import attention_for, gated, kept_units
+from cahp_opt.torch.running.gates import gated, kept_units, unit_of
 from cahp_opt.torch.running.probes import Probe, failure, make_probes
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.rounding import shaken
@@ -68,16 +68,20 @@ def verify_slice(
             when every block's output is perturbed by half of that fraction of its terms.
         ValueError: if the selection is of another model, or no batch is given and none can be made.
     """
-    attention, sliced = attention_for(dense, selection, unit), find_attention(small)
-    kept = kept_units(attention.space, selection)
-    probes = make_probes(dense, batch)
-    before = references(dense, attention, probes, kept)
-    return check_outputs(before, small, sliced, probes)
+    whole = find_attention(dense, unit=unit_of(selection, unit))
+    return compare_slice(whole, find_attention(small), selection, batch)
 
 
-def references(
-    model: nn.Module, attention: Attention, probes: list[Probe], kept: Bools
-) -> list[Outputs]:
+def compare_slice(
+    dense: Prunable, small: Prunable, selection: Selection | npt.ArrayLike, batch: object | None
+) -> float:
+    """:func:`verify_slice` for blocks that were found already."""
+    kept = kept_units(dense.space, selection)
+    probes = make_probes(dense.model, batch)
+    return check_outputs(references(dense, probes, kept), small, probes)
+
+
+def references(prunable: Prunable, probes: list[Probe], kept: Bools) -> list[Outputs]:
     """The expected traces of the sliced model: those of the model masked to ``kept``, bool ``[n]``.
 
     Raises:
@@ -85,10 +89,10 @@ def references(
             model computes NaN, so that nothing can be compared.
         UnsupportedModelError: if the model replaced modules of its attention while it ran.
     """
-    traces = list[Outputs]()
+    model, traces = prunable.model, list[Outputs]()
     for probe in probes:
         try:
-            traces.append(run_outputs(model, attention, probe, kept))
+            traces.append(run_outputs(prunable, probe, kept))
         except Exception as error:
             if failure(model, probe) is None:
                 raise
@@ -97,7 +101,7 @@ def references(
                 f"{str(error).rstrip('.') or type(error).__name__}; pass one that it can take."
             ) from error
     there = {id(module) for module in model.modules()}
-    for block in attention:
+    for block in prunable:
         if not there >= {id(block.site), id(block.module), id(block.out)}:
             raise UnsupportedModelError(
                 f"{block.name} ({type(block.site).__name__}) is not understood: the model replaces its "
@@ -109,7 +113,7 @@ def references(
                 f"`model` computes NaN ({name}) even before slicing, so nothing can be compared; pass a "
                 "`batch` that it can take, or slice it in another precision."
             )
-    for index, (block, where) in enumerate(zip(attention, attention.space.slices, strict=True)):
+    for index, (block, where) in enumerate(zip(prunable, prunable.space.slices, strict=True)):
         if not kept[where].all() and not any(f"block {index} call 0" in found for found in traces):
             raise ValueError(
                 f"`batch` does not reach the block {block.name!r}, so slicing it cannot be checked; "
@@ -118,13 +122,10 @@ def references(
     return traces
 
 
-def run_outputs(
-    model: nn.Module, attention: Attention, probe: Probe, kept: Bools | None
-) -> Outputs:
-    """Run ``model``, masked to ``kept``, bool ``[n]``, if given, and keep the outputs to
-    compare."""
-    found: dict[str, Tensor] = {}
-    calls = [0] * len(attention)  # a block that layers share runs several times
+def run_outputs(prunable: Prunable, probe: Probe, kept: Bools | None) -> Outputs:
+    """Run the model, masked to ``kept``, bool ``[n]``, if given, and keep the outputs to compare."""
+    model, found = prunable.model, dict[str, Tensor]()
+    calls = [0] * len(prunable)  # a block that layers share runs several times
     mask = probe.batch.get("attention_mask")
 
     def keep(name: str, value: object) -> None:
@@ -141,13 +142,13 @@ def run_outputs(
         return heard
 
     base = probe.part_of(model)
-    handles = [b.out.register_forward_hook(listen(i)) for i, b in enumerate(attention)]
+    handles = [b.out.register_forward_hook(listen(i)) for i, b in enumerate(prunable)]
     try:
         with evaluating(model), torch.no_grad():
             if kept is None:
                 output = base(**probe.batch)
             else:
-                with gated(attention, kept):
+                with gated(prunable, kept):
                     output = base(**probe.batch)
     finally:
         for handle in handles:
@@ -162,21 +163,19 @@ def run_outputs(
     return found
 
 
-def check_outputs(
-    before: list[Outputs], small: nn.Module, attention: Attention, probes: list[Probe]
-) -> float:
+def check_outputs(before: list[Outputs], small: Prunable, probes: list[Probe]) -> float:
     """Run the sliced model on the same probes and return the largest difference of its outputs.
 
     Raises:
         SliceError: if it cannot run, or something differs by more than rounding.
     """
     largest = 0.0
-    each = _tolerance(attention)
-    allowed = min(each * math.sqrt(len(attention)), 0.2)
-    names = [block.name for block in attention]
+    each = _tolerance(small)
+    allowed = min(each * math.sqrt(len(small)), 0.2)
+    names = [block.name for block in small]
     for expected, probe in zip(before, probes, strict=True):
         try:
-            found = run_outputs(small, attention, probe, None)
+            found = run_outputs(small, probe, None)
         except Exception as error:  # model code raises anything over a shape, failed assertions too
             what = str(error) or f"it ends in a {type(error).__name__}"
             raise SliceError(f"the sliced model cannot run: {what}") from error
@@ -194,7 +193,7 @@ def check_outputs(
             difference, scale = _difference(in_double(value), in_double(reference))
             if not difference <= allowed * scale:  # NaN must fail too
                 if moves is None:
-                    moves = _moves(small, attention, probe, found, each / 2)
+                    moves = _moves(small, probe, found, each / 2)
                 most = max(allowed * scale, moves[name])
                 if not difference <= most:
                     raise SliceError(
@@ -207,14 +206,12 @@ def check_outputs(
     return largest
 
 
-def _moves(
-    small: nn.Module, attention: Attention, probe: Probe, found: Outputs, fraction: float
-) -> Mapping[str, float]:
+def _moves(small: Prunable, probe: Probe, found: Outputs, fraction: float) -> Mapping[str, float]:
     """How far everything in a trace moves when the blocks' outputs are perturbed."""
     moves = dict.fromkeys(found, 0.0)
     for seed in range(_SHAKEN):
-        with shaken(attention, fraction, seed):
-            again = run_outputs(small, attention, probe, None)
+        with shaken(small, fraction, seed):
+            again = run_outputs(small, probe, None)
         for name, value in found.items():
             moved = again.get(name)
             if moved is not None and moved.shape == value.shape:
@@ -229,9 +226,9 @@ def _difference(value: Tensor, reference: Tensor) -> tuple[float, float]:
     return float(apart.amax()), float(finite.abs().amax())
 
 
-def _tolerance(attention: Attention) -> float:
+def _tolerance(prunable: Prunable) -> float:
     """The difference allowed per block."""
-    weights = [weight for block in attention for weight in block.weights]
+    weights = [weight for block in prunable for weight in block.weights]
     dtypes = {w.dtype for w in weights}
     on_cuda = any(w.is_cuda for w in weights)
     if on_cuda and torch.get_float32_matmul_precision() != "highest":

@@ -7,9 +7,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
 
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.checkpoints.load_errors import sentence_of
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import inputs_of, prepare
@@ -19,12 +18,12 @@ _WAY_OUT = "prune it in Python, with `cahp_opt.torch` and batches of your own"
 
 
 def rehearse_texts(
-    model: nn.Module, batch: Mapping[str, Any], fidelity: Fidelity | None = None
+    prunable: Prunable, batch: Mapping[str, Any], fidelity: Fidelity | None = None
 ) -> None:
     """Run the model on a batch of texts, and refuse a model that needs more than texts.
 
     Args:
-        model: the unpruned model; it is left as it was.
+        prunable: the blocks of the unpruned model; it is left as it was.
         batch: encoded texts.
         fidelity: the later comparison, tried on the output; None for none.
 
@@ -32,10 +31,10 @@ def rehearse_texts(
         ValueError: if the model does not run, if texts do not reach one of its blocks, or if its output is
             not one that ``fidelity`` takes.
     """
-    attention, cls = find_attention(model), type(model).__name__
+    model, cls = prunable.model, type(prunable.model).__name__
     reached = set[str]()
     with ExitStack() as stack, evaluating(model), torch.no_grad():
-        for block in attention:
+        for block in prunable:
             hook = block.site.register_forward_pre_hook(_marker(reached, block.name))
             stack.callback(hook.remove)
         ready = prepare(batch, model, "batch")
@@ -48,7 +47,7 @@ def rehearse_texts(
             ) from error
         if fidelity is not None:
             fidelity.output(output, ready)
-    missing = [block.name for block in attention if block.name not in reached]
+    missing = [block.name for block in prunable if block.name not in reached]
     if missing:
         others = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
-from cahp_opt.torch.blocks.blocks import Attention, AttentionBlock, Piece
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece, Prunable
 from cahp_opt.torch.running.probes import Probe
 from cahp_opt.torch.tracing.unit_gradients import UnitTrace, trace_units
 
@@ -98,35 +99,35 @@ def obstacles(trace: UnitTrace) -> tuple[str, ...]:
 
 
 def contradictions(
-    model: nn.Module, attention: Attention, batch: Mapping[str, Any]
+    model: nn.Module, prunable: Prunable, batch: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Where the blocks' pieces and differentiation disagree, in sentences; empty if nowhere.
 
     What the batch does not reach is not contradicted.
 
     Args:
-        model: the model.
-        attention: its blocks.
+        model: what to run: the model, or a part of it that holds the blocks.
+        prunable: the blocks.
         batch: as for :func:`trace_units`.
     """
-    traces = trace_units(model, attention, batch)
+    traces = trace_units(model, prunable, batch)
     return tuple(
         sentence
-        for block, trace in zip(attention, traces, strict=True)
+        for block, trace in zip(prunable, traces, strict=True)
         for sentence in disagreements(trace, block.pieces)
     )
 
 
-def one_of_each(attention: Attention) -> Attention:
+def one_of_each(prunable: Prunable) -> Prunable:
     """The first of all blocks that are alike: of the same classes, with the same pieces.
 
     Blocks that are alike can only be right or wrong together, and tracing one costs a fraction.
     """
     first: dict[object, AttentionBlock] = {}
-    for block in attention:
+    for block in prunable:
         pieces = tuple((p.path, p.axis, p.unit_of.tobytes()) for p in block.pieces)
         first.setdefault((type(block.site), type(block.module), pieces), block)
-    return Attention(tuple(first.values()), attention.skipped)
+    return replace(prunable, blocks=tuple(first.values()))
 
 
 def disagreements(trace: UnitTrace, pieces: Sequence[Piece]) -> tuple[str, ...]:
@@ -267,16 +268,16 @@ def _listed(units: Sequence[int]) -> str:
 _COARSE = (torch.float16, torch.bfloat16)
 
 
-def is_coarse(attention: Attention) -> bool:
+def is_coarse(prunable: Prunable) -> bool:
     """Whether the weights are so coarse that comparing outputs may miss a wrong head."""
-    return any(weight.dtype in _COARSE for block in attention for weight in block.weights)
+    return any(weight.dtype in _COARSE for block in prunable for weight in block.weights)
 
 
 class Unconfirmed(Exception):
     """The model's code cannot be differentiated, which says nothing either way."""
 
 
-def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str | None:
+def contradiction(prunable: Prunable, probe: Probe) -> str | None:
     """The first thing in which differentiation contradicts the table, in a sentence; None if nothing.
 
     One block of every kind is traced: blocks that are alike are right or wrong together.
@@ -285,7 +286,7 @@ def contradiction(model: nn.Module, attention: Attention, probe: Probe) -> str |
         Unconfirmed: if it cannot be told.
     """
     try:
-        found = contradictions(probe.part_of(model), one_of_each(attention), probe.batch)
+        found = contradictions(probe.part_of(prunable.model), one_of_each(prunable), probe.batch)
     except RuntimeError as error:
         raise Unconfirmed(str(error).partition("\n")[0]) from error
     return next(iter(found), None)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools, Ints
-from cahp_opt.torch.blocks.blocks import Attention, submodules
+from cahp_opt.torch.blocks.blocks import Prunable, submodules
 from cahp_opt.torch.running.undisturbed import evaluating
 
 
@@ -69,17 +69,17 @@ class UnitTrace:
 
 
 def trace_units(
-    model: nn.Module, attention: Attention, batch: Mapping[str, Any]
+    model: nn.Module, prunable: Prunable, batch: Mapping[str, Any]
 ) -> tuple[UnitTrace, ...]:
     """Trace every block of a model in one forward pass.
 
     Args:
-        model: the model.
-        attention: its blocks.
+        model: what to run: the model, or a part of it that holds the blocks.
+        prunable: the blocks.
         batch: keyword arguments for the model; a few examples of at least two tokens, since a query
             with a single key does not depend on either.
     """
-    targets = [TracedSite(b.name, b.site, _path(b.site, b.out), b.columns) for b in attention]
+    targets = [TracedSite(b.name, b.site, _path(b.site, b.out), b.columns) for b in prunable]
     return trace_targets(model, targets, batch)
 
 

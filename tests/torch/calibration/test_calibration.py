@@ -237,7 +237,7 @@ def test_the_cost_of_sensitivity_predicts_the_kl_of_a_small_error() -> None:
 def test_a_classifier_that_reads_one_token_makes_the_others_weightless_in_its_last_block() -> None:
     model, batch = tiny_models.BERT.build().double(), collate(texts())
     attention, fidelity = find_attention(model), fidelity_of(model)
-    by_block = flows(model, attention, batch, fidelity, 0)
+    by_block = flows(attention, batch, fidelity, 0)
     last = [f.gradient.abs().sum(dim=-1) for f in by_block[-1]]
     assert all(bool((g[:, 0] > 0).all()) and not bool(g[:, 1:].any()) for g in last)
     assert any(bool(f.gradient[:, 1:].any()) for f in by_block[0])

@@ -70,7 +70,7 @@ def test_half_precision_is_off_by_its_own_rounding_only() -> None:
 def test_sums_lose_nothing_over_many_batches() -> None:
     model = tiny_models.BERT.build().bfloat16()
     attention = find_attention(model)
-    sums = MomentSums(model, attention)
+    sums = MomentSums(attention)
     z = torch.randn(2, 5, tiny_models.HIDDEN, generator=torch.Generator().manual_seed(0))
     z = (z + 3).bfloat16()
     batch = {"input_ids": torch.ones(2, 5, dtype=torch.long)}

@@ -15,7 +15,7 @@ from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.registry import STATISTICS
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.stats.totals import PerUnit
-from cahp_opt.torch import calibrate
+from cahp_opt.torch import calibrate, find_attention
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
 from cahp_opt.torch.calibration.collectors import COLLECTORS, collectors_for
@@ -35,8 +35,8 @@ class Lengths(Collector):
 
 class Squares(Collecting):
     def __init__(self, subject: Subject) -> None:
-        self._units = [block.units for block in subject.attention]
-        self._sum = np.zeros(subject.attention.space.n)
+        self._units = [block.units for block in subject.prunable]
+        self._sum = np.zeros(subject.prunable.space.n)
         self._parts: list[Tensor] = []
         self._count = 0
 
@@ -82,11 +82,16 @@ def test_every_statistic_is_collected_where_it_is_asked_for() -> None:
     model, batch = tiny_models.BERT.build(), collate(texts(3))
     batch["labels"] = batch["input_ids"][:, 0] % 2
     every = frozenset(STATISTICS)
-    assert measure(model, [batch], collectors_for(Measuring(every))).statistics.keys() == every
+    assert (
+        measure(find_attention(model), [batch], collectors_for(Measuring(every))).statistics.keys()
+        == every
+    )
     assert len(collectors_for(Measuring(every))) == len(COLLECTORS)
     always = {"salience", "moments"}  # the salience of no examples
     for name in every:
-        stats = measure(model, [batch], collectors_for(Measuring(frozenset({name}))))
+        stats = measure(
+            find_attention(model), [batch], collectors_for(Measuring(frozenset({name})))
+        )
         expected = {name} | always | ({"gauss_newton"} if name == "fisher" else set())
         assert stats.statistics.keys() == expected
         gradients = name in ("salience", "gauss_newton", "fisher")

@@ -152,4 +152,4 @@ def test_a_missing_batch_is_named() -> None:
     model = tiny_models.BERT.build()
     table = measure_latency(model, BATCHES["prefill"], repeats=1)
     with pytest.raises(ValueError, match="`batches` lacks the workload 'decode'"):
-        measuring(model, {"decode": table.provenance}, BATCHES)
+        measuring(find_attention(model), {"decode": table.provenance}, BATCHES)

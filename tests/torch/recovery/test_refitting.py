@@ -221,7 +221,7 @@ def test_feed_forward_parts_that_layers_share_are_left_alone() -> None:
 def test_feed_forward_parts_of_the_dense_model_are_left_alone() -> None:
     dense = tiny_models.LLAMA_GQA.build()
     before = {name: value.clone() for name, value in dense.state_dict().items()}
-    model = thin_copy(dense, keep(dense, [2, 1, 3]))
+    model = thin_copy(find_attention(dense), keep(dense, [2, 1, 3]))
     assert not any(fit.feed_forward for fit in refit(model, dense, BATCHES))
     for name, value in dense.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -613,8 +613,7 @@ def test_tokens_count_by_the_sensitivity_of_the_output() -> None:
             _, out, goal = through_block(dense, attention.blocks[b], batch)
             real = batch["attention_mask"].bool()
             weights = [
-                f.gradient.square().sum(dim=-1)
-                for f in flows(dense, attention, batch, fidelity, 0)[b]
+                f.gradient.square().sum(dim=-1) for f in flows(attention, batch, fidelity, 0)[b]
             ]
             x.append(heads)
             y.append(out + goal - residual)
