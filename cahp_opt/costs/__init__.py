@@ -1,1 +1,1 @@
-"""What counts of kept units cost, and what a model may cost."""
+"""Costs of counts of kept units, and limits on them."""

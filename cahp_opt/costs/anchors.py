@@ -9,7 +9,7 @@ import numpy as np
 from cahp_opt.arrays import Floats
 
 _CLEAR = 0.5
-"""A launch time is only believed if it halves the squared error: noise alone makes small kinks."""
+"""A launch time is only accepted if it halves the squared error: noise alone makes small kinks."""
 
 
 class Fit(NamedTuple):
@@ -18,7 +18,7 @@ class Fit(NamedTuple):
     Args:
         scale: the factor of the summed block times.
         fixed: the time outside the blocks.
-        least: what the whole never goes below; 0 if nothing speaks for it.
+        least: the lowest possible time of the whole; 0 without evidence for it.
     """
 
     scale: float
@@ -27,12 +27,16 @@ class Fit(NamedTuple):
 
 
 def fit_anchors(blocks: Floats, measured: Floats) -> Fit:
-    """The factor, the offset and the least time that make them predict whole models best.
+    """The factor, the offset and the least time that predict whole models best::
 
-    Least squares of the relative errors. The factor says how much slower blocks are in the model than
-    alone, from warm caches and in runs too short to be interrupted; where the anchors cannot tell it,
-    it is 1 and only the offset is fitted. Neither is below 0. The least time is where a
-    fast device waits for operations to be launched: the smallest models then all take equally long.
+        min over scale, fixed, least >= 0 of
+            sum_i (max(least, fixed + scale * blocks_i) / measured_i - 1)^2
+
+    fitted to every split of the models, by size, into a flat and a rising part. ``scale`` is how
+    many times slower blocks are in the model than alone, with warm caches and in runs too short to
+    be interrupted; if the anchors do not determine it, it is 1 and only ``fixed`` is fitted.
+    ``least`` is the time to launch all operations, on a fast device that waits for that: the
+    smallest models then all take equally long.
 
     Args:
         blocks: summed time of the blocks of every whole model, ``[models]``.

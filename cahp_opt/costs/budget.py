@@ -1,4 +1,4 @@
-"""What a keep-set may cost: count tables with limits, and a range of units per block."""
+"""Budgets: count tables with limits, and a range of units per block."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Counts = int | Sequence[int] | Ints
 
 
 class BudgetError(ValueError):
-    """No keep-set meets the budget; the message tells the smallest reachable cost."""
+    """No keep-set meets the budget; the message states the smallest reachable cost."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +216,7 @@ class Budget:
 
     @property
     def multiples(self) -> Ints:
-        """What the units of every block are a multiple of, ``[blocks]``."""
+        """The required divisor of the units of every block, ``[blocks]``."""
         return np.asarray(self.multiple_of, dtype=np.int64)
 
     def floors(self) -> dict[str, float]:
@@ -274,14 +274,14 @@ class Budget:
     def coupling(self) -> tuple[CountTable, ...]:
         """The tables that tie several blocks together, as plain sums.
 
-        Their ``least`` is 0: a budget is only made if it is within the limit, and then it decides nothing.
+        Their ``least`` is 0: it lies within the limit of any budget, and so decides nothing.
         """
         tying = (table for table in self.tables if table.only_block is None)
         return tuple(replace(table, least=0.0) for table in tying)
 
     @cached_property
     def cheapest(self) -> Ints:
-        """Counts within the budget that cost little: where a search may start, ``[blocks]``."""
+        """Counts within the budget that cost little, ``[blocks]``, for the start of a search."""
         best = self._independent_cheapest()
         if best is not None:
             return best

@@ -1,4 +1,4 @@
-"""What was measured after selecting and slicing, round by round, beside what had been predicted."""
+"""Measured costs of sliced models, round by round, beside their predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 TOLERANCE = 0.01
 """A relative excess over a limit that still meets it."""
 SLACK = 0.03
-"""A time that is further than that below its limit gives quality away for nothing."""
+"""If the measured time is this far below the limit, more units could be kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +19,13 @@ class Check:
 
     Args:
         predicted: the sliced model by the table that the units were chosen with; None where none was.
-        measured: the sliced model, measured in turns with the unpruned one.
+        measured: the sliced model, measured alternately with the unpruned one.
         dense_predicted: the unpruned model by the same table; None where there was none.
         dense_measured: the unpruned model in the same run.
         spread: noise of the machine in that run: the largest relative distance of a median from its
             low quantile.
-        limit: what the measured cost was to keep to; None where nothing limits it. A limit that is a
-            share of the unpruned cost counts from ``dense_measured``.
+        limit: the limit on the measured cost; None without one. A limit that is a share of the
+            unpruned cost is relative to ``dense_measured``.
 
     Raises:
         ValueError: for a cost that is not above 0 or not finite.
@@ -122,14 +122,14 @@ class Round:
 
     @property
     def over(self) -> float:
-        """How far it is over the limit that it keeps to least, relative; below 0 if all are met."""
+        """The largest relative excess over a limit; below 0 if all are met."""
         return max(
             (check.over for check in self.goals.values() if check.over is not None), default=-1.0
         )
 
     @property
     def error(self) -> float:
-        """The relative error of prediction that is largest in size, with its sign."""
+        """The relative error of prediction of largest size, with its sign."""
         return max((check.error or 0.0 for check in self.goals.values()), key=abs, default=0.0)
 
     @property
@@ -146,7 +146,7 @@ class Round:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: if it is no round.
+            ValueError, KeyError, TypeError: if it is not a round.
         """
         fields = dict(data)
         if "floor" in fields:  # what `fastest` was called before

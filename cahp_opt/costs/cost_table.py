@@ -1,4 +1,4 @@
-"""What every number of kept units costs, block by block: seconds, bytes, weights or joules."""
+"""The cost of every number of kept units, block by block: seconds, bytes, weights or joules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cahp_opt.costs.provenance import Provenance
 from cahp_opt.space import HeadSpace
 
 NOISY = 0.1
-"""A spread, a drift or an error of that much is worth a remark."""
+"""A spread, a drift or an error of at least this much gets a remark."""
 
 Table = TypeVar("Table", bound="CostTable")
 
@@ -36,8 +36,8 @@ class CostTable:
             block with ``k`` units kept. Costs need not grow with ``k``.
         unit: the unit of measure, such as ``s`` or ``bytes``; see :mod:`cahp_opt.costs.quantities`.
         provenance: where and how it was measured; of a table that was computed, the model alone.
-        least: what the whole never goes below, however few units are kept: on a fast device the
-            time to launch all operations, while the device waits.
+        least: the lowest possible cost of the whole: on a fast device the time to launch all
+            operations, while the device waits.
 
     Raises:
         ValueError: for a wrong shape, or a cost that is negative or not finite.
@@ -95,7 +95,7 @@ class CostTable:
 
     @property
     def remarks(self) -> list[str]:
-        """What a reader of the table should know before trusting it, as sentences."""
+        """Sentences on reasons not to trust the table."""
         facts, found = self.provenance, list[str]()
         if facts.estimated:
             what = "latency" if self.unit == "s" else "cost"
@@ -151,11 +151,12 @@ class CostTable:
 
     @staticmethod
     def mix(parts: Sequence[tuple[float, Table]]) -> Table:
-        """The cost of several workloads together, such as one prefill and 200 decoding steps.
+        """The cost of several workloads together, ``sum of runs * table``, such as one prefill and
+        200 decoding steps.
 
-        Where a part cannot go below its ``least``, its cost above that is replaced by a straight line
-        from there to its unpruned cost, which is never less than the true one: the mix may predict too
-        much, and never too little.
+        A part with a ``least`` is replaced by the straight line from ``least``, at its smallest
+        sum, to its largest sum, a chord of the convex maximum: the mix may predict too much, and
+        never too little.
 
         Args:
             parts: how often each workload runs, above 0, and its table, all in one unit of measure. The
@@ -210,7 +211,7 @@ class CostTable:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: if it is no table of these blocks.
+            ValueError, KeyError, TypeError: if it is not a table of these blocks.
         """
         told = data.get("provenance", {"model": data.get("model", "")})
         costs = tuple(np.array(c, dtype=np.float64) for c in data["costs"])

@@ -16,7 +16,7 @@ from cahp_opt.space import HeadSpace
 
 
 class Cost(NamedTuple):
-    """What a keep-set costs by one table of a budget, and the table's limit."""
+    """The cost of a keep-set by one table of a budget, and the table's limit."""
 
     value: float
     limit: float
@@ -31,12 +31,12 @@ class CountTable:
     The comparison with the limit is exact, see :func:`whole_cost`.
 
     Args:
-        name: what is counted, such as ``latency``.
+        name: the name of the cost, such as ``latency``.
         costs: for every block an array ``[units + 1]``, finite and at least 0.
         limit: the largest cost allowed.
         fixed: the cost outside the blocks, counted against the limit.
         unit: the unit of measure for messages, such as ``s``.
-        least: what the cost never goes below, whatever the counts.
+        least: the lowest possible cost, whatever the counts.
     """
 
     name: str

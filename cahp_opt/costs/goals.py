@@ -1,4 +1,4 @@
-"""What a pruned model has to keep to, as it is stated: a time, or an amount of a resource."""
+"""Goals as the user states them: a time, or an amount of a resource."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAME = r"[a-z][a-z0-9_-]*"
 _TERM = re.compile(rf"\s*(?:({_NUMBER})\s*\*\s*)?({_NAME})\s*")
 _AMOUNT = re.compile(rf"\s*({_NUMBER})\s*([A-Za-z]*)\s*")
 
-_MOST = 2**53  # what floating-point numbers count exactly
+_MOST = 2**53  # up to here floating-point numbers count exactly
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ class LatencyGoal:
         """How often each workload runs, by name.
 
         Args:
-            available: the workloads that there are.
+            available: the known workloads.
 
         Raises:
-            ValueError: if it names one that is not there, or none where there are several and none of them
-                is ``prefill``.
+            ValueError: if it names an unknown one, or none although there are several and none of
+                them is ``prefill``.
         """
         there = list(available)
         if not there:
@@ -197,7 +197,7 @@ class LatencyGoal:
 
 @dataclass(frozen=True)
 class ResourceGoal:
-    """An amount of a resource to keep to: a share of the unpruned model's, or an amount in its unit.
+    """A limit on a resource: a share of the unpruned model's, or an amount in its unit.
 
     Args:
         name: of the resource in a profile: ``parameters``, ``memory`` or ``kv_cache``, or another of
@@ -235,7 +235,7 @@ class ResourceGoal:
 
     @property
     def quantity(self) -> Quantity:
-        """What it is counted in."""
+        """The unit it is counted in."""
         return QUANTITIES[unit_of(self.name)]
 
     @staticmethod
@@ -244,8 +244,8 @@ class ResourceGoal:
 
         A number of at most 1 is a ratio of the unpruned model. Bytes have one of the suffixes ``B``,
         ``kB``, ``MB``, ``GB``, ``TB`` (powers of 1000) and ``KiB``, ``MiB``, ``GiB``, ``TiB`` (powers of
-        1024). Weights have ``k``, ``M``, ``B`` (10^9) or ``T``, or are a whole number above 1. What is
-        less than a whole byte or weight is dropped. What is measured has the suffixes of
+        1024). Weights have ``k``, ``M``, ``B`` (10^9) or ``T``, or are a whole number above 1. A
+        fraction of a byte or weight is dropped. Measured resources have the suffixes of
         :data:`~cahp_opt.costs.quantities.QUANTITIES`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The record of what a device can do at best, from which times are estimated without it."""
+"""The peak rates of a device, from which times are estimated without it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,12 @@
 
 A multiple-choice knapsack (Kellerer, Pferschy and Pisinger 2004, chapter 11) with real costs and one
 or several limits: choose one count per block. Dynamic programming over the blocks keeps the states
-that no other dominates, and drops those that a Lagrangian bound shows cannot beat the best known
-answer. Costs become whole numbers on a grid far finer than a double resolves their sum, rounded
+that no other dominates, and drops those that cannot beat the best known answer by the Lagrangian
+bound, for prices ``p_t >= 0`` of the limits::
+
+    sum_t p_t limit_t + sum_b max over k of (values[b][k] - sum_t p_t costs_t[b][k])
+
+Costs become whole numbers on a grid far finer than a double resolves their sum, rounded
 down, so that sums are exact and no feasible state is lost; an answer counts only if its exact cost
 is within the limit. So the bound is valid and the answer feasible.
 """
@@ -52,7 +56,7 @@ def best_counts(
         values: for every block an array ``[units + 1]``.
         allowed: for every block a bool ``[units + 1]``.
         tables: costs with limits; all must hold.
-        deadline: the ``time.monotonic()`` from which on the bound is what is proved so far.
+        deadline: the ``time.monotonic()`` after which the bound is the best proved so far.
     """
     return Knapsack(allowed, tables).best(values, deadline)
 

@@ -1,4 +1,4 @@
-"""How many processors' worth of time a process is granted, which in a container only its control groups tell."""
+"""The processors' worth of time that control groups grant a process in a container."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fitting_threads(threads: int, root: Path = Path("/")) -> int:
     """
     found = granted(root)
     allowed = math.inf
-    if hasattr(os, "sched_getaffinity"):  # not everywhere
+    if hasattr(os, "sched_getaffinity"):  # not on every system
         allowed = len(os.sched_getaffinity(0))
     if found:
         allowed = min(allowed, math.floor(found))
@@ -76,4 +76,4 @@ def _limit(folder: Path) -> float | None:
         share = int(quota) / int(period)
     except (ValueError, ZeroDivisionError):  # "max", the word for no limit
         return None
-    return share if share > 0 else None  # -1 is no limit in version 1
+    return share if share > 0 else None  # in version 1, -1 means no limit

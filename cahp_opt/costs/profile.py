@@ -1,4 +1,4 @@
-"""Everything a budget can be about, of one model, in one portable file."""
+"""All costs of one model that a budget can limit, in one portable file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ResourceTable = CostTable
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What a model costs by the counts it keeps: latency tables by workload, resources by name.
+    """The costs of a model by the counts it keeps: latency tables by workload, resources by name.
 
     Args:
         space: the blocks.
@@ -55,7 +55,7 @@ class Profile:
 
     @property
     def model(self) -> str:
-        """The class and the shapes of the model; empty if no table tells them."""
+        """The class and the shapes of the model; empty if no table states them."""
         return next((told for _, told in self._models() if told), "")
 
     @property
@@ -74,8 +74,8 @@ class Profile:
         """Refuse another model than the tables are of, even if its blocks have the same names and units.
 
         Args:
-            model: its identity, as :mod:`cahp_opt.identity` has it; only class and shapes are compared, and
-                nothing that is unknown.
+            model: its identity, as in :mod:`cahp_opt.identity`; only class and shapes are compared,
+                if they are known.
 
         Raises:
             ValueError: if it is another one.

@@ -94,7 +94,7 @@ class Provenance:
         """The inverse of :meth:`to_json`; facts that are missing are unknown.
 
         Raises:
-            ValueError, TypeError: if it is no provenance.
+            ValueError, TypeError: if it is not a provenance.
         """
         facts = dict(data)
         facts["phase"] = Phase(facts.get("phase", Phase.PREFILL.value))

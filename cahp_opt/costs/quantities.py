@@ -1,4 +1,4 @@
-"""What can be limited, in which unit of measure, and how an amount of it is stated and shown."""
+"""Resources that can be limited, their units of measure, and how amounts are stated and shown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KV_CACHE = "kv_cache"
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is counted in one unit of measure.
+    """A unit of measure.
 
     Args:
         suffixes: what amounts are stated with, and how many of the unit each stands for.

@@ -1,4 +1,4 @@
-"""All that a selection has to keep to, as one value: goals, a number of units, a range per block."""
+"""Every constraint on a selection, as one value: goals, a number of units, a range per block."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cahp_opt.space import HeadSpace
 
 @dataclass(frozen=True)
 class Target:
-    """What the selection has to keep to.
+    """The constraints on a selection.
 
     Args:
         goals: latencies and resources; each needs its table in the profile.
-        heads: units kept in all, at most.
-        minimum: units kept per block, at least.
-        maximum: units kept per block, at most; None for all of them.
+        heads: the most units kept in all.
+        minimum: the fewest units kept per block.
+        maximum: the most units kept per block; None for all of them.
         multiple_of: units kept per block are a multiple of it, or all.
     """
 
@@ -126,7 +126,7 @@ class Target:
         return {n: t for n, t in self.measured(profile).items() if isinstance(t, LatencyTable)}
 
     def remarks(self, profile: Profile | None) -> list[str]:
-        """What to know before trusting the latency tables that the goals are about, as sentences.
+        """Sentences on reasons not to trust the latency tables of the goals.
 
         Raises:
             ValueError: if the profile lacks one.
@@ -150,7 +150,7 @@ class Target:
         return counted or any(table.measured for table in timed)
 
     def loose(self, space: HeadSpace, profile: Profile | None) -> list[str]:
-        """The limits that the unpruned model keeps to anyway, as sentences.
+        """Sentences on limits that the unpruned model meets anyway.
 
         Args:
             space: the units.
@@ -181,10 +181,11 @@ class Target:
         return sentences
 
     def provenance(self, profile: Profile | None) -> dict[str, str]:
-        """What the target was made from, for the record of a selection.
+        """The origin of the target, for the record of a selection.
 
-        ``goals`` is the text of :func:`~cahp_opt.costs.goals.goals_to_text`; ``workloads`` a JSON object that
-        tells for every workload how its table was measured, and ``remarks`` a JSON list.
+        ``goals`` is the text of :func:`~cahp_opt.costs.goals.goals_to_text`; ``workloads`` a JSON
+        object that states for every workload how its table was measured, and ``remarks`` a JSON
+        list.
 
         Raises:
             ValueError: if the profile lacks a table.
@@ -215,7 +216,7 @@ def remarks(provenance: Mapping[str, str]) -> list[str]:
     """The remarks of :meth:`Target.remarks` that a selection's provenance holds.
 
     Raises:
-        ValueError: if they are no JSON list of texts.
+        ValueError: if they are not a JSON list of texts.
     """
     told = provenance.get("remarks", "[]")
     try:

@@ -1,4 +1,4 @@
-"""What a model is timed with, as it is stated."""
+"""Workloads: the inputs that a model is timed on, as the user states them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FORM = re.compile(r"\s*(?:([a-z][a-z0-9_-]*)=)?([a-z]+):(\d{1,9})(?:x(\d{1,9}))
 
 @dataclass(frozen=True)
 class Workload:
-    """What a model is timed with.
+    """The input and phase that a model is timed on.
 
     Args:
         batch_size: texts per batch.
         sequence_length: tokens per text, while decoding those in the cache; None for 128, or fewer if
             the model has fewer positions.
         repeats: timed runs of every point.
-        name: what goals call it; that of its phase if empty.
+        name: its name in goals; that of its phase if empty.
         phase: prefill or decode.
         execution: how the model is run.
 
@@ -80,13 +80,13 @@ class Workload:
 def workloads_for(
     goals: Iterable[LatencyGoal], given: Iterable[Workload], default: Workload
 ) -> tuple[Workload, ...]:
-    """What to measure for these goals.
+    """The workloads to measure for these goals.
 
     Args:
         goals: the latency goals.
-        given: the workloads that were asked for. Without any, the goals say it: ``prefill`` and ``decode``
-            are of the size of ``default``.
-        default: the size, and the workload where neither says anything.
+        given: the requested workloads. Without any, those that the goals name, of the size of
+            ``default``.
+        default: the size, and the workload if neither names one.
 
     Raises:
         ValueError: if two workloads have one name, or a goal is about one that is not there.
@@ -116,7 +116,7 @@ def workloads_for(
 
 
 def recorded_workloads(provenance: Mapping[str, str], repeats: int = 20) -> tuple[Workload, ...]:
-    """The workloads that a selection's provenance tells of; none if it tells of none.
+    """The workloads in a selection's provenance.
 
     Args:
         provenance: of a selection.

@@ -1,4 +1,4 @@
-"""Choosing units, measuring what came of it, and choosing again until the measured time keeps its limit."""
+"""Choosing units, measuring the sliced model, and choosing again until the measured time is met."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Solver
 
 _CAREFUL = 3
-"""So many times the repeats, where the noise of the first ones is as large as the miss."""
+"""Repeat the timing with this many times the repeats if the noise is as large as the miss."""
 
 _APART, _APART_NOISE = 0.02, 3.0
-"""Measured models must differ by that share of the unpruned time, and by so many times the noise, to tell
-that pruning does not help further."""
+"""Measured models must differ by this share of the unpruned time, and by this many times the noise,
+to show that pruning does not help further."""
 
 _FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads", "quota")
 
@@ -36,8 +36,8 @@ class ForeignTableWarning(UserWarning):
 
 
 Measure = Callable[[Selection, int], Mapping[str, Check]]
-"""Measures the unpruned model and the one sliced to the selection in turns, each as many times as the number
-says; by name of the measured table."""
+"""Measures the unpruned model and the one sliced to the selection alternately, each this many
+times; by name of the measured table."""
 
 
 class _Attempt(NamedTuple):
@@ -50,7 +50,7 @@ class Promise:
     """How hard to try to keep a latency goal as measured.
 
     Args:
-        rounds: sliced models that are timed, at most.
+        rounds: the most sliced models that are timed.
         tolerance: relative excess over the limit that still meets it.
         repeats: timed runs of each model per round; more where the noise could decide.
         time_limit: seconds that the solver may take per round; None for no limit.
@@ -90,17 +90,19 @@ class Promise:
 
         Every round solves with the tables in force, measures the result, and fits the tables to
         all that was measured, until the goals are met closely, the same counts come again, or the rounds
-        are used up. A ratio counts from the unpruned time of the same run. Where the tables say that nothing
-        meets the goals, the fastest model that the other limits allow is measured before that is believed.
+        are used up. A ratio is relative to the unpruned time of the same run. If by the tables
+        nothing meets the goals, the fastest model that the other limits allow is measured before
+        they are refused.
 
         Args:
-            objective: what is maximised.
+            objective: the objective to maximise.
             profile: the tables to begin with.
-            target: what to keep to, with at least one latency goal.
-            solver: by what.
+            target: the goals and limits, with at least one latency goal.
+            solver: the solver.
             measure: times the unpruned and the sliced model.
             device: name of the processor it measures on, for the record.
-            reached: what :meth:`reach` measured, if it did; it does not count as one of the rounds.
+            reached: the measurement of :meth:`reach`, if any; it does not count as one of the
+                rounds.
 
         Returns:
             The best selection that met its limits, or the one least over them, with all rounds. Its costs
@@ -148,13 +150,13 @@ class Promise:
 
         Args:
             profile: the tables.
-            target: what to keep to.
+            target: the goals and limits.
             measure: times the unpruned and the sliced model.
             device: name of the processor it measures on.
 
         Returns:
-            None if the tables say that the target can be met, and nothing was measured. Otherwise they are
-            wrong, and the fastest model meets it, as measured here.
+            None if the target can be met by the tables, and nothing was measured. Otherwise the
+            measurement of the fastest model, which meets it, so that the tables are wrong.
 
         Raises:
             BudgetError: if nothing meets the target, as measured.
@@ -235,9 +237,9 @@ class Promise:
 
 
 def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) -> list[str]:
-    """In what the tables were measured otherwise than they are verified, as sentences.
+    """Sentences on how the tables were measured otherwise than they are verified.
 
-    One that was estimated is always told.
+    An estimated table always gets one.
 
     Args:
         tables: by name of the workload, where and how its table was measured.
@@ -279,7 +281,7 @@ def _dense(tables: Profile) -> dict[str, float]:
 
 
 def corrected(profile: Profile, rounds: Sequence[Round]) -> Profile:
-    """The tables, fitted to all that was measured.
+    """The tables, fitted to all measurements.
 
     A slow moment of the machine slows both models of a round: every round counts in units of its own
     unpruned time, so that a drift is not taken for an error of the table.
