@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cahp_opt.arrays import Bools
 from cahp_opt.bounds.certified import MOST_SECONDS, certified_bound
+from cahp_opt.costs.basis import Basis
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.count_table import Cost, check_counts
 from cahp_opt.costs.quantities import unit_of
@@ -50,6 +51,8 @@ class Selection:
     """Facts that travel with the answer: the model's identity, the objective, its files."""
     rounds: tuple[Round, ...] = ()
     """What sliced models were measured to take while this answer was looked for, in order."""
+    basis: Basis = field(default_factory=Basis)
+    """What the limits rest on."""
 
     def __post_init__(self) -> None:
         kept = self.space.check(self.kept).copy()
@@ -136,6 +139,7 @@ class Selection:
             "stats": dict(self.stats),
             "provenance": dict(self.provenance),
             "rounds": [r.to_json() for r in self.rounds],
+            "basis": self.basis.to_json(),
         }
 
     @staticmethod
@@ -160,6 +164,10 @@ class Selection:
         space = HeadSpace.from_json(data["blocks"])
         if not all(isinstance(text, str) for text in data["provenance"].values()):
             raise ValueError(f"`provenance` must hold texts, got {data['provenance']}.")
+        if "basis" in data:
+            basis, provenance = Basis.from_json(data["basis"]), data["provenance"]
+        else:
+            basis, provenance = Basis.from_texts(data["provenance"])
         return Selection(
             space,
             space.join(data["kept"]),
@@ -171,8 +179,9 @@ class Selection:
             data["solver"],
             data["seconds"],
             data["stats"],
-            data["provenance"],
+            provenance,
             tuple(Round.from_json(r) for r in data.get("rounds", ())),
+            basis,
         )
 
 

@@ -101,7 +101,7 @@ class RetimingOptions:
 
     def workloads(self, selection: Selection) -> tuple[Workload, ...]:
         """What to time: the selection's workloads, in these sizes."""
-        timed = recorded_workloads(selection.provenance, self.repeats)
+        timed = recorded_workloads(selection.basis, self.repeats)
         return tuple(
             replace(
                 workload,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -369,28 +368,13 @@ def asked_latency(text: str) -> LatencyGoal:
     return goal
 
 
-def goals_to_text(goals: Iterable[Goal]) -> str:
-    """All goals as one text, for a saved record: a JSON list of ``[option, text]``."""
-    named = [("latency" if isinstance(g, LatencyGoal) else g.name, str(g)) for g in goals]
-    return json.dumps(named)
-
-
-def goals_from_text(text: str) -> tuple[Goal, ...]:
-    """The inverse of :func:`goals_to_text`.
+def goal_of(name: str, text: str) -> Goal:
+    """The goal that a text states about ``latency`` or a resource.
 
     Raises:
-        ValueError: if it is no such text.
+        ValueError: if it states none.
     """
-    try:
-        named = [(str(name), str(goal)) for name, goal in json.loads(text)]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"goals must be a JSON list of an option and a text each, got {text!r}."
-        ) from None
-    return tuple(
-        LatencyGoal.parse(goal) if name == "latency" else ResourceGoal.parse(name, goal)
-        for name, goal in named
-    )
+    return LatencyGoal.parse(text) if name == "latency" else ResourceGoal.parse(name, text)
 
 
 def _terms(text: str) -> tuple[tuple[str, float], ...] | None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
+from cahp_opt.costs.basis import Basis, recorded
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable, distinct
-from cahp_opt.costs.goals import Goal, LatencyGoal, goals_to_text
+from cahp_opt.costs.goals import Goal, LatencyGoal
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.provenance import Phase
 from cahp_opt.space import HeadSpace
 
 
@@ -180,64 +177,11 @@ class Target:
                 )
         return sentences
 
-    def provenance(self, profile: Profile | None) -> dict[str, str]:
-        """The origin of the target, for the record of a selection.
-
-        ``goals`` is the text of :func:`~cahp_opt.costs.goals.goals_to_text`; ``workloads`` a JSON
-        object that states for every workload how its table was measured, and ``remarks`` a JSON
-        list.
+    def basis(self, profile: Profile | None) -> Basis:
+        """What the target rests on, for the record of a selection.
 
         Raises:
             ValueError: if the profile lacks a table.
         """
-        facts = {"goals": goals_to_text(self.goals)} if self.goals else {}
-        tables = self.measured(profile)
-        if not tables:
-            return facts
-        facts |= {
-            "workloads": json.dumps({name: _measured(table) for name, table in tables.items()}),
-            "remarks": json.dumps(self.remarks(profile)),
-        }
-        (goal, *others), (name, table) = self.latencies, next(iter(tables.items()))
-        where = table.provenance
-        once = not others and goal.runs(tables) == {name: 1.0}
-        if once and where.phase is Phase.PREFILL:  # as it was before there were several workloads
-            facts |= {
-                "latency": str(goal),
-                "dense_seconds": repr(table.dense),
-                "device": where.device,
-                "batch_size": str(where.batch),
-                "sequence_length": str(where.sequence_length),
-            }
-        return facts
-
-
-def remarks(provenance: Mapping[str, str]) -> list[str]:
-    """The remarks of :meth:`Target.remarks` that a selection's provenance holds.
-
-    Raises:
-        ValueError: if they are not a JSON list of texts.
-    """
-    told = provenance.get("remarks", "[]")
-    try:
-        found = json.loads(told)
-    except (TypeError, ValueError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):  # pyright: ignore
-        raise ValueError(f"remarks must be a JSON list of texts, got {told!r}; select again.")
-    return cast("list[str]", found)
-
-
-def _measured(table: CostTable) -> dict[str, str | int | float | bool]:
-    where = table.provenance
-    return {
-        "dense_seconds": table.dense,
-        "device": where.device,
-        "dtype": where.dtype,
-        "batch_size": where.batch,
-        "sequence_length": where.sequence_length,
-        "phase": where.phase.value,
-        "execution": where.execution.value,
-        "threads": where.threads,
-        "estimated": where.estimated,
-    }
+        tables = {n: recorded(t.dense, t.provenance) for n, t in self.measured(profile).items()}
+        return Basis(self.goals, tables, tuple(self.remarks(profile)) if tables else ())

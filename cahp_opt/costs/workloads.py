@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isfinite
-from typing import Any
 
+from cahp_opt.costs.basis import Basis
 from cahp_opt.costs.goals import LatencyGoal
 from cahp_opt.costs.provenance import Execution, Phase, Provenance
 
@@ -115,61 +113,12 @@ def workloads_for(
     return tuple(named)
 
 
-def recorded_workloads(provenance: Mapping[str, str], repeats: int = 20) -> tuple[Workload, ...]:
-    """The workloads in a selection's provenance.
+def recorded_workloads(basis: Basis, repeats: int = 20) -> tuple[Workload, ...]:
+    """The workloads that a selection was timed with; none if it was timed with none.
 
     Args:
-        provenance: of a selection.
+        basis: what the selection rests on.
         repeats: timed runs of every point.
-
-    Raises:
-        ValueError: if it cannot be understood.
     """
-    return tuple(
-        Workload.of(name, where, repeats)
-        for name, (_, where) in recorded_tables(provenance).items()
-    )
-
-
-def recorded_tables(provenance: Mapping[str, str]) -> dict[str, tuple[float, Provenance]]:
-    """By workload, the unpruned seconds of its latency table, and where and how that was measured.
-
-    Args:
-        provenance: of a selection.
-
-    Raises:
-        ValueError: if it cannot be understood.
-    """
-    try:
-        told: dict[str, dict[str, Any]] = json.loads(provenance.get("workloads", "{}"))
-        if not told and "dense_seconds" in provenance:  # before there were several workloads
-            where = Provenance(
-                device=provenance.get("device", ""),
-                batch=int(provenance.get("batch_size", 0)),
-                sequence_length=int(provenance.get("sequence_length", 0)),
-            )
-            found = {where.phase.value: (float(provenance["dense_seconds"]), where)}
-        else:
-            found = {name: _recorded(facts) for name, facts in told.items()}
-        wrong = [taken for taken, _ in found.values() if not (isfinite(taken) and taken > 0)]
-        if wrong:
-            raise ValueError(f"it took {wrong[0]} s")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ValueError(
-            f"the selection does not tell what it was timed with ({error}); select again."
-        ) from None
-    return found
-
-
-def _recorded(facts: Mapping[str, Any]) -> tuple[float, Provenance]:
-    where = Provenance(
-        device=facts["device"],
-        dtype=facts["dtype"],
-        batch=facts["batch_size"],
-        sequence_length=facts["sequence_length"],
-        phase=Phase(facts["phase"]),
-        execution=Execution(facts["execution"]),
-        threads=facts.get("threads", 0),
-        estimated=facts.get("estimated", False),
-    )
-    return float(facts["dense_seconds"]), where
+    timed = {name: where for name, (_, where) in basis.tables.items() if " " not in name}
+    return tuple(Workload.of(name, where, repeats) for name, where in timed.items())

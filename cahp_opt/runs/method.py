@@ -226,24 +226,24 @@ class Method:
         budget = target.budget(stats.space, profile, stats.model)
         problem = Problem(self.objective.build(stats), budget)
         selection = select(problem, self.solver.build(), time_limit=self.time_limit, seed=self.seed)
-        return replace(selection, provenance=self.provenance(stats, target, profile))
+        return self.recorded(selection, stats, target, profile)
 
-    def provenance(
-        self, stats: HeadStats, target: Target, profile: Profile | None
-    ) -> dict[str, str]:
-        """What a selection was made from and how, for its record.
+    def recorded(
+        self, selection: Selection, stats: HeadStats, target: Target, profile: Profile | None
+    ) -> Selection:
+        """The selection with what it was made from, and how.
 
         Raises:
             ValueError: if the profile lacks a table.
         """
-        return {
+        facts = {
             "model": stats.model,
             "objective": self.objective.value,
             "solver": self.solver.value,
             "cahp-opt": __version__,
             **provenance_of(stats.pooling),
-            **target.provenance(profile),
         }
+        return replace(selection, provenance=facts, basis=target.basis(profile))
 
     def rehearse(self, space: HeadSpace) -> None:
         """Let the solver see the objective's structure, before minutes of measuring go into it.

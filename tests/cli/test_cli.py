@@ -1025,8 +1025,14 @@ def test_records_that_do_not_fit(
 
     # A selection whose record was damaged is refused before anything is cut.
     told = json.loads(chosen.read_text())
-    for change in ({"remarks": "x"}, {"goals": "x"}, {"workloads": "{1"}, {"objective": None}):
-        damaged = {**told, "provenance": {**told["provenance"], **change}}
+    damages: list[tuple[str, dict[str, Any]]] = [
+        ("basis", {"remarks": "x"}),
+        ("basis", {"goals": "x"}),
+        ("basis", {"tables": {"prefill": 1}}),
+        ("provenance", {"objective": None}),
+    ]
+    for part, change in damages:
+        damaged = {**told, part: {**told[part], **change}}
         (tmp_path / "damaged.json").write_text(json.dumps(damaged))
         with monkeypatch.context() as patched:
             patched.setattr(applying, "slice_found", None)

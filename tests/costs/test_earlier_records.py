@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from cahp_opt import Execution, LatencyTable, Phase, Profile, Selection
-from cahp_opt.costs.goals import asked_latency, goals_from_text
-from cahp_opt.costs.target import remarks
-from cahp_opt.costs.workloads import recorded_tables
+from cahp_opt.costs.goals import ResourceGoal, asked_latency
 from cahp_opt.runs.report import Report
 
 EARLIER = Path(__file__).parents[1] / "earlier" / "times"
@@ -72,7 +70,7 @@ def test_what_a_selection_was_made_from() -> None:
     selection = Selection.load(EARLIER / "selection.json")
     told = selection.provenance
     assert (told["objective"], told["solver"], told["pooling"]) == ("gauss-newton", "auto", "cls")
-    goals = goals_from_text(told["goals"])
+    goals = selection.basis.goals
     assert [str(goal) for goal in goals] == [
         "prefill+10*decode=0.8",
         "decode=0.0009s",
@@ -81,27 +79,41 @@ def test_what_a_selection_was_made_from() -> None:
         "6000B",
     ]
     assert goals[0] == asked_latency("prefill+10*decode=0.8")
-    tables = recorded_tables(told)
+    assert goals[3] == ResourceGoal("parameters", ratio=0.8)
+    tables = selection.basis.tables
     assert {name: dense for name, (dense, _) in tables.items()} == {
         "prefill": pytest.approx(0.011),
         "decode": pytest.approx(0.0011),
     }
-    where = tables["decode"][1]
+    where = tables["decode"].where
     assert (where.device, where.dtype, where.batch, where.sequence_length, where.threads) == (
         ("a processor", "float32", 4, 32, 2)
     )
     assert (where.phase, where.execution) == (Phase.DECODE, Execution.CUDA_GRAPH)
-    assert len(remarks(told)) == 2 and all("noisy" in remark for remark in remarks(told))
+    remarks = selection.basis.remarks
+    assert len(remarks) == 2 and all("noisy" in remark for remark in remarks)
+    assert not {"goals", "workloads", "remarks"} & told.keys()
 
 
-def test_what_the_release_before_that_told_of_one_workload() -> None:
+def test_what_the_release_before_that_said_of_one_workload() -> None:
     selection = Selection.load(EARLIER.parent / "selection.json")
-    ((dense, where),) = recorded_tables(selection.provenance).values()
+    ((dense, where),) = selection.basis.tables.values()
     assert dense == pytest.approx(0.1282328724) and where.batch == 32
-    old = {k: selection.provenance[k] for k in ("dense_seconds", "batch_size", "sequence_length")}
-    ((dense, where),) = recorded_tables(old).values()
+    assert "dense_seconds" not in selection.provenance
+    told = json.loads((EARLIER.parent / "selection.json").read_text())
+    earliest = {k: v for k, v in told["provenance"].items() if k not in ("goals", "workloads")}
+    basis = Selection.from_json({**told, "provenance": earliest}).basis
+    ((dense, where),) = basis.tables.values()
     assert dense == pytest.approx(0.1282328724) and (where.batch, where.sequence_length) == (32, 8)
-    assert where.phase is Phase.PREFILL
+    assert where.phase is Phase.PREFILL and basis.goals == selection.basis.goals
+
+
+def test_a_selection_written_again_says_the_same(tmp_path: Path) -> None:
+    for path in (EARLIER / "selection.json", EARLIER.parent / "selection.json"):
+        selection = Selection.load(path)
+        selection.save(tmp_path / "again.json")
+        assert Selection.load(tmp_path / "again.json").to_json() == selection.to_json()
+        assert Selection.load(tmp_path / "again.json").basis == selection.basis
 
 
 def test_a_report() -> None:

@@ -23,15 +23,15 @@ from cahp_opt import (
     Provenance,
     ResourceTable,
 )
+from cahp_opt.costs.basis import Basis
 from cahp_opt.costs.goals import (
     LatencyGoal,
     ResourceGoal,
     asked_latency,
-    goals_from_text,
-    goals_to_text,
+    goal_of,
 )
 from cahp_opt.costs.quantities import RESOURCES, amount
-from cahp_opt.costs.target import Target, remarks
+from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
 from cahp_opt.runs.method import Method
 
@@ -122,13 +122,8 @@ def test_a_resource_is_read_as_it_is_written(goal: ResourceGoal) -> None:
 
 @given(st.lists(st.one_of(LATENCIES, RESOURCE_GOALS), max_size=4))
 def test_goals_survive_a_record(goals: list[LatencyGoal | ResourceGoal]) -> None:
-    assert goals_from_text(goals_to_text(goals)) == tuple(goals)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", '[["speed", "1"]]', '[["latency", "fast"]]'])
-def test_other_records_of_goals_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        goals_from_text(text)
+    again = json.loads(json.dumps(Basis(tuple(goals)).to_json()))
+    assert Basis.from_json(again).goals == tuple(goals)
 
 
 @given(st.text(alphabet="0123456789.e+-*= msdecoprfilkKMGTiB", max_size=24))
@@ -293,20 +288,20 @@ def test_targets_that_cannot_be() -> None:
         Target(heads=6, maximum=3, multiple_of=4).budget(SPACE, None)
 
 
-def test_provenance_tells_goals_and_workloads() -> None:
+def test_the_basis_holds_goals_and_tables() -> None:
     goals = (LatencyGoal.parse("2*decode=0.9"), ResourceGoal("parameters", 0.9))
-    facts = Target(goals).provenance(PROFILE)
-    assert goals_from_text(facts["goals"]) == goals
-    told = json.loads(facts["workloads"])
-    assert told["decode"]["dense_seconds"] == DECODE.dense and told["decode"]["estimated"] is True
-    assert recorded_workloads(facts, 7) == (Workload(2, 64, 7, "decode", Phase.DECODE),)
-    assert [note.split(":")[0] for note in remarks(facts)] == ["decode", "decode"]
-    assert "latency" not in facts  # what is read as a single prefill
+    basis = Target(goals).basis(PROFILE)
+    assert basis.goals == goals
+    (dense, where), *others = basis.tables.values()
+    assert dense == DECODE.dense and where.estimated and not others
+    assert recorded_workloads(basis, 7) == (Workload(2, 64, 7, "decode", Phase.DECODE),)
+    assert [note.split(":")[0] for note in basis.remarks] == ["decode", "decode"]
 
-    facts = Target((LatencyGoal.parse("0.8"),)).provenance(PROFILE)
-    assert (facts["latency"], facts["device"], facts["batch_size"]) == ("0.8", "gpu", "8")
-    assert float(facts["dense_seconds"]) == PREFILL.dense and remarks(facts) == []
-    assert Target(heads=3).provenance(None) == {}
+    basis = Target((LatencyGoal.parse("0.8"),)).basis(PROFILE)
+    assert basis.tables["prefill"].dense == PREFILL.dense and basis.remarks == ()
+    words = dict(basis.in_words())
+    assert words["goals"] == "--latency 0.8" and "on gpu" in words["unpruned prefill"]
+    assert Target(heads=3).basis(None) == Basis()
 
 
 # -- workloads ---------------------------------------------------------------------------------------
@@ -359,22 +354,26 @@ def test_goals_say_what_is_measured() -> None:
         names([], "decode:1x1", "decode:1x2")
 
 
-def test_older_selections_tell_their_workload() -> None:
+def test_a_damaged_basis_is_refused() -> None:
     older = {"dense_seconds": "0.5", "batch_size": "3", "sequence_length": "9"}
-    assert recorded_workloads(older) == (Workload(3, 9),)
-    assert recorded_workloads({}) == ()
-    for bad in ("{", "[1]", '{"a": {}}'):
+    assert recorded_workloads(Basis.from_texts(older)[0]) == (Workload(3, 9),)
+    assert Basis.from_texts({"a": "b"}) == (Basis(), {"a": "b"})
+    bad: list[dict[str, str]] = [{"workloads": text} for text in ("{", "[1]", '{"a": {}}')]
+    bad += [{"remarks": text} for text in ("", "NaN", "{}", "[1]")]
+    bad += [
+        {"goals": text}
+        for text in ("", "1", '[["latency"]]', '[["disk", "0.5"]]', '[["latency", "fast"]]')
+    ]
+    bad += [{**older, "dense_seconds": "x"}, {**older, "batch_size": "x"}]
+    for texts in bad:
         with pytest.raises(ValueError, match="select again"):
-            recorded_workloads({"workloads": bad})
-    facts = Target((LatencyGoal(ratio=0.5),)).provenance(Profile(SPACE, {"prefill": PREFILL}))
-    told = json.loads(facts["workloads"])
-    for field, wrong in (("dense_seconds", 0), ("dense_seconds", "x"), ("batch_size", None)):
-        broken = json.dumps({"prefill": {**told["prefill"], field: wrong}})
+            Basis.from_texts(texts)
+    told = Target((LatencyGoal(ratio=0.5),)).basis(Profile(SPACE, {"prefill": PREFILL})).to_json()
+    assert Basis.from_json(told).to_json() == told
+    for field, wrong in (("dense", 0), ("dense", "x"), ("batch", None), ("phase", "x")):
+        broken = {"prefill": {**told["tables"]["prefill"], field: wrong}}
         with pytest.raises(ValueError, match="select again"):
-            recorded_workloads({"workloads": broken})
-    for bad in ("", "NaN", "{}", "[1]"):
-        with pytest.raises(ValueError, match="select again"):
-            remarks({"remarks": bad})
+            Basis.from_json({**told, "tables": broken})
 
 
 def test_a_method_records_the_goals() -> None:
@@ -387,7 +386,7 @@ def test_a_method_records_the_goals() -> None:
     profile = Profile(SMALL, {}, {"memory": cheap})
     selection = Method().choose(make_stats(), Target((ResourceGoal("memory", 0.6),)), profile)
     assert selection.costs == {"memory": (3.0, 3.0, "bytes")}
-    assert goals_from_text(selection.provenance["goals"]) == (ResourceGoal("memory", 0.6),)
+    assert selection.basis.goals == (ResourceGoal("memory", 0.6),)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +396,7 @@ def test_a_method_records_the_goals() -> None:
 def test_a_forgotten_unit_is_refused(text: str, way: str) -> None:
     with pytest.raises(ValueError, match=rf"^`--latency .*` is a ratio above 1, .*{way}.*\.$"):
         asked_latency(text)
-    assert goals_from_text(goals_to_text([LatencyGoal.parse(text)]))  # what was written is read
+    assert goal_of("latency", text) == LatencyGoal.parse(text)  # what was written is read
     assert asked_latency(f"{text}ms").seconds and asked_latency("1").ratio == 1
 
 

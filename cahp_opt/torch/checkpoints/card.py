@@ -101,6 +101,7 @@ def _lines(
         yield f"| {_cell(block.name)} | {count} | {block.units} | {block.unit.value} | {shown} |"
     facts = dict(_facts(selection))
     facts |= selection.provenance if provenance is None else provenance
+    facts |= dict(selection.basis.in_words())
     if facts:
         yield "\n## Where it came from\n"
         yield "| | |\n|---|---|"

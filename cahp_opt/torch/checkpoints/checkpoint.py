@@ -474,7 +474,7 @@ def _completed(selection: Selection, space: HeadSpace) -> Selection:
         return selection
     whole = {block.name: range(block.units) for block in space.blocks}
     kept = space.join({**whole, **selection.space.split(selection.kept)})
-    return Selection(space, kept, provenance=selection.provenance)
+    return Selection(space, kept, provenance=selection.provenance, basis=selection.basis)
 
 
 def _shape(blocks: tuple[Any, ...]) -> str:

@@ -8,8 +8,6 @@ from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from cahp_opt.costs.target import remarks
-from cahp_opt.costs.workloads import recorded_tables
 from cahp_opt.files.belongings import CARD_FILE
 from cahp_opt.files.folders import whole_folder
 from cahp_opt.files.records import PathLike
@@ -27,7 +25,7 @@ from cahp_opt.torch.checkpoints.card import give_way
 from cahp_opt.torch.checkpoints.checkpoint import save_sliced
 from cahp_opt.torch.evaluation.evaluation import Evaluation, evaluate
 from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, embedding_notes
-from cahp_opt.torch.pipeline.final_times import FinalTimes, final_times, recorded_goals
+from cahp_opt.torch.pipeline.final_times import FinalTimes, final_times
 from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.pipeline.saving import check_reload, finish
 from cahp_opt.torch.recovery.finetuning import finetune
@@ -117,13 +115,11 @@ def apply_selection(
 
 
 def check_selection(prunable: Prunable, selection: Selection) -> None:
-    """Refuse a selection of another model, or whose record cannot be understood.
+    """Refuse a selection of another model.
 
     Raises:
-        ValueError: if its blocks or weights are another model's, or its record of goals is damaged.
+        ValueError: if its blocks or weights are another model's.
     """
-    for read in (recorded_goals, recorded_tables, remarks):  # read again after minutes of work
-        read(selection.provenance)
     difference = prunable.space.difference(selection.space)
     if difference is None:
         difference = mismatch(prunable.model, selection.provenance.get("model", ""))
@@ -226,7 +222,7 @@ def time_models(run: PruningRun, sliced: Sliced) -> FinalTimes:
         )
     left = left_alone(run.prunable)
     run.notes.extend(embedding_notes(run.model, run.fidelity))
-    run.notes.extend([*remarks(sliced.selection.provenance), *times.notes])
+    run.notes.extend([*sliced.selection.basis.remarks, *times.notes])
     run.notes.extend([] if left is None else [left])
     return times
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cahp_opt.costs.checks import TOLERANCE, Check
 from cahp_opt.costs.count_table import distinct
-from cahp_opt.costs.goals import Goal, LatencyGoal, check, goals_from_text
+from cahp_opt.costs.goals import Goal, LatencyGoal, check
 from cahp_opt.costs.provenance import Provenance
-from cahp_opt.costs.workloads import Workload, recorded_tables
+from cahp_opt.costs.workloads import Workload
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.report import verdict
 from cahp_opt.selection import Selection
@@ -58,18 +58,15 @@ def final_times(
         workloads: the workloads to time; goals of others are left out.
         batches: of the workloads, by name, tensors ``[batch, tokens]``.
         progress: called once per round of timing.
-
-    Raises:
-        ValueError: if the selection's record cannot be understood.
     """
     wanted = {w.name: Provenance(phase=w.phase, execution=w.execution) for w in workloads}
     facts = here(dense, wanted, batches)
     repeats = max(3, *(w.repeats for w in workloads))
     found = time_pairs(dense, small, facts, batches, repeats=repeats, progress=progress)
-    recorded = recorded_tables(selection.provenance)
+    recorded = selection.basis.tables
     known = {name: table for name, (_, table) in recorded.items() if name in facts}
     notes = foreign(known, {name: facts[name] for name in known})
-    goals = recorded_goals(selection.provenance)
+    goals = selection.basis.goals
     limited = [
         (name, goal)
         for name, goal in zip(distinct(goal.name for goal in goals), goals, strict=True)
@@ -99,17 +96,6 @@ def final_times(
                 "or with more rounds, or ask for less time."
             )
     return FinalTimes(found, facts, checks, notes)
-
-
-def recorded_goals(told: Mapping[str, str]) -> list[Goal]:
-    """The goals in a selection's provenance.
-
-    Raises:
-        ValueError: if it cannot be understood.
-    """
-    if "goals" in told:
-        return list(goals_from_text(told["goals"]))
-    return [LatencyGoal.parse(told["latency"])] if "latency" in told else []
 
 
 def _with_predictions(

@@ -188,8 +188,7 @@ def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats)
             device=device_name(device_of(run.model)),
             reached=prices.reached,
         )
-        facts = method.provenance(stats, target, profile)
-        return replace(selection, provenance=facts)
+        return method.recorded(selection, stats, target, profile)
 
 
 def _promise(plan: PruningPlan) -> Promise:

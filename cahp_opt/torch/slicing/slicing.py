@@ -198,8 +198,8 @@ def _left(prunable: Prunable, known: Selection | None) -> Selection:
         return Selection(space, kept)
     if known.space.kinds == space.kinds and bool((known.kept == kept).all()):
         return dataclasses.replace(known, space=space)
-    # Value and bound belonged to another problem; only the provenance remains.
-    return Selection(space, kept, provenance=known.provenance)
+    # Value and bound belonged to another problem; only what it was made from remains.
+    return Selection(space, kept, provenance=known.provenance, basis=known.basis)
 
 
 def _confirm(prunable: Prunable, probe: Probe) -> None:

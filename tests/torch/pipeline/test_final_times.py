@@ -45,7 +45,7 @@ def test_a_goal_without_a_name_among_several_workloads(
     selection = select(
         Problem(Modular(np.ones(space.n)), target.budget(space, profile)), DynamicProgram()
     )
-    selection = replace(selection, provenance=target.provenance(profile))
+    selection = replace(selection, basis=target.basis(profile))
 
     def timed(dense: Any, small: Any, facts: Any, *_: Any, **options: Any) -> dict[str, Check]:
         return {name: PAIRS[name] for name in facts}
