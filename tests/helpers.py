@@ -25,7 +25,7 @@ from cahp_opt.solvers import (
 from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.solvers.spectral import Grouping
 from cahp_opt.testing import BUDGETS, OBJECTIVES, SPACES
-from cahp_opt.testing.solver_laws import best_value
+from cahp_opt.testing.answers import best_value
 
 _OPTIONS: dict[str, Solver] = {
     "BestOf": BestOf((TopK(), BackwardGreedy(lookahead=1))),

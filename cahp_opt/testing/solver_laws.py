@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.budget import Budget
-from cahp_opt.objective import CoverageForm, Objective, QuadraticForm
 from cahp_opt.problem import Problem
-from cahp_opt.selection import Selection, select
+from cahp_opt.selection import Selection
 from cahp_opt.solver import Solver, Status
-from cahp_opt.solvers.brute_force import BruteForce
 from cahp_opt.space import HeadSpace
+from cahp_opt.testing.answers import CLOSE, answer, best_value
 from cahp_opt.testing.broken_law import BrokenLaw, found_on, require
 from cahp_opt.testing.instances import (
     BUDGETS,
@@ -26,6 +24,7 @@ from cahp_opt.testing.instances import (
     ObjectiveMaker,
     make_problem,
 )
+from cahp_opt.testing.relabelling import check_relabelling
 
 
 class SolverCheck(NamedTuple):
@@ -101,35 +100,6 @@ def check_solver(
         f"`{type(solver).__name__}` refuses each of the {refused} problems; a solver must take some.",
     )
     return SolverCheck(rounds * len(pairs) - refused, refused, best)
-
-
-CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-9}
-"""How far values may lie apart that are the same but for rounding."""
-
-
-def best_value(problem: Problem) -> float:
-    """The value of the best of all keep-sets within the budget, found by trying them."""
-    return select(problem, BruteForce()).value
-
-
-def answer(solver: Solver, problem: Problem, seed: int = 0) -> Selection | None:
-    """The solver's selection, or None where it refuses the structure with a sentence."""
-    name = type(solver).__name__
-    try:
-        return select(problem, solver, seed=seed)
-    except ImportError:
-        raise  # a package that is not installed says nothing about the solver
-    except ValueError as refusal:
-        if name in str(refusal) and str(refusal).endswith("."):
-            return None
-        raise BrokenLaw(
-            f"`{name}` must refuse a problem with a sentence that names it and ends with a full stop, "
-            f"got {str(refusal)!r}."
-        ) from refusal
-    except RuntimeError as referee:
-        raise BrokenLaw(str(referee)) from referee
-    except Exception as error:
-        raise BrokenLaw(f"`{name}` must answer or refuse, got {error!r}.") from error
 
 
 def check_value(solver: Solver) -> None:
@@ -233,82 +203,3 @@ def check_launch_time(solver: Solver, problem: Problem, seed: int) -> None:
         f"`{type(solver).__name__}` must not heed a launch time (`least`) within the limit: it keeps "
         f"{first and first.heads()}, and without one {second and second.heads()}.",
     )
-
-
-def check_relabelling(solver: Solver, problem: Problem, rng: np.random.Generator) -> None:
-    """Another order of the blocks, and of the units in them, leaves the value as it is.
-
-    Not where units tie, since ties are broken by order.
-    """
-    first = None if _has_ties(problem.objective) else answer(solver, problem)
-    if first is None:
-        return
-    space = problem.space
-    blocks: list[int] = rng.permutation(len(space.blocks)).tolist()
-    order: Ints = np.concatenate(
-        [space.slices[b].start + rng.permutation(space.units[b]) for b in blocks]
-    )
-    renamed = HeadSpace(tuple(space.blocks[b] for b in blocks))
-    budget = Budget(
-        renamed,
-        tuple(
-            dataclasses.replace(t, costs=tuple(t.costs[b] for b in blocks))
-            for t in problem.budget.tables
-        ),
-        problem.budget.fewest[blocks],
-        problem.budget.most[blocks],
-        problem.budget.multiples[blocks],
-    )
-    second = answer(solver, Problem(_Relabelled(problem.objective, order), budget))
-    # The relabelled view hides structure, which an exact solver may need.
-    require(
-        second is None or math.isclose(first.value, second.value, **CLOSE),
-        f"`{type(solver).__name__}` finds the value {first.value}, and {second and second.value} where "
-        f"blocks and units come in the order {order.tolist()}.",
-    )
-
-
-class _Relabelled(Objective):
-    """The same objective with its units in another order."""
-
-    def __init__(self, inner: Objective, order: Ints) -> None:
-        self._inner, self._order = inner, order
-
-    @property
-    def n(self) -> int:
-        return self._inner.n
-
-    @property
-    def monotone(self) -> bool:
-        return self._inner.monotone
-
-    @property
-    def submodular(self) -> bool:
-        return self._inner.submodular
-
-    def value(self, kept: Bools) -> float:
-        inner = np.empty(self.n, dtype=np.bool_)
-        inner[self._order] = kept
-        return self._inner.value(inner)
-
-    def linear(self) -> Floats | None:
-        weights = self._inner.linear()
-        return None if weights is None else weights[self._order]
-
-    def quadratic(self) -> QuadraticForm | None:
-        form = self._inner.quadratic()
-        if form is None:
-            return None
-        pairs = form.pairwise[np.ix_(self._order, self._order)]
-        return QuadraticForm(form.linear[self._order], pairs, form.constant)
-
-    def coverage(self) -> CoverageForm | None:
-        form = self._inner.coverage()
-        if form is None:
-            return None
-        return CoverageForm(form.similarity[:, self._order], form.weights)
-
-
-def _has_ties(objective: Objective) -> bool:
-    ends = (np.zeros(objective.n, dtype=np.bool_), np.ones(objective.n, dtype=np.bool_))
-    return any(bool(np.any(np.diff(np.sort(objective.gains(end))) < 1e-9)) for end in ends)

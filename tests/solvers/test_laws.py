@@ -23,15 +23,10 @@ from cahp_opt.solvers import (
     Tabu,
 )
 from cahp_opt.testing import OBJECTIVES, SPACES
+from cahp_opt.testing.answers import CLOSE, answer
 from cahp_opt.testing.objective_laws import check_declared_facts, check_tracker
-from cahp_opt.testing.solver_laws import (
-    CLOSE,
-    answer,
-    check_launch_time,
-    check_relabelling,
-    check_selection,
-    check_value,
-)
+from cahp_opt.testing.relabelling import check_relabelling
+from cahp_opt.testing.solver_laws import check_launch_time, check_selection, check_value
 
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 each_objective = pytest.mark.parametrize("name", sorted(OBJECTIVES))
