@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools
 from cahp_opt.space import HeadSpace
-from cahp_opt.torch import explicit_attention
+from cahp_opt.torch import explicit_attention, find_attention, slice_heads
 
 VOCABULARY = 48
 HIDDEN = 32
@@ -443,6 +443,13 @@ BUILDS = (
 )
 """Every architecture of the support table."""
 
+_BY_NAME = {family.name: family for family in BUILDS}
+
+
+def named(name: str) -> Family:
+    """The family of this name."""
+    return _BY_NAME[name]
+
 
 # --- keep-sets and runs ---------------------------------------------------------------------------
 
@@ -467,6 +474,19 @@ def uneven(space: HeadSpace, *, empty: int | None = None, seed: int = 0) -> Bool
     if empty is not None:
         kept[space.slices[empty]] = False
     return kept
+
+
+def sliced(
+    family: Family = BERT,
+    *,
+    empty: int | None = 0,
+    dtype: torch.dtype = torch.float32,
+    **build: Any,
+) -> Any:
+    """A model of the family, sliced to an uneven keep-set; ``build`` is for :meth:`Family.build`."""
+    model = family.build(**build).to(dtype)
+    kept = uneven(find_attention(model).space, empty=empty)
+    return slice_heads(model, kept, batch=to(family.batch(), dtype))
 
 
 def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

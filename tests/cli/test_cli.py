@@ -464,7 +464,7 @@ def test_decoding_leaves_a_position_for_the_new_token(
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_encoder_decoders_are_timed(name: str, tmp_path: Path) -> None:
-    family = next(family for family in tiny_models.BUILDS if family.name == name)
+    family = tiny_models.named(name)
     model: Any = family.build(bare=False)
     model.save_pretrained(tmp_path / name)
     table = tmp_path / "latency.json"
@@ -487,7 +487,7 @@ def test_what_cannot_be_timed_is_refused_before_anything_is(
     measure = ["latency", str(model), "--output", str(tmp_path / "latency.json")]
     both = ["--workload", "prefill:2x8", "--workload", "decode:2x8"]
     refused(capsys, 2, "no key/value cache", run=lambda: main([*measure, *both]))
-    whisper = next(family for family in tiny_models.BUILDS if family.name == "whisper")
+    whisper = tiny_models.named("whisper")
     sound: Any = whisper.build(bare=False)
     sound.save_pretrained(tmp_path / "whisper")
     measure[1] = str(tmp_path / "whisper")

@@ -169,7 +169,7 @@ def test_a_model_that_replaces_modules_from_outside_is_refused_when_it_does() ->
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_a_mask_for_every_head_of_torchs_own_layers_is_cut_with_the_heads(size: int) -> None:
     """With four examples of four heads, and tokens as many, every axis of the mask looks alike."""
-    family = next(family for family in tiny.BUILDS if family.name == "torch-encoder")
+    family = tiny.named("torch-encoder")
     model = family.build().double()
     kept = tiny.uneven(find_attention(model).space)
     batch = tiny.to(tiny.vectors(size=size, length=4, padded=False, seed=0), torch.float64)

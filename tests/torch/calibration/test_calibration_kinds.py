@@ -246,7 +246,7 @@ def test_a_decoder_reads_what_its_labels_say() -> None:
 @pytest.mark.parametrize("stem", ["Whisper", "Blenderbot", "M2M100"])
 def test_labels_suffice_where_the_class_has_no_method_that_shifts_them(stem: str) -> None:
     name = "whisper" if stem == "Whisper" else "bart"
-    family = next(f for f in tiny_models.BUILDS if f.name == name)
+    family = tiny_models.named(name)
     family = dataclasses.replace(family, stem=stem, headed=f"{stem}ForConditionalGeneration")
     model = family.build(pad_token_id=0, decoder_start_token_id=3).double()
     batch = {k: v for k, v in family.batch().items() if not k.startswith("decoder_")}

@@ -16,7 +16,7 @@ import tiny_models as tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, Family, run, uneven
+from tiny_models import FAMILIES, Family, run, sliced, uneven
 from torch import Tensor, nn
 
 from cahp_opt.files.records import RecordError
@@ -28,11 +28,6 @@ from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE, from_pretraine
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
-
-
-def sliced(family: Family = tiny.BERT, dtype: torch.dtype = torch.float32, **build: Any) -> Any:
-    model = family.build(**build).to(dtype)
-    return slice_heads(model, uneven(find_attention(model).space, empty=0))
 
 
 def assert_same(loaded: nn.Module, saved: nn.Module) -> None:
@@ -324,7 +319,7 @@ def test_models_that_fail_on_inputs_made_up_are_saved_all_the_same(
 def test_a_model_of_which_a_part_was_sliced(
     name: str, part: str, again: bool, tmp_path: Path
 ) -> None:
-    model: Any = next(f for f in tiny.BUILDS if f.name == name).build()
+    model: Any = tiny.named(name).build()
     tower: nn.Module = model.get_submodule(part)
     kept = uneven(find_attention(tower).space, empty=1)
     slice_heads(tower, kept, in_place=True, batch=tiny.batch())

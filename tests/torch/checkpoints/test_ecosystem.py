@@ -12,7 +12,7 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers
-from tiny_models import BUILDS, Family, outputs, to, uneven
+from tiny_models import Family, outputs, sliced, to, uneven
 from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
@@ -29,15 +29,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 def chosen(names: str) -> pytest.MarkDecorator:
     """Parametrise over builds by their names."""
-    by_name = {build.name: build for build in BUILDS}
-    wanted = [by_name[name] for name in names.split()]
+    wanted = [tiny.named(name) for name in names.split()]
     return pytest.mark.parametrize("family", wanted, ids=lambda f: f.name)
-
-
-def sliced(family: Family, *, empty: int | None = 0, dtype: torch.dtype = torch.float32) -> Any:
-    model = family.build().to(dtype)
-    kept = uneven(find_attention(model).space, empty=empty)
-    return slice_heads(model, kept, batch=to(family.batch(), dtype))
 
 
 def close(found: nn.Module, expected: nn.Module, family: Family, tolerance: float = 0.0) -> None:

@@ -12,7 +12,7 @@ import tiny_models as tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import BUILDS, Family, outputs, to, uneven
+from tiny_models import BUILDS, Family, outputs, sliced, to, uneven
 from torch import nn
 
 from cahp_opt.files.records import RecordError
@@ -27,11 +27,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 WEIGHTS = "cahp_weights.safetensors"
-
-
-def sliced(family: Family = tiny.BERT, *, empty: int | None = 0, **build: Any) -> Any:
-    model = family.build(**build)
-    return slice_heads(model, uneven(find_attention(model).space, empty=empty))
 
 
 def train(model: nn.Module) -> None:

@@ -39,7 +39,7 @@ from cahp_opt.torch.evaluation.embedders import pooled
 from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.evaluation.fidelity import ClassLogits, PooledEmbedding, embedding_notes
 
-CLIP = next(f for f in [*tiny_models.FAMILIES, *tiny_models.BUILDS] if f.name == "clip")
+CLIP = tiny_models.named("clip")
 BY_HAND: dict[Pooling, Callable[[Tensor], Tensor]] = {
     Pooling.MEAN: lambda z: z.mean(dim=0),
     Pooling.CLS: lambda z: z[0],

@@ -214,7 +214,7 @@ def test_models_of_ones_own_and_labels_alone() -> None:
             return logits
 
     assert measure_latency(Wrapper(), tiny_models.batch(), repeats=1).fixed >= 0
-    model = next(family for family in tiny_models.BUILDS if family.name == "t5").build()
+    model = tiny_models.named("t5").build()
     ids = tiny_models.batch()["input_ids"]
     assert measure_latency(model, {"input_ids": ids, "labels": ids}, repeats=1).fixed >= 0
 
@@ -270,7 +270,7 @@ def test_decoding_is_timed_on_really_sliced_weights(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_encoder_costs_nothing_while_decoding() -> None:
-    family = next(f for f in tiny_models.BUILDS if f.name == "t5")
+    family = tiny_models.named("t5")
     model, batch = family.build(), family.batch(padded=False)
     table = measure_latency(model, batch, phase=Phase.DECODE, repeats=1)
     free = [not s.any() for s in table.seconds]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import BUILDS, Family, uneven
+from tiny_models import BUILDS, Family, named, uneven
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Ints
@@ -17,7 +17,7 @@ from cahp_opt.torch import UnsupportedModelError, count_resources, find_attentio
 from cahp_opt.torch.latency.weightless import skeleton
 from cahp_opt.torch.running.cache_tensors import tensors_in
 
-T5 = next(family for family in BUILDS if family.name == "t5")
+T5 = named("t5")
 
 
 def cache_layers(model: nn.Module, batch: dict[str, Tensor]) -> list[Any]:

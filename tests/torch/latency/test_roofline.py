@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from tiny_models import BUILDS, Family
+from tiny_models import Family, named
 
 from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.provenance import Phase
@@ -29,7 +29,7 @@ TRAFFIC = replace(ARITHMETIC, flops_per_second={"float32": ENDLESS}, bytes_per_s
 LAUNCHES = replace(
     ARITHMETIC, flops_per_second={"float32": ENDLESS}, launch_seconds=1.0, runs_ahead=True
 )
-T5 = next(family for family in BUILDS if family.name == "t5")
+T5 = named("t5")
 
 
 def seen(run: Callable[[], object]) -> list[Operation]:
@@ -115,7 +115,7 @@ def test_query_slots_and_shared_layers() -> None:
     model, batch = family.build(), family.batch()
     table = estimate_latency(model, batch, ARITHMETIC, unit=Unit.QUERY_SLOT)
     assert table.space == find_attention(model, unit=Unit.QUERY_SLOT).space
-    albert = next(f for f in BUILDS if f.name == "albert")
+    albert = named("albert")
     shared = estimate_latency(albert.build(), albert.batch(), ARITHMETIC)
     bert = estimate_latency(tiny_models.BERT.build(), albert.batch(), ARITHMETIC)
     np.testing.assert_allclose(shared.seconds[0], 3 * bert.seconds[0])  # one block that runs thrice
@@ -125,7 +125,7 @@ def test_refusals() -> None:
     model, batch = tiny_models.BERT.build(), tiny_models.batch()
     with pytest.raises(ValueError, match=r"has rates for \['float32'\].*is in float16"):
         estimate_latency(model.half(), batch, ARITHMETIC)
-    experts = next(family for family in BUILDS if family.name == "gpt-oss")
+    experts = named("gpt-oss")
     with pytest.raises(ValueError, match="whose forward depends on values"):
         estimate_latency(experts.build(), experts.batch(), ARITHMETIC)
     with pytest.raises(ValueError, match="fills no key/value cache"):

@@ -55,7 +55,7 @@ def counted(batch: Batch) -> Batch:
 
 def named(name: str, **fields: Any) -> Any:
     """One of the tiny models, in double precision."""
-    family = next(f for f in tiny.BUILDS if f.name == name)
+    family = tiny.named(name)
     return family.build(**fields).double()
 
 
@@ -175,7 +175,7 @@ def test_a_filled_cache_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "bart", "bert-cross"])
 def test_nothing_runs_with_a_cache(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    family = next(f for f in tiny.BUILDS if f.name == name)
+    family = tiny.named(name)
     model, batch = family.build(), family.batch()
     asked: list[object] = []
     plain = type(model).forward
@@ -356,7 +356,7 @@ def test_texts_to_time_with_suit_classifiers(stem: str) -> None:
 @pytest.mark.parametrize("number", [tiny.VOCABULARY, -100])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5", "roberta"])
 def test_an_id_behind_the_vocabulary_is_named(name: str, number: int) -> None:
-    family = next(f for f in tiny.BUILDS if f.name == name)
+    family = tiny.named(name)
     model, batch = family.build(), family.batch()
     batch["input_ids"][1, 2] = number
     sentence = f"`batches\\[0\\]` has the id {number} in `input_ids` of its examples \\[1\\].* {tiny.VOCABULARY}"
@@ -419,7 +419,7 @@ def test_a_position_behind_the_table_is_named() -> None:
 
 
 def test_a_table_of_positions_that_grows_has_no_end() -> None:
-    family = next(f for f in tiny.BUILDS if f.name == "bart")
+    family = tiny.named("bart")
     family = dataclasses.replace(family, stem="FSMT", headed="FSMTForConditionalGeneration")
     model = family.build(src_vocab_size=tiny.VOCABULARY, tgt_vocab_size=tiny.VOCABULARY)
     most = longest(model)

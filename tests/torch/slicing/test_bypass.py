@@ -30,8 +30,6 @@ from cahp_opt.torch.slicing.verification import verify_slice
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 
-SIZES: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
-
 
 def bypasses(model: nn.Module) -> list[Bypass]:
     found = [vars(module).get("forward") for module in model.modules()]
@@ -80,37 +78,6 @@ def skippable(model: Any, empty: int) -> int:
     return 0 if eager else empty
 
 
-def build(name: str, config: Any) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = getattr(transformers, name)(config)
-        tiny.stir(model)
-    return model.double().eval()
-
-
-def t5() -> Any:
-    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2}
-    config = transformers.T5Config(vocab_size=48, num_heads=4, **sizes)
-    config.decoder_start_token_id = 0
-    return build("T5ForConditionalGeneration", config)
-
-
-def bart() -> Any:
-    sides = {"layers": 2, "attention_heads": 4, "ffn_dim": 40}
-    sizes: dict[str, Any] = {
-        f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sides.items()
-    }
-    config = transformers.BartConfig(
-        vocab_size=48, d_model=32, max_position_embeddings=40, forced_eos_token_id=None, **sizes
-    )
-    return build("BartForConditionalGeneration", config)
-
-
-def vit() -> Any:
-    config = transformers.ViTConfig(hidden_size=32, image_size=8, patch_size=4, **SIZES)
-    return build("ViTModel", config)
-
-
 @families
 def test_skipping_changes_nothing(family: Family) -> None:
     model = family.build().double()
@@ -131,9 +98,9 @@ def test_skipping_changes_nothing(family: Family) -> None:
     assert verify_slice(model, small, kept) <= 1e-9
 
 
-@pytest.mark.parametrize("build", [t5, bart], ids=lambda f: f.__name__)
-def test_encoder_decoders(build: Callable[[], Any]) -> None:
-    model = build()
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_encoder_decoders(name: str) -> None:
+    model = tiny.named(name).build().double()
     kept = some(find_attention(model).space, 0, 2, 3, 4)
     small = sliced(model, kept)
     skipped = skippable(model, 4)
@@ -150,11 +117,11 @@ def test_encoder_decoders(build: Callable[[], Any]) -> None:
 
 
 def test_images() -> None:
-    model = vit()
+    model = tiny.named("vit").build(bare=True).double()
     kept = some(find_attention(model).space, 0, 1)
     small = sliced(model, kept)
     assert bypass_empty(small) == 2
-    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    pixels = tiny.named("vit").batch()["pixel_values"].double()
     with torch.no_grad(), head_mask(model, kept):
         expected = model(pixels).last_hidden_state
         torch.testing.assert_close(small(pixels).last_hidden_state, expected, rtol=0, atol=1e-9)
@@ -336,15 +303,9 @@ def test_the_output_can_be_changed_in_place() -> None:
     assert torch.equal(bias, before)
 
 
-@pytest.mark.parametrize("name", ["Albert", "Bloom"])
+@pytest.mark.parametrize("name", ["albert", "bloom"])
 def test_blocks_that_add_more_than_a_bias_stay(name: str) -> None:
-    if name == "Albert":
-        config: Any = transformers.AlbertConfig(
-            vocab_size=48, embedding_size=16, hidden_size=32, **SIZES
-        )
-    else:
-        config = transformers.BloomConfig(vocab_size=48, hidden_size=32, n_layer=3, n_head=4)
-    model = build(f"{name}Model", config)
+    model = tiny.named(name).build(bare=True).double()
     small = sliced(model, some(find_attention(model).space, 0))
     expected = run(small, tiny.batch())
     assert bypass_empty(small) == 0

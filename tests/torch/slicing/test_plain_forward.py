@@ -253,7 +253,7 @@ def test_a_model_is_saved_and_loaded(
     padded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(CLIPAttention, "forward", siglip_forward)
-    family = next(family for family in tiny.BUILDS if family.name == "clip")
+    family = tiny.named("clip")
     model, batch = family.build(), family.batch(padded=padded)
     kept = uneven(find_attention(model).space)
     small = slice_heads(model, kept)

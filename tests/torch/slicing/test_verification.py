@@ -109,16 +109,12 @@ def test_outputs_that_are_infinite_alike_do_not_differ() -> None:
 
 def test_an_encoder_decoder_takes_its_decoder_input_from_labels() -> None:
     """As in calibration: labels themselves never reach a model."""
-    model = tiny_named("t5").build()
+    model = tiny.named("t5").build()
     kept = uneven(find_attention(model).space, empty=0)
     batch = {**tiny.batch(), "labels": tiny.batch(length=5)["input_ids"]}
     small = slice_heads(model, kept, batch=batch)
     assert verify_slice(model, small, kept, batch) <= 1e-5
     assert bypass_empty(small, batch) == 1
-
-
-def tiny_named(name: str) -> tiny.Family:
-    return next(family for family in tiny.BUILDS if family.name == name)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -150,7 +146,7 @@ def test_models_with_adapters_need_no_batch() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_rounding_of_large_activations_is_no_difference(seed: int) -> None:
     """Language models have a few dimensions that their norms blow up, and sharp attention from it."""
-    model = tiny_named("gpt-oss").build(seed=seed)
+    model = tiny.named("gpt-oss").build(seed=seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:
