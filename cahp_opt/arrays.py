@@ -25,7 +25,7 @@ def finite(array: npt.ArrayLike, argument: str) -> Floats:
 
 
 def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight: float) -> Floats:
-    """What two parts' different means add to the scatter about their common mean, ``[d, d]``:
+    """The scatter of two parts' means about their common mean, ``[d, d]``:
     ``w v / (w + v) * (b - a)(b - a)'`` with weights ``w``, ``v`` and means ``a``, ``b`` (Chan,
     Golub and LeVeque 1979). The sums of weighted rows are ``[d]``.
     """

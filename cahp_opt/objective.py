@@ -147,7 +147,7 @@ class Objective(ABC):
 
 
 class DirectTracker:
-    """The tracker of an objective that has none of its own: evaluates the value each time."""
+    """The default tracker of an objective: evaluates the value each time."""
 
     def __init__(self, objective: Objective, kept: Bools) -> None:
         self._objective = objective

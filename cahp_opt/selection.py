@@ -159,7 +159,7 @@ class Selection:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: if it is no selection.
+            ValueError, KeyError, TypeError: if it is not a selection.
         """
         space = HeadSpace.from_json(data["blocks"])
         if not all(isinstance(text, str) for text in data["provenance"].values()):
@@ -275,7 +275,7 @@ def _bound_seconds(time_limit: float | None) -> float:
 
 
 def _cost(name: str, value: float, limit: float, unit: str | None = None) -> Cost:
-    """A cost as a file tells it; those of earlier releases do not say the unit."""
+    """A cost from a file; those of earlier releases lack the unit."""
     unit = unit_of(name) if unit is None else unit
     if not isinstance(unit, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the unit of the cost {name!r} must be text, got {unit!r}.")

@@ -27,7 +27,7 @@ class Status(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a solver hands to :func:`select`: a keep-set and, if it proved one, an upper bound.
+    """A solver's answer to :func:`select`: a keep-set and, if it proved one, an upper bound.
 
     Args:
         kept: the keep-set, bool ``[n]``.

@@ -24,7 +24,7 @@ from cahp_opt.solvers.tabu import Tabu
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """The solver that measured best for problems of this kind; ``stats`` tells which, and why.
+    """The solver that measured best for problems of this kind; ``stats`` states which, and why.
 
     Exact where that is cheap (sums over blocks, few units); lazy greedy with local search for
     submodular objectives, and for coverages prices of the rows, which prove more; tabu search, with
@@ -36,7 +36,7 @@ class Auto(Solver):
         many: from this many units on, swaps are not searched.
         provable: up to this many units, the answer for a quadratic objective is also bounded by
             branch and bound, and the one for a coverage by :class:`MIQP` within a time limit.
-        nodes: of branch and bound, at most; it may end sooner with a proof.
+        nodes: the most nodes of branch and bound; it may end sooner with a proof.
     """
 
     few: int = 12

@@ -43,8 +43,8 @@ class CAHP(Solver):
     The budget limits what the method wants: where that many clusters and the units given back do not
     fit, it takes the largest smaller number that fits, then one that fits if empty blocks stay empty,
     and at last fills the budget with the representatives by salience. It never keeps more than it wants,
-    so its answer may leave most of the budget. ``Selection.stats`` tell the knee, the clusters taken, the
-    units given back and the blocks left empty.
+    so its answer may leave most of the budget. ``Selection.stats`` holds the knee, the clusters
+    taken, the units given back and the blocks left empty.
 
     The seed of :func:`~cahp_opt.select` is that of t-SNE, whose plane, and so the answer, depends on it.
 

@@ -43,7 +43,7 @@ class LocalSearch(Solver):
         if first.status is Status.OPTIMAL or not problem.budget.allows(
             problem.space.counts(first.kept)
         ):
-            return first  # nothing to improve, or nothing to trust: `select` will tell
+            return first  # nothing to improve, or nothing to trust: `select` will report it
         best = Incumbent.following(problem, first)
         here = Neighbourhood(problem, first.kept)
         best.stats["moves"], finished = to_local_optimum(here, self.reach, deadline)

@@ -31,7 +31,8 @@ class Tabu(Solver):
     search, part I"). When a stretch of swaps brings nothing, the counts change: a few random blocks
     give up a plateau and the budget is filled anew without them, or they rise beyond the budget and the
     others give up what is worth least (ruin and recreate, Schrimpf et al. 2000; strategic oscillation,
-    Glover 1989). The walk goes on from there, or from where the stretch set out if that was much better.
+    Glover 1989). The walk continues from there, or from where the stretch set out if that was much
+    better.
 
     Args:
         start: the solver that makes the first keep-set; its refusals pass through.
@@ -68,7 +69,7 @@ class Tabu(Solver):
         if first.status is Status.OPTIMAL or not problem.budget.allows(
             problem.space.counts(first.kept)
         ):
-            return first  # nothing to improve, or nothing to trust: `select` will tell
+            return first  # nothing to improve, or nothing to trust: `select` will report it
         search = _Search(self, problem, first.kept, rng)
         finished = search.run(deadline)
         best = Incumbent.following(problem, first)

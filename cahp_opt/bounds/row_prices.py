@@ -50,7 +50,7 @@ def coverage_bound(
         budget: the limits.
         form: the objective.
         start: a keep-set within the budget, bool ``[n]``; good ones give tight bounds.
-        steps: oracle calls, at most.
+        steps: the most oracle calls.
         deadline: the ``time.monotonic()`` at which to stop, between two steps.
         precision: relative gap at which to stop.
     """

@@ -28,7 +28,7 @@ def solver_named(text: str) -> Solver:
             ) from None
     made = _class(text)()
     if not isinstance(made, Solver):
-        raise ValueError(f"`--solver` {text} is no cahp_opt.Solver; derive the class from it.")
+        raise ValueError(f"`--solver` {text} is not a cahp_opt.Solver; subclass it.")
     return made
 
 
@@ -52,9 +52,7 @@ def objective_named(text: str, stats: HeadStats) -> Objective:
         )
     made = kind.from_stats(stats)
     if not isinstance(made, Objective):
-        raise ValueError(
-            f"`--objective` {text} is no cahp_opt.Objective; derive the class from it."
-        )
+        raise ValueError(f"`--objective` {text} is not a cahp_opt.Objective; subclass it.")
     return made
 
 

@@ -239,8 +239,8 @@ class Budget:
                 )
             if count % multiple and count != block.units:
                 return (
-                    f"block {block.name!r} keeps {count} of {block.units} units, which is no multiple of "
-                    f"{multiple}."
+                    f"block {block.name!r} keeps {count} of {block.units} units, which is not a "
+                    f"multiple of {multiple}."
                 )
         for table in self.tables:
             if not table.fits(counts):

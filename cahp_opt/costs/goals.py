@@ -328,7 +328,7 @@ Goal = LatencyGoal | ResourceGoal
 
 
 def check(goal: Goal, found: Mapping[str, Check]) -> Check:
-    """What a goal is about, out of what was measured, held against its limit.
+    """The measured cost of a goal, checked against its limit.
 
     Args:
         goal: the goal.

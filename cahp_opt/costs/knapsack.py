@@ -127,7 +127,7 @@ class _Room:
         self._rooms = [(grid.room - grid.lost, grid.room) for grid in grids]
 
     def holds(self, spent: Sequence[int]) -> bool | None:
-        """None if only exact sums can tell."""
+        """None if only exact sums can decide."""
         sure = True
         for cost, (safe, most) in zip(spent, self._rooms, strict=True):
             if cost > most:
@@ -262,7 +262,7 @@ def _search(
         rest_value[place] = rest_value[place + 1] + float(
             np.max(options.value - options.cost @ price)
         )
-    # What floating-point sums of priced costs may lose, so that hopes stay upper bounds.
+    # The rounding error of sums of priced costs, so that hopes stay upper bounds.
     slack = 4 * (len(blocks) + 2) * 2.0 ** (_GRID_BITS + 1) * float(np.finfo(np.float64).eps)
     rounding = slack * float(price.sum())
     most = math.fsum(float(o.value.max()) for o in blocks)

@@ -19,7 +19,7 @@ LATENCY_KIND, _VERSION = "cahp-latency", 1
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable(CostTable):
-    """A :class:`CostTable` in seconds, with a file of its own: ``LatencyTable(space, fixed, seconds,
+    """A :class:`CostTable` in seconds, with its own file: ``LatencyTable(space, fixed, seconds,
     provenance, least)``."""
 
     unit: str = field(default="s", kw_only=True)
@@ -59,7 +59,7 @@ class LatencyTable(CostTable):
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: if it is no table of these blocks.
+            ValueError, KeyError, TypeError: if it is not a table of these blocks.
         """
         return LatencyTable(
             space,

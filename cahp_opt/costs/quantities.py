@@ -52,7 +52,7 @@ QUANTITIES: Mapping[str, Quantity] = {
 """The units of measure by name, as tables have them."""
 
 RESOURCES: dict[str, str] = {PARAMETERS: "weights", MEMORY: "bytes", KV_CACHE: "bytes"}
-"""What can be limited beside latency, by name, and its unit of measure."""
+"""The resources that can be limited beside latency, by name, and their units of measure."""
 
 
 SHORTHANDS = (PARAMETERS, MEMORY, KV_CACHE)

@@ -165,7 +165,7 @@ class Target:
             )
         if self.multiple_of > largest:
             sentences.append(
-                f"`--multiple-of {self.multiple_of}` leaves a block whole or empty: none has so many units."
+                f"`--multiple-of {self.multiple_of}` leaves a block whole or empty: none has that many units."
             )
         tables = [] if profile is None else [goal.table(profile) for goal in self.goals]
         for goal, table in zip(self.goals, tables, strict=profile is not None):

@@ -70,7 +70,7 @@ class Workload:
 
     @staticmethod
     def of(name: str, facts: Provenance, repeats: int = 20) -> Workload:
-        """The workload that a table was measured with, where its provenance tells."""
+        """The workload that a table was measured with, as far as its provenance states it."""
         length = facts.sequence_length or None
         return Workload(facts.batch or 8, length, repeats, name, facts.phase, facts.execution)
 

@@ -38,7 +38,8 @@ _EARLIER = re.compile(
 
 @dataclass(frozen=True)
 class Belongings:
-    """What lies in a folder, as paths in it with slashes; folders without a file of ours end in one.
+    """The content of a folder, as paths in it with slashes; folders without a file of ours end in
+    one.
 
     Args:
         ours: files that this library wrote and nobody changed, and its list of them.
@@ -52,7 +53,7 @@ class Belongings:
 
     @staticmethod
     def of(folder: Path) -> Belongings:
-        """What lies in a folder; nothing if it is not there."""
+        """The content of a folder; nothing if it does not exist."""
         if not folder.is_dir():
             return Belongings((), (), False)
         listed = _listed(folder)

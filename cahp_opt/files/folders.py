@@ -17,9 +17,9 @@ from cahp_opt.files.records import PathLike
 def whole_folder(path: PathLike, *, overwrite: bool = False) -> Generator[Path]:
     """A temporary folder beside ``path`` that becomes ``path`` only if the body ends well.
 
-    What was written is listed in it (:data:`~cahp_opt.files.belongings.LIST_FILE`), and that is what may be
-    replaced later. Anything else in the folder stays; where a new file has its name, it gets the ending
-    ``.kept``.
+    A list of the files written lies in it (:data:`~cahp_opt.files.belongings.LIST_FILE`); only
+    these may be replaced later. Anything else in the folder stays; where a new file has its name,
+    it gets the ending ``.kept``.
 
     Args:
         path: the folder to write.
@@ -51,7 +51,7 @@ def whole_folder(path: PathLike, *, overwrite: bool = False) -> Generator[Path]:
 
 
 def check_free(target: Path, *, overwrite: bool) -> Belongings:
-    """What lies in a folder that is to be written.
+    """The content of a folder that is to be written.
 
     Args:
         target: the folder.

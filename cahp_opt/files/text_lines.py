@@ -25,8 +25,8 @@ class TextError(ValueError):
 class TextLines:
     """The lines of a file, read anew on every iteration, so that the file need not fit into memory.
 
-    UTF-8 with or without a byte-order mark, and UTF-16 and UTF-32 with one. What cannot be read twice,
-    such as a pipe, is kept in memory.
+    UTF-8 with or without a byte-order mark, and UTF-16 and UTF-32 with one. A file that cannot be
+    read twice, such as a pipe, is kept in memory.
 
     Args:
         path: the file.

@@ -49,7 +49,7 @@ class FacilityLocation(Objective):
     @staticmethod
     @needs("divergence", "salience")
     def from_stats(stats: HeadStats) -> FacilityLocation:
-        """Units are similar where their attention maps are (``ln 2`` minus the Jensen-Shannon
+        """Units are similar if their attention maps are (``ln 2`` minus the Jensen-Shannon
         divergence, over ``ln 2``), and count by their salience.
 
         Raises:
@@ -66,7 +66,7 @@ class FacilityLocation(Objective):
     @staticmethod
     @needs("signatures", "salience")
     def from_signatures(stats: HeadStats) -> FacilityLocation:
-        """Units are similar where their attention tells the same classes apart in the same cells (one
+        """Units are similar if their attention separates the same classes in the same cells (one
         minus the distance of their Jeffries-Matusita features, over the largest distance), and count by
         their salience. :class:`Complementarity` is the same with every unit counting 1.
 
@@ -184,7 +184,7 @@ class FacilityLocationTracker:
     # -- inside ------------------------------------------------------------------------------------
 
     def _losses(self) -> Floats:
-        """What is lost with each kept unit, ``[n]``; 0 for the others."""
+        """The loss from removing each kept unit, ``[n]``; 0 for the others."""
         served = self._weights * np.subtract(self._best, self._runner_up(), dtype=np.float64)
         mine = np.maximum(self._owner, 0)
         losses = np.bincount(mine, np.where(self._owner < 0, 0, served), len(self.kept))

@@ -257,7 +257,7 @@ class SparseFacilityLocationTracker:
     # -- inside ------------------------------------------------------------------------------------
 
     def _losses(self) -> Floats:
-        """What is lost with each kept unit, ``[n]``; 0 for the others."""
+        """The loss from removing each kept unit, ``[n]``; 0 for the others."""
         lost = self._weights * np.subtract(self._best, self._runner_up(), dtype=np.float64)
         served = self._owner >= 0
         losses = np.bincount(self._owner[served], lost[served], len(self.kept))

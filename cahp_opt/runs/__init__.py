@@ -1,1 +1,1 @@
-"""What one whole run is told, and what it reports: records alone."""
+"""The options of a whole run, and its report: records alone."""

@@ -1,4 +1,4 @@
-"""What calibration measures, and on how many examples."""
+"""The statistics that calibration measures, and on how many examples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ class Measuring:
     """Which statistics calibration measures, and on how many examples.
 
     Args:
-        statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them; an objective tells
-            those it needs (:attr:`cahp_opt.runs.method.ObjectiveName.needs`).
-        gradient_examples: gate gradients are taken for the first so many examples.
-        sensitivity_examples: tokens are weighed by the output's sensitivity in the first so many examples.
-        divergence_examples: attention maps are compared for the first so many examples.
+        statistics: their names, as in :data:`cahp_opt.stats.registry.STATISTICS`; an objective
+            tells those it needs (:attr:`cahp_opt.runs.method.ObjectiveName.needs`).
+        gradient_examples: the number of examples, from the start, for gate gradients.
+        sensitivity_examples: the number of examples, from the start, for moments weighted by
+            sensitivity.
+        divergence_examples: the number of examples, from the start, whose attention maps are
+            compared.
         signature_size: cells along each side of the attention maps that are averaged by class.
         densities: of the random masks under which matrices are taken.
     """

@@ -32,7 +32,7 @@ from cahp_opt.version import __version__
 
 
 class HasExample(Protocol):
-    """What a class of objectives must have, beside being one, to be chosen by name."""
+    """An objective class that can be chosen by name."""
 
     @staticmethod
     def example(space: HeadSpace) -> Objective:

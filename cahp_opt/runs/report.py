@@ -1,4 +1,4 @@
-"""What a run cost and gained: a plain record, saved as JSON and shown as tables."""
+"""The report of a run: a plain record, saved as JSON and shown as tables."""
 
 from __future__ import annotations
 

@@ -300,8 +300,8 @@ def corrected(profile: Profile, rounds: Sequence[Round]) -> Profile:
         sizes = [table.predict(r.counts) for r in rounds]
         noise = max(run.spread for run in runs)
         if max(sizes) - min(sizes) <= (_APART + _APART_NOISE * noise) * dense:
-            # Models of almost the same size take almost the same time: that tells nothing about a time
-            # that none goes below.
+            # Models of almost the same size take almost the same time: that is no evidence of a least
+            # time.
             fitted = replace(fitted, least=table.least)
         tables[name] = fitted
     return profile.replacing(tables)

@@ -1,1 +1,1 @@
-"""What several solvers share, and the pieces of the larger ones."""
+"""Parts that several solvers share, and parts of the larger ones."""

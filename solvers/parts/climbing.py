@@ -17,7 +17,7 @@ def climb(problem: Problem, lookahead: int, *, lazy: bool, deadline: float) -> P
     Where every unit costs the same and gains diminish, no longer step can beat a single unit.
 
     Args:
-        problem: what to maximise, within what.
+        problem: the objective and the budget.
         lookahead: how many plateau ends ahead a step may reach.
         lazy: evaluate a block only while its bound on the rate reaches the best step known.
         deadline: the ``time.monotonic()`` at which to stop.

@@ -15,7 +15,7 @@ class Incumbent:
     """The answer of a search at any moment: what is offered to it makes it never worse, never looser.
 
     Args:
-        problem: what to maximise, within what.
+        problem: the objective and the budget.
         kept: the first keep-set, within the budget, bool ``[n]``.
         deadline: the ``time.monotonic()`` at which the search is to end.
     """
@@ -30,7 +30,7 @@ class Incumbent:
 
     @staticmethod
     def following(problem: Problem, first: Proposal, deadline: float = math.inf) -> Incumbent:
-        """What another solver proposed, within the budget, with all that it proved and told."""
+        """The incumbent of another solver's proposal, with its bound and statistics."""
         self = Incumbent(problem, first.kept, deadline)
         self.bound, self.certificate = first.bound, first.certificate
         self.stats.update(first.stats)

@@ -63,7 +63,7 @@ class Ledger:
             near = self._near[t]
             if over > near:
                 return False
-            if near and over >= -near:  # so near the limit that only the exact sum can tell
+            if near and over >= -near:  # so near the limit that only the exact sum decides
                 counts = self.counts.copy()
                 for block, target in changes:
                     counts[block] = target
@@ -91,7 +91,7 @@ class Ledger:
         self._spent = None
 
     def spare(self) -> Floats:
-        """What each table leaves to spend, ``[tables]``; below 0 where it is over its limit."""
+        """The room left in each table, ``[tables]``; below 0 if it is over its limit."""
         return np.array([table.limit - table.cost(self.counts) for table in self.tables])
 
     def has_room(self) -> bool:
@@ -117,7 +117,7 @@ class Ledger:
     # -- inside ------------------------------------------------------------------------------------
 
     def _sums(self) -> list[float]:
-        """What the counts cost in every table, up to ``slack``."""
+        """The cost of the counts in every table, up to ``slack``."""
         if self._spent is None:
             self._spent = [table.cost(self.counts) for table in self.tables]
         return self._spent

@@ -214,4 +214,4 @@ class Master:
 
 
 _TOLERANCE = 1e-5
-"""What the solver's feasibility and optimality tolerances may lose, in units of the objective."""
+"""The loss that the solver's tolerances allow, in units of the objective."""

@@ -16,7 +16,7 @@ class Neighbourhood:
     """A keep-set that moves inside the budget.
 
     Args:
-        problem: what to maximise, within what.
+        problem: the objective and the budget.
         kept: the start, within the budget, bool ``[n]``.
     """
 
@@ -36,7 +36,7 @@ class Neighbourhood:
         return self.ledger.counts
 
     def tolerance(self, gains: Floats) -> float:
-        """What a move must gain to count, given the current gains ``[n]``."""
+        """The smallest gain of a move that counts, given the current gains ``[n]``."""
         return CLOSE * max(abs(self.tracker.value), float(np.abs(gains).max()))
 
     def flip(self, unit: int) -> None:

@@ -44,7 +44,7 @@ class Climb:
     """A keep-set on its way up, within the budget at every moment.
 
     Args:
-        problem: what to maximise, within what.
+        problem: the objective and the budget.
         lookahead: how many plateau ends ahead a step may reach.
         lazy: evaluate only units whose old gain can still be the largest; right only for submodular
             objectives.

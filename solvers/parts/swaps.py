@@ -1,4 +1,4 @@
-"""What swapping a kept unit for another gains: all pairs at once where the structure allows it."""
+"""Gains of swapping a kept unit for another: of all pairs at once if the structure allows it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _of_coverage(form: CoverageForm) -> Interaction:
 def all_swaps(
     here: Neighbourhood, gains: Floats, between: Interaction
 ) -> tuple[Places, Places, Floats]:
-    """What every swap, addition and removal gains; minus infinity where the budget forbids it.
+    """The gain of every swap, addition and removal; minus infinity where the budget forbids it.
 
     Returns:
         The kept units and ``n`` for none, ``[k + 1]``; those outside and none, ``[m + 1]``; gains of

@@ -125,7 +125,7 @@ def test_the_default_objective_follows_the_statistics(
         (["--objective", "none"], "`--objective` 'none' is not known"),
         (["--solver", "own_module_for_compare:Missing"], "cannot be loaded"),
         (["--solver", "no_such_module:Solver"], "cannot be loaded"),
-        (["--solver", "own_module_for_compare:Nothing"], "is no cahp_opt.Solver"),
+        (["--solver", "own_module_for_compare:Nothing"], "is not a cahp_opt.Solver"),
         (["--objective", "own_module_for_compare:Nothing"], "has no `from_stats(stats)`"),
         (["--latency", "0.8"], "needs a latency table"),
         (["--heads", "1"], "smallest reachable is 2"),

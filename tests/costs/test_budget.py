@@ -74,7 +74,7 @@ def test_multiples() -> None:
     """0 or 3 of 4 units, or all 4: everything may always be kept."""
     budget = Budget.heads(SPACE, 12, multiple_of=3)
     assert set(itertools.chain(*counts_of(budget))) == {0, 3, 4}
-    assert "keeps 2 of 4 units, which is no multiple of 3" in str(
+    assert "keeps 2 of 4 units, which is not a multiple of 3" in str(
         budget.violation(np.array([0, 2, 4]))
     )
     each = Budget.heads_per_block(SPACE, 3, multiple_of=[1, 2, 4])

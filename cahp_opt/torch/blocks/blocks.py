@@ -112,7 +112,7 @@ class AttentionBlock:
 
 @dataclass(frozen=True, eq=False)
 class Prunable:
-    """What can be pruned of a model, found once and passed on.
+    """The prunable blocks of a model, found once and passed on.
 
     Public functions take a model, find this in it, and hand it inwards; nothing behind them finds again.
     It describes the model as it was when it was found: once blocks are cut, ``reread`` (finder.py) tells

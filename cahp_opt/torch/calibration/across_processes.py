@@ -82,7 +82,7 @@ def _gathered(mine: Any, device: torch.device, group: distributed.ProcessGroup |
 def _sent(
     mine: Sums, rank: int, device: torch.device, group: distributed.ProcessGroup | None
 ) -> Sums:
-    """What one process of the group holds of a statistic, in every process."""
+    """A statistic of one process of the group, in every process."""
     own = distributed.get_rank(group) == rank
     source = rank if group is None else distributed.get_global_rank(group, rank)
     untyped: Any = distributed

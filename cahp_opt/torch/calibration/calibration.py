@@ -197,7 +197,7 @@ def _forward(
 ) -> tuple[Tensor, bool, Pooling | None]:
     """The dense output of a batch, whether all activations have one row per example, and how it was pooled.
 
-    What is running sees the head outputs on the way.
+    The collectors see the head outputs meanwhile.
     """
     rows: set[int] = set()
 

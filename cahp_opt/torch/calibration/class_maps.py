@@ -74,7 +74,7 @@ class SignatureSums(Collecting):
             self._squares[label] += before * (values - self._mean[label])
 
     def result(self) -> Mapping[str, Statistic]:
-        """What was added up, one row for every label up to the largest."""
+        """The signatures, one row for every label up to the largest."""
         counts = np.array(self._counts, dtype=np.int64)
         return {"signatures": Signatures(counts, np.array(self._mean), np.array(self._squares))}
 

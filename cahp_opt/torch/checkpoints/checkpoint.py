@@ -10,8 +10,9 @@ weights because of their shapes, but with ``ignore_mismatched_sizes=True``, whic
 set, it would replace them by random ones. So they are saved under a name that it does not look for
 whatever its options (see :mod:`cahp_opt.torch.checkpoints.weight_files`): it ends in an error.
 
-What the stock ``save_pretrained`` writes of a sliced model, and with it the checkpoints of
-``transformers.Trainer``, has the usual names; the selection is in its configuration, and loads from there.
+Folders that the stock ``save_pretrained`` writes of a sliced model, such as the checkpoints of
+``transformers.Trainer``, have the usual names; the selection is in the configuration, and loads
+from it.
 """
 
 from __future__ import annotations

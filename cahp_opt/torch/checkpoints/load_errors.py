@@ -117,7 +117,7 @@ def adapter_reason(path: Path) -> str:
 
 
 def _damages(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of a folder, as far as that can be told without loading them."""
+    """Damage to the files of a folder that shows without loading them."""
     for path in sorted(folder.glob("*.json")):
         try:  # others, such as sentence-transformers' modules.json, may hold a list
             (_read if path.name.startswith(_OBJECTS) or ".index." in path.name else _parsed)(path)

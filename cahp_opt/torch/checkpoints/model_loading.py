@@ -200,7 +200,8 @@ def _load_whole(name: str, dtype: torch.dtype | str, leave_out: Sequence[str]) -
     _refuse_quantised(name, config)
 
     def load(cls: Any) -> tuple[nn.Module, dict[str, list[str]]]:
-        # What a checkpoint lacks, such as an unused pooler, is the same in every load: records name it.
+        # Weights that a checkpoint lacks, such as an unused pooler, are the same in every load: records
+        # identify them.
         with explained(name, "the weights"), _same_numbers():
             model, found = cls.from_pretrained(
                 name,

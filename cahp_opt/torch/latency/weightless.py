@@ -88,7 +88,7 @@ def _alike(tensor: Tensor, empty: Tensor) -> Tensor:
 
 
 def _memo(model: nn.Module, empty: Callable[[Tensor], Tensor]) -> dict[int, Any]:
-    """What ``deepcopy`` takes in place of the model's tensors."""
+    """The tensors that ``deepcopy`` takes in place of the model's."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         attributes: list[object] = list(vars(module).values())

@@ -80,7 +80,7 @@ def apply_selection(
         named: the model that the selection was made for.
         selection: the selection.
         texts: to refit on and judge by; None for neither.
-        applying: what to do with the selection.
+        applying: how to apply the selection.
         output: where to write.
         stages: shows the stages; None for nothing.
 

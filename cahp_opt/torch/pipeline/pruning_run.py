@@ -101,7 +101,7 @@ def check_plan(
         example.label is None for example in texts.calibration
     ):
         raise ValueError(
-            f"`--objective {objective.value}` tells units apart by class, and the texts have no labels; "
+            f"`--objective {objective.value}` compares units by class, and the texts have no labels; "
             "give `--data` with a column label, or another objective."
         )
 

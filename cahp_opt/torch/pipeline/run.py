@@ -48,7 +48,7 @@ class Named:
 
     @cached_property
     def prunable(self) -> Prunable:
-        """What can be pruned of the model, found when it is first asked for."""
+        """The prunable blocks of the model, found on first use."""
         return find_attention(self.model, unit=self.unit)
 
 
@@ -133,7 +133,7 @@ class PruningRun:
 
     @property
     def prunable(self) -> Prunable:
-        """What can be pruned of it."""
+        """Its prunable blocks."""
         return self.named.prunable
 
     @property

@@ -10,7 +10,7 @@ _ABSENT = object()
 
 
 class Journal:
-    """What surgery replaced, so that it can be put back."""
+    """A record of everything that surgery replaced, for undoing it."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []

@@ -36,7 +36,7 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values")
 """Arguments by which a model takes a cache."""
 
 _CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
-"""What model code raises over a None, a shape or a cache entry that it did not expect."""
+"""Errors of model code on an unexpected None, shape or cache entry."""
 
 
 class Bypass:
@@ -175,7 +175,7 @@ class _Call:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What happened in one run.
+    """The record of one run.
 
     Args:
         calls: of the blocks' modules.
@@ -190,7 +190,7 @@ class _Run:
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """What the model does without any bypass: plain runs, and runs of two steps with a cache."""
+    """The model without any bypass: plain runs, and runs of two steps with a cache."""
 
     plain: list[_Run]
     cached: list[_Run]

@@ -27,7 +27,7 @@ from cahp_opt.torch.tracing.ownership import Unconfirmed, contradiction, is_coar
 SELECTION = "cahp_selection"
 """Attribute of a sliced model: the :class:`Selection` over the units of the *original* model.
 
-The cuts on its blocks are the truth, and this is a label: it tells where they are from. Where both differ,
+The cuts on its blocks are the truth, and this is a label with their origin. If both differ,
 because a sliced model was cut further or is part of another, :func:`selection_of` goes by the cuts.
 """
 
@@ -86,7 +86,8 @@ def slice_found(
     in_place: bool = False,
     batch: object | None = None,
 ) -> Prunable:
-    """:func:`slice_heads` for blocks that were found already; the blocks of the sliced model."""
+    """:func:`slice_heads` for blocks that were found already, by a selection or a keep-set, bool
+    ``[n]``; the blocks of the sliced model."""
     model = prunable.model
     kept = kept_units(prunable.space, selection)
     _check_present(model)

@@ -40,7 +40,7 @@ def cut(prunable: Prunable, kept: Bools, journal: Journal) -> None:
     block adds its bias alone and training cannot revive it.
 
     Args:
-        prunable: the blocks; what it tells of them is out of date afterwards.
+        prunable: the blocks; their records are out of date afterwards.
         kept: the keep-set, bool ``[n]``.
         journal: records everything that is replaced.
     """

@@ -75,7 +75,8 @@ def verify_slice(
 def compare_slice(
     dense: Prunable, small: Prunable, selection: Selection | npt.ArrayLike, batch: object | None
 ) -> float:
-    """:func:`verify_slice` for blocks that were found already."""
+    """:func:`verify_slice` for blocks that were found already, by a selection or a keep-set, bool
+    ``[n]``."""
     kept = kept_units(dense.space, selection)
     probes = make_probes(dense.model, batch)
     return check_outputs(references(dense, probes, kept), small, probes)

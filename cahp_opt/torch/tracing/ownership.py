@@ -1,4 +1,5 @@
-"""What a trace says: which units own what, what ties them together, where a table is wrong."""
+"""Reading a trace: which units own which entries, what ties units together, where a table is
+wrong."""
 
 from __future__ import annotations
 
@@ -103,10 +104,10 @@ def contradictions(
 ) -> tuple[str, ...]:
     """Where the blocks' pieces and differentiation disagree, in sentences; empty if nowhere.
 
-    What the batch does not reach is not contradicted.
+    Entries that the batch does not reach are not contradicted.
 
     Args:
-        model: what to run: the model, or a part of it that holds the blocks.
+        model: the model, or a part of it that holds the blocks.
         prunable: the blocks.
         batch: as for :func:`trace_units`.
     """
@@ -167,7 +168,7 @@ def disagreements(trace: UnitTrace, pieces: Sequence[Piece]) -> tuple[str, ...]:
 
 
 def _touched(trace: UnitTrace, path: str) -> tuple[Bools, ...]:
-    """What gradients reached of a parameter, by axis.
+    """The entries of a parameter that gradients reached, by axis.
 
     A bias adds to what the rows of its weight give, and serves the units that they serve. Where all do, as
     with keys that all heads share, rounding alone would say which: softmax ignores a key bias.

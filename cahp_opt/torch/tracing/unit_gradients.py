@@ -74,7 +74,7 @@ def trace_units(
     """Trace every block of a model in one forward pass.
 
     Args:
-        model: what to run: the model, or a part of it that holds the blocks.
+        model: the model, or a part of it that holds the blocks.
         prunable: the blocks.
         batch: keyword arguments for the model; a few examples of at least two tokens, since a query
             with a single key does not depend on either.
