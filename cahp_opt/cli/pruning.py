@@ -49,7 +49,7 @@ def prune(
     target = limited(budget.target())
     profile = budget.profile()
     note(given.check(table_times=profile is not None and bool(profile.latency)))
-    note(given.check(goals=target.goals, latency_goals=target.latencies))
+    note(given.check(goals=target.goals, latency_goals=(*target.latencies, *target.metered)))
     examples = texts.read(choice.seed)
     workloads = timing.timed.workloads(target, profile)
     check_folder(output, model.model)

@@ -25,6 +25,10 @@ class Fit(NamedTuple):
     fixed: float
     least: float = 0.0
 
+    def at(self, blocks: Floats) -> Floats:
+        """The whole models' predicted times, from the summed times of their blocks, both ``[models]``."""
+        return np.maximum(self.least, self.fixed + self.scale * blocks)
+
 
 def fit_anchors(blocks: Floats, measured: Floats) -> Fit:
     """The factor, the offset and the least time that predict whole models best::
@@ -83,5 +87,4 @@ def _mean(measured: Floats) -> float:
 
 
 def _error(fit: Fit, blocks: Floats, measured: Floats) -> float:
-    predicted = np.maximum(fit.least, fit.fixed + fit.scale * blocks)
-    return float(((predicted / measured - 1) ** 2).sum()) + 1e-18
+    return float(((fit.at(blocks) / measured - 1) ** 2).sum()) + 1e-18

@@ -15,7 +15,7 @@ from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Phase
-from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, unit_of
+from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, kind_of, unit_of
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NAME = r"[a-z][a-z0-9_-]*"
@@ -214,9 +214,9 @@ class ResourceGoal:
     amount: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name.split(" of ")[0] not in RESOURCES:
+        if not self.is_name(self.name):
             raise ValueError(
-                f"`name` of a resource must be one of {list(RESOURCES)}, got {self.name!r}."
+                f"`name` of a resource must be one of {_resources()}, got {self.name!r}."
             )
         if (self.ratio is None) == (self.amount is None):
             raise ValueError("a resource goal takes either `ratio` or `amount`, and not both.")
@@ -231,6 +231,14 @@ class ResourceGoal:
             raise ValueError(
                 f"`amount` must be a whole number above 1 and at most 2^53, got {amount!r}."
             )
+
+    @staticmethod
+    def is_name(name: str) -> bool:
+        """Whether there is such a resource; of a measured one, of a workload."""
+        found, workload = RESOURCES.get(kind_of(name)), name.partition(" of ")[2]
+        if found is None or not found.meter:
+            return found is not None and not workload
+        return re.fullmatch(_NAME, workload) is not None
 
     @property
     def quantity(self) -> Quantity:
@@ -366,6 +374,29 @@ def asked_latency(text: str) -> LatencyGoal:
             "else."
         )
     return goal
+
+
+def asked_limit(text: str) -> Goal:
+    """The goal that a text such as ``memory=0.9``, ``latency of decode=12ms`` or ``NAME of prefill=0.8``
+    asks for.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    name, equals, amount = (part.strip() for part in text.rpartition("="))
+    kind, _, workload = name.partition(" of ")
+    if not equals or (kind != "latency" and not ResourceGoal.is_name(name)):
+        raise ValueError(
+            f"`--limit` must be NAME=AMOUNT with one of the names {['latency', *_resources()]}, such as "
+            f"memory=0.9, got {text!r}."
+        )
+    if kind == "latency":
+        return asked_latency(f"{workload}={amount}" if workload else amount)
+    return ResourceGoal.parse(name, amount)
+
+
+def _resources() -> list[str]:
+    return [f"{name} of WORKLOAD" if r.meter else name for name, r in RESOURCES.items()]
 
 
 def goal_of(name: str, text: str) -> Goal:

@@ -51,8 +51,28 @@ QUANTITIES: Mapping[str, Quantity] = {
 }
 """The units of measure by name, as tables have them."""
 
-RESOURCES: dict[str, str] = {PARAMETERS: "weights", MEMORY: "bytes", KV_CACHE: "bytes"}
-"""The resources that can be limited beside latency, by name, and their units of measure."""
+
+@dataclass(frozen=True)
+class Resource:
+    """A cost that can be limited beside latency.
+
+    Args:
+        unit: its unit of measure, one of :data:`QUANTITIES`.
+        meter: ``module:function`` of a measured resource: the function takes a ``torch.device`` and
+            returns a counter, which takes nothing and returns the amount used so far. Empty for a
+            resource that is computed. A measured one is limited per workload, as ``NAME of prefill``.
+    """
+
+    unit: str
+    meter: str = ""
+
+
+RESOURCES: dict[str, Resource] = {
+    PARAMETERS: Resource("weights"),
+    MEMORY: Resource("bytes"),
+    KV_CACHE: Resource("bytes"),
+}
+"""The resources that can be limited beside latency, by name."""
 
 
 SHORTHANDS = (PARAMETERS, MEMORY, KV_CACHE)
@@ -61,8 +81,18 @@ SHORTHANDS = (PARAMETERS, MEMORY, KV_CACHE)
 
 def unit_of(name: str) -> str:
     """The unit of measure of a cost by its name in a budget, where records do not say it; empty if unknown."""
-    kind = name.split(" (")[0].split(" of ")[0]
-    return "s" if kind == "latency" else RESOURCES.get(kind, "")
+    kind = kind_of(name.split(" (")[0])
+    return "s" if kind == "latency" else RESOURCES[kind].unit if kind in RESOURCES else ""
+
+
+def kind_of(name: str) -> str:
+    """The resource in a name such as ``NAME of prefill``."""
+    return name.partition(" of ")[0]
+
+
+def workload_of(name: str) -> str:
+    """The workload that a measured table is about: of latencies it is the name of the table."""
+    return name.partition(" of ")[2] or name
 
 
 def amount(cost: float | None, unit: str) -> str:

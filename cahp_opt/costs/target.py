@@ -8,9 +8,10 @@ from cahp_opt.costs.basis import Basis, recorded
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable, distinct
-from cahp_opt.costs.goals import Goal, LatencyGoal
+from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, kind_of
 from cahp_opt.space import HeadSpace
 
 
@@ -36,6 +37,12 @@ class Target:
     def latencies(self) -> tuple[LatencyGoal, ...]:
         """The goals that are about time."""
         return tuple(goal for goal in self.goals if isinstance(goal, LatencyGoal))
+
+    @property
+    def metered(self) -> tuple[str, ...]:
+        """The names of the resources that are limited and have to be measured."""
+        names = (goal.name for goal in self.goals if isinstance(goal, ResourceGoal))
+        return tuple(name for name in names if RESOURCES[kind_of(name)].meter)
 
     def verified(self, profile: Profile) -> list[tuple[str, Goal]]:
         """The goals about what is measured, with the names of their tables in the budget.
@@ -171,7 +178,8 @@ class Target:
         for goal, table in zip(self.goals, tables, strict=profile is not None):
             dense = table.cost([block.units for block in space.blocks])
             if dense <= table.limit or goal.ratio == 1:
-                amount = f"takes {dense:.4g}" if table.unit == "s" else f"has {dense:,.0f}"
+                used = table.unit in QUANTITIES and not QUANTITIES[table.unit].counted
+                amount = f"takes {dense:.4g}" if used else f"has {dense:,.0f}"
                 sentences.append(
                     f"`{goal.option}` limits nothing: the unpruned model {amount} {table.unit}."
                 )

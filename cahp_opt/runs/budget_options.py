@@ -11,6 +11,7 @@ from cahp_opt.costs.goals import (
     LatencyGoal,
     ResourceGoal,
     asked_latency,
+    asked_limit,
 )
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.quantities import SHORTHANDS
@@ -87,6 +88,14 @@ class BudgetOptions:
             help="Maximum bytes of the key/value cache of the workload that decodes; as --memory.",
         ),
     )
+    limit: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--limit",
+            metavar="NAME=AMOUNT",
+            help="Any limit by its name, such as memory=0.9 or 'latency of decode=12ms'. May be repeated.",
+        ),
+    )
     heads: int | None = field(
         default=None,
         metadata=option(
@@ -110,6 +119,7 @@ class BudgetOptions:
         goals: list[Goal] = [asked_latency(text) for text in self.latency]
         resources = zip(SHORTHANDS, (self.parameters, self.memory, self.kv_cache), strict=True)
         goals += [ResourceGoal.parse(name, text) for name, text in resources if text is not None]
+        goals += [asked_limit(text) for text in self.limit]
         each = self.blocks
         return Target(tuple(goals), self.heads, each.minimum, each.maximum, each.multiple_of)
 

@@ -36,6 +36,6 @@ def test_launch_bound_models_are_told_from_the_others(
     noise = rng.uniform(0.998, 1.002, size=8) if noisy else np.ones(8)
     measured = np.maximum(least, fixed + scale * blocks) * noise
     fit = fit_anchors(blocks, measured)
-    predicted = np.maximum(fit.least, fit.fixed + fit.scale * blocks)
+    predicted = fit.at(blocks)
     assert np.abs(predicted / measured - 1).max() < (0.01 if noisy else 1e-6)
     assert fit.scale > 0 and fit.fixed >= 0 and fit.least >= 0

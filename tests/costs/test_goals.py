@@ -28,9 +28,10 @@ from cahp_opt.costs.goals import (
     LatencyGoal,
     ResourceGoal,
     asked_latency,
+    asked_limit,
     goal_of,
 )
-from cahp_opt.costs.quantities import RESOURCES, amount
+from cahp_opt.costs.quantities import RESOURCES, Resource, amount
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
 from cahp_opt.runs.method import Method
@@ -204,7 +205,7 @@ def test_other_amounts_are_refused_with_the_way_out(name: str, text: str) -> Non
 
 
 def test_a_measured_resource_is_stated_in_its_own_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RESOURCES, "energy", "J")
+    monkeypatch.setitem(RESOURCES, "energy", Resource("J", "a_meter:joules"))
     name = "energy of prefill"
     goal = ResourceGoal.parse(name, "1.5mJ")
     assert goal == ResourceGoal(name, amount=0.0015) and goal.option == f"--limit {name}=0.0015J"
@@ -213,10 +214,30 @@ def test_a_measured_resource_is_stated_in_its_own_unit(monkeypatch: pytest.Monke
     for text in ("2", "3kB", "0J", "1e999J"):
         with pytest.raises(ValueError, match=r"`--limit energy of prefill` .*suffixes: J, mJ"):
             ResourceGoal.parse(name, text)
+    assert asked_limit(f"{name}=0.8") == ResourceGoal(name, ratio=0.8)
+    for wrong in ("energy=0.8", "energy of =0.8", "memory of prefill=0.8"):
+        with pytest.raises(ValueError, match=r"one of the names .*'energy of WORKLOAD'\]"):
+            asked_limit(wrong)
     table = CostTable(SPACE, 1.0, (np.arange(5.0), np.arange(5.0)), "J")
     limited = ResourceGoal(name, ratio=0.5).table(Profile(SPACE, resources={name: table}))
     assert (limited.limit, limited.unit) == (4.5, "J")
     assert amount(0.25, "J") == "250 mJ" and amount(1.5, "s") == "1.500 s"
+
+
+@pytest.mark.parametrize(
+    ("text", "goal"),
+    [
+        ("memory=0.5", ResourceGoal("memory", ratio=0.5)),
+        (" parameters = 8M ", ResourceGoal("parameters", amount=8_000_000)),
+        ("latency=0.8", LatencyGoal(ratio=0.8)),
+        ("latency of prefill+2*decode=3ms", LatencyGoal.parse("prefill+2*decode=3ms")),
+    ],
+)
+def test_any_limit_is_stated_by_its_name(text: str, goal: LatencyGoal | ResourceGoal) -> None:
+    assert asked_limit(text) == goal
+    for wrong in (text.replace("=", ""), f"speed of {text}", f"{text}x"):
+        with pytest.raises(ValueError):
+            asked_limit(wrong)
 
 
 # -- what they mean ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools, Floats, Ints
-from cahp_opt.costs.anchors import Fit, fit_anchors
+from cahp_opt.costs.anchors import fit_anchors
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Execution, Phase, Provenance
 from cahp_opt.progress import Progress, silent
@@ -31,7 +31,7 @@ from cahp_opt.torch.latency.execution import (
     run_through,
 )
 from cahp_opt.torch.latency.model_times import provenance, time_models, whole_model
-from cahp_opt.torch.latency.stopwatch import Timing, Work, interleaved
+from cahp_opt.torch.latency.stopwatch import Meter, Timing, Work, interleaved
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.running.batches import (
     Batch,
@@ -118,8 +118,12 @@ def time_blocks(
     repeats: int = 20,
     samples: SampleFile | None = None,
     progress: Progress = silent,
+    meter: Meter | None = None,
 ) -> LatencyTable:
-    """:func:`measure_latency` for blocks that were found already."""
+    """As :func:`measure_latency`, for blocks that were found already.
+
+    ``meter`` is a counter that is read in place of a clock, such as of joules; None for the time.
+    """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
     model, space = prunable.model, prunable.space
@@ -141,6 +145,7 @@ def time_blocks(
             progress=progress,
             stage=stage,
             samples=samples,
+            meter=meter,
         )
 
     with on(device), evaluating(model), torch.inference_mode(), room_to_compile(execution):
@@ -179,15 +184,11 @@ def time_blocks(
         repeats=repeats,
         spread=max(timing.spread for timing in (*blocks.values(), *wholes.values())),
         drift=again[_DENSE].seconds / wholes[_DENSE].seconds - 1,
-        error=float(np.abs(_predicted(known, summed) / measured - 1)[even:].max()),
+        error=float(np.abs(known.at(summed) / measured - 1)[even:].max()),
     )
     return LatencyTable(
         space, fit.fixed, tuple(fit.scale * seconds for seconds in alone), facts, fit.least
     )
-
-
-def _predicted(fit: Fit, blocks: Floats) -> Floats:
-    return np.maximum(fit.least, fit.fixed + fit.scale * blocks)
 
 
 def _total(seconds: Sequence[Floats], counts: Ints) -> float:

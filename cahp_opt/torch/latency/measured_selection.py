@@ -11,6 +11,7 @@ from torch import nn
 from cahp_opt.costs.checks import Check
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Provenance
+from cahp_opt.costs.quantities import workload_of
 from cahp_opt.costs.target import Target
 from cahp_opt.objective import Objective
 from cahp_opt.progress import Progress, silent
@@ -20,6 +21,7 @@ from cahp_opt.space import Unit
 from cahp_opt.studies.promise import ForeignTableWarning, Measure, Promise, foreign
 from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.blocks.fingerprint import structure
+from cahp_opt.torch.latency.meters import meter_of
 from cahp_opt.torch.latency.model_times import device_name, provenance, time_models
 from cahp_opt.torch.running.batches import Batch, device_of, prepare
 from cahp_opt.torch.slicing.slicing import thin_copy
@@ -105,7 +107,7 @@ def here(
     Raises:
         ValueError: for a batch that is missing or cannot be used.
     """
-    missing = [name for name in tables if name not in batches]
+    missing = [workload_of(name) for name in tables if workload_of(name) not in batches]
     if missing:
         raise ValueError(
             f"`batches` lacks the workload {missing[0]!r} of the target, and has "
@@ -116,7 +118,8 @@ def here(
         execution = there.execution
         if execution is Execution.CUDA_GRAPH and device.type != "cuda":
             execution = Execution.EAGER
-        batch = prepare(batches[name], model, f"batches[{name!r}]")
+        workload = workload_of(name)
+        batch = prepare(batches[workload], model, f"batches[{workload!r}]")
         facts = provenance(model, batch, there.phase, execution)
         found[name] = facts if device.type == "cpu" else replace(facts, threads=0)
     return found
@@ -142,7 +145,8 @@ def measuring(
     """
     model = prunable.model
     facts = here(model, tables, batches)
-    ready = {name: prepare(batches[name], model, f"batches[{name!r}]") for name in facts}
+    workloads = {workload_of(name) for name in facts}
+    ready = {name: prepare(batches[name], model, f"batches[{name!r}]") for name in workloads}
 
     def measure(selection: Selection, repeats: int) -> dict[str, Check]:
         small = thin_copy(prunable, selection.kept)
@@ -174,11 +178,12 @@ def time_pairs(
     for name, fact in facts.items():
         times = time_models(
             {"unpruned": model, "sliced": small},
-            batches[name],
+            batches[workload_of(name)],
             phase=fact.phase,
             execution=fact.execution,
             repeats=repeats,
             progress=progress,
+            meter=meter_of(name, device_of(model)),
         )
         spread = max(timing.spread for timing in times.values())
         pairs[name] = Check(

@@ -22,7 +22,7 @@ from cahp_opt.torch.latency.execution import (
     refuse_unfit,
     room_to_compile,
 )
-from cahp_opt.torch.latency.stopwatch import Timing, Work, interleaved
+from cahp_opt.torch.latency.stopwatch import Meter, Timing, Work, interleaved
 from cahp_opt.torch.running.batches import (
     Batch,
     batch_size,
@@ -42,6 +42,7 @@ def time_models(
     execution: Execution = Execution.EAGER,
     repeats: int = 20,
     progress: Progress = silent,
+    meter: Meter | None = None,
 ) -> dict[str, Timing]:
     """Time whole models on one batch, in interleaved rounds, as :func:`measure_latency` times its blocks.
 
@@ -52,6 +53,7 @@ def time_models(
         execution: how the models are run.
         repeats: the number of rounds.
         progress: called once per round.
+        meter: a counter that is read in place of a clock, such as of joules; None for the time.
 
     Raises:
         ExecutionError: if the models cannot be run in that way.
@@ -78,6 +80,7 @@ def time_models(
             repeats=repeats,
             progress=progress,
             stage="time models",
+            meter=meter,
         )
 
 

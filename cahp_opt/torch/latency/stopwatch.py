@@ -76,6 +76,9 @@ class Work:
 
 Name = TypeVar("Name")
 
+Meter = Callable[[], float]
+"""A counter that only rises: seconds, or joules that were used so far."""
+
 
 def interleaved(
     work: Mapping[Name, Work],
@@ -86,6 +89,7 @@ def interleaved(
     stage: str = "time",
     warm_up: int = 2,
     samples: SampleFile | None = None,
+    meter: Meter | None = None,
 ) -> dict[Name, Timing]:
     """Time every piece of work ``repeats`` times, in rounds of one run each in a shuffled order.
 
@@ -101,6 +105,7 @@ def interleaved(
         warm_up: untimed runs of each piece before.
         samples: a file with the runs of an interrupted measurement, which are not repeated; new
             runs are added to it.
+        meter: what is read before and after every run in place of a clock; None for the time.
 
     Raises:
         ValueError: if ``repeats`` is below 1.
@@ -111,7 +116,10 @@ def interleaved(
     if samples is not None:
         taken = {name: samples.taken(f"{stage}: {name}")[:repeats] for name in work}
     missing = {name: repeats - len(runs) for name, runs in taken.items() if len(runs) < repeats}
-    clock = _CudaClock(device) if device.type == "cuda" else _Clock(device)
+    if meter is not None or device.type != "cuda":
+        clock: _Clock | _CudaClock = _Clock(device, meter or time.perf_counter)
+    else:
+        clock = _CudaClock(device)
     start = time.perf_counter()
     for name in missing:
         for _ in range(warm_up):
@@ -192,19 +200,19 @@ def waiting(device: torch.device) -> Callable[[], object]:
 
 
 class _Clock:
-    """Times by the processor, which waits for any other device."""
+    """Readings of the processor, which waits for any other device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._wait = waiting(device)
+    def __init__(self, device: torch.device, meter: Meter) -> None:
+        self._wait, self._read = waiting(device), meter
 
     def __call__(self, piece: Work) -> float:
         if piece.before is not None:
             piece.before()
         self._wait()
-        start = time.perf_counter()
+        start = self._read()
         piece.run()
         self._wait()
-        return time.perf_counter() - start
+        return self._read() - start
 
 
 class _CudaClock:

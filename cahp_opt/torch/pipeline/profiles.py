@@ -12,6 +12,7 @@ from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Phase
+from cahp_opt.costs.quantities import kind_of, workload_of
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.progress import Stages
 from cahp_opt.torch.blocks.finder import Prunable
@@ -19,6 +20,7 @@ from cahp_opt.torch.latency.block_times import time_blocks
 from cahp_opt.torch.latency.decoding_step import decoding_step
 from cahp_opt.torch.latency.exact_counts import count_held
 from cahp_opt.torch.latency.execution import ExecutionError, refuse_unfit
+from cahp_opt.torch.latency.meters import measure_resource
 from cahp_opt.torch.latency.roofline import estimate
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.latency.weightless import skeleton
@@ -33,6 +35,7 @@ def measure_profile(
     display: Stages,
     *,
     timed: bool = True,
+    measured: Sequence[str] = (),
     samples: Mapping[str, Path] | None = None,
 ) -> Profile:
     """The latency tables of a model on this machine, and the exact counts of its weights and cache.
@@ -44,6 +47,7 @@ def measure_profile(
         workloads: the workloads to time, at least one.
         display: shows the stages.
         timed: whether there are latency tables, and not only the counts.
+        measured: names of other tables to measure, each of a resource and a workload.
         samples: by name of the workload, a file that keeps every run; the caller removes it.
     """
     model = prunable.model
@@ -62,6 +66,24 @@ def measure_profile(
                 execution=workload.execution,
                 repeats=workload.repeats,
                 samples=SampleFile(samples[workload.name]) if samples else None,
+                progress=progress,
+            )
+    named = {workload.name: workload for workload in workloads}
+    for name in dict.fromkeys(measured):
+        about = named.get(workload_of(name))
+        if about is None:
+            raise ValueError(
+                f"`{name}` is about a workload that is not timed, and there are {list(named)}; give it as "
+                "`--workload`."
+            )
+        with display.stage(kind_of(name)) as progress:
+            resources[name] = measure_resource(
+                prunable,
+                batches[about.name],
+                name,
+                phase=about.phase,
+                execution=about.execution,
+                repeats=about.repeats,
                 progress=progress,
             )
     return Profile(prunable.space, tables, resources)

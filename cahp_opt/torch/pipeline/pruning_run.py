@@ -138,6 +138,7 @@ def measure_prices(
             run.applying.workloads,
             run.stages,
             timed=bool(target.latencies),
+            measured=target.metered,
             samples=samples,
         )
     run.notes.extend(target.loose(space, profile))
@@ -145,7 +146,7 @@ def measure_prices(
         target.budget(space, profile)
         return Prices(profile, None)
     except BudgetError:
-        if profile is None or not target.latencies:
+        if profile is None or not target.verified(profile):
             raise
     with run.stages.stage("floor") as progress:
         reached = _promise(plan).reach(
@@ -177,7 +178,7 @@ def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats)
     """Choose the units; where a latency is limited, time the sliced model and choose again after a miss."""
     target, method, profile = plan.target, plan.method, prices.profile
     with run.stages.stage("select") as progress:
-        if profile is None or not target.latencies:
+        if profile is None or not target.verified(profile):
             return method.choose(stats, target, profile)
         selection = _promise(plan).keep(
             method.objective.build(stats),
