@@ -46,8 +46,7 @@ def run_pipeline(
 ) -> Report:
     """Prune a model as planned and write it, with all records, to a folder.
 
-    Whatever can fail is tried before long work: the folder, the model, the solver, then the budget.
-        With a
+    Whatever can fail is tried before long work: the folder, the model, the solver, then the budget. With a
     latency limit, the sliced model is timed before the refit, and the units are selected again with
     corrected tables if it misses the limit (see :class:`~cahp_opt.studies.promise.Promise`).
 
@@ -66,18 +65,9 @@ def run_pipeline(
         OSError: if the folder cannot be written; nothing half written stays.
     """
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
-        check_plan(named.prunable, texts, plan, profile)
-        run = PruningRun.start(
-            named,
-            texts,
-            plan.applying,
-            seed=plan.method.seed,
-            folder=folder,
-            output=output.output_dir,
-            stages=stages or Stages(),
-        )
+        run = check(named, texts, plan, profile, folder, output, stages or Stages())
         prices = measure_prices(run, plan, profile, samples)
-        stats = measure_needed(run, plan)
+        stats = measure_statistics(run, plan)
         selection = choose(run, plan, prices, stats)
         sliced = slice_model(run, selection)
         closeness = recover(run, sliced)
@@ -85,10 +75,49 @@ def run_pipeline(
         return save(run, sliced, closeness, times, _records(stats, prices.profile))
 
 
-def check_plan(
+def check(
+    named: Named,
+    texts: TextSplit,
+    plan: PruningPlan,
+    profile: Profile | None,
+    folder: Path,
+    output: OutputOptions,
+    stages: Stages,
+) -> PruningRun:
+    """Refuse whatever would be refused after long work.
+
+    Args:
+        named: as above.
+        texts: as above.
+        plan: as above.
+        profile: as above.
+        folder: where the files are written until all of them are there.
+        output: as above.
+        stages: shows the stages.
+
+    Raises:
+        ValueError: naming the way out.
+        OSError: if nothing can be written to the folder.
+    """
+    _check_plan(named.prunable, texts, plan, profile)
+    run = PruningRun.start(
+        named,
+        texts,
+        plan.applying,
+        seed=plan.method.seed,
+        folder=folder,
+        output=output.output_dir,
+        stages=stages,
+    )
+    if "signatures" in plan.method.objective.needs:
+        class_labels(run.texts.calibration[0])  # refuses labels that are not classes
+    return run
+
+
+def _check_plan(
     prunable: Prunable, texts: TextSplit, plan: PruningPlan, profile: Profile | None
 ) -> None:
-    """Refuse a plan that this model or these texts do not allow; arguments as above."""
+    """Refuse a plan that this model or these texts do not allow."""
     space, target = prunable.space, plan.target
     if profile is not None:
         profile.check(structure(prunable.model))
@@ -130,8 +159,6 @@ def measure_prices(
     See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach.
     """
     space, target = run.prunable.space, plan.target
-    if "signatures" in plan.method.objective.needs:
-        class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     if target.goals and profile is None:
         profile = measure_profile(
             run.prunable,
@@ -158,7 +185,7 @@ def measure_prices(
     return Prices(profile, reached)
 
 
-def measure_needed(run: PruningRun, plan: PruningPlan) -> HeadStats:
+def measure_statistics(run: PruningRun, plan: PruningPlan) -> HeadStats:
     """Measure the statistics that the objective needs."""
     with run.stages.stage("calibrate") as progress:
         stats = measure(
