@@ -18,7 +18,7 @@ from cahp_opt.stats.totals import PerPair
 from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, real_tokens, wide
-from cahp_opt.torch.running.undisturbed import unmarked
+from cahp_opt.torch.running.undisturbed import without_new_hooks
 
 _EAGER = "eager"  # the only implementation that returns its attention maps
 
@@ -41,7 +41,7 @@ class AttentionMaps:
         Raises:
             ValueError: if the model does not hand out its attention maps.
         """
-        with torch.no_grad(), unmarked(self._model), eager_attention(self._model):
+        with torch.no_grad(), without_new_hooks(self._model), eager_attention(self._model):
             output: Any = self._model(**{**inputs_of(batch), "output_attentions": True})
         maps = self._unit_maps(getattr(output, "attentions", None), batch)
         real = real_tokens(batch).to(maps.device)

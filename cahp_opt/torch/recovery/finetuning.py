@@ -18,7 +18,7 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import Batch, device_of, inputs_of, labels_of, prepare
 from cahp_opt.torch.running.preparing import prepared
-from cahp_opt.torch.running.undisturbed import evaluating, unmarked
+from cahp_opt.torch.running.undisturbed import evaluating, without_new_hooks
 
 
 def finetune(
@@ -98,7 +98,12 @@ def finetune(
         return distillation * distance + (1 - distillation) * label_loss.mean()
 
     models = (model,) if dense is None else (model, dense)
-    with evaluating(*models), unmarked(model), _random_kept(), TemporaryDirectory() as folder:
+    with (
+        evaluating(*models),
+        without_new_hooks(model),
+        _random_kept(),
+        TemporaryDirectory() as folder,
+    ):
         options = {
             "output_dir": folder,
             "num_train_epochs": epochs,

@@ -34,10 +34,10 @@ def evaluating(*models: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def unmarked(model: nn.Module) -> Generator[None, None, None]:
-    """Hooks and attributes that the model's own code adds to its modules inside are gone afterwards.
+def without_new_hooks(model: nn.Module) -> Generator[None, None, None]:
+    """Afterwards removes the hooks and attributes that the model's own code added to its modules inside.
 
-    Transformers installs hooks for good the first time that attention maps are asked for.
+    Transformers installs permanent hooks the first time that attention maps are requested.
     """
     modules = list(model.modules())
     attributes = [set(vars(module)) for module in modules]
