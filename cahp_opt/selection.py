@@ -17,7 +17,7 @@ from cahp_opt.bounds.certified import MOST_SECONDS, certified_bound
 from cahp_opt.costs.basis import Basis
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.count_table import Cost, check_counts
-from cahp_opt.costs.quantities import unit_of
+from cahp_opt.costs.quantities import unit_of_measure
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.rounding import rounding_slack
@@ -276,7 +276,7 @@ def _bound_seconds(time_limit: float | None) -> float:
 
 def _cost(name: str, value: float, limit: float, unit: str | None = None) -> Cost:
     """A cost from a file; those of earlier releases lack the unit."""
-    unit = unit_of(name) if unit is None else unit
+    unit = unit_of_measure(name) if unit is None else unit
     if not isinstance(unit, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"the unit of the cost {name!r} must be text, got {unit!r}.")
     return Cost(float(value), float(limit), unit)

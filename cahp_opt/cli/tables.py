@@ -14,7 +14,7 @@ from cahp_opt.costs.checks import Check
 from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Provenance
-from cahp_opt.costs.quantities import QUANTITIES, amount, unit_of
+from cahp_opt.costs.quantities import QUANTITIES, amount, unit_of_measure
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.report import FidelityReport, Report, verdict
 from cahp_opt.selection import Selection
@@ -166,7 +166,7 @@ def _latency(name: str, latency: Check, facts: Provenance) -> Table:
         where += f", {facts.threads} thread{'s' if facts.threads > 1 else ''}"
     if facts.execution is not Execution.EAGER:
         where += f", {facts.execution.value}"
-    unit = unit_of(name) if " " in name else "s"
+    unit = unit_of_measure(name) if " " in name else "s"
     table = _table(f"{'End-to-end latency of ' if unit == 's' else ''}{name} ({where})")
     for column in ("", "predicted", "measured", "error"):
         table.add_column(column, justify="right" if column else "left")
@@ -200,9 +200,9 @@ def _goals(goals: Mapping[str, Check]) -> Table:
     for name, check in goals.items():
         table.add_row(
             name,
-            amount(check.limit, unit_of(name)),
-            amount(check.predicted, unit_of(name)),
-            amount(check.measured, unit_of(name)),
+            amount(check.limit, unit_of_measure(name)),
+            amount(check.predicted, unit_of_measure(name)),
+            amount(check.measured, unit_of_measure(name)),
             _percent(check.error),
             verdict(check),
         )

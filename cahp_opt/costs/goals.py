@@ -15,7 +15,7 @@ from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Phase
-from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, kind_of, unit_of
+from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, kind_of, unit_of_measure
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NAME = r"[a-z][a-z0-9_-]*"
@@ -243,7 +243,7 @@ class ResourceGoal:
     @property
     def quantity(self) -> Quantity:
         """The unit it is counted in."""
-        return QUANTITIES[unit_of(self.name)]
+        return QUANTITIES[unit_of_measure(self.name)]
 
     @staticmethod
     def parse(name: str, text: str) -> ResourceGoal:

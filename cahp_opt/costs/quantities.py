@@ -79,7 +79,7 @@ SHORTHANDS = (PARAMETERS, MEMORY, KV_CACHE)
 """Resources that have an option of their own on the command line."""
 
 
-def unit_of(name: str) -> str:
+def unit_of_measure(name: str) -> str:
     """The unit of measure of a cost by its name in a budget, where records do not say it; empty if unknown."""
     kind = kind_of(name.split(" (")[0])
     return "s" if kind == "latency" else RESOURCES[kind].unit if kind in RESOURCES else ""

@@ -8,7 +8,7 @@ import torch
 
 from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.provenance import Execution, Phase
-from cahp_opt.costs.quantities import RESOURCES, kind_of, unit_of
+from cahp_opt.costs.quantities import RESOURCES, kind_of, unit_of_measure
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.latency.block_times import time_blocks
@@ -67,4 +67,4 @@ def measure_resource(
         meter=meter,
     )
     where = found.provenance
-    return CostTable(found.space, found.fixed, found.costs, unit_of(name), where, found.least)
+    return CostTable(found.space, found.fixed, found.costs, unit_of_measure(name), where, found.least)

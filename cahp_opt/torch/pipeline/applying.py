@@ -91,7 +91,7 @@ def apply_selection(
     recorded = recorded_pooling(selection.provenance)
     pooling = named.pooling or (recorded if texts else None)
     named = replace(named, unit=selection.space.unit, pooling=pooling)
-    check_selection(named.prunable, selection)
+    check_same_model(named.prunable, selection)
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
         run = PruningRun.start(
             named,
@@ -103,7 +103,7 @@ def apply_selection(
         )
         sliced = slice_model(run, selection)
         closeness = recover(run, sliced)
-        times = time_models(run, sliced)
+        times = time_slice(run, sliced)
         told = coverage_note("the selection", selection.provenance.get("model", ""))
         run.notes.extend([] if told is None else [told])
         if texts and recorded not in (None, named.pooling):
@@ -114,7 +114,7 @@ def apply_selection(
         return save(run, sliced, closeness, times, {})
 
 
-def check_selection(prunable: Prunable, selection: Selection) -> None:
+def check_same_model(prunable: Prunable, selection: Selection) -> None:
     """Refuse a selection of another model.
 
     Raises:
@@ -209,7 +209,7 @@ def _judged(run: PruningRun, sliced: Sliced) -> Evaluation | None:
         )
 
 
-def time_models(run: PruningRun, sliced: Sliced) -> FinalTimes:
+def time_slice(run: PruningRun, sliced: Sliced) -> FinalTimes:
     """Time the sliced model beside the unpruned one."""
     with run.stages.stage("time") as progress:
         times = final_times(

@@ -25,7 +25,7 @@ from cahp_opt.torch.calibration.class_maps import class_labels
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
-from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_models
+from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_slice
 from cahp_opt.torch.pipeline.profiles import measure_profile
 from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.running.batches import device_of
@@ -71,7 +71,7 @@ def run_pipeline(
         selection = choose(run, plan, prices, stats)
         sliced = slice_model(run, selection)
         closeness = recover(run, sliced)
-        times = time_models(run, sliced)
+        times = time_slice(run, sliced)
         return save(run, sliced, closeness, times, _records(stats, prices.profile))
 
 

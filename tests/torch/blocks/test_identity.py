@@ -39,7 +39,7 @@ from cahp_opt.torch import (
 )
 from cahp_opt.torch.blocks.fingerprint import fingerprint, mismatch, output_fingerprint, structure
 from cahp_opt.torch.checkpoints.model_loading import load_model
-from cahp_opt.torch.pipeline.applying import check_selection
+from cahp_opt.torch.pipeline.applying import check_same_model
 
 EARLIER = Path(__file__).parents[2] / "earlier"
 """Records of a tiny BERT that the release before identities covered all weights wrote."""
@@ -89,9 +89,9 @@ def test_a_merged_adapter_makes_another_model() -> None:
     mine, theirs = stats_of(model), stats_of(merged)
     with pytest.raises(ValueError, match=r"two different models.*weights differ: \w{32} against"):
         mine + theirs
-    check_selection(find_attention(model), selected(mine))
+    check_same_model(find_attention(model), selected(mine))
     with pytest.raises(ValueError, match=r"made for another model \(weights differ: \w{32} aga"):
-        check_selection(find_attention(merged), selected(mine))
+        check_same_model(find_attention(merged), selected(mine))
 
 
 Change = Callable[[Any, Path], Any]
@@ -323,11 +323,11 @@ def test_profiles_of_the_release_before(tmp_path: Path) -> None:
 
 def test_selections_of_the_release_before(tmp_path: Path) -> None:
     selection = Selection.load(EARLIER / "selection.json")
-    check_selection(find_attention(dense()), selection)
+    check_same_model(find_attention(dense()), selection)
     other = dense()
     other.bert.encoder.layer[1].attention.output.dense.weight.data.mul_(2)
     with pytest.raises(ValueError, match="made for another model"):
-        check_selection(find_attention(other), selection)
+        check_same_model(find_attention(other), selection)
     shutil.copytree(EARLIER / "dense", tmp_path / "dense")
     apply = ["apply", str(tmp_path / "dense"), "--selection", str(EARLIER / "selection.json")]
     apply += ["--output-dir", str(tmp_path / "out"), "--recovery", "none", "--sequence-length", "6"]
