@@ -15,7 +15,14 @@ from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.count_table import CountTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Phase
-from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, SHORTHANDS, Quantity, kind_of, unit_of_measure
+from cahp_opt.costs.quantities import (
+    QUANTITIES,
+    RESOURCES,
+    SHORTHANDS,
+    Quantity,
+    resource_of,
+    unit_of_measure,
+)
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _NAME = r"[a-z][a-z0-9_-]*"
@@ -235,7 +242,7 @@ class ResourceGoal:
     @staticmethod
     def is_name(name: str) -> bool:
         """Whether there is such a resource; of a measured one, of a workload."""
-        found, workload = RESOURCES.get(kind_of(name)), name.partition(" of ")[2]
+        found, workload = RESOURCES.get(resource_of(name)), name.partition(" of ")[2]
         if found is None or not found.meter:
             return found is not None and not workload
         return re.fullmatch(_NAME, workload) is not None

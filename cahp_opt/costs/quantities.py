@@ -81,11 +81,11 @@ SHORTHANDS = (PARAMETERS, MEMORY, KV_CACHE)
 
 def unit_of_measure(name: str) -> str:
     """The unit of measure of a cost by its name in a budget, where records do not say it; empty if unknown."""
-    kind = kind_of(name.split(" (")[0])
+    kind = resource_of(name.split(" (")[0])
     return "s" if kind == "latency" else RESOURCES[kind].unit if kind in RESOURCES else ""
 
 
-def kind_of(name: str) -> str:
+def resource_of(name: str) -> str:
     """The resource in a name such as ``NAME of prefill``."""
     return name.partition(" of ")[0]
 

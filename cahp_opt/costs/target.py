@@ -11,7 +11,7 @@ from cahp_opt.costs.count_table import CountTable, distinct
 from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, kind_of
+from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, resource_of
 from cahp_opt.space import HeadSpace
 
 
@@ -42,7 +42,7 @@ class Target:
     def metered(self) -> tuple[str, ...]:
         """The names of the resources that are limited and have to be measured."""
         names = (goal.name for goal in self.goals if isinstance(goal, ResourceGoal))
-        return tuple(name for name in names if RESOURCES[kind_of(name)].meter)
+        return tuple(name for name in names if RESOURCES[resource_of(name)].meter)
 
     def verified(self, profile: Profile) -> list[tuple[str, Goal]]:
         """The goals about what is measured, with the names of their tables in the budget.

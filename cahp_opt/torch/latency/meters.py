@@ -8,7 +8,7 @@ import torch
 
 from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.provenance import Execution, Phase
-from cahp_opt.costs.quantities import RESOURCES, kind_of, unit_of_measure
+from cahp_opt.costs.quantities import RESOURCES, resource_of, unit_of_measure
 from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.latency.block_times import time_blocks
@@ -22,7 +22,7 @@ def meter_of(name: str, device: torch.device) -> Meter | None:
     Raises:
         ValueError: if the device has no such counter.
     """
-    resource = RESOURCES.get(kind_of(name))
+    resource = RESOURCES.get(resource_of(name))
     if resource is None or not resource.meter:
         return None
     module, _, function = resource.meter.partition(":")
@@ -67,4 +67,6 @@ def measure_resource(
         meter=meter,
     )
     where = found.provenance
-    return CostTable(found.space, found.fixed, found.costs, unit_of_measure(name), where, found.least)
+    return CostTable(
+        found.space, found.fixed, found.costs, unit_of_measure(name), where, found.least
+    )

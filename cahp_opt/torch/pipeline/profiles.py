@@ -12,7 +12,7 @@ from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Phase
-from cahp_opt.costs.quantities import kind_of, workload_of
+from cahp_opt.costs.quantities import resource_of, workload_of
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.progress import Stages
 from cahp_opt.torch.blocks.finder import Prunable
@@ -76,7 +76,7 @@ def measure_profile(
                 f"`{name}` is about a workload that is not timed, and there are {list(named)}; give it as "
                 "`--workload`."
             )
-        with display.stage(kind_of(name)) as progress:
+        with display.stage(resource_of(name)) as progress:
             resources[name] = measure_resource(
                 prunable,
                 batches[about.name],
