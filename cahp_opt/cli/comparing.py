@@ -138,7 +138,7 @@ class ComparedSolvers:
     def run(
         self, problems: dict[str, Problem], solvers: dict[str, Solver], folder: Path
     ) -> Comparison:
-        """Run what the folder does not tell of."""
+        """Run everything that is missing in the folder."""
         from cahp_opt.studies import comparison
 
         with Display().stage("compare") as progress:

@@ -20,7 +20,7 @@ from cahp_opt.runs.timing_options import WorkloadOptions
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What can be changed about the demonstration."""
+    """The options of the demonstration."""
 
     topic: ClassVar[str] = "Options"
 

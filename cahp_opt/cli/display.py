@@ -1,4 +1,4 @@
-"""Where a command stands: bars on a terminal, one line per stage anywhere else; always on stderr."""
+"""Progress of a command on stderr: bars on a terminal, otherwise one line per stage."""
 
 from __future__ import annotations
 

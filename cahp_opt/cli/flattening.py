@@ -79,7 +79,8 @@ def _parameters(kind: type[Any]) -> Iterator[Parameter]:
 
 
 def _kind_of_value(form: Any) -> tuple[str | None, list[str]]:
-    """What stands for a value in the help, short enough for 80 columns, and its choices, if it has any."""
+    """The placeholder of a value in the help, short enough for 80 columns, and its choices, if
+    any."""
     for kind in get_args(form) or (form,):
         if isinstance(kind, type):
             if issubclass(kind, Enum):

@@ -147,7 +147,7 @@ def _measured(
 
 
 def _too_many(given: Given, texts: int) -> Iterable[str]:
-    """Numbers of examples that were asked for and are not there, as sentences."""
+    """Sentences on requested numbers of examples that the texts lack."""
     for name in ("gradient_examples", "sensitivity_examples", "divergence_examples"):
         if name in given.explicit and given.values[name] > texts:
             yield (
@@ -158,7 +158,7 @@ def _too_many(given: Given, texts: int) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class ProfiledOptions(WorkloadOptions):
-    """What is timed, block by block, or estimated."""
+    """The workloads to time, block by block, or to estimate."""
 
     latency_batch_size: int = field(
         default=8, metadata=option("--batch-size", min=1, help="Texts per timed batch.")
@@ -227,7 +227,7 @@ def latency(
 
 @dataclass(frozen=True)
 class HardwareOptions:
-    """What is tried of a device."""
+    """The measurements of a device."""
 
     topic: ClassVar[str] = "Options"
 

@@ -22,7 +22,7 @@ _PLAIN = {
 _MEASURED = {"densities": "gradient_examples"}
 """Arguments of ``calibrate`` that an option of another name decides."""
 _CALLED = {"units": "heads"}
-"""What tables of a budget are called, and the arguments that limit it."""
+"""Names of the tables of a budget, and the arguments that limit it."""
 _VALUES = {"Weighting": "weighting", "Execution": "execution", "Recovery": "recovery"}
 """Options that the members of an enumeration are values of."""
 

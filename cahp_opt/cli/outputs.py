@@ -1,4 +1,4 @@
-"""What a command writes: refused early where it could not be, kept where it was interrupted."""
+"""Output files of a command: refused early if they could not be written, kept if interrupted."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[str
 
 
 def check_folder(output: OutputOptions, model: str | None = None) -> None:
-    """Refuse an output folder that could not be written in the end, and tell what goes and what stays."""
+    """Refuse an output folder that could not be written, and note which files go and which stay."""
     path = output.output_dir
     if model is not None and path.is_dir() and Path(model).resolve() == path.resolve():
         raise ValueError(
@@ -61,7 +61,7 @@ def check_folder(output: OutputOptions, model: str | None = None) -> None:
 
 
 def check_file(path: Path, *kinds: str) -> None:
-    """Refuse an output file that could not be written in the end, or that is no earlier record."""
+    """Refuse an output file that could not be written, or that is not an earlier record."""
     if path.is_dir():
         raise ValueError(f"`--output` {path} is a folder; name a file.")
     if path.is_file() and path.stat().st_size and not is_record(path, *kinds):

@@ -84,7 +84,7 @@ class AppliedOptions:
 
 @dataclass(frozen=True)
 class RetimingOptions:
-    """What a sliced model is timed on, where that differs from the selection's record."""
+    """The inputs that a sliced model is timed on, if they differ from the selection's record."""
 
     topic: ClassVar[str] = "Timing"
 
@@ -100,7 +100,7 @@ class RetimingOptions:
     repeats: int = same(WorkloadOptions, "repeats")
 
     def workloads(self, selection: Selection) -> tuple[Workload, ...]:
-        """What to time: the selection's workloads, in these sizes."""
+        """The workloads to time: the selection's, in these sizes."""
         timed = recorded_workloads(selection.basis, self.repeats)
         return tuple(
             replace(

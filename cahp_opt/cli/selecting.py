@@ -22,7 +22,7 @@ from cahp_opt.stats.head_stats import HeadStats
 
 @dataclass(frozen=True)
 class RecordOptions:
-    """What is chosen from, and where the choice goes."""
+    """The records to choose from, and the output."""
 
     topic: ClassVar[str] = "Records"
 

@@ -17,7 +17,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.code: int | None = None
-        """The exit code that tells of the signal, 128 and its number; None if none came."""
+        """The exit code of the signal, 128 and its number; None if none came."""
 
     def __call__(self, number: int, frame: FrameType | None) -> NoReturn:
         """Take the signal: from now on nothing disturbs the clearing up."""
@@ -36,7 +36,7 @@ def stopping_in_order() -> Generator[Stop]:
     main thread, where Python takes no signals, nothing changes.
 
     Yields:
-        What tells whether a signal came.
+        The record of whether a signal came.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

@@ -28,7 +28,7 @@ def tables(report: Report, folder: str) -> RenderableType:
     """The final table for people.
 
     Args:
-        report: what to show.
+        report: the report to show.
         folder: where the files are.
     """
     parts: list[RenderableType] = [_kept(report.selection), _answer(report.selection)]
@@ -45,7 +45,7 @@ def tables(report: Report, folder: str) -> RenderableType:
 
 
 def selection_tables(selection: Selection) -> RenderableType:
-    """What is kept, at what value, for people."""
+    """The kept units and their value, as tables."""
     return Group(_unwrapped(_kept(selection)), _unwrapped(_answer(selection)))
 
 

@@ -1,4 +1,4 @@
-"""Options that were given and change nothing: refused where something else was meant, noted elsewhere.
+"""Options without effect: refused if something else was probably meant, otherwise noted.
 
 Every command has a table of rules. A rule looks at what was given, and at facts that are known only
 later, such as the solver that suits the statistics; the same table is asked again then.
@@ -22,7 +22,7 @@ class UnusedOptionError(ValueError):
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line said.
+    """The options on the command line.
 
     Args:
         command: the command.
@@ -38,7 +38,7 @@ class Given:
 
     @staticmethod
     def of(context: typer.Context, values: Mapping[str, Any]) -> Given:
-        """What the command that runs in this context was given."""
+        """The options that the running command was given."""
         explicit = frozenset(
             name
             for name in context.params

@@ -1,4 +1,4 @@
-"""What the pruned model may cost, as users state it."""
+"""Limits on the cost of the pruned model, as users state them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class BlockLimits:
 
 @dataclass(frozen=True)
 class BudgetOptions:
-    """What the pruned model may cost."""
+    """Limits on the cost of the pruned model."""
 
     topic: ClassVar[str] = "Budget"
 
@@ -111,7 +111,7 @@ class BudgetOptions:
     )
 
     def target(self) -> Target:
-        """What is limited.
+        """The target of these limits.
 
         Raises:
             ValueError: for a limit that cannot be understood.

@@ -1,4 +1,4 @@
-"""What a field of a record tells of itself, so that it can be an option of the command line."""
+"""Metadata of a record's field, so that it can be an option of the command line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def option(
 
 
 def option_of(metadata: Mapping[Any, Any]) -> Option | None:
-    """The option that a field's metadata tells of; None where there is none."""
+    """The option in a field's metadata; None without one."""
     told = metadata.get(_KEY)
     return told if isinstance(told, Option) else None
 

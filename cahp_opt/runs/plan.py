@@ -1,4 +1,5 @@
-"""What one whole run is told. Fields with an option are options of ``cahp`` too, and stand only here."""
+"""The options of a whole run. Fields with an option are options of ``cahp`` too, and stand only
+here."""
 
 from __future__ import annotations
 
@@ -205,11 +206,11 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class Applying:
-    """What is done once the selection stands.
+    """How a selection is applied.
 
     Args:
-        recovery: how the sliced model gets back what it lost.
-        workloads: what the sliced model is timed on, at least one.
+        recovery: how the sliced model is repaired.
+        workloads: the workloads that the sliced model is timed on, at least one.
         reading: how texts become batches.
         seed: of the order of the batches.
     """
@@ -222,14 +223,14 @@ class Applying:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What a whole run is told, beside the model and the texts.
+    """The options of a whole run, beside the model and the texts.
 
     Args:
-        target: what to keep to.
+        target: the goals and limits.
         method: how to choose.
-        applying: what to do with the choice.
+        applying: how to apply the choice.
         rounds: maximum number of sliced models to time while looking for one that meets a latency goal.
-        measuring: on how many examples the statistics are measured that the objective needs.
+        measuring: the number of examples for the statistics that the objective needs.
     """
 
     target: Target

@@ -45,7 +45,7 @@ class Report:
         latency: by name of the workload, what the saved model takes, predicted and measured.
         where: by name of the workload, where and how that was measured.
         goals: by name of the budget's table, the times that were limited, as the saved model takes them.
-        fidelity: closeness to the dense model; None without texts kept back.
+        fidelity: closeness to the dense model; None without held-out texts.
         parameters: number of weights before and after.
         mask_difference: largest difference of an output between the gated and the sliced model.
         calibration_texts: texts calibrated and refitted on.

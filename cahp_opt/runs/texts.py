@@ -41,11 +41,11 @@ class Example:
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Texts to measure and refit on, and texts kept back to judge the result by.
+    """Texts to measure and refit on, and held-out texts to judge the result by.
 
     Args:
         calibration: the texts to measure and refit on.
-        held_out: the texts kept back.
+        held_out: the held-out texts.
         notes: sentences about the file that the user should read.
     """
 

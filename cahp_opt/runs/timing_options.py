@@ -1,4 +1,4 @@
-"""What models are timed on, as users state it."""
+"""The inputs that models are timed on, as users state them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cahp_opt.runs.options import option
 
 @dataclass(frozen=True)
 class WorkloadOptions:
-    """What a model is timed on."""
+    """The inputs that a model is timed on."""
 
     topic: ClassVar[str] = "Timing"
 
@@ -47,7 +47,7 @@ class WorkloadOptions:
     )
 
     def workloads(self, target: Target, profile: Profile | None = None) -> tuple[Workload, ...]:
-        """What to time for a target.
+        """The workloads to time for a target.
 
         Args:
             target: what is limited.
@@ -73,7 +73,7 @@ class WorkloadOptions:
 
 @dataclass(frozen=True)
 class TimingOptions:
-    """What a model is timed on, and how often a missed limit is tried again."""
+    """The inputs that a model is timed on, and how often a missed limit is tried again."""
 
     topic: ClassVar[str] = "Timing"
 

@@ -39,7 +39,7 @@ class AttentionMaps:
         """For every example the maps of all units over its real tokens, ``[n, tokens, tokens]``.
 
         Raises:
-            ValueError: if the model does not hand out its attention maps.
+            ValueError: if the model does not return its attention maps.
         """
         with torch.no_grad(), without_new_hooks(self._model), eager_attention(self._model):
             output: Any = self._model(**{**inputs_of(batch), "output_attentions": True})
@@ -133,7 +133,7 @@ class DivergenceSums(Collecting):
         """Add one batch.
 
         Raises:
-            ValueError: if the model does not hand out its attention maps.
+            ValueError: if the model does not return its attention maps.
         """
         del dense
         for maps in self._maps.each(batch):

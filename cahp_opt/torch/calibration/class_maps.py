@@ -58,7 +58,7 @@ class SignatureSums(Collecting):
         """Add one batch.
 
         Raises:
-            ValueError: if it has no class labels, or the model does not hand out its attention maps.
+            ValueError: if it has no class labels, or the model does not return its attention maps.
         """
         del dense
         labels = class_labels(batch)

@@ -342,7 +342,7 @@ class PooledEmbedding(Fidelity):
 
 
 def _embeddings(model_output: Any) -> list[Tensor]:
-    """The embeddings that a model hands out itself."""
+    """The embeddings that a model returns itself."""
     found = [getattr(model_output, name, None) for name in _EMBEDDINGS]
     return [e for e in found if isinstance(e, Tensor) and e.ndim == 2]
 

@@ -43,7 +43,7 @@ class Bypass:
     """The forward of an attention module without kept units; set as its attribute ``forward``.
 
     The stock forward runs in training (otherwise the norm before the block would get no gradient),
-    when attention weights are asked for, when something listens at the output projection or has
+    when attention weights are requested, when something listens at the output projection or has
     replaced it, when its weight can be trained, when the attention backend is another, and with a
     cache if that was not verified. A class rather than a closure, so that models with it can be
     copied and pickled.
