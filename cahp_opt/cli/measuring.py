@@ -17,6 +17,7 @@ from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.provenance import Execution
 from cahp_opt.costs.target import Target
+from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
 from cahp_opt.runs.method import ObjectiveName, Precision
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import SelectionOptions, TextOptions
@@ -38,41 +39,26 @@ class StatisticsOptions:
         default=Path("stats.safetensors"),
         metadata=option("--output", metavar="FILE", help="Statistics to write (safetensors)."),
     )
-    gradient_examples: int = field(
-        default=256,
+    objective: tuple[ObjectiveName, ...] = field(
+        default=(),
         metadata=option(
-            "--gradient-examples",
-            min=0,
-            help="Texts to take gate gradients on, for salience and gauss-newton.",
+            "--objective",
+            help="Objective to measure for; may be repeated. Default: all but facility-location and "
+            "complementarity, and explained-output only for models that do not embed texts by pooling all "
+            "tokens.",
         ),
     )
-    sensitivity_examples: int | None = field(
-        default=None,
-        metadata=option(
-            "--sensitivity-examples",
-            min=0,
-            help="Texts to weigh tokens by the output's sensitivity on, for explained-output. Default: "
-            "2048, or 0 for models that embed texts by pooling all tokens.",
-        ),
-    )
-    divergence_examples: int = field(
-        default=0,
-        metadata=option(
-            "--divergence-examples",
-            min=0,
-            help="Texts to compare attention maps on, for facility-location.",
-        ),
-    )
-    signature_size: int = field(
-        default=0,
-        metadata=option(
-            "--signature-size",
-            min=0,
-            help="Cells per side of attention maps by class, for complementarity (32 in the paper); "
-            "needs --data with labels.",
-        ),
-    )
+    amounts: MeasuringOptions = field(default_factory=MeasuringOptions)
     seed: int = same(SelectionOptions, "seed")
+
+    def asked(self, given: Given) -> Measuring:
+        """What the objectives need, and whatever an amount was given for."""
+        usual = [name for name in ObjectiveName if not name.needs & {"divergence", "signatures"}]
+        needed = set[str]().union(*(name.needs for name in self.objective or usual))
+        for number, statistics in DECIDED.items():
+            if number in given.explicit and given.values[number] and not needed & statistics:
+                needed |= statistics - {"fisher"}
+        return self.amounts.of(needed)
 
 
 def calibrate(
@@ -84,8 +70,11 @@ def calibrate(
     """
     note(given.check())
     examples = texts.read(statistics.seed)
-    note(_too_many(given, len(examples.calibration)))
-    size = statistics.signature_size
+    note(too_many(given, len(examples.calibration)))
+    for objective in statistics.objective:
+        statistics.amounts.check(objective.value, objective.needs)
+    measuring = statistics.asked(given)
+    size = measuring.amounts.signature_size if "signatures" in measuring else 0
     if size and any(example.label is None for example in examples.calibration):
         raise ValueError(
             f"`--signature-size {size}` tells units apart by class, and the texts have no labels; give "
@@ -95,9 +84,9 @@ def calibrate(
     display = Display()
     named = replace(named_of(model, display, pooling=texts.pooling), unit=model.units.unit)
     note(idle_units(model.units, named.prunable.space))
-    if statistics.sensitivity_examples is None:
-        statistics = replace(statistics, sensitivity_examples=0 if embeds(named) else 2048)
-    stats = _measured(named, examples, texts, statistics, display)
+    if not statistics.objective and embeds(named) and "sensitivity_examples" not in given.explicit:
+        measuring = measuring.amounts.of(measuring.statistics - {"sensitivity"})
+    stats = _measured(named, examples, texts, statistics, measuring, display)
     stats.save(statistics.output)
     note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))
     print(
@@ -110,10 +99,12 @@ def _measured(
     examples: TextSplit,
     texts: TextOptions,
     statistics: StatisticsOptions,
+    measuring: Measuring,
     display: Display,
 ) -> HeadStats:
     """The statistics, once it is known that the model can be run on the texts."""
-    from cahp_opt.torch import calibrate as measure
+    from cahp_opt.torch.calibration.calibration import measure
+    from cahp_opt.torch.calibration.collectors import collectors_for
     from cahp_opt.torch.checkpoints.model_loading import output_of
     from cahp_opt.torch.evaluation.fidelity import embedding_notes
     from cahp_opt.torch.texts.encoding import encode, notes_on_empty
@@ -133,20 +124,16 @@ def _measured(
     rehearse_texts(named.prunable, batches[0], fidelity)
     with display.stage("calibrate") as progress:
         return measure(
-            named.model,
+            named.prunable,
             batches,
-            gradient_examples=statistics.gradient_examples,
-            sensitivity_examples=statistics.sensitivity_examples or 0,
-            divergence_examples=statistics.divergence_examples,
-            signature_size=statistics.signature_size,
+            collectors_for(measuring),
             fidelity=fidelity,
-            unit=named.unit,
             seed=statistics.seed,
             progress=progress,
         )
 
 
-def _too_many(given: Given, texts: int) -> Iterable[str]:
+def too_many(given: Given, texts: int) -> Iterable[str]:
     """Sentences on requested numbers of examples that the texts lack."""
     for name in ("gradient_examples", "sensitivity_examples", "divergence_examples"):
         if name in given.explicit and given.values[name] > texts:

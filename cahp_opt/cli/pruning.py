@@ -8,12 +8,14 @@ from typing import ClassVar
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.loading import embeds, idle_units, named_of
+from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
 from cahp_opt.cli.outputs import check_folder, kept_runs, show
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.workloads import Workload, recorded_workloads
 from cahp_opt.runs.budget_options import BudgetOptions, limited
+from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import (
     Applying,
@@ -34,6 +36,7 @@ def prune(
     budget: BudgetOptions,
     timing: TimingOptions,
     choice: SelectionOptions,
+    statistics: MeasuringOptions,
     recovery: RecoveryOptions,
     output: OutputOptions,
     model: MeasuredModel,
@@ -51,18 +54,20 @@ def prune(
     note(given.check(table_times=profile is not None and bool(profile.latency)))
     note(given.check(goals=target.goals, latency_goals=(*target.latencies, *target.metered)))
     examples = texts.read(choice.seed)
+    note(too_many(given, len(examples.calibration)))
     workloads = timing.timed.workloads(target, profile)
     check_folder(output, model.model)
     display = Display()
     named = replace(named_of(model, display, pooling=texts.pooling), unit=model.units.unit)
     method = choice.method(recovery.recovery, embeds=embeds(named))
     note(given.check(solvers=(method.solver,)))
+    note(given.check(needs=method.objective.needs))
     note(idle_units(model.units, named.prunable.space))
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed)
-    plan = PruningPlan(target, method, applying, timing.rounds)
+    plan = PruningPlan(target, method, applying, timing.rounds, statistics)
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
             named, examples, plan, output, profile=profile, samples=samples, stages=display

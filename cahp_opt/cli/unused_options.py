@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from cahp_opt.runs.measuring import DECIDED
 from cahp_opt.runs.method import SolverName
 from cahp_opt.runs.recovery import Recovery
 
@@ -121,8 +122,21 @@ _TABLE = _Rule(
     facts=("goals",),
 )
 
+
+def _unneeded(number: str) -> _Rule:
+    return _Rule(
+        (number,),
+        lambda given: not DECIDED[number] & given["needs"],
+        "the objective needs nothing that it is about",
+        facts=("needs",),
+    )
+
+
+_UNNEEDED = tuple(map(_unneeded, DECIDED))
+
 _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "prune": (
+        *_UNNEEDED,
         _TRAINING,
         _REFITTING,
         _Rule(

@@ -2,43 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from cahp_opt.runs.options import option
 
 ANYWAY = frozenset({"moments"})
 """Statistics that every calibration measures: they cost no pass of their own."""
 
 
 @dataclass(frozen=True)
+class MeasuringOptions:
+    """How much of what calibration measures, where it is measured."""
+
+    topic: ClassVar[str] = "Statistics"
+
+    gradient_examples: int = field(
+        default=256,
+        metadata=option(
+            "--gradient-examples",
+            min=0,
+            help="Texts to take gate gradients on, for salience and gauss-newton.",
+        ),
+    )
+    sensitivity_examples: int = field(
+        default=2048,
+        metadata=option(
+            "--sensitivity-examples",
+            min=0,
+            help="Texts to weigh tokens by the output's sensitivity on, for explained-output.",
+        ),
+    )
+    divergence_examples: int = field(
+        default=64,
+        metadata=option(
+            "--divergence-examples",
+            min=0,
+            help="Texts to compare attention maps on, for facility-location.",
+        ),
+    )
+    signature_size: int = field(
+        default=32,
+        metadata=option(
+            "--signature-size",
+            min=0,
+            help="Cells per side of attention maps by class, for complementarity; needs --data with labels.",
+        ),
+    )
+
+    def check(self, objective: str, needs: Collection[str]) -> None:
+        """Refuse to measure nothing of what an objective of this name needs.
+
+        Raises:
+            ValueError: naming the amount.
+        """
+        for amount, statistics in DECIDED.items():
+            if not getattr(self, amount) and statistics.intersection(needs):
+                raise ValueError(
+                    f"`{amount}` is 0, and {objective} is made from what it is about; give 1 or more."
+                )
+
+    def of(self, statistics: Iterable[str]) -> Measuring:
+        """This much of some statistics, by name."""
+        return Measuring(frozenset(statistics), self)
+
+
+@dataclass(frozen=True)
 class Measuring:
-    """Which statistics calibration measures, and on how many examples.
+    """Which statistics calibration measures, and how much of them.
 
     Args:
-        statistics: their names, as in :data:`cahp_opt.stats.registry.STATISTICS`; an objective
-            tells those it needs (:attr:`cahp_opt.runs.method.ObjectiveName.needs`).
-        gradient_examples: the number of examples, from the start, for gate gradients.
-        sensitivity_examples: the number of examples, from the start, for moments weighted by
-            sensitivity.
-        divergence_examples: the number of examples, from the start, whose attention maps are
-            compared.
-        signature_size: cells along each side of the attention maps that are averaged by class.
+        statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them; an objective states
+            those it needs (:attr:`cahp_opt.runs.method.ObjectiveName.needs`).
+        amounts: the numbers of examples and the like.
         densities: of the random masks under which matrices are taken.
     """
 
-    statistics: frozenset[str] = frozenset({"salience", "gauss_newton"})
-    gradient_examples: int = 256
-    sensitivity_examples: int = 2048
-    divergence_examples: int = 64
-    signature_size: int = 32
+    statistics: frozenset[str]
+    amounts: MeasuringOptions = MeasuringOptions()
     densities: tuple[float, ...] = (1.0, 0.5)
 
     def __contains__(self, statistic: str) -> bool:
         return statistic in self.statistics or statistic in ANYWAY
 
-    def of(self, statistics: Iterable[str]) -> Measuring:
-        """The same numbers for other statistics."""
-        return replace(self, statistics=frozenset(statistics))
-
     def any(self, statistics: Iterable[str]) -> bool:
         """Whether any of these statistics is measured."""
         return any(statistic in self for statistic in statistics)
+
+
+DECIDED: Mapping[str, frozenset[str]] = {
+    "gradient_examples": frozenset({"salience", "gauss_newton", "fisher"}),
+    "sensitivity_examples": frozenset({"sensitivity"}),
+    "divergence_examples": frozenset({"divergence"}),
+    "signature_size": frozenset({"signatures"}),
+}
+"""The statistics that each amount is about."""

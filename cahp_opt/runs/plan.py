@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload
-from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
 from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
@@ -237,4 +237,4 @@ class PruningPlan:
     method: Method
     applying: Applying = Applying()
     rounds: int = TimingOptions.rounds
-    measuring: Measuring = field(default_factory=Measuring)
+    measuring: MeasuringOptions = field(default_factory=MeasuringOptions)

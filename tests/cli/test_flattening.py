@@ -121,6 +121,6 @@ def test_the_topics_of_prune() -> None:
     )
     topics = re.findall(r"╭─ (.+?) ─", result.output)
     assert topics == [
-        *("Arguments", "Options", "Texts", "Budget", "Timing", "Selection", "Recovery"),
-        *("Output", "Model and machine"),
+        *("Arguments", "Options", "Texts", "Budget", "Timing", "Selection", "Statistics"),
+        *("Recovery", "Output", "Model and machine"),
     ]

@@ -15,6 +15,7 @@ from records_by_hand import SPACE, make_stats, make_table
 from cahp_opt import Budget, Problem
 from cahp_opt.cli import app, main
 from cahp_opt.cli.unused_options import _RULES, Given, UnusedOptionError
+from cahp_opt.runs.measuring import DECIDED
 from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.runs.recovery import Recovery
 
@@ -35,6 +36,7 @@ FACTS: dict[str, Any] = {
     "goals": ("0.8",),
     "latency_goals": ("0.8",),
     "solvers": (SolverName("tabu"),),
+    "needs": frozenset().union(*DECIDED.values()),
 }
 NO_TEXT, NO_RECOVERY = {"text": None}, {"recovery": Recovery.NONE}
 FINETUNE = {"recovery": Recovery.FINETUNE}
@@ -70,6 +72,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     ("prune", "rounds", {}, {"latency_goals": ()}, False),
     ("prune", "latency_table", {}, {"goals": ()}, False),
     ("prune", "time_limit", {}, {"solvers": DRY[:1]}, False),
+    *(("prune", number, {}, {"needs": frozenset({"moments"})}, False) for number in DECIDED),
     *(
         ("latency", option, {}, {"estimate": Path("h")}, False)
         for option in ("repeats", "device", "threads")
@@ -131,7 +134,11 @@ def test_every_rule_is_tried_and_names_options_that_there_are() -> None:
 def test_defaults_are_never_told() -> None:
     for command in _RULES:
         given = Given(command, {**DEFAULTS, "text": None}, frozenset(), {})
-        assert given.check() == given.check(**{**FACTS, "goals": (), "solvers": DRY}) == []
+        assert (
+            given.check()
+            == given.check(**{**FACTS, "goals": (), "solvers": DRY, "needs": frozenset()})
+            == []
+        )
 
 
 def test_the_command_line_tells_what_was_given(

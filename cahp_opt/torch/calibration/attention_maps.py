@@ -110,7 +110,8 @@ class MapDivergences(Collector):
 
     @classmethod
     def wanted(cls, measuring: Measuring) -> MapDivergences | None:
-        return cls(measuring.divergence_examples) if "divergence" in measuring else None
+        asked = "divergence" in measuring and measuring.amounts.divergence_examples != 0
+        return cls(measuring.amounts.divergence_examples) if asked else None
 
     def start(self, subject: Subject) -> DivergenceSums:
         return DivergenceSums(subject.prunable)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.measuring import Measuring, MeasuringOptions
 from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
+from cahp_opt.stats.registry import STATISTICS
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
@@ -104,21 +105,11 @@ def calibrate(
             only, or missing for signatures or Fisher matrices, head outputs or gradients that are
             NaN or infinite, or attention maps that the model does not return.
     """
-    counted = {
-        "sensitivity": sensitivity_examples,
-        "divergence": divergence_examples,
-        "signatures": signature_size,
-    }
-    measuring = Measuring(
-        frozenset({"salience", "gauss_newton"})
-        .union(name for name, number in counted.items() if number)
-        .union({"fisher"} if fisher else ()),
-        gradient_examples=gradient_examples,
-        sensitivity_examples=sensitivity_examples,
-        divergence_examples=divergence_examples,
-        signature_size=signature_size,
-        densities=tuple(densities),
+    amounts = MeasuringOptions(
+        gradient_examples, sensitivity_examples, divergence_examples, signature_size
     )
+    statistics = frozenset(STATISTICS) - (frozenset() if fisher else {"fisher"})
+    measuring = Measuring(statistics, amounts, tuple(densities))
     return measure(
         find_attention(model, unit=unit),
         batches,

@@ -34,7 +34,8 @@ class ClassMaps(Collector):
 
     @classmethod
     def wanted(cls, measuring: Measuring) -> ClassMaps | None:
-        return cls(measuring.signature_size) if "signatures" in measuring else None
+        asked = "signatures" in measuring and measuring.amounts.signature_size != 0
+        return cls(measuring.amounts.signature_size) if asked else None
 
     def start(self, subject: Subject) -> SignatureSums:
         return SignatureSums(subject.prunable, self.size)

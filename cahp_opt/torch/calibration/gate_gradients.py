@@ -53,7 +53,7 @@ class GateGradients(Collector):
         """Always a collector; if nothing of it is needed, one of no examples."""
         matrices = measuring.any(("gauss_newton", "fisher"))
         return cls(
-            measuring.gradient_examples if matrices or "salience" in measuring else 0,
+            measuring.amounts.gradient_examples if matrices or "salience" in measuring else 0,
             tuple(map(float, measuring.densities)) if matrices else (),
             "fisher" in measuring,
         )

@@ -13,7 +13,7 @@ from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
-from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Solver, Status
 from cahp_opt.space import Unit
@@ -87,7 +87,7 @@ def select_staged(
     if stages < 1:
         raise ValueError(f"`stages` must be at least 1, got {stages}.")
     statistics = {"salience", "gauss_newton", *(["fisher"] if fisher else [])}
-    measuring = Measuring(frozenset(statistics), gradient_examples)
+    measuring = MeasuringOptions(gradient_examples).of(statistics)
     data, left = Repeated(batches), np.ones(space.n, dtype=np.bool_)
     counts = stage_counts(space.n, kept, stages)
     found: Selection | None = None

@@ -37,7 +37,8 @@ class TokenGradients(Collector):
 
     @classmethod
     def wanted(cls, measuring: Measuring) -> TokenGradients | None:
-        return cls(measuring.sensitivity_examples) if "sensitivity" in measuring else None
+        asked = "sensitivity" in measuring and measuring.amounts.sensitivity_examples != 0
+        return cls(measuring.amounts.sensitivity_examples) if asked else None
 
     def start(self, subject: Subject) -> SensitivitySums:
         return SensitivitySums(subject)

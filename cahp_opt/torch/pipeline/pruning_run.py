@@ -126,6 +126,7 @@ def _check_plan(
     most = space.n if target.heads is None else target.heads
     replace(target, goals=(), heads=most).budget(space, None)
     objective = plan.method.objective
+    plan.measuring.check(objective.value, objective.needs)
     if "signatures" in objective.needs and any(
         example.label is None for example in texts.calibration
     ):
