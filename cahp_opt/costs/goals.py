@@ -342,7 +342,7 @@ class ResourceGoal:
 Goal = LatencyGoal | ResourceGoal
 
 
-def check(goal: Goal, found: Mapping[str, Check]) -> Check:
+def checked(goal: Goal, found: Mapping[str, Check]) -> Check:
     """The measured cost of a goal, checked against its limit.
 
     Args:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import SLACK, TOLERANCE, Check, Round
-from cahp_opt.costs.goals import Goal, LatencyGoal, check
+from cahp_opt.costs.goals import Goal, LatencyGoal, checked
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.target import Target
@@ -221,7 +221,7 @@ class Promise:
             return Round(
                 counts=tuple(counts.tolist()),
                 goals={
-                    name: check(goal, {table: found[table] for table in goal.measured(tables)})
+                    name: checked(goal, {table: found[table] for table in goal.measured(tables)})
                     for name, goal in goals
                 },
                 workloads=found,

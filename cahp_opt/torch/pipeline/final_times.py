@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cahp_opt.costs.checks import TOLERANCE, Check
 from cahp_opt.costs.count_table import distinct
-from cahp_opt.costs.goals import Goal, LatencyGoal, check
+from cahp_opt.costs.goals import Goal, LatencyGoal, checked
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.quantities import workload_of
 from cahp_opt.costs.workloads import Workload
@@ -88,7 +88,7 @@ def final_times(
             )
     checks = {
         name: replace(
-            check(goal, {table: found[table] for table in goal.about(recorded)}),
+            checked(goal, {table: found[table] for table in goal.about(recorded)}),
             predicted=selection.costs[name].value,
         )
         for name, goal in limited
