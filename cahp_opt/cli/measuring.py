@@ -16,6 +16,7 @@ from cahp_opt.cli.tables import profile_lines
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.quantities import metered
 from cahp_opt.costs.target import Target
 from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
 from cahp_opt.runs.method import ObjectiveName, Precision
@@ -204,11 +205,12 @@ def latency(
         profile.save(output)
     else:
         with kept_runs(output, workloads) as samples:
-            profile = measure_profile(prunable, workloads, display, samples=samples)
+            also = metered(workload.name for workload in workloads)
+            profile = measure_profile(prunable, workloads, display, measured=also, samples=samples)
             profile.save(output)
     for line in profile_lines(profile):
         print(line)
-    note(f"{name}: {remark}" for name, t in profile.latency.items() for remark in t.remarks)
+    note(f"{name}: {remark}" for name, t in profile.measured.items() for remark in t.remarks)
     print(f"written: {output}")
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.checks import Check
-from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
+from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Provenance
 from cahp_opt.costs.quantities import QUANTITIES, amount, unit_of_measure
@@ -51,23 +51,22 @@ def selection_tables(selection: Selection) -> RenderableType:
 
 def profile_lines(profile: Profile) -> list[str]:
     """For every table of a profile, what the unpruned model costs and what pruning can reach."""
-    goals: list[Goal] = [LatencyGoal(((name, 1.0),), ratio=1) for name in profile.latency]
-    goals += [ResourceGoal(name, ratio=1) for name in profile.resources]
+    found: dict[str, CostTable] = {f"latency of {n}": t for n, t in profile.latency.items()}
+    found |= profile.resources
     lines = list[str]()
-    for goal in goals:
-        table = goal.table(profile)
-        floor = Budget(profile.space, (table,), minimum=1).floors()[table.name]
-        share = f" ({floor / table.limit:.3f} of it)" if table.limit else ""
-        lines.append(
-            f"{table.name}: unpruned {amount(table.limit, table.unit)}, with one unit per block or more "
+    for name, table in found.items():
+        budget = Budget(profile.space, (table.within(table.dense, name),), minimum=1)
+        floor, where = budget.floors()[name], table.provenance
+        share = f" ({floor / table.dense:.3f} of it)" if table.dense else ""
+        line = (
+            f"{name}: unpruned {amount(table.dense, table.unit)}, with one unit per block or more "
             f"at least {amount(floor, table.unit)}{share}"
         )
-    for line, timed in enumerate(profile.latency.values()):
-        where = timed.provenance
         if where.estimated:
-            lines[line] += f", an {where.device or 'estimate'}, not measured"
-        else:
-            lines[line] += f", {where.execution.value} on {where.device or 'an unknown device'}"
+            line += f", an {where.device or 'estimate'}, not measured"
+        elif table.measured or name not in profile.resources:
+            line += f", {where.execution.value} on {where.device or 'an unknown device'}"
+        lines.append(line)
     return lines
 
 
@@ -156,7 +155,7 @@ def _answer(selection: Selection) -> Table:
         if unit in QUANTITIES and not QUANTITIES[unit].counted:
             table.add_row(f"predicted {name}", f"{amount(cost, unit)} of {amount(limit, unit)}")
         else:
-            table.add_row(name, f"{cost:,.10g} of at most {amount(limit, unit)}")
+            table.add_row(name, f"{amount(cost, '')} of at most {amount(limit, unit)}")
     return table
 
 
@@ -194,7 +193,8 @@ def _latency(name: str, latency: Check, facts: Provenance) -> Table:
 
 
 def _goals(goals: Mapping[str, Check]) -> Table:
-    table = _table("Latency goals, measured on the model that was saved")
+    what = "Latency goals" if all(unit_of_measure(name) == "s" for name in goals) else "Goals"
+    table = _table(f"{what}, measured on the model that was saved")
     for column in ("goal", "limit", "predicted", "measured", "error", ""):
         table.add_column(column, justify="left" if column in ("goal", "") else "right")
     for name, check in goals.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 PARAMETERS = "parameters"
@@ -95,10 +95,17 @@ def workload_of(name: str) -> str:
     return name.partition(" of ")[2] or name
 
 
+def metered(workloads: Iterable[str]) -> list[str]:
+    """The names of all resources that are measured, of each of these workloads."""
+    kinds = [name for name, resource in RESOURCES.items() if resource.meter]
+    return [f"{kind} of {workload}" for workload in workloads for kind in kinds]
+
+
 def amount(cost: float | None, unit: str) -> str:
     """An amount for people: measured ones in thousandths below 1; empty for None."""
     if cost is None:
         return ""
     if unit not in QUANTITIES or QUANTITIES[unit].counted:
-        return f"{cost:,.10g} {unit}".rstrip()
+        number = f"{cost:,.0f}" if float(cost).is_integer() else f"{cost:,.10g}"
+        return f"{number} {unit}".rstrip()
     return f"{cost:.3f} {unit}" if cost >= 1 else f"{1000 * cost:.4g} m{unit}"

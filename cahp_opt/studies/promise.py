@@ -251,7 +251,7 @@ def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) ->
         there = tables[name]
         if there.estimated:
             found.append(
-                f"the latency table of {name} is an {there.device or 'estimate'}, and is verified on "
+                f"the {'' if ' ' in name else 'latency '}table of {name} is an {there.device or 'estimate'}, and is verified on "
                 f"{facts.device}: its predictions may be far off; measure it where the model will run."
             )
             continue
@@ -266,7 +266,7 @@ def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) ->
             then = ", ".join(f"{fact} {old}" for fact, old, _ in differences)
             now = ", ".join(f"{fact} {new}" for fact, _, new in differences)
             found.append(
-                f"the latency table of {name} was measured with {then}, and is verified with {now}: its "
+                f"the {'' if ' ' in name else 'latency '}table of {name} was measured with {then}, and is verified with {now}: its "
                 "predictions may be far off; measure it again where the model will run."
             )
     return found

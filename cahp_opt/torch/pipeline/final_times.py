@@ -83,7 +83,7 @@ def final_times(
         if abs(drift) > NOTED_DRIFT and not known[name].estimated:
             notes.append(
                 f"the unpruned model took {100 * abs(drift):.0f} % {'more' if drift > 0 else 'less'} than "
-                f"in the latency table of {name}: the speed of the machine has changed since; judge by "
+                f"in the {'' if ' ' in name else 'latency '}table of {name}: the speed of the machine has changed since; judge by "
                 "sliced / dense."
             )
     checks = {

@@ -8,6 +8,7 @@ import pytest
 from command_line import prune
 
 from cahp_opt import Profile, Selection
+from cahp_opt.cli import main
 from cahp_opt.costs.quantities import RESOURCES, Resource
 from cahp_opt.runs.report import Report
 
@@ -31,3 +32,14 @@ def test_joules_are_limited_and_verified(
     assert found.workloads[name].error == pytest.approx(0, abs=0.01)
     goal = Report.read(output / "report.json")["goals"][name]
     assert goal["over"] <= 0.01 and goal["measured"] < 0.81 * goal["dense_measured"]
+
+
+def test_a_profile_holds_what_is_metered(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RESOURCES, "energy", Resource("J", "fake_meter:joules"))
+    path = tmp_path / "profile.json"
+    sized = ["--workload", "prefill:2x8", "--repeats", "1", "--threads", "1"]
+    assert main(["latency", str(model), "--output", str(path), *sized]) == 0
+    assert "energy of prefill: unpruned 0.3215 mJ" in capsys.readouterr().out
+    assert Profile.load(path).resources["energy of prefill"].unit == "J"
