@@ -13,6 +13,7 @@ from cahp_opt.solvers.local_search import LocalSearch
 from cahp_opt.solvers.miqp import MIQP
 from cahp_opt.solvers.random_subset import RandomSubset
 from cahp_opt.solvers.relaxation import Relaxation
+from cahp_opt.solvers.row_prices import RowPrices
 from cahp_opt.solvers.spectral import Spectral
 from cahp_opt.solvers.stochastic_greedy import StochasticGreedy
 from cahp_opt.solvers.tabu import Tabu
@@ -32,6 +33,7 @@ __all__ = [
     "LocalSearch",
     "RandomSubset",
     "Relaxation",
+    "RowPrices",
     "Spectral",
     "StochasticGreedy",
     "Tabu",

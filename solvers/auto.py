@@ -31,6 +31,8 @@ class Auto(Solver):
     branch and bound up to a size, for quadratics; greedy with local search for the rest. What a time
     limit leaves for a coverage goes to :class:`MIQP`, if OR-Tools is installed.
 
+    Cost: that of the solver it chooses; exact where that is; any objective.
+
     Args:
         few: up to this many units, every keep-set is evaluated.
         many: from this many units on, swaps are not searched.

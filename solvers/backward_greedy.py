@@ -23,6 +23,8 @@ class BackwardGreedy(Solver):
     Where no removal brings the costs nearer to their limits, as with tables that fall with a larger
     count, the counts go to ones within the budget, and are filled from there.
 
+    Cost: O(n^2) gains, fewer for submodular objectives; heuristic; any objective.
+
     Args:
         lookahead: how many previous plateau ends of a block are considered; at least 1.
     """

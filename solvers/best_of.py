@@ -20,6 +20,8 @@ class BestOf(Solver):
     Solvers that refuse the structure of the problem are passed over. Until the deadline, each solver
     gets an equal share of the time that is left. The answer counts as optimal only if a bound proves it.
 
+    Cost: the sum of its solvers' costs; exact if one proves the best answer; needs what any one needs.
+
     Args:
         solvers: at least one solver.
     """

@@ -5,21 +5,15 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats
-from cahp_opt.bounds.convex_split import ConvexSplit, best_split, tabulated_parts
-from cahp_opt.bounds.frank_wolfe import (
-    Effort,
-    bound_at,
-    improve,
-    quadratic_frank_wolfe,
-    split_values,
-)
+from cahp_opt.bounds.convex_split import best_split, tabulated_parts
+from cahp_opt.bounds.frank_wolfe import Effort, frank_wolfe_steps, quadratic_frank_wolfe
 from cahp_opt.bounds.mixture import Mixture
-from cahp_opt.bounds.oracle import Oracle
+from cahp_opt.bounds.split_form import SplitForm
 from cahp_opt.objective import QuadraticForm
 from cahp_opt.problem import Problem
 from cahp_opt.rounding import rounding_slack
@@ -40,6 +34,8 @@ class BranchAndBound(Solver):
     bound excludes, and branches on the unit whose fraction leaves the most open. The proof needs no
     solver's tolerance, and nothing but NumPy. For dense interactions across blocks it is the strongest
     route; each part of the search is explored in the order of its bound.
+
+    Cost: O(n^3) per node, nodes exponential in n at worst; exact; needs `quadratic()`.
 
     Args:
         gap: relative gap, of the bound to the value, at which to stop; at least 0.
@@ -75,8 +71,7 @@ class _Node:
     """A part of the search: the subsets left, its bound, and where the bound was attained."""
 
     bound: float
-    oracle: Oracle
-    split: ConvexSplit
+    terms: SplitForm
     point: Floats
     met: Bools
 
@@ -153,15 +148,13 @@ class _Tree:
         rounds = 40 if problem.space.n > 30 else 3
         kept, _ = self._polisher.shaken(kept, self._rng, rounds, until)
         self._best.offer(kept)
-        values, base = split_values(problem.space, form, found.split, every=True)
-        oracle = Oracle(problem.budget, values, base, self._deadline)
-        node = _Node(found.bound, oracle, found.split, found.point, found.met[:_MOST_MET])
-        return self._thinned(node)
+        terms = SplitForm.of(problem.budget, form, found.split, self._deadline, every=True)
+        return self._thinned(_Node(found.bound, terms, found.point, found.met))
 
     def _children(self, node: _Node) -> list[_Node]:
         y = node.point
         open_units = y * (1 - y)
-        unit = int(np.argmax(open_units * (np.diagonal(node.split.rest) + 1e-12)))
+        unit = int(np.argmax(open_units * (np.diagonal(node.terms.split.rest) + 1e-12)))
         if open_units[unit] < 1e-9:  # at a keep-set: any unit that still differs somewhere
             unit = self._undecided(node)
             if unit < 0:
@@ -180,9 +173,9 @@ class _Tree:
     def _bound(self, node: _Node, unit: int, kept: bool) -> _Node | None:
         """The child with this unit fixed; None if it holds nothing better."""
         form, floor = self._form, self._floor
-        oracle = node.oracle.fixing(unit, kept)
+        terms = node.terms.fixing(unit, kept)
         met = node.met[node.met[:, unit] == kept]
-        _, vertex = bound_at(oracle, form, node.split, node.point)
+        _, vertex = terms.bound_at(node.point)
         if vertex.bound == -math.inf:
             return None
         if not len(met):
@@ -190,24 +183,23 @@ class _Tree:
         active = Mixture(form, met[0])
         for other in met[1:]:
             active.add(other)
-        active.use(node.split.rest)
+        active.use(terms.split.rest)
         self._bounded += 1
-        found = improve(active, oracle, form, node.split, 25, 0.02, self._deadline, floor)
-        best = _Node(min(found.bound, node.bound), oracle, node.split, found.point, active.met)
+        found = frank_wolfe_steps(terms, active, _EFFORT, deadline=self._deadline, floor=floor)
+        best = _Node(min(found.bound, node.bound), terms, found.point, active.met)
         if best.bound > floor and time.monotonic() <= self._deadline:
             split = best_split(
                 form.pairwise,
                 self._parts,
                 active.covariance(self._parts),
-                node.split,
+                terms.split,
                 deadline=self._deadline,
             )
-            values, base = split_values(self._problem.space, form, split, every=True)
-            oracle = oracle.revalued(values, base)
+            terms = terms.resplit(self._problem.space, split)
             active.use(split.rest)
-            found = improve(active, oracle, form, split, 25, 0.02, self._deadline, floor)
+            found = frank_wolfe_steps(terms, active, _EFFORT, deadline=self._deadline, floor=floor)
             if found.bound < best.bound:
-                best = _Node(found.bound, oracle, split, found.point, active.met)
+                best = _Node(found.bound, terms, found.point, active.met)
         for met_there in active.met[:3]:
             if self._best.value - self._polisher.value(met_there) < 0.3 * (
                 node.bound - self._best.value
@@ -215,22 +207,18 @@ class _Tree:
                 self._offer(met_there)
         if best.bound <= self._floor:
             return None
-        return self._thinned(
-            _Node(best.bound, best.oracle, best.split, best.point, best.met[:_MOST_MET])
-        )
+        return self._thinned(best)
 
     def _thinned(self, node: _Node) -> _Node:
-        """Without the subsets that the node's own bound excludes."""
-        pull = node.split.rest @ node.point
-        fixed = self._form.constant + float(node.point @ pull) + node.split.excess
-        oracle = node.oracle.hopeful(-2 * pull, self._floor - fixed)
-        return _Node(node.bound, oracle, node.split, node.point, node.met)
+        """Without the subsets that the node's own bound excludes, and with what it hands on."""
+        terms = node.terms.hopeful(node.point, self._floor)
+        return replace(node, terms=terms, met=node.met[:_MOST_MET])
 
     def _undecided(self, node: _Node) -> int:
         """A unit that some keep-set left in this node has otherwise than the node's point; -1 if none."""
         for unit in range(len(node.point)):
-            other = node.oracle.fixing(unit, bool(node.point[unit] <= 0.5))
-            if other.best(np.zeros(len(node.point))).bound > -math.inf:
+            other = node.terms.fixing(unit, bool(node.point[unit] <= 0.5))
+            if other.oracle.best(np.zeros(len(node.point))).bound > -math.inf:
                 return unit
         return -1
 
@@ -243,6 +231,9 @@ class _Tree:
         if self._problem.budget.allows(self._problem.space.counts(kept)):
             self._best.offer(self._polisher.polish(kept, self._deadline))
 
+
+_EFFORT = Effort(steps=25, precision=0.02)
+"""What bounding a node takes, for each of its two splits."""
 
 _MOST_MET = 60
 """Keep-sets that a node hands to its children."""

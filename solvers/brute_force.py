@@ -17,6 +17,8 @@ from cahp_opt.solver import Proposal, Solver, Status
 class BruteForce(Solver):
     """Evaluate every keep-set within the budget and take the best; the first among equals.
 
+    Cost: up to 2^n values; exact; any objective of at most `most_units` units.
+
     Args:
         most_units: refuse problems with more units than this.
     """

@@ -48,6 +48,8 @@ class CAHP(Solver):
 
     The seed of :func:`~cahp_opt.select` is that of t-SNE, whose plane, and so the answer, depends on it.
 
+    Cost: O(n^2) per step of t-SNE and per swap of medoids; heuristic; needs `behaviour()`.
+
     Args:
         degree: of the polynomial, at least 1: the dial of sparsity, 2 to 6 in the paper; a larger one
             keeps fewer.

@@ -23,6 +23,8 @@ class DynamicProgram(Solver):
     gets is a multiple-choice knapsack, solved exactly on real costs. Where time ends before the proof,
     the answer is the best found with the bound proved so far.
 
+    Cost: a knapsack over counts, and tables of up to 2^units per block; exact; needs `separable()`.
+
     Raises:
         ValueError: if the objective does not separate over blocks, or a block is too large.
     """

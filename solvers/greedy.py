@@ -20,6 +20,8 @@ class Greedy(Solver):
     Units that cost nothing are taken first. Where every unit costs the same, this is the greedy of
     Nemhauser, Wolsey and Fisher (1978).
 
+    Cost: O(n^2) gains; heuristic; any objective.
+
     Args:
         lookahead: how many of a block's next plateau ends are considered; at least 1.
     """

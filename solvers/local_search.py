@@ -22,6 +22,8 @@ class LocalSearch(Solver):
     (interchange, Nemhauser, Wolsey and Fisher 1978, section 4), and taking one block down a plateau
     of the costs to fill a plateau of another. Never worse than its start, whose bound it keeps.
 
+    Cost: O(n^2) per swap with a form of the objective, else O(n^2) gains; heuristic; any objective.
+
     Args:
         start: the solver that makes the first keep-set; its refusals pass through.
         reach: how many plateau ends down and up an exchange between blocks may go; at least 1.

@@ -16,9 +16,9 @@ from cahp_opt.bounds.frank_wolfe import (
     Effort,
     FrankWolfe,
     quadratic_frank_wolfe,
-    split_oracle,
 )
 from cahp_opt.bounds.oracle import Oracle
+from cahp_opt.bounds.split_form import SplitForm
 from cahp_opt.objective import CoverageForm, QuadraticForm
 from cahp_opt.problem import Problem
 from cahp_opt.rounding import rounding_slack
@@ -51,6 +51,8 @@ class MIQP(Solver):
     bound cannot exclude. Weak or sparse pairs: linearised products. Facility location: cuts per row
     (Fischetti, Ljubic and Sinnl 2017). Sums of weights are exact at once. ``stats`` says which
     formulation was taken and why.
+
+    Cost: O(n^3) first, masters exponential in n at worst; exact; needs `quadratic()` or `coverage()`.
 
     Args:
         gap: relative gap, of the bound to the value, at which to stop; at least 0.
@@ -202,12 +204,10 @@ class _Search:
         self, form: QuadraticForm, fw: FrankWolfe, scale: float
     ) -> tuple[Master, list[Options | None], Floats]:
         """A master whose blocks list the subsets that the Frank-Wolfe bound cannot exclude."""
-        best, budget, y, rest = self._best, self._problem.budget, fw.point, fw.split.rest
-        oracle = split_oracle(budget, form, fw.split, self._deadline)
-        pull = rest @ y
-        fixed = form.constant + float(y @ pull) + fw.split.excess
+        best, budget = self._best, self._problem.budget
+        terms = SplitForm.of(budget, form, fw.split, self._deadline)
         floor = best.value - rounding_slack(best.value, best.bound)
-        hopeful = oracle.hopeful(-2 * pull, floor - fixed).listed()
+        hopeful = terms.hopeful(fw.point, floor).oracle.listed()
         options = [None if h is None else Options(h[0].astype(np.float64), h[1]) for h in hopeful]
         weights = form.linear + np.diagonal(fw.split.inside)
         for where, listed in zip(budget.space.slices, options, strict=True):

@@ -13,8 +13,8 @@ import numpy as np
 
 from cahp_opt.arrays import Bools, Floats
 from cahp_opt.bounds.convex_split import ConvexSplit, best_split, single_parts, tabulated_parts
-from cahp_opt.bounds.frank_wolfe import bound_at, split_oracle
 from cahp_opt.bounds.oracle import Oracle
+from cahp_opt.bounds.split_form import SplitForm
 from cahp_opt.costs.budget import Budget
 from cahp_opt.objective import QuadraticForm
 from cahp_opt.problem import Problem
@@ -34,6 +34,8 @@ class Relaxation(Solver):
     point found (a semidefinite program, refitted every round; Billionnet, Elloumi and Plateau 2009),
     and maximised by cvxpy over fractions of units whose counts are a mix of allowed counts. The bound
     is not cvxpy's word: the exact oracle proves it at the relaxation's gradient.
+
+    Cost: O(n^3) per round; heuristic with a bound; needs `quadratic()`.
 
     Args:
         rounds: how often the diagonal is fitted and the relaxation solved; at least 1.
@@ -78,9 +80,7 @@ class Relaxation(Solver):
                 break
             found = _relaxed(cvxpy, budget, form, split, deadline)
             point = point if found is None else found
-            proved, vertex = bound_at(
-                split_oracle(budget, form, split, deadline), form, split, point
-            )
+            proved, vertex = SplitForm.of(budget, form, split, deadline).bound_at(point)
             solved += 1
             best.tighten(proved, CERTIFICATE)
             met.append(vertex.kept)
@@ -89,8 +89,7 @@ class Relaxation(Solver):
             tabulated = best_split(
                 form.pairwise, tabulated_parts(problem.space), spread, deadline=deadline
             )
-            oracle = split_oracle(budget, form, tabulated, deadline)
-            proved, vertex = bound_at(oracle, form, tabulated, point)
+            proved, vertex = SplitForm.of(budget, form, tabulated, deadline).bound_at(point)
             best.tighten(proved, CERTIFICATE)
             met.append(vertex.kept)
             covariance = (covariance + spread) / 2

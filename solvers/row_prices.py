@@ -23,6 +23,8 @@ class RowPrices(Solver):
     that they meet are answers too, and the best is improved by swaps and exchanges. It needs nothing
     but NumPy; :class:`MIQP` closes what is left.
 
+    Cost: O(m n) per step for m rows; heuristic with a bound; needs `coverage()`.
+
     Args:
         start: the solver that makes the first keep-set; its refusals pass through.
         steps: subgradient steps at most; fewer for large matrices.

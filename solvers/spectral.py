@@ -41,6 +41,8 @@ class Spectral(Solver):
     as the budget holds units at most; communities find their number themselves, by modularity. Groups
     are found whole, whatever the time limit: communities of a thousand units take half a minute.
 
+    Cost: O(n^2) for communities, O(n^3) for the embedding; heuristic; needs `quadratic()` or `coverage()`.
+
     Args:
         grouping: how the groups are found; communities need networkx.
         resolution: of communities: above 1 finds more and smaller communities, below 1 fewer and larger ones.

@@ -25,6 +25,8 @@ class StochasticGreedy(Solver):
     Under tables of costs ``k`` is estimated from the share of the full cost that the limits allow. As
     in :class:`Greedy`, a step fills a block up to one of its next plateau ends.
 
+    Cost: O(n^2) gains at worst, fewer the larger `epsilon`; heuristic; any objective.
+
     Args:
         epsilon: between 0 and 1; smaller samples more.
         lookahead: how many of a block's next plateau ends are considered; at least 1.

@@ -34,6 +34,8 @@ class Tabu(Solver):
     Glover 1989). The walk continues from there, or from where the stretch set out if that was much
     better.
 
+    Cost: O(n^2) per move with a form of the objective, else O(n) gains; heuristic; any objective.
+
     Args:
         start: the solver that makes the first keep-set; its refusals pass through.
         iterations: stop after this many moves without a new best.

@@ -16,6 +16,8 @@ class TopK(Solver):
     """Keep units by their value alone, largest first, as long as the budget holds.
 
     Units that no longer fit are passed over, and cheaper ones behind them may still enter.
+
+    Cost: n gains and a sort; heuristic; any objective.
     """
 
     def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:

@@ -1,6 +1,6 @@
-"""Every sensible solver on every family of instances, from 72 units to 16 128.
+"""Every solver on every family of instances, from 72 units to 16 128.
 
-    python benchmarks/solvers/run.py                              # 10 s per run; some 10 minutes
+    python benchmarks/solvers/run.py                              # 10 s per run at most
     python benchmarks/solvers/run.py --time-limits 1 10 --families dense --sizes 72 144
 
 Up to 640 units, under a latency staircase at half of the full time; from 5 120 units on, with equal
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -29,23 +30,7 @@ from typing import Any
 
 from instances import FAMILIES, instance, large_instance
 
-from cahp_opt import Solver, compare
-from cahp_opt.solvers import (
-    MIQP,
-    Auto,
-    BackwardGreedy,
-    BranchAndBound,
-    DynamicProgram,
-    Greedy,
-    LazyGreedy,
-    LocalSearch,
-    RandomSubset,
-    Relaxation,
-    Spectral,
-    StochasticGreedy,
-    Tabu,
-    TopK,
-)
+from cahp_opt import Solver, compare, solvers
 
 ROOT = Path(__file__).resolve().parents[2]
 # Units, and units per block as in models of that size: MiniLM, BERT base and large, and the key-value
@@ -54,42 +39,21 @@ SIZES = {72: 12, 144: 12, 384: 16, 640: 8, 5_120: 64, 16_128: 128}
 LARGE = 5_120
 PACKAGES = ("cahp-opt", "numpy", "scipy", "ortools", "cvxpy", "networkx", "joblib")
 
-_BASELINES: Mapping[str, Solver] = {"random": RandomSubset(), "top-k": TopK()}
-_QUADRATIC: Mapping[str, Solver] = {
-    **_BASELINES,
-    "greedy": Greedy(),
-    "backward greedy": BackwardGreedy(),
-    "local search": LocalSearch(),
-    "tabu": Tabu(),
-    "relaxation": Relaxation(),
-    "MIQP": MIQP(),
-    "branch and bound": BranchAndBound(),
+LEFT_OUT = {
+    "BestOf": "is made of others",
+    "BruteForce": "takes 20 units at most",
+    "CAHP": "chooses the number of units itself",
 }
-SOLVERS: Mapping[str, Mapping[str, Solver]] = {
-    "modular": {
-        **_BASELINES,
-        "lazy greedy": LazyGreedy(),
-        "local search": LocalSearch(),
-        "dynamic program": DynamicProgram(),
-        "auto": Auto(),
-    },
-    "facility location": {
-        **_BASELINES,
-        "spectral": Spectral(),
-        "stochastic greedy": StochasticGreedy(),
-        "lazy greedy": LazyGreedy(),
-        "backward greedy": BackwardGreedy(),
-        "local search": LocalSearch(),
-        "MIQP": MIQP(),
-    },
-    "dense": _QUADRATIC,
-    "redundancy": {**_QUADRATIC, "spectral": Spectral()},
+SOLVERS: Mapping[str, Solver] = {
+    name if name.isupper() else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower(): getattr(
+        solvers, name
+    )()
+    for name in solvers.__all__
+    if name not in LEFT_OUT
 }
-GREEDY: Mapping[str, Solver] = {
-    **_BASELINES,
-    "stochastic greedy": StochasticGreedy(),
-    "lazy greedy": LazyGreedy(),
-}
+"""Every public solver with its defaults; what cannot take a family refuses it at once."""
+FAST = ("random subset", "top k", "stochastic greedy", "lazy greedy")
+"""Those for tens of thousands of units."""
 
 
 def run_here(family: str, units: int, arguments: argparse.Namespace, out: Path) -> None:
@@ -101,7 +65,7 @@ def run_here(family: str, units: int, arguments: argparse.Namespace, out: Path) 
     resumed = resume.exists()
     comparison = compare(
         {f"{family}, {units}": problem},
-        GREEDY if large else SOLVERS[family],
+        {name: SOLVERS[name] for name in FAST} if large else SOLVERS,
         time_limits=[max(arguments.time_limits)] if large else arguments.time_limits,
         resume=resume,
     )

@@ -155,6 +155,7 @@ class SolverName(str, Enum):
             "greedy",
             "lazy-greedy",
             "local-search",
+            "row-prices",
             "top-k",
         )
 

@@ -100,4 +100,5 @@ def simplified_silhouette(distances: Floats, medoids: Ints) -> float:
     if not off.any():
         return 1.0
     a, b = own[off], others[off]
-    return float(np.mean((b - a) / np.maximum(a, b)))
+    how_well: Floats = (b - a) / np.maximum(a, b)
+    return float(how_well.mean())

@@ -11,7 +11,7 @@ from instances_exact import damage_problem, redundancy_problem
 from work_clock import WorkClock
 
 from cahp_opt import HeadSpace, Status, select
-from cahp_opt.bounds import frank_wolfe
+from cahp_opt.bounds import split_form
 from cahp_opt.solvers import MIQP, Auto, BranchAndBound, BruteForce
 from cahp_opt.solvers.parts import polishing
 
@@ -73,7 +73,7 @@ def test_large_blocks_are_never_tabulated(monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(linear: np.ndarray, pairwise: np.ndarray) -> np.ndarray:
         raise AssertionError(f"a table of 2^{len(linear)} subsets")
 
-    for module in (polishing, frank_wolfe):
+    for module in (polishing, split_form):
         monkeypatch.setattr(module, "subset_values", refuse)
     found = select(damage_problem(1, blocks=2, units=20), Auto(nodes=2), time_limit=2)
     assert found.value < found.bound < math.inf
