@@ -242,7 +242,7 @@ def test_losses_and_qualities_that_are_refused(loss: float) -> None:
     ("x", "y", "degree", "words"),
     [
         ([0, 1], [0, 1], None, "at least 3"),
-        ([0, 1, 2], [0, 1], None, "as many numbers"),
+        ([0, 1, 2], [0, 1], None, "same length"),
         ([0, 1, math.nan], [0, 1, 2], None, "finite"),
         ([0, 1, 2], [0, 1, 2], 3, "`degree` must lie in 1..2"),
     ],
