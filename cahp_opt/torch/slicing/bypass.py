@@ -22,7 +22,7 @@ from cahp_opt.torch.blocks.blocks import AttentionBlock, submodules
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
 from cahp_opt.torch.running.batches import Batch
-from cahp_opt.torch.running.probes import Probe, make_probes
+from cahp_opt.torch.running.trials import Probe, make_probes
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.plain_forward import PlainForward
 

@@ -17,7 +17,7 @@ from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention, reread
 from cahp_opt.torch.running.gates import is_gated, kept_units, unit_of
-from cahp_opt.torch.running.probes import Probe, make_probes
+from cahp_opt.torch.running.trials import Probe, make_probes
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.surgery import cut
 from cahp_opt.torch.slicing.travelling import send_along

@@ -22,7 +22,7 @@ from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
 from cahp_opt.torch.running.centring import in_double
 from cahp_opt.torch.running.gates import gated, kept_units, unit_of
-from cahp_opt.torch.running.probes import Probe, failure, make_probes
+from cahp_opt.torch.running.trials import Probe, failure, make_probes
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.rounding import shaken
 

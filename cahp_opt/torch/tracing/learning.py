@@ -29,7 +29,7 @@ from cahp_opt.torch.blocks.layouts import (
     Projection,
 )
 from cahp_opt.torch.blocks.site_reader import Misfit, fits, read_block
-from cahp_opt.torch.running.probes import make_probes
+from cahp_opt.torch.running.trials import make_probes
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.tracing.descriptions import Anchor, Description, complete
 from cahp_opt.torch.tracing.to_layout import suggest

@@ -13,7 +13,7 @@ from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
 from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece, Prunable
-from cahp_opt.torch.running.probes import Probe
+from cahp_opt.torch.running.trials import Probe
 from cahp_opt.torch.tracing.unit_gradients import UnitTrace, trace_units
 
 _SHARED = -1

@@ -264,5 +264,5 @@ def test_a_batch_that_the_unpruned_model_cannot_take_is_not_blamed_on_the_slice(
 def test_made_up_ids_that_fill_need_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.BERT.build(pad_token_id=5)
     made = {"input_ids": torch.full((2, 8), 5)}
-    monkeypatch.setattr("cahp_opt.torch.running.probes.sample_inputs", lambda model: made)
+    monkeypatch.setattr("cahp_opt.torch.running.trials.sample_inputs", lambda model: made)
     slice_heads(model, uneven(find_attention(model).space))
