@@ -15,7 +15,7 @@ from cahp_opt.torch.running.undisturbed import evaluating
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Trial:
     """One run: a batch, and whether to run the model without its head."""
 
     batch: Batch
@@ -26,7 +26,7 @@ class Probe:
         return headless(model) if self.bare else model
 
 
-def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
+def make_trials(model: nn.Module, batch: object | None) -> list[Trial]:
     """The runs to compare: one with padding and one without, if the unpruned model takes both.
 
     Raises:
@@ -35,16 +35,16 @@ def make_probes(model: nn.Module, batch: object | None) -> list[Probe]:
     """
     bare = batch is None
     given = _made_up(model) if bare else inputs_of(prepare(batch, model, "batch"))
-    probes = [Probe(given, bare)]
+    trials = [Trial(given, bare)]
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if isinstance(ids, Tensor) and ids.ndim == 2:
         other = {**given, "attention_mask": _some_padding(ids)}
         if isinstance(mask, Tensor) and not bool((mask != 0).all()):
             del other["attention_mask"]
-        probe = Probe(other, bare)
-        if failure(model, probe) is None:  # some models want a mask, or padding of another kind
-            probes.append(probe)
-    return probes
+        trial = Trial(other, bare)
+        if failure(model, trial) is None:  # some models want a mask, or padding of another kind
+            trials.append(trial)
+    return trials
 
 
 def _made_up(model: nn.Module) -> Batch:
@@ -60,7 +60,7 @@ def _made_up(model: nn.Module) -> Batch:
     }
     if takes_cache(base):
         batch["use_cache"] = False
-    error = failure(model, Probe(batch, bare=True))
+    error = failure(model, Trial(batch, bare=True))
     if error is not None:
         what = f"{name} does not run on inputs made from its configuration ({error})"
         raise _batch_needed(what) from error
@@ -78,11 +78,11 @@ def _some_padding(ids: Tensor) -> Tensor:
     return mask
 
 
-def failure(model: nn.Module, probe: Probe) -> Exception | None:
-    """The error of the unpruned model on a probe; None if it runs."""
+def failure(model: nn.Module, trial: Trial) -> Exception | None:
+    """The error of the unpruned model on a trial; None if it runs."""
     try:
         with evaluating(model), torch.no_grad():
-            probe.part_of(model)(**probe.batch)
+            trial.part_of(model)(**trial.batch)
     except Exception as error:  # model code raises anything over inputs that it did not expect
         return error
     return None

@@ -22,7 +22,7 @@ from cahp_opt.torch.blocks.blocks import AttentionBlock, submodules
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
 from cahp_opt.torch.running.batches import Batch
-from cahp_opt.torch.running.trials import Probe, make_probes
+from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.plain_forward import PlainForward
 
@@ -146,15 +146,15 @@ def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
     # A forward of a module's own belongs to something else, such as a device map; or it is a bypass.
     free = [b for b in ghosts if isinstance(vars(b.module).get("forward"), PlainForward | None)]
     if free:
-        probes = make_probes(model, batch)
-        before = _Reference.of(model, free, probes)
+        trials = make_trials(model, batch)
+        before = _Reference.of(model, free, trials)
         try:
             fitting = [block for block in free if _install(block, before)]
-            if not before.holds(model, free, probes):
+            if not before.holds(model, free, trials):
                 for block in fitting:
                     _remove(block)
                 for block in fitting:
-                    if _install(block, before) and not before.holds(model, free, probes):
+                    if _install(block, before) and not before.holds(model, free, trials):
                         _remove(block)
         except BaseException:  # after Ctrl-C too, nothing that was not verified stays
             for block in free:
@@ -196,21 +196,21 @@ class _Reference:
     cached: list[_Run]
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: list[AttentionBlock], probes: list[Probe]) -> _Reference:
+    def of(cls, model: nn.Module, blocks: list[AttentionBlock], trials: list[Trial]) -> _Reference:
         """Run the model as it is."""
-        plain = [_run(model, blocks, probe, _one_step) for probe in probes]
+        plain = [_run(model, blocks, trial, _one_step) for trial in trials]
         try:
-            cached = [_run(model, blocks, probe, _two_steps) for probe in probes]
+            cached = [_run(model, blocks, trial, _two_steps) for trial in trials]
         except _CANNOT_RUN:  # then a bypass leaves calls with a cache to the stock forward
             cached = []
         return cls(plain, cached if any(run.lengths for run in cached) else [])
 
-    def holds(self, model: nn.Module, blocks: list[AttentionBlock], probes: list[Probe]) -> bool:
+    def holds(self, model: nn.Module, blocks: list[AttentionBlock], trials: list[Trial]) -> bool:
         """Whether the model, with bypasses now, runs and does the same."""
         try:
-            again = [_run(model, blocks, probe, _one_step) for probe in probes]
+            again = [_run(model, blocks, trial, _one_step) for trial in trials]
             if self.cached:
-                again += [_run(model, blocks, probe, _two_steps) for probe in probes]
+                again += [_run(model, blocks, trial, _two_steps) for trial in trials]
         except _CANNOT_RUN:
             return False
         return all(_same_run(a, b) for a, b in zip([*self.plain, *self.cached], again, strict=True))
@@ -219,7 +219,7 @@ class _Reference:
 def _run(
     model: nn.Module,
     blocks: list[AttentionBlock],
-    probe: Probe,
+    trial: Trial,
     steps: Callable[[nn.Module, Batch], Iterator[tuple[object, Cache | None]]],
 ) -> _Run:
     run = _Run([], [], [])
@@ -237,7 +237,7 @@ def _run(
     handles += [b.site.register_forward_hook(left) for b in blocks]
     try:
         with evaluating(model), torch.no_grad():
-            for output, cache in steps(probe.part_of(model), probe.batch):
+            for output, cache in steps(trial.part_of(model), trial.batch):
                 run.outputs.extend(_tensors(output))
                 if cache is not None:
                     run.lengths.append(int(cache.get_seq_length()))

@@ -17,7 +17,7 @@ from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention, reread
 from cahp_opt.torch.running.gates import is_gated, kept_units, unit_of
-from cahp_opt.torch.running.trials import Probe, make_probes
+from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.surgery import cut
 from cahp_opt.torch.slicing.travelling import send_along
@@ -96,10 +96,10 @@ def slice_found(
     known = selection_in(prunable)
     if known is None and isinstance(selection, Selection):
         known = selection
-    probes = make_probes(model, batch)
-    before = references(prunable, probes, kept)
+    trials = make_trials(model, batch)
+    before = references(prunable, trials, kept)
     if is_coarse(prunable):
-        _confirm(prunable, probes[0])
+        _confirm(prunable, trials[0])
     copied = prunable if in_place else prunable.at(copy.deepcopy(model))
     small, journal = copied.model, Journal()
     try:
@@ -113,14 +113,14 @@ def slice_found(
         inner: nn.Module = small if unwrap is None else unwrap()
         left = _left(after, known)
         journal.put(inner, SELECTION, left)
-        check_outputs(before, after, probes)
+        check_outputs(before, after, trials)
         send_along(inner, left)
     except BaseException as error:
         # Ctrl-C too must leave a model that was to be sliced in place whole.
         journal.restore()
         if isinstance(error, SliceError):
             with suppress(Unconfirmed):
-                if why := contradiction(prunable, probes[0]):
+                if why := contradiction(prunable, trials[0]):
                     raise SliceError(f"{error} The reason may be that {why}") from error
         raise
     _drop_caches(small)
@@ -203,10 +203,10 @@ def _left(prunable: Prunable, known: Selection | None) -> Selection:
     return Selection(space, kept, provenance=known.provenance, basis=known.basis)
 
 
-def _confirm(prunable: Prunable, probe: Probe) -> None:
+def _confirm(prunable: Prunable, trial: Trial) -> None:
     """Check by differentiation if rounding could hide a wrong head; warn if that is undecided."""
     try:
-        wrong = contradiction(prunable, probe)
+        wrong = contradiction(prunable, trial)
     except Unconfirmed as error:
         warnings.warn(
             f"`model` is in half precision and cannot be differentiated ({error}), so the slice is checked "

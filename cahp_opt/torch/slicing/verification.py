@@ -22,7 +22,7 @@ from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
 from cahp_opt.torch.running.centring import in_double
 from cahp_opt.torch.running.gates import gated, kept_units, unit_of
-from cahp_opt.torch.running.trials import Probe, failure, make_probes
+from cahp_opt.torch.running.trials import Trial, failure, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.rounding import shaken
 
@@ -78,24 +78,24 @@ def compare_slice(
     """:func:`verify_slice` for blocks that were found already, by a selection or a keep-set, bool
     ``[n]``."""
     kept = kept_units(dense.space, selection)
-    probes = make_probes(dense.model, batch)
-    return check_outputs(references(dense, probes, kept), small, probes)
+    trials = make_trials(dense.model, batch)
+    return check_outputs(references(dense, trials, kept), small, trials)
 
 
-def references(prunable: Prunable, probes: list[Probe], kept: Bools) -> list[Outputs]:
+def references(prunable: Prunable, trials: list[Trial], kept: Bools) -> list[Outputs]:
     """The expected traces of the sliced model: those of the model masked to ``kept``, bool ``[n]``.
 
     Raises:
-        ValueError: if the model does not run on a probe, a block that loses units does not on any, or the
+        ValueError: if the model does not run on a trial, a block that loses units does not on any, or the
             model computes NaN, so that nothing can be compared.
         UnsupportedModelError: if the model replaced modules of its attention while it ran.
     """
     model, traces = prunable.model, list[Outputs]()
-    for probe in probes:
+    for trial in trials:
         try:
-            traces.append(run_outputs(prunable, probe, kept))
+            traces.append(run_outputs(prunable, trial, kept))
         except Exception as error:
-            if failure(model, probe) is None:
+            if failure(model, trial) is None:
                 raise
             raise ValueError(
                 f"`batch` cannot be run by {type(model).__name__} even before slicing: "
@@ -123,11 +123,11 @@ def references(prunable: Prunable, probes: list[Probe], kept: Bools) -> list[Out
     return traces
 
 
-def run_outputs(prunable: Prunable, probe: Probe, kept: Bools | None) -> Outputs:
+def run_outputs(prunable: Prunable, trial: Trial, kept: Bools | None) -> Outputs:
     """Run the model, masked to ``kept``, bool ``[n]``, if given, and keep the outputs to compare."""
     model, found = prunable.model, dict[str, Tensor]()
     calls = [0] * len(prunable)  # a block that layers share runs several times
-    mask = probe.batch.get("attention_mask")
+    mask = trial.batch.get("attention_mask")
 
     def keep(name: str, value: object) -> None:
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
@@ -142,15 +142,15 @@ def run_outputs(prunable: Prunable, probe: Probe, kept: Bools | None) -> Outputs
 
         return heard
 
-    base = probe.part_of(model)
+    base = trial.part_of(model)
     handles = [b.out.register_forward_hook(listen(i)) for i, b in enumerate(prunable)]
     try:
         with evaluating(model), torch.no_grad():
             if kept is None:
-                output = base(**probe.batch)
+                output = base(**trial.batch)
             else:
                 with gated(prunable, kept):
-                    output = base(**probe.batch)
+                    output = base(**trial.batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -164,8 +164,8 @@ def run_outputs(prunable: Prunable, probe: Probe, kept: Bools | None) -> Outputs
     return found
 
 
-def check_outputs(before: list[Outputs], small: Prunable, probes: list[Probe]) -> float:
-    """Run the sliced model on the same probes and return the largest difference of its outputs.
+def check_outputs(before: list[Outputs], small: Prunable, trials: list[Trial]) -> float:
+    """Run the sliced model on the same trials and return the largest difference of its outputs.
 
     Raises:
         SliceError: if it cannot run, or something differs by more than rounding.
@@ -174,13 +174,13 @@ def check_outputs(before: list[Outputs], small: Prunable, probes: list[Probe]) -
     each = _tolerance(small)
     allowed = min(each * math.sqrt(len(small)), 0.2)
     names = [block.name for block in small]
-    for expected, probe in zip(before, probes, strict=True):
+    for expected, trial in zip(before, trials, strict=True):
         try:
-            found = run_outputs(small, probe, None)
+            found = run_outputs(small, trial, None)
         except Exception as error:  # model code raises anything over a shape, failed assertions too
             what = str(error) or f"it ends in a {type(error).__name__}"
             raise SliceError(f"the sliced model cannot run: {what}") from error
-        where = "with padding" if "attention_mask" in probe.batch else "without padding"
+        where = "with padding" if "attention_mask" in trial.batch else "without padding"
         moves: Mapping[str, float] | None = None
         for name, reference in expected.items():
             value = found.get(name)
@@ -194,7 +194,7 @@ def check_outputs(before: list[Outputs], small: Prunable, probes: list[Probe]) -
             difference, scale = _difference(in_double(value), in_double(reference))
             if not difference <= allowed * scale:  # NaN must fail too
                 if moves is None:
-                    moves = _moves(small, probe, found, each / 2)
+                    moves = _moves(small, trial, found, each / 2)
                 most = max(allowed * scale, moves[name])
                 if not difference <= most:
                     raise SliceError(
@@ -207,12 +207,12 @@ def check_outputs(before: list[Outputs], small: Prunable, probes: list[Probe]) -
     return largest
 
 
-def _moves(small: Prunable, probe: Probe, found: Outputs, fraction: float) -> Mapping[str, float]:
+def _moves(small: Prunable, trial: Trial, found: Outputs, fraction: float) -> Mapping[str, float]:
     """How far everything in a trace moves when the blocks' outputs are perturbed."""
     moves = dict.fromkeys(found, 0.0)
     for seed in range(_SHAKEN):
         with shaken(small, fraction, seed):
-            again = run_outputs(small, probe, None)
+            again = run_outputs(small, trial, None)
         for name, value in found.items():
             moved = again.get(name)
             if moved is not None and moved.shape == value.shape:

@@ -29,7 +29,7 @@ from cahp_opt.torch.blocks.layouts import (
     Projection,
 )
 from cahp_opt.torch.blocks.site_reader import Misfit, fits, read_block
-from cahp_opt.torch.running.trials import make_probes
+from cahp_opt.torch.running.trials import make_trials
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.tracing.descriptions import Anchor, Description, complete
 from cahp_opt.torch.tracing.to_layout import suggest
@@ -62,7 +62,7 @@ def learn_attention(
             result, or a module of such a class does not fit it; nothing is remembered then.
         ValueError: if an anchor does not fit the model, or ``batch`` cannot be used.
     """
-    inputs = make_probes(model, batch)[0].batch
+    inputs = make_trials(model, batch)[0].batch
     journal = Journal()
     try:
         learnt = [

@@ -13,7 +13,7 @@ from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
 from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece, Prunable
-from cahp_opt.torch.running.trials import Probe
+from cahp_opt.torch.running.trials import Trial
 from cahp_opt.torch.tracing.unit_gradients import UnitTrace, trace_units
 
 _SHARED = -1
@@ -278,7 +278,7 @@ class Unconfirmed(Exception):
     """The model's code cannot be differentiated, which says nothing either way."""
 
 
-def contradiction(prunable: Prunable, probe: Probe) -> str | None:
+def contradiction(prunable: Prunable, trial: Trial) -> str | None:
     """The first thing in which differentiation contradicts the table, in a sentence; None if nothing.
 
     One block of every kind is traced: blocks that are alike are right or wrong together.
@@ -287,7 +287,7 @@ def contradiction(prunable: Prunable, probe: Probe) -> str | None:
         Unconfirmed: if it cannot be told.
     """
     try:
-        found = contradictions(probe.part_of(prunable.model), one_of_each(prunable), probe.batch)
+        found = contradictions(trial.part_of(prunable.model), one_of_each(prunable), trial.batch)
     except RuntimeError as error:
         raise Unconfirmed(str(error).partition("\n")[0]) from error
     return next(iter(found), None)

@@ -224,7 +224,7 @@ def test_inputs_that_cannot_be_made_up_are_asked_for(build: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers 4, in its own code
-def test_a_probe_of_ours_that_the_unpruned_model_cannot_take_is_left_out() -> None:
+def test_a_trial_of_ours_that_the_unpruned_model_cannot_take_is_left_out() -> None:
     ids = ids_of(2, 6)
     bros = {"bbox": torch.rand(2, 6, 4), "attention_mask": torch.ones_like(ids)}
     for model, batch in (
