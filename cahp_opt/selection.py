@@ -247,9 +247,9 @@ def select(
         proved = certified_bound(problem, kept, value, _bound_seconds(time_limit))
         if proved.value < value - rounding_slack(value, proved.value):
             raise RuntimeError(
-                f"`{type(problem.objective).__name__}` declares what does not hold: by "
+                f"`{type(problem.objective).__name__}` declares a fact that does not hold: by "
                 f"{proved.certificate} no keep-set exceeds {proved.value}, and one of value {value} was "
-                "found; check what it says in `monotone`, `submodular`, `linear` and `quadratic`."
+                "found; check its `monotone`, `submodular`, `linear` and `quadratic`."
             )
         if proved.value < bound or not math.isfinite(bound):
             bound, certificate = proved.value, proved.certificate

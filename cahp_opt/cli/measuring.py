@@ -78,7 +78,7 @@ def calibrate(
     size = measuring.amounts.signature_size if "signatures" in measuring else 0
     if size and any(example.label is None for example in examples.calibration):
         raise ValueError(
-            f"`--signature-size {size}` tells units apart by class, and the texts have no labels; give "
+            f"`--signature-size {size}` compares units by class, and the texts have no labels; give "
             "`--data` with a column label."
         )
     check_file(statistics.output, "cahp-stats")

@@ -377,8 +377,7 @@ def asked_latency(text: str) -> LatencyGoal:
         number = _plain(goal.ratio)
         raise ValueError(
             f"`{goal.option}` is a ratio above 1, which would allow more than the unpruned time; for a "
-            f"time give the unit too, as in {left}{number}ms or {left}{number}s, and a ratio of at most 1 "
-            "else."
+            f"time give the unit too, as in {left}{number}ms or {left}{number}s; a ratio is at most 1."
         )
     return goal
 

@@ -35,7 +35,7 @@ def jeffries_matusita(signatures: Signatures) -> Floats:
     if len(present) < 2:
         raise ValueError(
             f"the examples are of {len(present)} class{'' if len(present) == 1 else 'es'}, and units are "
-            "told apart by how differently they attend to two or more; calibrate with examples of "
+            "compared by how differently they attend to two or more; calibrate with examples of "
             "other classes too."
         )
     mean = signatures.mean.reshape(len(signatures.counts), signatures.n, -1)

@@ -100,7 +100,7 @@ class Boastful(Objective):
 
 
 def test_an_objective_that_declares_what_does_not_hold_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="`Boastful` declares what does not hold"):
+    with pytest.raises(RuntimeError, match="`Boastful` declares a fact that does not hold"):
         select(Problem(Boastful(), Budget.heads(SPACE, 3)), Greedy())
 
 

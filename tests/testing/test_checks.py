@@ -223,7 +223,7 @@ def test_objectives_of_ones_own_take_part() -> None:
         return Convex(space.n)
 
     with pytest.raises(
-        BrokenLaw, match=r"`Convex` declares what does not hold.*objectives\['mine'\]"
+        BrokenLaw, match=r"`Convex` declares a fact that does not hold.*objectives\['mine'\]"
     ):
         check_solver(Mine(), objectives={"mine": refused})
 

@@ -56,13 +56,13 @@ class AttentionMaps:
         found = [a for a in attentions or () if isinstance(a, Tensor) and a.ndim == 4]
         if [a.shape[1] for a in found] != [b.heads for b in blocks]:
             raise ValueError(
-                f"`model` handed out attention maps with {[a.shape[1] for a in found]} heads, and its "
+                f"`model` returned attention maps with {[a.shape[1] for a in found]} heads, and its "
                 f"blocks have {[b.heads for b in blocks]}; calibrate with `{self._option}=0`."
             )
         size = batch_size(batch)
         if {(len(a), *a.shape[2:]) for a in found} != {(size, *found[0].shape[2:3] * 2)}:
             raise ValueError(
-                f"`model` handed out attention maps of the shapes {[list(a.shape) for a in found]}, which "
+                f"`model` returned attention maps of the shapes {[list(a.shape) for a in found]}, which "
                 f"cannot be compared; calibrate with `{self._option}=0`."
             )
         device = found[0].device

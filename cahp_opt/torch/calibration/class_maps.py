@@ -98,7 +98,7 @@ def class_labels(batch: Batch) -> list[int]:
     labels = labels_of(batch)
     if labels is None:
         raise ValueError(
-            "`batches` have no `labels`, and signatures are told apart by class; give every batch its "
+            "`batches` have no `labels`, and signatures are taken by class; give every batch its "
             "class numbers as `labels`, or calibrate with `signature_size=0`."
         )
     whole = not (labels.is_floating_point() or labels.is_complex())
