@@ -53,7 +53,7 @@ def save(folder: Path, built: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("Albert", "2 times per pass"), ("Bart", "more than one attention block")]
+    ("name", "why"), [("Albert", "3 times per pass"), ("Bart", "more than one attention block")]
 )
 @pytest.mark.parametrize("limit", [("--heads", "8"), ("--latency", "9s"), ()])
 def test_a_refit_that_cannot_be_is_refused_at_once(

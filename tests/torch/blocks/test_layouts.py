@@ -46,8 +46,8 @@ def batch_of(name: str, length: int, padded: bool) -> dict[str, Tensor]:
 
 
 CASES: dict[str, tuple[str, dict[str, Any], list[int]]] = {
-    "a fused projection head by head": ("GPTBigCode", {"multi_query": False}, [4, 4]),
-    "a fused projection with one key": ("GPTBigCode", {"multi_query": True}, [4, 4]),
+    "a fused projection head by head": ("GPTBigCode", {"multi_query": False}, [4] * 3),
+    "a fused projection with one key": ("GPTBigCode", {"multi_query": True}, [4] * 3),
     "global tokens": ("LongT5", {"encoder_attention_type": "transient-global"}, [4] * 6),
     "local tokens": ("LongT5", {"encoder_attention_type": "local"}, [4] * 6),
     "two coordinates": ("Swinv2", {}, [4, 4, 4]),
