@@ -244,6 +244,7 @@ def select(
             f"`{name}` claims an optimal answer of value {value} with the bound {bound}. This is a bug."
         )
     if proposal.status is not Status.OPTIMAL:
+        # Also after solvers that bound: what a deadline cut short is often the looser bound by far.
         proved = certified_bound(problem, kept, value, _bound_seconds(time_limit))
         if proved.value < value - rounding_slack(value, proved.value):
             raise RuntimeError(

@@ -92,7 +92,7 @@ class MIQP(Solver):
             problem, 3, lazy=objective.submodular, deadline=began + (deadline - began) / 4
         ).kept
         best = Incumbent(problem, start, deadline)
-        search = _Search(best, self, int(rng.integers(2**31 - 1)))
+        search = _Masters(best, self, int(rng.integers(2**31 - 1)))
         try:
             if form is not None:
                 search.quadratic(form, rng)
@@ -115,7 +115,7 @@ def _modular(problem: Problem, weights: Floats, deadline: float) -> Proposal:
     return best.proposal()
 
 
-class _Search:
+class _Masters:
     """One run, from the incumbent that it improves."""
 
     def __init__(self, best: Incumbent, options: MIQP, seed: int) -> None:

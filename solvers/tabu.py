@@ -72,7 +72,7 @@ class Tabu(Solver):
             problem.space.counts(first.kept)
         ):
             return first  # nothing to improve, or nothing to trust: `select` will report it
-        search = _Search(self, problem, first.kept, rng)
+        search = _Walk(self, problem, first.kept, rng)
         finished = search.run(deadline)
         best = Incumbent.following(problem, first)
         best.offer(search.best)
@@ -81,7 +81,7 @@ class Tabu(Solver):
         return best.proposal()
 
 
-class _Search:
+class _Walk:
     """The state of one tabu search."""
 
     def __init__(

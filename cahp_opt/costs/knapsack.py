@@ -81,7 +81,7 @@ class Knapsack:
         but may lie above their value.
         """
         blocks = [
-            _Options.of(v, f, [g.costs[b] for g in self._grids])
+            _Choices.of(v, f, [g.costs[b] for g in self._grids])
             for b, (v, f) in enumerate(zip(values, self._allowed, strict=True))
         ]
         if any(not len(o.value) for o in blocks):
@@ -137,7 +137,7 @@ class _Room:
 
 
 @dataclass(frozen=True, eq=False)
-class _Options:
+class _Choices:
     """The undominated choices of one block: counts ``[m]``, values ``[m]``, costs ``[m, tables]``."""
 
     count: Ints
@@ -145,7 +145,7 @@ class _Options:
     cost: Ints
 
     @staticmethod
-    def of(value: Floats, allowed: Bools, costs: Sequence[Ints]) -> _Options:
+    def of(value: Floats, allowed: Bools, costs: Sequence[Ints]) -> _Choices:
         count = np.flatnonzero(allowed & np.isfinite(value))
         own = value[count]
         cost = np.array([c[count] for c in costs], dtype=np.int64).T.reshape(len(count), len(costs))
@@ -156,10 +156,10 @@ class _Options:
             worse[1:] = cost[1:, 0] >= np.minimum.accumulate(cost[:-1, 0])
         for i in range(1, len(count) if len(costs) > 1 else 0):
             worse[i] = bool(np.any(np.all(cost[:i][~worse[:i]] <= cost[i], axis=1)))
-        return _Options(count[~worse], own[~worse], cost[~worse])
+        return _Choices(count[~worse], own[~worse], cost[~worse])
 
 
-def _multipliers(blocks: Sequence[_Options], room: Ints) -> Floats:
+def _multipliers(blocks: Sequence[_Choices], room: Ints) -> Floats:
     """Prices of the limits that make the Lagrangian bound small; any prices at least 0 are valid.
 
     Each price in turn is set by bisection on the slope of the (convex) dual function.
@@ -183,7 +183,7 @@ def _multipliers(blocks: Sequence[_Options], room: Ints) -> Floats:
     return price
 
 
-def _highest_price(blocks: Sequence[_Options], t: int) -> float:
+def _highest_price(blocks: Sequence[_Choices], t: int) -> float:
     """A price of table ``t`` at which every block takes its cheapest choice."""
     highest = 0.0
     for options in blocks:
@@ -197,7 +197,7 @@ def _highest_price(blocks: Sequence[_Options], t: int) -> float:
 
 
 def _rounded(
-    blocks: Sequence[_Options], price: Floats, room: _Room, tables: Sequence[CountTable]
+    blocks: Sequence[_Choices], price: Floats, room: _Room, tables: Sequence[CountTable]
 ) -> tuple[Ints, float] | None:
     """Feasible counts near the Lagrangian optimum, improved one block at a time."""
     chosen = [int(np.argmax(o.value - o.cost @ price)) for o in blocks]
@@ -244,7 +244,7 @@ def _rounded(
 
 
 def _search(
-    blocks: Sequence[_Options],
+    blocks: Sequence[_Choices],
     room: Ints,
     price: Floats,
     tables: Sequence[CountTable],
@@ -323,7 +323,7 @@ def _undominated(cost: Ints, value: Floats) -> npt.NDArray[np.intp]:
 
 
 def _walk_back(
-    blocks: Sequence[_Options],
+    blocks: Sequence[_Choices],
     order: Sequence[int],
     trail: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]],
     state: int,

@@ -13,7 +13,7 @@ from cahp_opt.solvers.parts.neighbourhood import Neighbourhood
 from cahp_opt.solvers.parts.plateaus import plateau_ends
 
 
-class _Step(NamedTuple):
+class _Drop(NamedTuple):
     """Dropping ``units`` of one block; ``losses[i]`` is what the first ``i + 1`` of them lose."""
 
     units: list[int]
@@ -33,7 +33,7 @@ class Descent:
         self._lookahead = lookahead
         self._ends = plateau_ends(here.budget)
         self._lazy = here.problem.objective.submodular
-        self._steps: list[_Step | None] = [None] * len(here.counts)
+        self._steps: list[_Drop | None] = [None] * len(here.counts)
 
     def to_budget(self, deadline: float, closed: Collection[int] = ()) -> bool:
         """Step down until the budget is met; whether that came before the deadline.
@@ -87,7 +87,7 @@ class Descent:
                 return chosen.units[:length]
             self._steps[block] = None
 
-    def _evaluate(self, block: int) -> _Step:
+    def _evaluate(self, block: int) -> _Drop:
         """The least useful units of a block one by one, down to the last plateau end considered."""
         targets = self._targets(block)
         here, units = self.here, list[int]()
@@ -101,7 +101,7 @@ class Descent:
             losses.append(total)
         for unit in reversed(units):
             here.tracker.add(unit)
-        return _Step(units, np.array(losses))
+        return _Drop(units, np.array(losses))
 
     def _rate(self, block: int, over: Floats) -> tuple[float, int]:
         """The least loss per saved cost over the targets of a block, and how many units it drops
