@@ -14,6 +14,8 @@ from cahp_opt.cli.measuring import calibrate, hardware, latency
 from cahp_opt.cli.pruning import apply, prune
 from cahp_opt.cli.selecting import select
 
+COMMANDS = (prune, calibrate, latency, hardware, select, compare, apply, demo)
+
 app = typer.Typer(
     name="cahp",
     no_args_is_help=True,
@@ -40,5 +42,5 @@ def _common(
     del version
 
 
-for command in (prune, calibrate, latency, hardware, select, compare, apply, demo):
+for command in COMMANDS:
     app.command()(flattened(command))

@@ -44,6 +44,25 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def flags_of(command: Callable[..., None]) -> dict[str, str]:
+    """The options of a command by the names of the fields, and by the enumerations their values are of."""
+    kinds = get_type_hints(command)
+    kinds.pop("return")
+    return dict(pair for kind in kinds.values() if kind is not Given for pair in _flags(kind))
+
+
+def _flags(kind: type[Any]) -> Iterator[tuple[str, str]]:
+    for field, form, told in _fields(kind):
+        if told is None:
+            yield from _flags(form)
+        elif told.flag.startswith("-"):
+            flag = told.flag.split("/")[0]
+            yield field.name, flag
+            for part in get_args(form) or (form,):
+                if isinstance(part, type) and issubclass(part, Enum):
+                    yield part.__name__, flag
+
+
 def _fields(kind: type[Any]) -> Iterator[tuple[Field[Any], Any, Option | None]]:
     """The fields that hold options or records, with their types."""
     types = get_type_hints(kind)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from cahp_opt.runs.method import SolverName
 
 Options = Mapping[str, str]
-"""The options of a command: by name of the argument, such as ``time_limit``, ``--time-limit``."""
+"""The options of a command: by name of the argument, such as ``time_limit``, ``--time-limit``; and by the
+enumeration that their values are of, such as ``Weighting``, ``--weighting``."""
 
 _CODE = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Z_]+)?)(?:\(\))?(?:=([\w.]+))?`")
 _OWN_FIDELITY = re.compile(r"pass (a )?`fidelity.*$")  # which no option can be
@@ -23,8 +24,6 @@ _MEASURED = {"densities": "gradient_examples"}
 """Arguments of ``calibrate`` that an option of another name decides."""
 _CALLED = {"units": "heads"}
 """Names of the tables of a budget, and the arguments that limit it."""
-_VALUES = {"Weighting": "weighting", "Execution": "execution", "Recovery": "recovery"}
-"""Options that the members of an enumeration are values of."""
 
 
 def as_options(sentence: str, command: str | None, commands: Mapping[str, Options]) -> str:
@@ -41,8 +40,8 @@ def as_options(sentence: str, command: str | None, commands: Mapping[str, Option
     def told(found: re.Match[str]) -> str:
         name, value = _CALLED.get(found[1], found[1]), found[2]
         kind, _, member = name.partition(".")
-        if member and kind in _VALUES:
-            name, value = _VALUES[kind], name
+        if member and kind in own:
+            name, value = kind, name
         if name in solvers and "solver" in own:
             return f"`--solver {solvers[name]}`"
         if name in own:

@@ -30,13 +30,19 @@ from cahp_opt.selection import Selection
 from cahp_opt.stats.pooling import recorded_pooling
 
 
+@dataclass(frozen=True)
+class MeasuredSelection(SelectionOptions):
+    """How the units are chosen, and how much is measured for it."""
+
+    amounts: MeasuringOptions = field(default_factory=MeasuringOptions)
+
+
 def prune(
     given: Given,
     texts: TextOptions,
     budget: BudgetOptions,
     timing: TimingOptions,
-    choice: SelectionOptions,
-    statistics: MeasuringOptions,
+    choice: MeasuredSelection,
     recovery: RecoveryOptions,
     output: OutputOptions,
     model: MeasuredModel,
@@ -67,7 +73,7 @@ def prune(
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed)
-    plan = PruningPlan(target, method, applying, timing.rounds, statistics)
+    plan = PruningPlan(target, method, applying, timing.rounds, choice.amounts)
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
             named, examples, plan, output, profile=profile, samples=samples, stages=display

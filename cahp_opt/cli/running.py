@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
-import typer
-
-from cahp_opt.cli.commands import app
+from cahp_opt.cli.commands import COMMANDS, app
 from cahp_opt.cli.errors import explain
+from cahp_opt.cli.flattening import flags_of
 from cahp_opt.cli.option_words import as_options
 from cahp_opt.cli.outputs import InterruptedMeasurement
 from cahp_opt.cli.stopping import stopping_in_order
@@ -62,9 +60,5 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _commands(arguments: Sequence[str]) -> tuple[str | None, dict[str, dict[str, str]]]:
     """The command that was given, and of every command its options by argument."""
-    group: Any = typer.main.get_command(app)
-    options = {
-        name: {p.name: p.opts[0] for p in command.params if p.opts[0].startswith("--")}
-        for name, command in group.commands.items()
-    }
+    options = {command.__name__: flags_of(command) for command in COMMANDS}
     return next((word for word in arguments if word in options), None), options

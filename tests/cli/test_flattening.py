@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from cahp_opt.cli import commands
-from cahp_opt.cli.flattening import flattened
+from cahp_opt.cli.flattening import flags_of, flattened
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.runs import budget_options, plan, timing_options
 from cahp_opt.runs.options import option, option_of, same
@@ -85,6 +85,18 @@ def test_the_help_has_a_panel_for_each_topic() -> None:
     outside = text[text.index(" Outside ") : text.index(" Inside ")]
     assert "--name" in outside and "--loud" in outside
     assert "One of sensitivity, equal." in re.sub(r"[\s│]+", " ", outside)
+
+
+def test_the_flags_of_a_command() -> None:
+    def command(given: Given, outer: Outer) -> None: ...
+
+    assert flags_of(command) == {
+        "name": "--name",
+        "width": "--width",
+        "how": "--how",
+        "Weighting": "--how",
+        "loud": "--loud",
+    }
 
 
 def test_a_field_like_another_has_its_default_and_its_help() -> None:

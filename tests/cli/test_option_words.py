@@ -12,6 +12,7 @@ COMMANDS = {
     "prune": {
         "time_limit": "--time-limit",
         "weighting": "--weighting",
+        "Weighting": "--weighting",
         "feed_forward": "--feed-forward",
         "overwrite": "--overwrite",
         "solver": "--solver",
