@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cahp_opt.arrays import Floats
-from cahp_opt.costs.anchors import fit_anchors
 from cahp_opt.costs.count_table import CountTable, check_counts, count_arrays, whole_cost
 from cahp_opt.costs.provenance import Provenance
+from cahp_opt.costs.whole_models import fit_anchors
 from cahp_opt.space import HeadSpace
 
 NOISY = 0.1

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools, Floats, Ints
-from cahp_opt.costs.anchors import fit_anchors
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Execution, Phase, Provenance
+from cahp_opt.costs.whole_models import fit_anchors
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import submodules
@@ -70,7 +70,7 @@ def measure_latency(
     often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
     nothing there. The model is not changed.
 
-    Blocks alone run faster than in the model (see :func:`~cahp_opt.costs.anchors.fit_anchors`), so the table
+    Blocks alone run faster than in the model (see :func:`~cahp_opt.costs.whole_models.fit_anchors`), so the table
     is fitted to whole models, from unpruned to nothing kept, even and uneven, that are timed in the
     same way::
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cahp_opt.costs.anchors import fit_anchors
+from cahp_opt.costs.whole_models import fit_anchors
 
 BLOCKS = np.array([1.0, 2.0, 5.0])
 
