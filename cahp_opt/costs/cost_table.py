@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cahp_opt.arrays import Floats
 from cahp_opt.costs.count_table import CountTable, check_counts, count_arrays, whole_cost
 from cahp_opt.costs.provenance import Provenance
-from cahp_opt.costs.whole_models import fit_anchors
+from cahp_opt.costs.whole_models import fit_whole_models
 from cahp_opt.space import HeadSpace
 
 NOISY = 0.1
@@ -141,7 +141,7 @@ class CostTable:
             )
         free = replace(self, fixed=0.0, least=0.0)
         blocks = np.array([free.predict(counts) for counts, _ in evidence])
-        fit = fit_anchors(blocks, np.array([taken for _, taken in evidence]))
+        fit = fit_whole_models(blocks, np.array([taken for _, taken in evidence]))
         return replace(
             self,
             fixed=fit.fixed,

@@ -30,7 +30,7 @@ class Fit(NamedTuple):
         return np.maximum(self.least, self.fixed + self.scale * blocks)
 
 
-def fit_anchors(blocks: Floats, measured: Floats) -> Fit:
+def fit_whole_models(blocks: Floats, measured: Floats) -> Fit:
     """The factor, the offset and the least time that predict whole models best::
 
         min over scale, fixed, least >= 0 of
@@ -38,7 +38,7 @@ def fit_anchors(blocks: Floats, measured: Floats) -> Fit:
 
     fitted to every split of the models, by size, into a flat and a rising part. ``scale`` is how
     many times slower blocks are in the model than alone, with warm caches and in runs too short to
-    be interrupted; if the anchors do not determine it, it is 1 and only ``fixed`` is fitted.
+    be interrupted; if the whole models do not determine it, it is 1 and only ``fixed`` is fitted.
     ``least`` is the time to launch all operations, on a fast device that waits for that: the
     smallest models then all take equally long.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Execution, Phase, Provenance
-from cahp_opt.costs.whole_models import fit_anchors
+from cahp_opt.costs.whole_models import fit_whole_models
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import submodules
@@ -70,7 +70,7 @@ def measure_latency(
     often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
     nothing there. The model is not changed.
 
-    Blocks alone run faster than in the model (see :func:`~cahp_opt.costs.whole_models.fit_anchors`), so the table
+    Blocks alone run faster than in the model (see :func:`~cahp_opt.costs.whole_models.fit_whole_models`), so the table
     is fitted to whole models, from unpruned to nothing kept, even and uneven, that are timed in the
     same way::
 
@@ -133,9 +133,9 @@ def time_blocks(
     facts = provenance(model, batch, phase, execution)
     if samples is not None:
         samples.open({"blocks": space.to_json(), **_subject(model), **_setting(facts)})
-    anchors = _anchors(space)
+    keep_sets = _keep_sets(space)
     # One checked copy: what is misread ends here, and the others are cut in the same way.
-    thin_copy(prunable, anchors["half"], batch=examples(batch, 0, 1))
+    thin_copy(prunable, keep_sets["half"], batch=examples(batch, 0, 1))
 
     def timed(work: Mapping[Any, Work], rounds: int, stage: str) -> dict[Any, Timing]:
         return interleaved(
@@ -153,7 +153,7 @@ def time_blocks(
         wholes = timed(
             {
                 name: whole_model(thin_copy(prunable, kept), batch, phase, execution)
-                for name, kept in anchors.items()
+                for name, kept in keep_sets.items()
             },
             repeats,
             "time models",
@@ -175,10 +175,10 @@ def time_blocks(
         else np.array([runs * blocks[first, k].seconds for k in range(units + 1)])
         for first, units, runs in zip(alike, space.units.tolist(), times, strict=True)
     )
-    summed = np.array([_total(alone, space.counts(kept)) for kept in anchors.values()])
-    measured = np.array([wholes[name].seconds for name in anchors])
-    fit, even = fit_anchors(summed, measured), len(anchors) - _UNEVEN
-    known = fit_anchors(summed[:even], measured[:even])
+    summed = np.array([_total(alone, space.counts(kept)) for kept in keep_sets.values()])
+    measured = np.array([wholes[name].seconds for name in keep_sets])
+    fit, even = fit_whole_models(summed, measured), len(keep_sets) - _UNEVEN
+    known = fit_whole_models(summed[:even], measured[:even])
     facts = replace(
         facts,
         repeats=repeats,
@@ -329,8 +329,8 @@ def places(space: HeadSpace) -> Ints:
     return np.arange(space.n) - starts[space.block_of]
 
 
-def _anchors(space: HeadSpace) -> dict[str, Bools]:
-    """Keep-sets whose whole models anchor the table: from all to nothing, then uneven ones."""
+def _keep_sets(space: HeadSpace) -> dict[str, Bools]:
+    """Keep-sets whose whole models the table is fitted to: from all to nothing, then uneven ones."""
     place = places(space)
     units = space.units[space.block_of]
     chosen = {_DENSE: place < units}
