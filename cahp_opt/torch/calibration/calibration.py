@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.runs.measuring import Measuring, MeasuringOptions
+from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
 from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
-from cahp_opt.stats.registry import STATISTICS
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
@@ -108,7 +107,7 @@ def calibrate(
     amounts = MeasuringOptions(
         gradient_examples, sensitivity_examples, divergence_examples, signature_size
     )
-    statistics = frozenset(STATISTICS) - (frozenset() if fisher else {"fisher"})
+    statistics = frozenset[str]().union(*DECIDED.values()) - ({"fisher"} if not fisher else set())
     measuring = Measuring(statistics, amounts, tuple(densities))
     return measure(
         find_attention(model, unit=unit),
