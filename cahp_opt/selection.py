@@ -58,7 +58,11 @@ class Selection:
         kept = self.space.check(self.kept).copy()
         kept.flags.writeable = False
         object.__setattr__(self, "kept", kept)
-        object.__setattr__(self, "costs", {n: Cost(*cost) for n, cost in self.costs.items()})
+        object.__setattr__(
+            self,
+            "costs",
+            {n: cost if isinstance(cost, Cost) else Cost(*cost) for n, cost in self.costs.items()},
+        )
         for name in ("costs", "stats", "provenance"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
         for found in self.rounds:
@@ -131,7 +135,7 @@ class Selection:
             "kept": self.heads(),
             "value": _number(self.value),
             "bound": _number(self.bound),
-            "costs": {name: list(cost) for name, cost in self.costs.items()},
+            "costs": {name: [*cost, cost.unit] for name, cost in self.costs.items()},
             "status": self.status.name,
             "certificate": self.certificate,
             "solver": self.solver,

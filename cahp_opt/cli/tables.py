@@ -151,11 +151,12 @@ def _answer(selection: Selection) -> Table:
     table.add_row("status", selection.status.value)
     if selection.certificate:
         table.add_row("certificate", selection.certificate)
-    for name, (cost, limit, unit) in selection.costs.items():
+    for name, cost in selection.costs.items():
+        (value, limit), unit = cost, cost.unit
         if unit in QUANTITIES and not QUANTITIES[unit].counted:
-            table.add_row(f"predicted {name}", f"{amount(cost, unit)} of {amount(limit, unit)}")
+            table.add_row(f"predicted {name}", f"{amount(value, unit)} of {amount(limit, unit)}")
         else:
-            table.add_row(name, f"{amount(cost, '')} of at most {amount(limit, unit)}")
+            table.add_row(name, f"{amount(value, '')} of at most {amount(limit, unit)}")
     return table
 
 

@@ -15,13 +15,26 @@ from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.space import HeadSpace
 
 
-class Cost(NamedTuple):
-    """The cost of a keep-set by one table of a budget, and the table's limit."""
-
+class _Pair(NamedTuple):
     value: float
     limit: float
-    unit: str = ""
-    """The unit of measure of both, such as ``s``; empty where there is none."""
+
+
+class Cost(_Pair):
+    """The cost of a keep-set by one table of a budget and the table's limit: a pair, with their unit.
+
+    Args:
+        value: the cost.
+        limit: the largest cost allowed.
+        unit: the unit of measure of both, such as ``s``; empty where there is none.
+    """
+
+    unit: str
+
+    def __new__(cls, value: float, limit: float, unit: str = "") -> Cost:
+        cost = super().__new__(cls, value, limit)
+        cost.unit = unit
+        return cost
 
 
 @dataclass(frozen=True, eq=False)

@@ -362,12 +362,15 @@ def test_what_was_not_measured_says_so() -> None:
 def test_selection_survives_a_round_trip(tmp_path: Path) -> None:
     kept = SPACE.join({"first": [0, 2], "second": [1]})
     selection = Selection(
-        SPACE, kept, 3.0, 4.0, {"units": Cost(3.0, 4.0)}, Status.FEASIBLE, "why", "Greedy()", 0.1,
+        SPACE, kept, 3.0, 4.0, {"units": Cost(3.0, 4.0, "J")}, Status.FEASIBLE, "why", "Greedy()", 0.1,
         {"evaluations": 7}, {"model": "abc"},
     )  # fmt: skip
     selection.save(tmp_path / "selection.json")
     again = Selection.load(tmp_path / "selection.json")
     assert np.array_equal(again.kept, kept) and again.to_json() == selection.to_json()
+    for same in (again, pickle.loads(pickle.dumps(again)), copy.deepcopy(again)):
+        cost, limit = same.costs["units"]  # a pair, as it has always been
+        assert (cost, limit, same.costs["units"].unit) == (3.0, 4.0, "J")
     assert math.isclose(again.gap, 1 / 3) and again.status is Status.FEASIBLE
     assert "2 of 3" in str(again) and "33.3 %" in str(again)
 

@@ -50,7 +50,7 @@ def test_a_lying_solver_is_refused(solver: Solver, words: str) -> None:
 def test_value_costs_and_bound_are_computed_here() -> None:
     selection = select(PROBLEM, Says((3, 5)))
     assert selection.value == 8 and selection.bound == 9 and selection.gap == 1 / 8
-    assert selection.costs == {"units": (2, 2, "")}
+    assert selection.costs == {"units": (2, 2)}
     assert select(PROBLEM, Says((4, 5))).status is Status.OPTIMAL
 
 

@@ -50,7 +50,8 @@ def test_what_is_written_again_says_the_same(tmp_path: Path) -> None:
 def test_a_selection() -> None:
     selection = Selection.load(EARLIER / "selection.json")
     assert selection.heads() == {"first": [1], "second": [0]}
-    assert selection.costs == {
+    costs = {name: (*cost, cost.unit) for name, cost in selection.costs.items()}
+    assert costs == {
         "latency of prefill+10*decode": (0.014571428571428572, 0.0176, "s"),
         "latency of decode": (0.0007, 0.0009, "s"),
         "latency of decode (2)": (0.0007, 0.0008, "s"),

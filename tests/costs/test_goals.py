@@ -406,7 +406,8 @@ def test_a_method_records_the_goals() -> None:
     )
     profile = Profile(SMALL, {}, {"memory": cheap})
     selection = Method().choose(make_stats(), Target((ResourceGoal("memory", 0.6),)), profile)
-    assert selection.costs == {"memory": (3.0, 3.0, "bytes")}
+    assert selection.costs == {"memory": (3.0, 3.0)}
+    assert selection.costs["memory"].unit == "bytes"
     assert selection.basis.goals == (ResourceGoal("memory", 0.6),)
 
 

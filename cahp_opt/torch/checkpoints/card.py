@@ -118,9 +118,10 @@ def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
         yield "gap", f"{100 * selection.gap:.3g} %" if known else "unknown"
         yield "certificate", selection.certificate
     yield "status", selection.status.value
-    for name, (cost, limit, unit) in selection.costs.items():
-        after = f" {unit}" if unit else ""
-        yield f"predicted {name}", f"{cost:.6g}{after} of at most {limit:.6g}{after}"
+    for name, cost in selection.costs.items():
+        after = f" {cost.unit}" if cost.unit else ""
+        told = f"{cost.value:.6g}{after} of at most {cost.limit:.6g}{after}"
+        yield f"predicted {name}", told
 
 
 def _cell(text: str) -> str:
