@@ -61,7 +61,7 @@ class Selection:
         object.__setattr__(
             self,
             "costs",
-            {n: cost if isinstance(cost, Cost) else Cost(*cost) for n, cost in self.costs.items()},
+            {n: Cost(*pair, getattr(pair, "unit", "")) for n, pair in self.costs.items()},
         )
         for name in ("costs", "stats", "provenance"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))

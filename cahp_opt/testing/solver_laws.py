@@ -183,7 +183,7 @@ def _check_costs(name: str, problem: Problem, selection: Selection) -> None:
         require(
             cost <= table.limit * (1 + 1e-12)
             and math.isclose(told.value, cost, rel_tol=1e-12, abs_tol=1e-15)
-            and told[1:] == (table.limit, table.unit),
+            and (told.limit, told.unit) == (table.limit, table.unit),
             f"the selection of `{name}` costs {cost} of {table.limit} by {table.name}, and tells {told}.",
         )
 

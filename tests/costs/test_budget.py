@@ -39,7 +39,7 @@ def test_latency_ratio_and_seconds_agree() -> None:
     seconds = Budget.latency(LINEAR, seconds=0.8 * LINEAR.dense)
     assert counts_of(ratio) == counts_of(seconds)
     assert all(LINEAR.predict(c) <= 0.8 * LINEAR.dense for c in counts_of(ratio))
-    cost, limit, _ = ratio.costs(np.array([1, 1, 1]))["latency"]
+    cost, limit = ratio.costs(np.array([1, 1, 1]))["latency"]
     assert math.isclose(cost, LINEAR.predict([1, 1, 1])) and math.isclose(limit, 0.8 * LINEAR.dense)
 
 
