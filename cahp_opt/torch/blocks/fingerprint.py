@@ -23,12 +23,9 @@ _THREADS = 8
 def fingerprint(model: nn.Module) -> str:
     """The identity of a model as :mod:`cahp_opt.identity` has it: class, shapes, and a SHA-256 of all weights.
 
-    It covers everything that a checkpoint holds: parameters and buffers, by name. Weights in
-        another
-    precision are other weights: calibrate a model in the precision in which it is used. The device
-        does
-    not matter. Weights that a checkpoint lacks are drawn anew in every load, so the identity
-    changes.
+    It covers everything that a checkpoint holds: parameters and buffers, by name. Weights in another
+    precision are other weights: calibrate a model in the precision in which it is used. The device does
+    not matter. Weights that a checkpoint lacks are drawn anew in every load, so the identity changes.
 
     Raises:
         ValueError: if weights are neither in memory nor offloaded by accelerate.

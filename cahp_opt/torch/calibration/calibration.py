@@ -60,19 +60,16 @@ def calibrate(
     left as it was found: modes, gradients, hooks, attention implementation and random states; also
     after an exception or Ctrl-C.
 
-    Memory does not grow with the data: batches are read one by one and none is kept. The model may
-        be
-    spread over devices or offloaded. Half-precision models run in half precision, but sums are
-    double. For several processes see :func:`~cahp_opt.torch.gather_stats`.
+    Memory does not grow with the data: batches are read one by one and none is kept. The model may be
+    spread over devices or offloaded. Half-precision models run in half precision, but sums are double.
+    For several processes see :func:`~cahp_opt.torch.gather_stats`.
 
     Args:
         model: a model whose attention :func:`~cahp_opt.torch.blocks.finder.find_attention` understands.
         batches: keyword arguments for the model, with ``attention_mask`` if there is padding, and
             ``decoder_attention_mask`` if a decoder's own input is padded; read once. A row must
-            give the same in the batch as alone: padding that moves positions, or that a head reads,
-            is
-                refused, and
-            so are several texts packed into one row. No cache is filled. ``labels`` never
+            give the same in the batch as alone: padding that moves positions, or that a head reads, is
+            refused, and so are several texts packed into one row. No cache is filled. ``labels`` never
             reach the model; they only turn salience from the gradient of a random probe of the output into
             that of the task loss (and, in an encoder-decoder without a decoder input, make that input).
         unit: as for :func:`~cahp_opt.torch.find_attention`.

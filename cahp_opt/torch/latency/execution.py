@@ -86,8 +86,7 @@ def run_through(piece: Work, execution: Execution, prepare: Callable[[], None]) 
     """Run a piece once in the way it will be timed, so that its parts are called as they will be.
 
     Model code behaves differently while it is captured: transformers makes masks that it otherwise
-        leaves
-    out, and other kernels run.
+    leaves out, and other kernels run.
 
     Args:
         piece: the work.

@@ -46,9 +46,7 @@ def slice_heads(
 
     The result computes the same as ``model`` under :func:`~cahp_opt.torch.head_mask`. That is
     checked on every call: both run on ``batch``, with and without padding; in half precision, where
-    rounding
-        could
-    hide a wrong head, differentiation also confirms which rows belong to which unit. Slicing a
+    rounding could hide a wrong head, differentiation also confirms which rows belong to which unit. Slicing a
     sliced model works. Dtype, device and ``requires_grad`` of the weights stay. A block without
     kept units adds only its bias; it stores one frozen unit, so that caches and exporters find no
     empty tensors. :func:`~cahp_opt.torch.bypass_empty` skips such blocks once the weights are
