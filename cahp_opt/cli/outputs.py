@@ -51,7 +51,10 @@ def check_folder(output: OutputOptions, model: str | None = None) -> None:
         raise ValueError(
             f"`--output-dir` {path} is the folder of the model that is to be pruned; name another one."
         )
-    there = check_free(path, overwrite=output.overwrite)
+    try:
+        there = check_free(path, overwrite=output.overwrite)
+    except FileExistsError as error:
+        raise ValueError(f"`--output-dir` {error}") from None
     if there.ours:
         note([f"{path}: {some(there.ours)} will be replaced in the end."])
     if there.foreign:

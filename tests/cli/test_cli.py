@@ -813,8 +813,9 @@ def test_output_that_cannot_be_written(
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("keep me")
-    refused(capsys, 2, "not empty", run=lambda: prune(model, full, "--text", text))
-    refused(capsys, 2, "is a file", run=lambda: prune(model, full / "mine", "--text", text))
+    option = "`--output-dir` "
+    refused(capsys, 2, option, "not empty", run=lambda: prune(model, full, "--text", text))
+    refused(capsys, 2, option, "is a file", run=lambda: prune(model, full / "mine", "--text", text))
     inside = full / "mine" / "out"
     refused(capsys, 2, "cannot be written", run=lambda: prune(model, inside, "--text", text))
     select = ["select", "--stats", "s", "--heads", "2", "--output", str(full)]
