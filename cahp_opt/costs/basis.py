@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple, cast
 
-from cahp_opt.costs.goals import Goal, LatencyGoal, goal_of
+from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal, goal_of
 from cahp_opt.costs.provenance import Provenance
 
 _FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads")
@@ -69,7 +69,8 @@ class Basis:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Basis:
-        """The inverse of :meth:`to_json`.
+        """The inverse of :meth:`to_json`. Limits on resources that are not known here become remarks, so
+        that a model loads where the resource it was pruned for cannot be measured.
 
         Raises:
             ValueError: if it cannot be understood.
@@ -78,10 +79,20 @@ class Basis:
             remarks: Any = data["remarks"]
             if not isinstance(remarks, list) or not all(isinstance(r, str) for r in remarks):  # pyright: ignore[reportUnknownVariableType]
                 raise ValueError(f"its remarks are {remarks!r}")
+            goals = [(str(name), str(text)) for name, text in data["goals"]]
+            foreign = [
+                f"the limit {name}={text} is on a resource that is not known here, and is not checked."
+                for name, text in goals
+                if not _known(name)
+            ]
             return Basis(
-                tuple(goal_of(str(name), str(text)) for name, text in data["goals"]),
-                {name: _recorded(told) for name, told in data["tables"].items()},
-                tuple(cast("list[str]", remarks)),
+                tuple(goal_of(name, text) for name, text in goals if _known(name)),
+                {
+                    name: _recorded(told)
+                    for name, told in data["tables"].items()
+                    if " " not in name or _known(name)
+                },
+                (*cast("list[str]", remarks), *foreign),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _not_said(error) from None
@@ -121,6 +132,11 @@ def recorded(dense: float, where: Provenance) -> Recorded:
     """What a selection keeps of a table with this unpruned cost."""
     facts = {fact: getattr(where, fact) for fact in _FACTS}
     return Recorded(dense, Provenance(**facts, estimated=where.estimated))
+
+
+def _known(name: str) -> bool:
+    """Whether there is such a cost, by the name of a goal."""
+    return name == "latency" or ResourceGoal.is_name(name)
 
 
 def _not_said(error: Exception) -> ValueError:

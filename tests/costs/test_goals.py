@@ -381,10 +381,7 @@ def test_a_damaged_basis_is_refused() -> None:
     assert Basis.from_texts({"a": "b"}) == (Basis(), {"a": "b"})
     bad: list[dict[str, str]] = [{"workloads": text} for text in ("{", "[1]", '{"a": {}}')]
     bad += [{"remarks": text} for text in ("", "NaN", "{}", "[1]")]
-    bad += [
-        {"goals": text}
-        for text in ("", "1", '[["latency"]]', '[["disk", "0.5"]]', '[["latency", "fast"]]')
-    ]
+    bad += [{"goals": text} for text in ("", "1", '[["latency"]]', '[["latency", "fast"]]')]
     bad += [{**older, "dense_seconds": "x"}, {**older, "batch_size": "x"}]
     for texts in bad:
         with pytest.raises(ValueError, match="select again"):
@@ -395,6 +392,20 @@ def test_a_damaged_basis_is_refused() -> None:
         broken = {"prefill": {**told["tables"]["prefill"], field: wrong}}
         with pytest.raises(ValueError, match="select again"):
             Basis.from_json({**told, "tables": broken})
+
+
+def test_a_limit_on_an_unknown_resource_is_a_remark() -> None:
+    told = Target((LatencyGoal(ratio=0.5),)).basis(Profile(SPACE, {"prefill": PREFILL})).to_json()
+    energy = {"energy of prefill": told["tables"]["prefill"]}
+    more = {
+        **told,
+        "goals": [["energy of prefill", "0.8"], *told["goals"]],
+        "tables": {**told["tables"], **energy},
+    }
+    basis = Basis.from_json(more)
+    assert basis.goals == (LatencyGoal(ratio=0.5),) and list(basis.tables) == ["prefill"]
+    assert any("energy of prefill=0.8" in remark for remark in basis.remarks)
+    assert Basis.from_json(basis.to_json()) == basis
 
 
 def test_a_method_records_the_goals() -> None:
