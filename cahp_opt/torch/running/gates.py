@@ -34,7 +34,8 @@ def head_mask(
         model: the model to gate; it is not changed.
         selection: a :class:`~cahp_opt.selection.Selection`, a boolean keep-set of shape ``[n]``, or a
             float tensor of gates of shape ``[n]``, or ``[batch, n]`` for gates per example.
-        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
+        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own, and others are
+            refused with it.
 
     Yields:
         The gates, float ``[n]`` or ``[batch, n]``; if a tensor was passed, the same object.
@@ -43,7 +44,7 @@ def head_mask(
         ValueError: if the selection is of another model, or the gates have another shape or hold NaN.
         UnsupportedModelError: if the model's attention is not understood.
     """
-    with gated(find_attention(model, unit=unit_of(selection, unit)), selection) as gates:
+    with gated(find_for(model, selection, unit), selection) as gates:
         yield gates
 
 
@@ -82,9 +83,25 @@ def is_gated(prunable: Prunable) -> bool:
     return any(isinstance(hook, _Gate) for found in hooks for hook in found)
 
 
-def unit_of(selection: object, unit: Unit | None) -> Unit | None:
-    """The ``unit`` to find blocks by for a selection, which knows its own, or for a plain keep-set."""
-    return selection.space.unit if isinstance(selection, Selection) else unit
+def find_for(model: nn.Module, selection: object, unit: Unit | None) -> Prunable:
+    """The blocks of ``model`` in the units of a selection, or in ``unit`` for a plain keep-set.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: if there is a selection, and ``unit`` would make other units than it has.
+    """
+    if not isinstance(selection, Selection):
+        return find_attention(model, unit=unit)
+    prunable = find_attention(model, unit=selection.space.unit)
+    if unit is not None:
+        asked = find_attention(model, unit=unit).space
+        if asked.kinds != prunable.space.kinds:
+            difference = asked.difference(prunable.space)
+            raise ValueError(
+                f"`unit` is Unit.{unit.name}, and `selection` was made in other units ({difference}); "
+                "leave `unit` out, because a selection knows its own, or select again in these units."
+            )
+    return prunable
 
 
 def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:

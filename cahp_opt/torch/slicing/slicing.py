@@ -16,7 +16,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention, reread
-from cahp_opt.torch.running.gates import is_gated, kept_units, unit_of
+from cahp_opt.torch.running.gates import find_for, is_gated, kept_units
 from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.surgery import cut
@@ -62,7 +62,8 @@ def slice_heads(
         in_place: slice ``model`` itself rather than a copy, which saves memory; until the check is
             done the removed weights are still there, and if it fails the model is as before.
         batch: keyword arguments for the model to check with; None for small random inputs.
-        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
+        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own, and others are
+            refused with it.
 
     Returns:
         The sliced model; a copy that shares nothing with ``model``, unless ``in_place``.
@@ -73,7 +74,7 @@ def slice_heads(
             cannot be used.
         SliceError: if the result differs from the masked model; nothing is changed then.
     """
-    prunable = find_attention(model, unit=unit_of(selection, unit))
+    prunable = find_for(model, selection, unit)
     return cast("Model", slice_found(prunable, selection, in_place=in_place, batch=batch).model)
 
 
@@ -209,7 +210,7 @@ def _confirm(prunable: Prunable, trial: Trial) -> None:
         warnings.warn(
             f"`model` is in half precision and cannot be differentiated ({error}), so the slice is checked "
             "by its outputs alone, within rounding; slice it in float32 to be sure.",
-            stacklevel=3,
+            stacklevel=4,  # at the caller of `slice_heads`
         )
         return
     if wrong:

@@ -21,7 +21,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
 from cahp_opt.torch.running.centring import in_double
-from cahp_opt.torch.running.gates import gated, kept_units, unit_of
+from cahp_opt.torch.running.gates import find_for, gated, kept_units
 from cahp_opt.torch.running.trials import Trial, failure, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.rounding import shaken
@@ -56,7 +56,8 @@ def verify_slice(
         small: the sliced model.
         selection: the selection for ``dense``, or its keep-set, bool ``[n]``.
         batch: keyword arguments for both models; None for small random inputs.
-        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own.
+        unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own, and others are
+            refused with it.
 
     Returns:
         The largest absolute difference of the models' outputs.
@@ -68,7 +69,7 @@ def verify_slice(
             when every block's output is perturbed by half of that fraction of its terms.
         ValueError: if the selection is of another model, or no batch is given and none can be made.
     """
-    whole = find_attention(dense, unit=unit_of(selection, unit))
+    whole = find_for(dense, selection, unit)
     return compare_slice(whole, find_attention(small), selection, batch)
 
 

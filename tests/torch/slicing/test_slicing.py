@@ -220,6 +220,38 @@ def test_query_slots_of_grouped_attention(family: Family) -> None:
     torch.testing.assert_close(run(again, batch), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kv_heads", "unit", "other"),
+    [
+        (2, Unit.KV_GROUP, Unit.QUERY_SLOT),
+        (2, Unit.QUERY_SLOT, Unit.KV_GROUP),
+        (1, None, Unit.KV_GROUP),
+    ],
+)
+def test_a_selection_in_other_units_than_asked_for_is_refused(
+    kv_heads: int, unit: Unit | None, other: Unit
+) -> None:
+    model = tiny.LLAMA_GQA.build(num_key_value_heads=kv_heads)
+    space = find_attention(model, unit=unit).space
+    selection = Selection.from_kept(space, uneven(space))
+    small = slice_heads(model, selection, unit=unit)
+    refused = f"`unit` is Unit.{other.name}, .*knows its own"
+    with pytest.raises(ValueError, match=refused):
+        slice_heads(model, selection, unit=other)
+    with pytest.raises(ValueError, match=refused), head_mask(model, selection, unit=other):
+        pass
+    with pytest.raises(ValueError, match=refused):
+        verify_slice(model, small, selection, unit=other)
+
+
+def test_heads_that_share_no_keys_are_what_any_unit_finds() -> None:
+    model = tiny.BERT.build()
+    space = find_attention(model).space
+    selection = Selection.from_kept(space, uneven(space))
+    small = slice_heads(model, selection, unit=Unit.QUERY_SLOT)
+    assert verify_slice(model, small, selection, unit=Unit.KV_GROUP) <= 1e-4
+
+
 def test_with_one_key_head_the_units_are_query_heads() -> None:
     model = tiny.LLAMA_GQA.build(num_key_value_heads=1)
     space = find_attention(model).space
