@@ -220,7 +220,7 @@ def from_pretrained(
     model.__class__ = stock
     vars(model.config).pop(_NAME_OF_WEIGHTS, None)
     assert slicer.known is not None  # it sliced the model when that was built
-    prunable = slicer.known.at(model)
+    prunable = slicer.known
     _check_complete(prunable, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
     freeze_ghosts(reread(prunable))  # the loader makes every weight trainable
     # Beside weights that were trained since, the check is that of others.

@@ -23,7 +23,7 @@ from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace
 from cahp_opt.torch.blocks.explicit import explicit_attention
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
 from cahp_opt.torch.checkpoints.checkpoint import SELECTION_FILE, from_pretrained, save_pretrained
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 
@@ -370,6 +370,27 @@ def test_a_model_that_was_quantised_since_still_knows_its_selection() -> None:
     found = selection_of(quantise(small, {nn.Linear}, dtype=torch.qint8))
     plan = selection_of(small)
     assert found is not None and plan is not None and found.heads() == plan.heads()
+
+
+class Packed(nn.Linear):
+    """A layer of a quantiser."""
+
+
+class PackedBert(transformers.BertForSequenceClassification):  # type: ignore[no-untyped-call]
+    """Replaces a layer once it is built and sliced, as quantisers do."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        for layer in loaded[0].bert.encoder.layer:
+            layer.attention.output.dense = Packed(8, 32)
+        return loaded
+
+
+def test_a_loader_that_packs_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    save_pretrained(sliced(), tmp_path / "pruned")
+    with pytest.raises(UnsupportedModelError, match="is a Packed, .*quantise after slicing"):
+        from_pretrained(tmp_path / "pruned", model_class=PackedBert)
 
 
 @pytest.mark.parametrize("seed", range(3))
