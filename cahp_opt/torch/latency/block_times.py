@@ -148,7 +148,7 @@ def time_blocks(
             meter=meter,
         )
 
-    with on(device), evaluating(model), torch.inference_mode(), room_to_compile(execution):
+    with on(device), evaluating(model), torch.no_grad(), room_to_compile(execution):
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = timed(
             {

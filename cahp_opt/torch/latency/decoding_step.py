@@ -35,7 +35,7 @@ def decoding_step(model: nn.Module, batch: Batch, run: nn.Module | None = None) 
     if not isinstance(ids, Tensor):
         raise ValueError(f"`batch` must hold `{name}` to decode after, and has {sorted(inputs)}.")
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             output: Any = model(**{**inputs, "use_cache": True})
     except (TypeError, ValueError) as error:
         if "use_cache" not in str(error):

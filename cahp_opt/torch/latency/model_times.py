@@ -68,7 +68,7 @@ def time_models(
     with (
         on(device_of(first)),
         evaluating(*models.values()),
-        torch.inference_mode(),
+        torch.no_grad(),
         room_to_compile(execution),
     ):
         work = {

@@ -33,7 +33,7 @@ def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, 
     device = device_of(model)
     # Weights that lie in memory as the file has them may be summed in another order: a copy is aligned.
     loaded = copy.deepcopy(cast("nn.Module", from_pretrained(folder))).to(device)
-    with torch.inference_mode(), evaluating(model, loaded):
+    with torch.no_grad(), evaluating(model, loaded):
         for batch in batches:
             inputs = inputs_of(prepare(batch, model, "batches", device))
             mine, theirs = _tensors(model(**inputs)), _tensors(loaded(**inputs))

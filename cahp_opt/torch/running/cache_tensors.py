@@ -88,7 +88,7 @@ def cache_bytes(
         return listen
 
     asked = {"use_cache": True} if takes_cache(model) else {}
-    with ExitStack() as stack, torch.inference_mode():
+    with ExitStack() as stack, torch.no_grad():
         for b, site in enumerate(sites):
             hook = site.register_forward_hook(listener(b), with_kwargs=True)
             stack.callback(hook.remove)

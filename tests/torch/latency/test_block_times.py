@@ -21,6 +21,7 @@ from cahp_opt.files.records import RecordError
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.latency.block_times import Timing, measure_latency
 from cahp_opt.torch.latency.decoding_step import decoding_step
+from cahp_opt.torch.latency.exact_counts import count_resources
 from cahp_opt.torch.latency.execution import ExecutionError
 from cahp_opt.torch.latency.model_times import time_models
 from cahp_opt.torch.latency.stopwatch import Work, interleaved, timings
@@ -217,6 +218,23 @@ def test_models_of_ones_own_and_labels_alone() -> None:
     model = tiny_models.named("t5").build()
     ids = tiny_models.batch()["input_ids"]
     assert measure_latency(model, {"input_ids": ids, "labels": ids}, repeats=1).fixed >= 0
+
+
+def test_models_never_run_in_inference_mode() -> None:
+    """What their code remembers from it, as BEiT does for the whole process, could not be differentiated."""
+    model, batch = tiny_models.GPT2.build().eval(), tiny_models.batch()
+    runs: list[bool] = []
+    model.register_forward_pre_hook(lambda *_: runs.append(torch.is_inference_mode_enabled()))
+    for work in (
+        lambda: measure_latency(model, batch, repeats=1),
+        lambda: time_models({"one": model}, batch, repeats=1),
+        lambda: time_models({"one": model}, batch, phase=Phase.DECODE, repeats=1),
+        lambda: decoding_step(model, batch),
+        lambda: count_resources(model, batch),
+    ):
+        runs.clear()
+        work()
+        assert runs and not any(runs)
 
 
 DECODERS = [f for f in tiny_models.BUILDS if f.generates]
