@@ -29,7 +29,7 @@ class Cost(_Pair):
         unit: the unit of measure of both, such as ``s``; empty where there is none.
     """
 
-    unit: str
+    unit: str = ""
 
     def __new__(cls, value: float, limit: float, unit: str = "") -> Cost:
         cost = super().__new__(cls, value, limit)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import SLACK, TOLERANCE, Check, Round
+from cahp_opt.costs.count_table import Cost
 from cahp_opt.costs.goals import Goal, LatencyGoal, checked
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Provenance
@@ -193,7 +194,9 @@ class Promise:
         """The most valuable of the fastest models; raises if latency is not what cannot be met."""
         selection = self._select(Problem(objective, _fastest(target, tables)), solver)
         limits = {n: goal.limit(_dense(tables)) for n, goal in target.verified(tables)}
-        costs = {n: c._replace(limit=limits.get(n, c.limit)) for n, c in selection.costs.items()}
+        costs = {
+            n: Cost(c.value, limits.get(n, c.limit), c.unit) for n, c in selection.costs.items()
+        }
         return replace(selection, costs=costs)
 
     def _select(self, problem: Problem, solver: Solver) -> Selection:

@@ -331,7 +331,9 @@ def test_a_hopeless_target_is_refused_before_long_work() -> None:
     assert selection.rounds[0] == floor and -SLACK <= selection.rounds[1].over <= 0.01
     assert selection.measured == selection.rounds[1] and len(only_the_table_is_hopeless.asked) == 2
     slower_since = one(offset=-0.002, scale=1.3, bursts=(1.2,))
-    assert after(1, slower_since).measured == floor  # the only one that met the limit
+    fastest = after(1, slower_since)
+    assert fastest.measured == floor  # the only one that met the limit
+    assert fastest.costs["latency"].unit == "s"
 
 
 def test_rounds_tell_the_tables_in_force() -> None:
