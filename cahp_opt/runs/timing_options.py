@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution
+from cahp_opt.costs.quantities import workload_of
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, workloads_for
 from cahp_opt.runs.options import option
@@ -57,7 +58,9 @@ class WorkloadOptions:
             ValueError: if a workload or a goal about one cannot be understood.
         """
         if profile is not None and profile.latency:
-            ready = target.workloads(profile) or profile.latency
+            about = dict.fromkeys(workload_of(name) for name in target.measured(profile))
+            ready = {n: profile.latency[n] for n in about if n in profile.latency}
+            ready = ready or dict(profile.latency)
             return tuple(
                 Workload.of(name, table.provenance, self.repeats) for name, table in ready.items()
             )
