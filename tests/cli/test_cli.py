@@ -355,7 +355,7 @@ def test_the_seed_method_on_labelled_texts(
     selection = Selection.load(tmp_path / "out" / "cahp_selection.json")
     assert 0 < selection.kept.sum() <= 9 and selection.stats["empty_blocks"] == 0
     run = partial(prune, classifier, tmp_path / "no", "--text", text, *chosen)
-    refused(capsys, 2, "`--objective complementarity` tells", "give `--data`", run=run)
+    refused(capsys, 2, "`--objective complementarity` ", "give `--data`", run=run)
     chosen[1] = "salience"
     run = partial(prune, classifier, tmp_path / "no", "--data", labelled, *chosen)
     refused(capsys, 2, "`--solver cahp` needs to know how differently units behave", run=run)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from command_line import prune
+from fake_meter import plugged_in
 
 from cahp_opt import Profile, Selection
 from cahp_opt.cli import main
 from cahp_opt.costs.quantities import RESOURCES, Resource
 from cahp_opt.runs.report import Report
 
-pytestmark = pytest.mark.usefixtures("threads")
+pytestmark = pytest.mark.usefixtures("threads", "metered")
 
 
-def test_joules_are_limited_and_verified(
-    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def metered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(RESOURCES, "energy", Resource("J", "fake_meter:joules"))
+    with plugged_in():
+        yield
+
+
+def test_joules_are_limited_and_verified(model: Path, text: Path, tmp_path: Path) -> None:
     output, name = tmp_path / "out", "energy of prefill"
     limits = ["--limit", f"{name}=0.8", "--limit", "parameters=0.99"]
     assert prune(model, output, "--text", text, *limits, "--recovery", "none") == 0
@@ -35,9 +41,8 @@ def test_joules_are_limited_and_verified(
 
 
 def test_a_profile_holds_what_is_metered(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(RESOURCES, "energy", Resource("J", "fake_meter:joules"))
     path = tmp_path / "profile.json"
     sized = ["--workload", "prefill:2x8", "--repeats", "1", "--threads", "1"]
     assert main(["latency", str(model), "--output", str(path), *sized]) == 0
