@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools
 from cahp_opt.torch import fidelity_of, find_attention
+from cahp_opt.torch.recovery.layer_walk import first_input, layer_of, with_first_input
 from cahp_opt.torch.running.batches import Batch, inputs_of
 from cahp_opt.torch.running.gates import gated
-from cahp_opt.torch.running.layer_walk import first_input, layer_of, with_first_input
 
 
 def removal_path(model: nn.Module, batches: Sequence[Batch], least: int = 0) -> list[int]:

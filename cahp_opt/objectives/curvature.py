@@ -23,8 +23,7 @@ class Curvature(Enum):
         """The mean matrix, ``[n, n]``.
 
         It is a polynomial in the density of the masks: between two measured densities it is
-            interpolated
-        linearly, and outside of them it is refused.
+        interpolated linearly, and outside of them it is refused.
 
         Args:
             stats: calibration statistics.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.blocks import submodules
 from cahp_opt.torch.blocks.linear_layers import NotLinearError, base_linear, check_linear
+from cahp_opt.torch.recovery.layer_walk import LayerWalk
 from cahp_opt.torch.running.batches import Batch, wide
-from cahp_opt.torch.running.layer_walk import LayerWalk
 
 _TOLERANCE = (
     0.05  # relative, for a shift that must appear in the stream; half precision rounds by less

@@ -22,9 +22,9 @@ from cahp_opt.torch.recovery.feed_forward import (
     is_plain_linear,
     is_used_once,
 )
+from cahp_opt.torch.recovery.layer_walk import LayerWalk, check_runs_once
 from cahp_opt.torch.recovery.ridge import RidgeSums
 from cahp_opt.torch.running.batches import Batch, batch_size, length, prepare, wide
-from cahp_opt.torch.running.layer_walk import LayerWalk, check_runs_once
 from cahp_opt.torch.running.padding import Padding
 from cahp_opt.torch.running.preparing import PaddingCheck, prepared
 from cahp_opt.torch.running.repeatable_batches import Repeated
@@ -85,14 +85,11 @@ def refit(
 
     The penalty is on the *change* of the weights, so that without a removed unit nothing changes.
     It is chosen per layer: every fifth example is held out, the penalty of :data:`RIDGES` whose fit
-    on
-        the
-    others is best there wins, and the layer is fitted with it on all examples, or left as it is if
-    no penalty improves it. All of that comes from the same running sums.
+    on the others is best there wins, and the layer is fitted with it on all examples, or left as it
+    is if no penalty improves it. All of that comes from the same running sums.
 
-    Few texts overfit: take 1 500 or more. A block without kept units only gets a new bias; one
-        without a
-    bias is fitted without ``d``, and then ``C`` is about 0.
+    Few texts overfit: take 1 500 or more. A block without kept units only gets a new bias; a layer
+    without a bias is fitted without ``d``, and then ``C`` is about 0.
 
     Args:
         model: the sliced model. Only these layers change; its mode stays.
@@ -109,9 +106,7 @@ def refit(
         feed_forward: whether the feed-forward parts are fitted too. It repairs more, takes several
             times as long, and up to six square matrices of its inner width in double precision. A
             part that does not add to the stream unchanged and alone is left as it is: routed
-            experts, a norm or a
-                factor
-            behind it, adapters, weights that are used elsewhere too.
+            experts, a norm or a factor behind it, adapters, weights that are used elsewhere too.
         memory: bytes of residual streams to remember, half for each model, so that a block costs
             one layer rather than all layers before it. The default holds 175 000 tokens, padding
             included, of models 384 wide, or 16 000 of models 4096 wide. The weights, one number per

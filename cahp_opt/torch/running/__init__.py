@@ -1,1 +1,1 @@
-"""Running a model and leaving it as it was: batches, gates, padding, one layer at a time."""
+"""Running a model and leaving it as it was: batches, gates, padding, trials."""
