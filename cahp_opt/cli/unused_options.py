@@ -113,6 +113,12 @@ _REFITTING = _Rule(
     refused=True,
 )
 _SIZES = ("latency_batch_size", "sequence_length")
+_SIZED = _Rule(
+    _SIZES,
+    lambda given: given["workload"],
+    "`--workload` has sizes of its own",
+    refused=True,
+)
 _TIME_LIMIT = _Rule(("time_limit",), _untimed, "the solver does not look at it", facts=("solvers",))
 _SEED = _Rule(("seed",), _unseeded, "the solver draws nothing at random", facts=("solvers",))
 _TABLE = _Rule(
@@ -146,12 +152,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
             refused=True,
             facts=("table_times",),
         ),
-        _Rule(
-            _SIZES,
-            lambda given: given["workload"],
-            "`--workload` has sizes of its own",
-            refused=True,
-        ),
+        _SIZED,
         _Rule(
             ("rounds",),
             lambda given: not given["latency_goals"],
@@ -167,12 +168,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _TIME_LIMIT,
     ),
     "latency": (
-        _Rule(
-            _SIZES,
-            lambda given: given["workload"],
-            "`--workload` has sizes of its own",
-            refused=True,
-        ),
+        _SIZED,
         _Rule(
             ("repeats", "device", "threads"),
             lambda given: given["estimate"] is not None,
