@@ -463,9 +463,12 @@ class _Slicer:
         send_along(model, renamed)
 
     def _blocks(self, model: nn.Module) -> Prunable:
+        there: Prunable | None = None
         with suppress(AttributeError):  # a model of other modules
             if self.known is not None:
-                return reread(self.known.at(model))
+                there = self.known.at(model)
+        if there is not None:
+            return reread(there)
         return find_attention(model, unit=self.blueprint.selection.space.unit)
 
 
