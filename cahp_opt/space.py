@@ -1,4 +1,4 @@
-"""The ground set: blocks of attention and their prunable units."""
+"""The ground set: blocks of attention and of feed-forward neurons, and their prunable units."""
 
 from __future__ import annotations
 
@@ -23,14 +23,31 @@ class Unit(str, Enum):
     """One key/value head together with the query heads that read it (grouped-query attention)."""
     QUERY_SLOT = "query_slot"
     """One query head of every key/value head: the same number stays for each of them."""
+    NEURON_GROUP = "neuron_group"
+    """Neurons of a feed-forward part, as many in each group of a block."""
+
+    @property
+    def of_attention(self) -> bool:
+        """Whether such units are parts of attention rather than of a feed-forward part."""
+        return self is not Unit.NEURON_GROUP
 
 
 class Block(NamedTuple):
-    """One attention block: its name in the model, how many prunable units it has, and their kind."""
+    """One block of a model.
+
+    Args:
+        name: its name in the model.
+        units: how many prunable units it has.
+        unit: their kind.
+        order: for groups of neurons, the neuron at every place, group after group and all groups as wide,
+            ``[width]``; None for attention, and where it is not stated because it does not matter, as in a
+            table of times.
+    """
 
     name: str
     units: int
     unit: Unit = Unit.HEAD
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +58,11 @@ class HeadSpace:
     where a unit is kept.
 
     Args:
-        blocks: one :class:`Block`, or a plain ``(name, units)`` or ``(name, units, unit)``, per block.
+        blocks: one :class:`Block`, or a plain tuple of its fields such as ``(name, units)``, per block.
 
     Raises:
-        ValueError: if there is no block, a name repeats or is empty, or a block has no unit.
+        ValueError: if there is no block, a name repeats or is empty, a block has no unit, or an order is not
+            one.
     """
 
     blocks: tuple[Block, ...]
@@ -53,7 +71,7 @@ class HeadSpace:
         blocks: list[Block] = []
         seen: set[str] = set()
         for given in self.blocks:
-            name, units, unit = Block(*given)
+            name, units, unit, order = Block(*given)
             if not isinstance(name, str) or not name:
                 raise ValueError(f"`blocks` needs a non-empty name for every block, got {name!r}.")
             if name in seen:
@@ -65,7 +83,7 @@ class HeadSpace:
                     f"block {name!r} has {units!r} units; a block needs a whole number of at least 1."
                 )
             seen.add(name)
-            blocks.append(Block(name, int(units), Unit(unit)))
+            blocks.append(Block(name, int(units), Unit(unit), _order(name, units, unit, order)))
         if not blocks:
             raise ValueError("`blocks` is empty; a HeadSpace needs at least one block.")
         object.__setattr__(self, "blocks", tuple(blocks))
@@ -88,12 +106,25 @@ class HeadSpace:
 
     @property
     def unit(self) -> Unit | None:
-        """The ``unit`` by which :func:`cahp_opt.torch.find_attention` finds these blocks in the model."""
+        """The ``unit`` by which :func:`cahp_opt.torch.find_attention` finds the attention among these
+        blocks."""
         if any(block.unit is Unit.QUERY_SLOT for block in self.blocks):
             return Unit.QUERY_SLOT
         # Only if it is asked for is all that shares a single key/value head one group.
-        alone = any(block[1:] == (1, Unit.KV_GROUP) for block in self.blocks)
+        alone = any(block.units == 1 and block.unit is Unit.KV_GROUP for block in self.blocks)
         return Unit.KV_GROUP if alone else None
+
+    @cached_property
+    def of_attention(self) -> Bools:
+        """Which blocks are attention, bool ``[blocks]``; the others are feed-forward parts."""
+        found: Bools = np.array([block.unit.of_attention for block in self.blocks], dtype=np.bool_)
+        found.flags.writeable = False
+        return found
+
+    def unordered(self) -> HeadSpace:
+        """The same blocks without the order of their neurons, which times and counts do not depend
+        on."""
+        return HeadSpace(tuple(block._replace(order=None) for block in self.blocks))
 
     @cached_property
     def units(self) -> Ints:
@@ -162,7 +193,10 @@ class HeadSpace:
 
     def to_json(self) -> list[list[Any]]:
         """Plain lists for a JSON file."""
-        return [[block.name, block.units, block.unit.value] for block in self.blocks]
+        return [
+            [b.name, b.units, b.unit.value, *([] if b.order is None else [list(b.order)])]
+            for b in self.blocks
+        ]
 
     @staticmethod
     def from_json(data: Sequence[Sequence[Any]]) -> HeadSpace:
@@ -170,16 +204,40 @@ class HeadSpace:
         return HeadSpace(tuple(Block(*row) for row in data))
 
     def difference(self, other: HeadSpace) -> str | None:
-        """In words, the first thing in which ``other`` differs from this space; None if nothing."""
+        """In words, the first thing in which ``other`` differs from this space; None if nothing.
+
+        An order of neurons that only one of them states is no difference.
+        """
         if len(self.blocks) != len(other.blocks):
             return f"{len(self.blocks)} blocks against {len(other.blocks)}"
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
-            if mine != theirs:
+            if mine[:3] != theirs[:3]:
                 return (
                     f"block {mine.name!r} of {mine.units} x {mine.unit.value} against "
                     f"block {theirs.name!r} of {theirs.units} x {theirs.unit.value}"
                 )
+            if None not in (mine.order, theirs.order) and mine.order != theirs.order:
+                return f"the neurons of block {mine.name!r} are grouped in two ways"
         return None
+
+
+def _order(
+    name: str, units: int, unit: Unit, order: Sequence[int] | None
+) -> tuple[int, ...] | None:
+    """The order of a block's neurons, checked."""
+    if order is None:
+        return None
+    if Unit(unit).of_attention:
+        raise ValueError(
+            f"block {name!r} has an `order`, which groups neurons; its units are {Unit(unit).value}s."
+        )
+    found = tuple(int(neuron) for neuron in order)
+    if len(found) % units or sorted(found) != list(range(len(found))) or not found:
+        raise ValueError(
+            f"`order` of block {name!r} must hold every neuron from 0 once, and as many for each of its "
+            f"{units} units, got {len(found)} numbers."
+        )
+    return found
 
 
 def _frozen(array: Ints) -> Ints:

@@ -222,7 +222,7 @@ class HeadStats:
         """
         kept = self.space.check(kept)
         blocks = [
-            Block(block.name, int(kept[where].sum()), block.unit)
+            block if kept[where].all() else Block(block.name, int(kept[where].sum()), block.unit)
             for block, where in zip(self.space.blocks, self.space.slices, strict=True)
             if kept[where].any()
         ]
