@@ -11,7 +11,8 @@ from cahp_opt.costs.count_table import CountTable, distinct
 from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.quantities import QUANTITIES, RESOURCES, resource_of
+from cahp_opt.costs.prune import Prune
+from cahp_opt.costs.quantities import KV_CACHE, QUANTITIES, RESOURCES, resource_of
 from cahp_opt.space import HeadSpace
 
 
@@ -25,6 +26,10 @@ class Target:
         minimum: the fewest units kept per block.
         maximum: the most units kept per block; None for all of them.
         multiple_of: units kept per block are a multiple of it, or all.
+        neurons: the largest share of all feed-forward neurons that is kept, above 0 and at most 1.
+
+    Raises:
+        ValueError: for another share of the neurons.
     """
 
     goals: tuple[Goal, ...] = ()
@@ -32,6 +37,23 @@ class Target:
     minimum: int = 1
     maximum: int | None = None
     multiple_of: int = 1
+    neurons: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.neurons is not None and not 0 < self.neurons <= 1:
+            raise ValueError(
+                "`neurons` must be a share of the feed-forward neurons above 0 and at most 1, such as "
+                f"0.5, got {self.neurons}."
+            )
+
+    @property
+    def prune(self) -> Prune:
+        """The kinds of blocks that its limits are about: both for a time, weights, bytes or what a meter
+        reads; attention for a number of heads, a maximum per block and the key/value cache."""
+        if any(goal.name != KV_CACHE for goal in self.goals):
+            return Prune.BOTH
+        heads = bool(self.goals) or self.heads is not None or self.maximum is not None
+        return Prune.of(heads=heads, neurons=self.neurons is not None)
 
     @property
     def latencies(self) -> tuple[LatencyGoal, ...]:
