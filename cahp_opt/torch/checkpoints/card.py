@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from cahp_opt.files.belongings import CARD_FILE, CARD_SEAL, card_digest, is_own_card
 from cahp_opt.selection import Selection
@@ -26,6 +27,7 @@ def model_card(
     architecture: str,
     base_model: str | None = None,
     provenance: Mapping[str, str] | None = None,
+    neurons: Mapping[str, int] | None = None,
 ) -> str:
     """The text of a card, Markdown with a YAML front matter.
 
@@ -34,8 +36,11 @@ def model_card(
         architecture: name of the model's class.
         base_model: hub id of the original model, if it is known.
         provenance: facts to list; the selection's own if None.
+        neurons: by name of the feed-forward block, how many neurons the original has; None for those
+            that the selection states itself.
     """
-    body = "\n".join(_lines(selection, architecture, base_model, provenance))
+    widths = _widths(selection) if neurons is None else neurons
+    body = "\n".join(_lines(selection, architecture, base_model, provenance, widths))
     return f"{body}\n{CARD_SEAL}{card_digest(body)} -->\n"
 
 
@@ -69,19 +74,20 @@ def _lines(
     architecture: str,
     base_model: str | None,
     provenance: Mapping[str, str] | None,
+    neurons: Mapping[str, int],
 ) -> Iterator[str]:
     yield "---"
     yield "library_name: cahp-opt"
     if base_model is not None:
         yield f"base_model: {json.dumps(base_model)}"  # a JSON string is a YAML string
-    yield "tags:\n- cahp-opt\n- attention-head-pruning\n- pruning"
+    kinds = _kinds(selection)
+    yield "\n".join(["tags:", "- cahp-opt", *(f"- {kind.tag}" for kind in kinds), "- pruning"])
     yield "---\n"
     origin = f" of `{base_model}`" if base_model is not None else ""
-    yield f"# {architecture} with fewer attention heads\n"
-    yield (
-        f"This model{origin} keeps {int(selection.kept.sum())} of {selection.space.n} prunable units "
-        "of attention; the weights of the others are gone.\n"
-    )
+    fewer = " and ".join(kind.fewer for kind in kinds if kind.kept < kind.units or len(kinds) == 1)
+    yield f"# {architecture} with fewer {fewer or 'units'}\n"
+    parts = " and ".join(f"{kind.kept} of {kind.units} {kind.called}" for kind in kinds)
+    yield f"This model{origin} keeps {parts}; the weights of the others are gone.\n"
     yield "## Loading\n"
     yield "```python\nfrom cahp_opt.torch import from_pretrained\n"
     yield "# `directory`: this folder, or huggingface_hub.snapshot_download(its name on the hub)"
@@ -99,6 +105,7 @@ def _lines(
     for block, count, ids in rows:
         shown = " ".join(str(i) for i in ids) or "none"
         yield f"| {_cell(block.name)} | {count} | {block.units} | {block.unit.value} | {shown} |"
+    yield from _sizes(selection, neurons)
     facts = dict(_facts(selection))
     facts |= selection.provenance if provenance is None else provenance
     facts |= dict(selection.basis.in_words())
@@ -108,6 +115,51 @@ def _lines(
         for name, value in facts.items():
             yield f"| {_cell(_LABELS.get(name, name))} | {_cell(value)} |"
     yield ""
+
+
+class _Kind(NamedTuple):
+    """The blocks of one kind: how they are called, and how many of their units are kept."""
+
+    tag: str
+    fewer: str
+    called: str
+    kept: int
+    units: int
+
+
+def _kinds(selection: Selection) -> list[_Kind]:
+    space = selection.space
+    heads = ("attention-head-pruning", "attention heads", "prunable units of attention")
+    neurons = ("feed-forward-pruning", "feed-forward neurons", "groups of feed-forward neurons")
+    found = [
+        _Kind(*words, int(selection.counts[own].sum()), int(space.units[own].sum()))
+        for words, own in ((heads, space.of_attention), (neurons, ~space.of_attention))
+    ]
+    return [kind for kind in found if kind.units]
+
+
+def _widths(selection: Selection) -> dict[str, int]:
+    blocks = selection.space.blocks
+    return {block.name: len(block.order) for block in blocks if block.order is not None}
+
+
+def _sizes(selection: Selection, neurons: Mapping[str, int]) -> Iterator[str]:
+    """The width of every feed-forward block, which tools that serve a model want to know."""
+    rows = zip(selection.space.blocks, selection.counts.tolist(), strict=True)
+    left = [
+        (neurons[block.name] * count // block.units, neurons[block.name])
+        for block, count in rows
+        if block.name in neurons
+    ]
+    if left:
+        sizes, before = ([str(pair[i]) for pair in left] for i in (0, 1))
+        of = before[0] if len({*before}) == 1 else ", ".join(before)
+        yield (
+            "\nNeurons (the intermediate size) of every feed-forward block, in the order of the table: "
+            f"{', '.join(sizes)}; before: {of}."
+        )
+    if any(size == 0 for size, _ in left):
+        yield "A block with 0 adds its bias alone; the weights hold one frozen group of it."
 
 
 def _facts(selection: Selection) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from tiny_models import run, uneven
 from cahp_opt.costs.count_table import Cost
 from cahp_opt.selection import Selection
 from cahp_opt.solver import Status
-from cahp_opt.space import HeadSpace
+from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.checkpoints.card import model_card, write_card
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
@@ -68,6 +68,38 @@ def test_the_card_tells_what_was_kept_and_how_good_it_is() -> None:
         Selection.from_kept(HeadSpace.uniform(1, 2), [True, False]), architecture="X"
     )
     assert "bound" not in given and "gap" not in given
+
+
+def test_the_card_of_neurons_states_their_numbers() -> None:
+    heads = Block("0.attention", 2)
+    neurons = [Block(f"{layer}.mlp", 4, Unit.NEURON_GROUP, tuple(range(8))) for layer in range(2)]
+    alone = Selection.from_kept(HeadSpace(tuple(neurons)), [True, False, True, True, *[False] * 4])
+    card = model_card(alone, architecture="X").splitlines()
+    for line in (
+        "# X with fewer feed-forward neurons",
+        "This model keeps 3 of 8 groups of feed-forward neurons; the weights of the others are gone.",
+        "| 0.mlp | 3 | 4 | neuron_group | 0 2 3 |",
+        "Neurons (the intermediate size) of every feed-forward block, in the order of the table: 6, 0; "
+        "before: 8.",
+        "A block with 0 adds its bias alone; the weights hold one frozen group of it.",
+    ):
+        assert line in card, line
+    assert front_matter("\n".join(card))["tags"] == ["cahp-opt", "feed-forward-pruning", "pruning"]
+    both = HeadSpace((heads, *neurons)).unordered()
+    for kept, fewer in (
+        ([True] * 10, "units"),
+        ([True, True, False, *[True] * 7], "feed-forward neurons"),
+        ([False, True, *[True] * 8], "attention heads"),
+        ([False] * 10, "attention heads and feed-forward neurons"),
+    ):
+        card = model_card(Selection.from_kept(both, kept), architecture="X").splitlines()
+        assert f"# X with fewer {fewer}" in card
+    told = "This model keeps 0 of 2 prunable units of attention and 0 of 8 groups of feed-forward neurons;"
+    assert any(line.startswith(told) for line in card)
+    assert not any("intermediate" in line for line in card)  # nobody stated how wide they are
+    sizes = {"0.mlp": 8, "1.mlp": 12}
+    told = "of the table: 0, 0; before: 8, 12."
+    assert told in model_card(Selection.from_kept(both, kept), architecture="X", neurons=sizes)
 
 
 def test_a_bound_that_is_not_known_is_not_a_number() -> None:
