@@ -186,7 +186,7 @@ def check_slice(case: Case) -> Numbers:
         require(effect > 2 * case.tolerance, f"the mask changes the outputs by {effect:.3g} only")
         found = difference(outputs(case.small, batch), masked)
         numbers[f"{way}_difference"] = close(f"masked and sliced, {way}", found, case.tolerance)
-    ghosts = [block.ghost for block in find_attention(case.small)]
+    ghosts = [block.ghost for block in find_attention(case.small).attention]
     wanted = [case.empty == index for index in range(len(ghosts))]
     require(ghosts == wanted, f"the empty blocks are {ghosts}, and should be {wanted}")
     devices = {str(p.device) for p in (*case.small.parameters(), *case.small.buffers())}

@@ -9,8 +9,12 @@ from cahp_opt.torch.blocks.explicit import explicit_attention
 from cahp_opt.torch.blocks.finder import (
     Attention,
     AttentionBlock,
+    FeedForwardBlock,
+    Prunable,
+    PrunableBlock,
     UnsupportedModelError,
     find_attention,
+    find_prunable,
 )
 from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import calibrate
@@ -40,9 +44,12 @@ __all__ = [
     "Attention",
     "AttentionBlock",
     "BlockFit",
+    "FeedForwardBlock",
     "Fidelity",
     "ForeignTableWarning",
     "Pooling",
+    "Prunable",
+    "PrunableBlock",
     "SampleFile",
     "SliceError",
     "TokenWeights",
@@ -57,6 +64,7 @@ __all__ = [
     "explicit_attention",
     "fidelity_of",
     "find_attention",
+    "find_prunable",
     "finetune",
     "from_pretrained",
     "gather_stats",

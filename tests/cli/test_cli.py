@@ -66,9 +66,11 @@ class SteadyTimes:
     def __call__(self, models: dict[str, Any], batch: Any, **options: Any) -> dict[str, Timing]:
         found: dict[str, Timing] = {}
         for name, model in models.items():
-            units = sum(block.units for block in find_attention(model))
+            units = sum(block.units for block in find_attention(model).attention)
             found[name] = Timing(1e-3 * (1 + self.slower * units), 0.0, 0.0)
-        self.calls.append([sum(b.units for b in find_attention(m)) for m in models.values()])
+        self.calls.append(
+            [sum(b.units for b in find_attention(m).attention) for m in models.values()]
+        )
         return found
 
 
@@ -1017,7 +1019,7 @@ def test_records_that_do_not_fit(
 
     other = tmp_path / "other.json"
     wider = Profile.load(table).latency["prefill"]
-    blocks = tuple((f"layer.{b}", units) for b, (_, units, _) in enumerate(wider.space.blocks))
+    blocks = tuple((f"layer.{b}", block.units) for b, block in enumerate(wider.space.blocks))
     from cahp_opt import HeadSpace
 
     LatencyTable(HeadSpace(blocks), wider.fixed, wider.seconds).save(other)  # type: ignore[arg-type]
@@ -1093,7 +1095,7 @@ def test_query_slots_of_a_decoder_by_stages_and_at_once(
     assert main([*apply, "--output-dir", str(tmp_path / "staged"), *QUICK]) == 0
     assert prune(Path(dense), tmp_path / "pruned", *slots, "--text", text, "--heads", "6") == 0
     for folder in ("staged", "pruned"):
-        blocks = find_attention(from_pretrained(tmp_path / folder)).blocks
+        blocks = find_attention(from_pretrained(tmp_path / folder)).attention
         assert all(b.unit is Unit.QUERY_SLOT and b.kv_heads == 2 for b in blocks)
         assert sum(b.units for b in blocks) == 6
     assert "query slots" in capsys.readouterr().out

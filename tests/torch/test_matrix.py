@@ -110,7 +110,7 @@ def test_every_block_is_found(family: Family) -> None:
     paths = [name for name, _ in model.named_modules()]
     places = [paths.index(block.name) for block in attention]
     assert places == sorted(places)
-    for block in attention:
+    for block in attention.attention:
         assert model.get_submodule(block.name) is block.site
         assert block.heads == block.units * (family.slots if block.unit is Unit.KV_GROUP else 1)
         assert (block.unit is Unit.KV_GROUP) == (family.slots > 1)
@@ -188,8 +188,8 @@ def test_mask_equals_slice_by_query_slots(family: Family) -> None:
     with head_mask(model, kept, unit=Unit.QUERY_SLOT):
         expected = outputs(model, batch)
     assert difference(outputs(small, batch), expected) <= 1e-9
-    assert [block.kv_heads for block in find_attention(small)] == list(family.units)
-    assert [block.heads for block in find_attention(small)] == [
+    assert [block.kv_heads for block in find_attention(small).attention] == list(family.units)
+    assert [block.heads for block in find_attention(small).attention] == [
         count * units for count, units in zip(space.counts(kept), family.units, strict=True)
     ]
 
@@ -249,7 +249,7 @@ def test_a_training_step(family: Family) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in trainable if p.grad is not None)
     optimiser.step()
     assert difference(outputs(small.eval(), batch), outputs(before.eval(), batch)) > 1e-6
-    block = find_attention(small).blocks[empty]
+    block = find_attention(small).attention[empty]
     assert block.ghost and not bool(out_weight(block).any())
     names = [name for name, p in small.named_parameters() if not p.requires_grad]
     assert any(name.startswith(block.name) for name in names)

@@ -1,37 +1,52 @@
-"""Finding the attention of a model: blocks anchored on their output projection."""
+"""Finding the attention and the feed-forward parts of a model: blocks anchored on their output projection."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
 from torch import nn
 
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.blocks import LAYOUT, AttentionBlock, Prunable, submodules
-from cahp_opt.torch.blocks.layouts import LASTING, LAYOUTS
+from cahp_opt.torch.blocks.blocks import (
+    CUT,
+    LAYOUT,
+    AttentionBlock,
+    FeedForwardBlock,
+    Prunable,
+    PrunableBlock,
+    submodules,
+)
+from cahp_opt.torch.blocks.feed_forward_layouts import FEEDS
+from cahp_opt.torch.blocks.feed_forward_reader import best_feed, read_feed_forward
+from cahp_opt.torch.blocks.layouts import LASTING, LAYOUTS, Layout
 from cahp_opt.torch.blocks.site_reader import Misfit, best_layout, read_block
 from cahp_opt.torch.blocks.source_code import replaces
 
 __all__ = [
     "Attention",
     "AttentionBlock",
+    "FeedForwardBlock",
     "Prunable",
+    "PrunableBlock",
     "UnsupportedModelError",
+    "blocks_cut",
+    "blocks_of",
     "find_attention",
+    "find_prunable",
     "reread",
 ]
 
 Attention = Prunable
-"""What :func:`find_attention` finds: attention is all that is pruned."""
+"""What :func:`find_attention` finds: blocks of attention alone."""
 
 _log = logging.getLogger(__name__)
 
 
 class UnsupportedModelError(ValueError):
-    """The model has attention that is not understood, or none; the message names the module."""
+    """The model has parts that are not understood, or none to prune; the message names the module."""
 
 
 def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Prunable:
@@ -51,24 +66,133 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Prunable:
         UnsupportedModelError: if the model has no attention block that is understood, or one of an
             otherwise understood class is not.
     """
+    return find_prunable(model, neurons=False, unit=unit)
+
+
+def find_prunable(
+    model: nn.Module,
+    *,
+    heads: bool = True,
+    neurons: bool = True,
+    unit: Unit | None = None,
+    neuron_group: int | None = None,
+) -> Prunable:
+    """The attention and the feed-forward parts of ``model``, each checked against the shapes of its weights.
+
+    What is not understood at all stays as it is (:attr:`Prunable.skipped`). Neurons are grouped as they stand;
+    :func:`~cahp_opt.torch.order_neurons` puts those together that are worth as much.
+
+    Args:
+        model: the model.
+        heads: whether to find attention, as :func:`find_attention` does.
+        neurons: whether to find feed-forward parts.
+        unit: as for :func:`find_attention`.
+        neuron_group: neurons in a group, a divisor of every inner width; None for 8 to 16 groups of a
+            multiple of 64 neurons, if there are such. Parts that were sliced keep their groups.
+
+    Raises:
+        UnsupportedModelError: as :func:`find_attention` does, or if neurons alone are asked for and no
+            feed-forward part is understood.
+        ValueError: if neither is asked for, or for a bad ``unit`` or ``neuron_group``.
+    """
+    if not (heads or neurons):
+        raise ValueError("`heads` and `neurons` are both false; find at least one of them.")
     if unit not in (None, Unit.KV_GROUP, Unit.QUERY_SLOT):
         raise ValueError(
             f"`unit` must be None, Unit.KV_GROUP or Unit.QUERY_SLOT, got {unit!r}; heads that share no "
             "keys are always single units."
         )
     _check_uncompiled(model)
-    blocks: list[AttentionBlock] = []
-    sites: list[str] = []
-    strange: list[tuple[str, nn.Module, str]] = []
+    sites = _attention_sites(model)
+    attention, strange = _attention(model, sites, unit) if heads else ((), ())
+    parts, unlike = _feed_forward(model, sites, neuron_group) if neurons else ((), ())
+    if not (attention or parts):
+        known = "; ".join(f"{' and '.join(feed.ins)} before {feed.out}" for feed in FEEDS)
+        raise UnsupportedModelError(
+            f"`model` is a {type(model).__name__} without any feed-forward part that is understood; known "
+            f"layouts: {known}."
+        )
+    blocks: tuple[PrunableBlock, ...] = (*attention, *parts)
+    _check_unshared(blocks)
+    places = {id(module): place for place, (_, module) in enumerate(submodules(model))}
+    ordered = sorted(blocks, key=lambda block: places[id(block.out)])
+    return Prunable(model, tuple(ordered), (*strange, *unlike))
+
+
+def blocks_of(model: nn.Module | Prunable, unit: Unit | None = None) -> Prunable:
+    """The blocks that a public function was given, or the attention of the model that it was given.
+
+    Raises:
+        UnsupportedModelError: if the model's attention is not understood.
+        ValueError: if there are blocks, and ``unit`` would make other units.
+    """
+    if not isinstance(model, Prunable):
+        return find_attention(model, unit=unit)
+    if unit is not None:
+        raise ValueError(
+            f"`unit` is Unit.{unit.name}, and blocks that were found already have their units; leave it out."
+        )
+    return model
+
+
+def blocks_cut(model: nn.Module | Prunable) -> Prunable:
+    """The blocks that a public function was given, or the attention of a model and all that was cut of it."""
+    if isinstance(model, Prunable):
+        return model
+    marks = {getattr(module, CUT, None) for module in model.modules()}
+    kinds = {mark.unit.of_attention for mark in marks if mark is not None}
+    return find_prunable(model, heads=kinds != {False}, neurons=False in kinds)
+
+
+def reread(prunable: Prunable) -> Prunable:
+    """The blocks as they are by now, each read again at its place, in the units that it has.
+
+    For a model that was cut or filled with weights since its blocks were found, or, with
+    :meth:`~cahp_opt.torch.blocks.blocks.Prunable.at`, for one that was built anew. The neurons of a
+    feed-forward part that was not cut stay in their groups.
+
+    Raises:
+        UnsupportedModelError: if a block contradicts itself.
+    """
+    return replace(prunable, blocks=tuple(map(_reread, prunable.blocks)))
+
+
+def _reread(old: PrunableBlock) -> PrunableBlock:
+    try:
+        if isinstance(old, FeedForwardBlock):
+            group = old.width // old.units
+            found = read_feed_forward(old.place, old.site, old.layout, group)
+            return found if CUT in vars(found.module) else found.grouped(old.units, old.order)
+        layout = best_layout(old.site)
+        if layout is None:
+            _refuse(old.name, old.site, "it fits no known layout any more")
+        return read_block(old.place, old.site, layout, old.cut.unit)
+    except Misfit as misfit:
+        _refuse(old.name, old.site, str(misfit))
+
+
+def _attention_sites(model: nn.Module) -> list[tuple[str, nn.Module, Layout]]:
+    """The modules that hold one attention each, with their paths and layouts."""
+    sites: list[tuple[str, nn.Module, Layout]] = []
     for name, module in submodules(model):
-        if any(_within(name, site) for site in sites):
+        if any(_within(name, site) for site, _, _ in sites):
             continue
         layout = best_layout(module)
-        if layout is None or _is_around(module, layout.owners):
-            continue
-        sites.append(name)
+        if layout is not None and not _is_around(module, layout.owners):
+            sites.append((name, module, layout))
+    return sites
+
+
+def _attention(
+    model: nn.Module, found: list[tuple[str, nn.Module, Layout]], unit: Unit | None
+) -> tuple[list[AttentionBlock], list[tuple[str, str]]]:
+    """The blocks of attention, and why others are left as they are."""
+    blocks: list[AttentionBlock] = []
+    strange: list[tuple[str, nn.Module, str]] = []
+    sites = [name for name, _, _ in found]
+    for name, module, layout in found:
         try:
-            blocks.append(read_block(name or "attention", module, layout, unit))
+            blocks.append(read_block(name, module, layout, unit))
         except Misfit as misfit:
             strange.append((name, module, str(misfit)))
     for name, module in submodules(model):
@@ -77,31 +201,28 @@ def find_attention(model: nn.Module, *, unit: Unit | None = None) -> Prunable:
         reason = _not_understood(module)
         if reason:
             strange.append((name, module, reason))
-    _check_unshared(blocks)
+    skipped = list(_skipped(model, blocks, strange))
     for block in blocks:
         _check_lasting(model, block)
-    return Prunable(model, tuple(blocks), tuple(_skipped(model, blocks, strange)))
+    return blocks, skipped
 
 
-def reread(prunable: Prunable) -> Prunable:
-    """The blocks as they are by now, each read again at its place, in the units that it has.
-
-    For a model that was cut or filled with weights since its blocks were found, or, with
-    :meth:`~cahp_opt.torch.blocks.blocks.Prunable.at`, for one that was built anew.
-
-    Raises:
-        UnsupportedModelError: if a block contradicts itself.
-    """
-    blocks: list[AttentionBlock] = []
-    for old in prunable:
-        layout = best_layout(old.site)
-        if layout is None:
-            _refuse(old.name, old.site, "it fits no known layout any more")
+def _feed_forward(
+    model: nn.Module, attention: list[tuple[str, nn.Module, Layout]], group: int | None
+) -> tuple[list[FeedForwardBlock], list[tuple[str, str]]]:
+    """The feed-forward parts, and why others are left as they are."""
+    blocks: list[FeedForwardBlock] = []
+    skipped: list[tuple[str, str]] = []
+    for place, module in submodules(model):
+        feed = best_feed(module)
+        if feed is None or any(_within(place, site) for site, _, _ in attention):
+            continue
         try:
-            blocks.append(read_block(old.name, old.site, layout, old.cut.unit))
+            blocks.append(read_feed_forward(place, module, feed, group))
         except Misfit as misfit:
-            _refuse(old.name, old.site, str(misfit))
-    return replace(prunable, blocks=tuple(blocks))
+            _log.info("%s (%s) is left as it is: %s", place, type(module).__name__, misfit)
+            skipped.append((place, str(misfit)))
+    return blocks, skipped
 
 
 def _is_around(module: nn.Module, owners: tuple[str, ...]) -> bool:
@@ -161,7 +282,7 @@ def _within(path: str, site: str) -> bool:
     return not site or path == site or path.startswith(site + ".")
 
 
-def _check_unshared(blocks: list[AttentionBlock]) -> None:
+def _check_unshared(blocks: Sequence[PrunableBlock]) -> None:
     owners: dict[int, str] = {}
     for block in blocks:
         for weight in block.weights:
@@ -176,7 +297,7 @@ def _check_lasting(model: nn.Module, block: AttentionBlock) -> None:
     The new modules have all heads of the configuration, whatever was cut.
     """
     site, owner = block.site, block.module
-    around, _, name = block.name.rpartition(".")
+    around, _, name = block.place.rpartition(".")
     places = [(model.get_submodule(around), {name})] if site is not model else []
     places += [(site, {n for n, child in site.named_children() if owner in {*child.modules()}})]
     for module, names in places:

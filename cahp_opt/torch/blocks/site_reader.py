@@ -55,11 +55,11 @@ def fits(site: nn.Module, layout: Layout) -> bool:
     return _owner_path(site, layout) is not None
 
 
-def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) -> AttentionBlock:
+def read_block(place: str, site: nn.Module, layout: Layout, unit: Unit | None) -> AttentionBlock:
     """The block at ``site``.
 
     Args:
-        name: of the block.
+        place: path of the site in the model.
         site: a module that ``layout`` fits.
         layout: the layout.
         unit: the kind of the units; None for heads, or key/value groups if heads share them.
@@ -84,7 +84,8 @@ def read_block(name: str, site: nn.Module, layout: Layout, unit: Unit | None) ->
         of_head, of_kv = np.arange(heads) // group, np.arange(kv_heads)
     columns = np.repeat(of_head, reader.head_dim)
     return AttentionBlock(
-        name=name,
+        name=place or "attention",
+        place=place,
         site=site,
         module=reader.owner,
         out=reader.out,

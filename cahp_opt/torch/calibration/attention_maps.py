@@ -33,7 +33,7 @@ class AttentionMaps:
     """
 
     def __init__(self, prunable: Prunable, option: str) -> None:
-        self._model, self._blocks, self._option = prunable.model, prunable.blocks, option
+        self._model, self._blocks, self._option = prunable.model, prunable.attention, option
 
     def each(self, batch: Batch) -> Iterator[Tensor]:
         """For every example the maps of all units over its real tokens, ``[n, tokens, tokens]``.

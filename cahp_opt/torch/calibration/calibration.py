@@ -13,7 +13,7 @@ from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.stats.statistic import Statistic
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, blocks_of
 from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
@@ -36,7 +36,7 @@ _WRAPPERS: tuple[type[nn.Module], ...] = (nn.parallel.DistributedDataParallel, n
 
 
 def calibrate(
-    model: nn.Module,
+    model: nn.Module | Prunable,
     batches: Iterable[Batch],
     *,
     unit: Unit | None = None,
@@ -65,7 +65,9 @@ def calibrate(
     For several processes see :func:`~cahp_opt.torch.gather_stats`.
 
     Args:
-        model: a model whose attention :func:`~cahp_opt.torch.blocks.finder.find_attention` understands.
+        model: a model whose attention :func:`~cahp_opt.torch.blocks.finder.find_attention` understands, or its
+            blocks if they were found already, such as blocks of both kinds by
+            :func:`~cahp_opt.torch.find_prunable`.
         batches: keyword arguments for the model, with ``attention_mask`` if there is padding, and
             ``decoder_attention_mask`` if a decoder's own input is padded; read once. A row must
             give the same in the batch as alone: padding that moves positions, or that a head reads, is
@@ -107,7 +109,7 @@ def calibrate(
     statistics = frozenset[str]().union(*DECIDED.values()) - ({"fisher"} if not fisher else set())
     measuring = Measuring(statistics, amounts, tuple(densities))
     return measure(
-        find_attention(model, unit=unit),
+        blocks_of(model, unit),
         batches,
         [*collectors_for(measuring), *collectors],
         token_weights=token_weights,

@@ -13,7 +13,7 @@ from cahp_opt.arrays import Floats, Ints
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.moments import BlockMoments, Moments
 from cahp_opt.stats.statistic import Statistic
-from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
+from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Subject
 from cahp_opt.torch.running.batches import Batch, wide
@@ -95,7 +95,7 @@ class MomentSums(Collecting):
         return {"moments": BlockMoments(made)}
 
 
-def column_order(block: AttentionBlock) -> Ints:
+def column_order(block: PrunableBlock) -> Ints:
     """The input columns of a block's output projection, unit by unit, ``[width]``."""
     return np.argsort(block.columns, kind="stable")
 

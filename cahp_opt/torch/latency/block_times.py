@@ -20,7 +20,7 @@ from cahp_opt.costs.whole_models import fit_whole_models
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import submodules
-from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock, find_attention
 from cahp_opt.torch.latency.cache import caches_in, snapshot
 from cahp_opt.torch.latency.execution import (
     captured,
@@ -269,7 +269,7 @@ def _alike(
     return alike, [times[b] for b in range(len(prunable))]
 
 
-def _kind(block: AttentionBlock, call: _Call) -> Hashable:
+def _kind(block: PrunableBlock, call: _Call) -> Hashable:
     """A key of all that a block's time depends on: structure, settings, precision, inputs; not
     weights."""
     settings: list[tuple[str, str, object]] = []

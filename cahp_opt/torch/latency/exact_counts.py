@@ -15,7 +15,7 @@ from cahp_opt.arrays import Floats, Ints
 from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
+from cahp_opt.torch.blocks.blocks import Piece, PrunableBlock
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.weightless import rehearse
@@ -111,7 +111,7 @@ def _weight_tables(prunable: Prunable) -> dict[str, CostTable]:
     }
 
 
-def _slots(block: AttentionBlock) -> dict[Slot, list[Piece]]:
+def _slots(block: PrunableBlock) -> dict[Slot, list[Piece]]:
     slots: dict[Slot, list[Piece]] = defaultdict(list)
     for piece in block.pieces:
         parent, _, name = piece.path.rpartition(".")
@@ -119,7 +119,7 @@ def _slots(block: AttentionBlock) -> dict[Slot, list[Piece]]:
     return slots
 
 
-def _left(block: AttentionBlock, weight: Tensor, pieces: list[Piece]) -> Ints:
+def _left(block: PrunableBlock, weight: Tensor, pieces: list[Piece]) -> Ints:
     """The entries of a parameter that are left at every count, ``[units + 1]``."""
     entries = np.full(block.units + 1, weight.numel())
     for piece in pieces:

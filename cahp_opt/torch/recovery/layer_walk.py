@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
+from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.running.batches import Batch, inputs_of
 from cahp_opt.torch.running.gates import capture_head_outputs
 
@@ -212,7 +212,7 @@ def check_runs_once(prunable: Prunable, batch: Batch) -> None:
             )
 
 
-def layer_of(model: nn.Module, block: AttentionBlock) -> nn.Module:
+def layer_of(model: nn.Module, block: PrunableBlock) -> nn.Module:
     """The transformer layer around a block: its nearest ancestor that is an element of a ModuleList.
 
     Raises:

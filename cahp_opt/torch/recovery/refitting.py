@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.recovery import Weighting
 from cahp_opt.torch.blocks.blocks import out_weight
-from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable, find_attention
+from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable, PrunableBlock, find_attention
 from cahp_opt.torch.blocks.linear_layers import bias_of, is_conv1d, row_weight
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.recovery.feed_forward import (
@@ -229,7 +229,7 @@ class _Place(NamedTuple):
         return RidgeSums(self.inputs, len(weight), weight.device)
 
 
-def _of_attention(number: int, block: AttentionBlock) -> _Place:
+def _of_attention(number: int, block: PrunableBlock) -> _Place:
     def meet(walk: LayerWalk, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
         """The stream is before the norm, in models that have it there."""
         point = walk.to(number, batch, index)
@@ -240,7 +240,7 @@ def _of_attention(number: int, block: AttentionBlock) -> _Place:
     return _Place(number, fit, f"block {block.name!r}", block.out, inputs, meet)
 
 
-def _of_feed_forward(block: AttentionBlock, found: FeedForward, model: nn.Module) -> _Place:
+def _of_feed_forward(block: PrunableBlock, found: FeedForward, model: nn.Module) -> _Place:
     out = model.get_submodule(found.out)
     fit = BlockFit(block.name, _USUAL, feed_forward=True)
     return _Place(found.block, fit, repr(found.out), out, row_weight(out).shape[1], found.meet)
@@ -394,6 +394,8 @@ def _check_match(sliced: Prunable, whole: Prunable) -> None:
             "sliced from."
         )
     for small, large in zip(sliced, whole, strict=True):
+        if not (isinstance(small, AttentionBlock) and isinstance(large, AttentionBlock)):
+            continue
         if small.heads > large.heads or small.head_dim != large.head_dim:
             raise ValueError(
                 f"block {small.name!r} has {small.heads} heads of width {small.head_dim} in `model` "
@@ -407,5 +409,5 @@ def _check_match(sliced: Prunable, whole: Prunable) -> None:
             )
 
 
-def _hidden(block: AttentionBlock) -> int:
+def _hidden(block: PrunableBlock) -> int:
     return out_weight(block).shape[0]

@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace, Unit
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, blocks_of, find_attention, find_prunable
 
 Sink = Callable[[int, Tensor], None]
 
 
 @contextmanager
 def head_mask(
-    model: nn.Module, selection: Selection | npt.ArrayLike | Tensor, *, unit: Unit | None = None
+    model: nn.Module | Prunable,
+    selection: Selection | npt.ArrayLike | Tensor,
+    *,
+    unit: Unit | None = None,
 ) -> Generator[Tensor]:
     """Multiply every unit's output by a gate while the context lasts.
 
@@ -31,7 +34,7 @@ def head_mask(
     it; a compiled one is refused, because it would ignore the gates.
 
     Args:
-        model: the model to gate; it is not changed.
+        model: the model to gate, or its blocks if they were found already; it is not changed.
         selection: a :class:`~cahp_opt.selection.Selection`, a boolean keep-set of shape ``[n]``, or a
             float tensor of gates of shape ``[n]``, or ``[batch, n]`` for gates per example.
         unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own, and others are
@@ -83,23 +86,40 @@ def is_gated(prunable: Prunable) -> bool:
     return any(isinstance(hook, _Gate) for found in hooks for hook in found)
 
 
-def find_for(model: nn.Module, selection: object, unit: Unit | None) -> Prunable:
-    """The blocks of ``model`` in the units of a selection, or in ``unit`` for a plain keep-set.
+def find_for(model: nn.Module | Prunable, selection: object, unit: Unit | None) -> Prunable:
+    """The blocks of a selection, in its units; for a plain keep-set those that were given, or the attention of
+    the model in ``unit``.
 
     Raises:
         UnsupportedModelError: if the model's attention is not understood.
-        ValueError: if there is a selection, and ``unit`` would make other units than it has.
+        ValueError: if there is a selection, and ``unit`` would make other units than it has; or if it does
+            not say which neurons its groups hold, and the model alone was given.
     """
     if not isinstance(selection, Selection):
-        return find_attention(model, unit=unit)
-    prunable = find_attention(model, unit=selection.space.unit)
+        return blocks_of(model, unit)
+    space = selection.space
+    if isinstance(model, Prunable):
+        stated = any(block.order is not None for block in space.blocks)
+        return blocks_of(model.grouped(space) if stated else model, unit)
+    unstated = [b.name for b in space.blocks if not b.unit.of_attention and b.order is None]
+    if unstated:
+        raise ValueError(
+            f"`selection` does not say which neurons the groups of {unstated[0]!r} hold; pass the blocks that "
+            "were calibrated (of `find_prunable` or `order_neurons`) in place of `model`."
+        )
+    of_attention = space.of_attention
+    heads, neurons = bool(of_attention.any()), not bool(of_attention.all())
+    prunable = find_prunable(model, heads=heads, neurons=neurons, unit=space.unit)
+    if neurons:
+        prunable = prunable.grouped(space)
     if unit is not None:
         asked = find_attention(model, unit=unit).space
-        if asked.kinds != prunable.space.kinds:
-            difference = asked.difference(prunable.space)
+        own = HeadSpace(tuple(block for block in space.blocks if block.unit.of_attention))
+        if asked.kinds != own.kinds:
             raise ValueError(
-                f"`unit` is Unit.{unit.name}, and `selection` was made in other units ({difference}); "
-                "leave `unit` out, because a selection knows its own, or select again in these units."
+                f"`unit` is Unit.{unit.name}, and `selection` was made in other units "
+                f"({asked.difference(own)}); leave `unit` out, because a selection knows its own, or select "
+                "again in these units."
             )
     return prunable
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable
+from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.running.batches import Batch, decoder_tokens, real_tokens
 
 _TEXT = ("input_ids", "inputs_embeds")
@@ -58,9 +58,9 @@ def _decoder(model: nn.Module) -> set[int]:
     return {id(module) for module in found.modules()}
 
 
-def _reads_text(model: nn.Module, block: AttentionBlock) -> bool:
+def _reads_text(model: nn.Module, block: PrunableBlock) -> bool:
     """Whether the innermost model around a block takes tokens, as far as it says."""
-    path = block.name.split(".")
+    path = block.place.split(".")
     for end in range(len(path), -1, -1):
         with suppress(AttributeError):  # a block's name need not be the path of a module
             main: object = getattr(

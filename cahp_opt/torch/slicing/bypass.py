@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from cahp_opt.torch.blocks.blocks import AttentionBlock, submodules
+from cahp_opt.torch.blocks.blocks import PrunableBlock, submodules
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
 from cahp_opt.torch.running.batches import Batch
@@ -57,7 +57,7 @@ class Bypass:
     """
 
     def __init__(
-        self, block: AttentionBlock, width: int, entries: tuple[bool, ...] | None, *, cached: bool
+        self, block: PrunableBlock, width: int, entries: tuple[bool, ...] | None, *, cached: bool
     ) -> None:
         self.module, self.site, self.out = block.module, block.site, block.out
         self.width, self.entries, self.cached = width, entries, cached
@@ -196,7 +196,7 @@ class _Reference:
     cached: list[_Run]
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: list[AttentionBlock], trials: list[Trial]) -> _Reference:
+    def of(cls, model: nn.Module, blocks: list[PrunableBlock], trials: list[Trial]) -> _Reference:
         """Run the model as it is."""
         plain = [_run(model, blocks, trial, _one_step) for trial in trials]
         try:
@@ -205,7 +205,7 @@ class _Reference:
             cached = []
         return cls(plain, cached if any(run.lengths for run in cached) else [])
 
-    def holds(self, model: nn.Module, blocks: list[AttentionBlock], trials: list[Trial]) -> bool:
+    def holds(self, model: nn.Module, blocks: list[PrunableBlock], trials: list[Trial]) -> bool:
         """Whether the model, with bypasses now, runs and does the same."""
         try:
             again = [_run(model, blocks, trial, _one_step) for trial in trials]
@@ -218,7 +218,7 @@ class _Reference:
 
 def _run(
     model: nn.Module,
-    blocks: list[AttentionBlock],
+    blocks: list[PrunableBlock],
     trial: Trial,
     steps: Callable[[nn.Module, Batch], Iterator[tuple[object, Cache | None]]],
 ) -> _Run:
@@ -318,7 +318,7 @@ def _same(one: object, other: object) -> bool:
     return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
-def _install(block: AttentionBlock, reference: _Reference) -> bool:
+def _install(block: PrunableBlock, reference: _Reference) -> bool:
     """Put a bypass on a block, if what its module returned can be given without running it."""
     calls = (call for run in reference.plain for call in run.calls if call.module is block.module)
     call = next(calls, None)
@@ -344,7 +344,7 @@ def _install(block: AttentionBlock, reference: _Reference) -> bool:
     return True
 
 
-def _remove(block: AttentionBlock) -> None:
+def _remove(block: PrunableBlock) -> None:
     bypass: object = vars(block.module).get("forward")
     if isinstance(bypass, Bypass):
         del vars(block.module)["forward"]

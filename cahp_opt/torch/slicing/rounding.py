@@ -2,7 +2,7 @@
 
 A difference must be judged relative to the terms of a result, not to a result in which they cancel:
 a logit near zero, heads with opposite outputs, a small output on a large residual stream. So the
-output of every attention block is moved at random by a fraction of the size of its terms; rounding
+output of every block is moved at random by a fraction of the size of its terms; rounding
 may move the results as far as that does.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.blocks import AttentionBlock, Prunable, out_bias, out_weight
+from cahp_opt.torch.blocks.blocks import Prunable, PrunableBlock, out_bias, out_weight
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def shaken(prunable: Prunable, fraction: float, seed: int) -> Generator[None]:
 
 
 def _shaking(
-    block: AttentionBlock, fraction: float, generator: torch.Generator
+    block: PrunableBlock, fraction: float, generator: torch.Generator
 ) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     def shake(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         wide = torch.promote_types(output.dtype, torch.float32)

@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from cahp_opt.arrays import Bools
-from cahp_opt.torch.blocks.blocks import AttentionBlock, Prunable
+from cahp_opt.torch.blocks.blocks import AttentionBlock, Prunable, PrunableBlock
 from cahp_opt.torch.blocks.layouts import (
     SHARED_BIAS,
 )
@@ -16,7 +16,7 @@ from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.argument_hooks import DropArgument, argument_position
 
 
-def untied(prunable: Prunable, kept: Bools, journal: Journal) -> tuple[AttentionBlock, ...]:
+def untied(prunable: Prunable, kept: Bools, journal: Journal) -> tuple[PrunableBlock, ...]:
     """Give every block its own table of biases if the first block's serves all (T5).
 
     Blocks that share one stay as they are if all of them keep all units, so that a stack alone and
@@ -28,15 +28,16 @@ def untied(prunable: Prunable, kept: Bools, journal: Journal) -> tuple[Attention
         journal: records the changes, so that they can be undone.
     """
     shared = SHARED_BIAS
-    tables = {b.name: b.module for b in prunable if _has_table(b.module)}
+    tables = {b.name: b.module for b in prunable.attention if _has_table(b.module)}
     places = zip(prunable, prunable.space.slices, strict=True)
     losing = [block.name for block, where in places if not kept[where].all()]
-    untied: list[AttentionBlock] = []
+    untied: list[PrunableBlock] = []
     for block in prunable:
         owner = block.module
         position = argument_position(owner, shared.argument)
         if (
-            hasattr(owner, shared.flag)
+            isinstance(block, AttentionBlock)
+            and hasattr(owner, shared.flag)
             and position is not None
             and any(_same_place(name, block.name) for name in losing)
         ):
@@ -45,7 +46,7 @@ def untied(prunable: Prunable, kept: Bools, journal: Journal) -> tuple[Attention
                 for table in _tables(source):
                     journal.put(owner, table, copy.deepcopy(getattr(source, table)))
                 journal.put(owner, shared.flag, True)
-                block = read_block(block.name, block.site, block.layout, block.unit)
+                block = read_block(block.place, block.site, block.layout, block.unit)
             if not _drops(owner):
                 hook = DropArgument(shared.argument, position)
                 journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)

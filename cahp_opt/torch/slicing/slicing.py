@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import warnings
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import numpy.typing as npt
 from torch import nn
@@ -15,7 +15,7 @@ from transformers import Cache
 from cahp_opt.selection import Selection
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
-from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention, reread
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, blocks_cut, reread
 from cahp_opt.torch.running.gates import find_for, is_gated, kept_units
 from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undo import Journal
@@ -34,6 +34,7 @@ because a sliced model was cut further or is part of another, :func:`selection_o
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@overload
 def slice_heads(
     model: Model,
     selection: Selection | npt.ArrayLike,
@@ -41,7 +42,28 @@ def slice_heads(
     in_place: bool = False,
     batch: object | None = None,
     unit: Unit | None = None,
-) -> Model:
+) -> Model: ...
+
+
+@overload
+def slice_heads(
+    model: Prunable,
+    selection: Selection | npt.ArrayLike,
+    *,
+    in_place: bool = False,
+    batch: object | None = None,
+    unit: Unit | None = None,
+) -> nn.Module: ...
+
+
+def slice_heads(
+    model: nn.Module | Prunable,
+    selection: Selection | npt.ArrayLike,
+    *,
+    in_place: bool = False,
+    batch: object | None = None,
+    unit: Unit | None = None,
+) -> nn.Module:
     """Remove the units that are not kept from the model's weights.
 
     The result computes the same as ``model`` under :func:`~cahp_opt.torch.head_mask`. That is
@@ -57,7 +79,8 @@ def slice_heads(
     configuration and do not fit a sliced model.
 
     Args:
-        model: the model to slice.
+        model: the model to slice, or its blocks if they were found already, such as blocks of both kinds by
+            :func:`~cahp_opt.torch.find_prunable`.
         selection: a selection for this model, or a keep-set, bool ``[n]``.
         in_place: slice ``model`` itself rather than a copy, which saves memory; until the check is
             done the removed weights are still there, and if it fails the model is as before.
@@ -75,7 +98,7 @@ def slice_heads(
         SliceError: if the result differs from the masked model; nothing is changed then.
     """
     prunable = find_for(model, selection, unit)
-    return cast("Model", slice_found(prunable, selection, in_place=in_place, batch=batch).model)
+    return slice_found(prunable, selection, in_place=in_place, batch=batch).model
 
 
 def slice_found(
@@ -93,8 +116,9 @@ def slice_found(
     if is_gated(prunable):
         raise ValueError("`model` is gated; leave the context of `head_mask` before slicing.")
     known = selection_in(prunable)
-    if known is None and isinstance(selection, Selection):
-        known = selection
+    if known is None:
+        chosen = selection if isinstance(selection, Selection) else Selection(prunable.space, kept)
+        known = dataclasses.replace(chosen, space=prunable.space)  # it states the order of neurons
     trials = make_trials(model, batch)
     before = references(prunable, trials, kept)
     if is_coarse(prunable):
@@ -129,7 +153,7 @@ def slice_found(
 def thin_copy(prunable: Prunable, kept: npt.ArrayLike, *, batch: object | None = None) -> nn.Module:
     """A sliced copy for timing, which shares weights with the model.
 
-    Only the attention's weights are its own, so that many copies fit in memory. Its shapes are those of
+    Only the weights of its blocks are its own, so that many copies fit in memory. Its shapes are those of
     :func:`slice_heads`; never train it or save it.
 
     Args:
@@ -145,7 +169,8 @@ def thin_copy(prunable: Prunable, kept: npt.ArrayLike, *, batch: object | None =
     model, units = prunable.model, prunable.space.check(kept)
     if units.all():
         return model
-    own = {id(t) for block in prunable for t in block.site.parameters()}
+    own = {id(t) for block in prunable.attention for t in block.site.parameters()}
+    own |= {id(t) for block in prunable.feed_forward for t in block.weights}
     shared = [t for t in (*model.parameters(), *model.buffers()) if id(t) not in own]
     copied = prunable.at(copy.deepcopy(model, {id(t): t for t in shared}))
     if batch is not None:
@@ -167,7 +192,7 @@ def selection_of(model: nn.Module) -> Selection | None:
     if not _is_cut(model):
         return None
     try:
-        return selection_in(find_attention(model))
+        return selection_in(blocks_cut(model))
     except UnsupportedModelError:
         known = label_of(model)
         if known is not None:  # the model was quantised or compiled since
@@ -196,6 +221,10 @@ def _left(prunable: Prunable, known: Selection | None) -> Selection:
     kept = space.join({b.name: b.cut.kept for b in prunable})
     if known is None:
         return Selection(space, kept)
+    if known.space.kinds == space.kinds:  # the cuts do not hold which neurons a group had
+        orders = [block.order for block in known.space.blocks]
+        pairs = zip(space.blocks, orders, strict=True)
+        space = HeadSpace(tuple(block._replace(order=order) for block, order in pairs))
     if known.space.kinds == space.kinds and bool((known.kept == kept).all()):
         return dataclasses.replace(known, space=space)
     # Value and bound belonged to another problem; only what it was made from remains.

@@ -1,4 +1,4 @@
-"""Cutting units out of attention modules in place, with a way back."""
+"""Cutting units out of blocks in place, with a way back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.blocks import CUT, AttentionBlock, Cut, Piece, Prunable, submodules
+from cahp_opt.torch.blocks.blocks import (
+    CUT,
+    AttentionBlock,
+    Cut,
+    FeedForwardBlock,
+    Piece,
+    Prunable,
+    PrunableBlock,
+    submodules,
+)
+from cahp_opt.torch.blocks.feed_forward_layouts import INNER_WIDTHS
 from cahp_opt.torch.blocks.layouts import (
     ARGUMENTS,
     GROUPS,
@@ -62,17 +72,30 @@ def freeze_ghosts(prunable: Prunable) -> None:
             _freeze(block)
 
 
-def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Journal) -> None:
+def _cut_block(model: nn.Module, block: PrunableBlock, kept: Bools, journal: Journal) -> None:
     staying = kept.copy()
     if not kept.any():
         staying[0] = True
-    site, owner = block.site, block.module
     for piece in block.pieces:
-        _cut_piece(site, piece, staying, journal)
-    for module in site.modules():
+        _cut_piece(block.site, piece, staying, journal)
+    for module in block.site.modules():
         for name, size in resize(module).items():
             journal.put(module, name, size)
+    if isinstance(block, AttentionBlock):
+        _follow_heads(model, block, staying, journal)
+    elif isinstance(block, FeedForwardBlock):
+        _follow_neurons(block, int(staying[block.columns].sum()), journal)
+    if not kept.any():
+        for piece in _out_pieces(block):
+            _put_parameter(block.site, piece.path, torch.zeros_like, journal)
+        _freeze(block)
 
+
+def _follow_heads(
+    model: nn.Module, block: AttentionBlock, staying: Bools, journal: Journal
+) -> None:
+    """Let the attributes, arguments and forward of attention follow the heads that stay."""
+    owner = block.module
     of_head = block.columns[:: block.head_dim]
     heads = np.flatnonzero(staying[of_head])
     by_group = block.units == block.kv_heads and block.unit is not Unit.QUERY_SLOT
@@ -86,14 +109,20 @@ def _cut_block(model: nn.Module, block: AttentionBlock, kept: Bools, journal: Jo
     if takes_width_from_input(type(owner)) and "forward" not in vars(owner):
         vars(owner)["forward"] = PlainForward(owner)
         journal.call_later(lambda: vars(owner).pop("forward"))
-    if not kept.any():
-        for piece in _out_pieces(block):
-            _put_parameter(site, piece.path, torch.zeros_like, journal)
-        _freeze(block)
+
+
+def _follow_neurons(block: FeedForwardBlock, width: int, journal: Journal) -> None:
+    """Let the attributes of the modules right around the layers follow the number of neurons."""
+    layers = (*block.layout.ins, block.layout.out)
+    for around in dict.fromkeys(path.rpartition(".")[0] for path in layers):
+        module = block.site.get_submodule(around)
+        for name in INNER_WIDTHS:
+            if getattr(module, name, None) == block.width:
+                journal.put(module, name, width)
 
 
 def _cut_piece(site: nn.Module, piece: Piece, staying: Bools, journal: Journal) -> None:
-    index = _indices(piece.unit_of, staying)
+    index = _indices(piece, staying)
 
     def taken(parameter: torch.Tensor) -> torch.Tensor:
         # The device is named, because a loader may have made the meta device the default.
@@ -103,9 +132,11 @@ def _cut_piece(site: nn.Module, piece: Piece, staying: Bools, journal: Journal) 
     _put_parameter(site, piece.path, taken, journal)
 
 
-def _indices(unit_of: Ints, staying: Bools) -> Ints:
-    """The entries that belong to a staying unit, or to all units."""
-    return np.flatnonzero((unit_of < 0) | staying[unit_of])
+def _indices(piece: Piece, staying: Bools) -> Ints:
+    """The entries that belong to a staying unit, or to all units, in the order in which they are stored."""
+    unit_of = piece.unit_of
+    found: Bools = (unit_of < 0) | staying[unit_of]
+    return np.flatnonzero(found) if piece.order is None else piece.order[found[piece.order]]
 
 
 def _put_parameter(
@@ -154,12 +185,12 @@ def _holders(block: AttentionBlock) -> Iterator[nn.Module]:
     yield from (m for path, m in submodules(block.site) if not path or path in paths)
 
 
-def _freeze(block: AttentionBlock) -> None:
+def _freeze(block: PrunableBlock) -> None:
     for weight in block.weights:
         weight.requires_grad_(False)
 
 
-def _out_pieces(block: AttentionBlock) -> Iterator[Piece]:
+def _out_pieces(block: PrunableBlock) -> Iterator[Piece]:
     own = {id(parameter) for parameter in block.out.parameters()}
     both = zip(block.pieces, block.weights, strict=True)
     return (piece for piece, weight in both if id(weight) in own)

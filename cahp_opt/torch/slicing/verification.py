@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, blocks_cut
 from cahp_opt.torch.running.centring import in_double
 from cahp_opt.torch.running.gates import find_for, gated, kept_units
 from cahp_opt.torch.running.trials import Trial, failure, make_trials
@@ -42,8 +42,8 @@ Outputs = Mapping[str, Tensor]
 
 
 def verify_slice(
-    dense: nn.Module,
-    small: nn.Module,
+    dense: nn.Module | Prunable,
+    small: nn.Module | Prunable,
     selection: Selection | npt.ArrayLike,
     batch: object | None = None,
     *,
@@ -52,8 +52,8 @@ def verify_slice(
     """Compare ``dense`` masked by ``selection`` with ``small``, with and without padding.
 
     Args:
-        dense: the model that was sliced.
-        small: the sliced model.
+        dense: the model that was sliced, or its blocks if they were found already.
+        small: the sliced model, or its blocks.
         selection: the selection for ``dense``, or its keep-set, bool ``[n]``.
         batch: keyword arguments for both models; None for small random inputs.
         unit: as for :func:`~cahp_opt.torch.find_attention`; a selection knows its own, and others are
@@ -70,7 +70,7 @@ def verify_slice(
         ValueError: if the selection is of another model, or no batch is given and none can be made.
     """
     whole = find_for(dense, selection, unit)
-    return compare_slice(whole, find_attention(small), selection, batch)
+    return compare_slice(whole, blocks_cut(small), selection, batch)
 
 
 def compare_slice(

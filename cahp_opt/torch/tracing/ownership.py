@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
-from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece, Prunable
+from cahp_opt.torch.blocks.blocks import Piece, Prunable, PrunableBlock
 from cahp_opt.torch.running.trials import Trial
 from cahp_opt.torch.tracing.unit_gradients import UnitTrace, trace_units
 
@@ -124,7 +124,7 @@ def one_of_each(prunable: Prunable) -> Prunable:
 
     Blocks that are alike can only be right or wrong together, and tracing one costs a fraction.
     """
-    first: dict[object, AttentionBlock] = {}
+    first: dict[object, PrunableBlock] = {}
     for block in prunable:
         pieces = tuple((p.path, p.axis, p.unit_of.tobytes()) for p in block.pieces)
         first.setdefault((type(block.site), type(block.module), pieces), block)

@@ -135,7 +135,7 @@ def unsupported(case: str) -> nn.Module:
     if case == "no attention":
         return nn.Sequential(nn.Linear(4, 4))
     model: nn.Module = tiny.BERT.build()
-    first, second = (block.module for block in find_attention(model).blocks[:2])
+    first, second = (block.module for block in find_attention(model).attention[:2])
     module: Any = second
     if case == "other head count":
         module.num_attention_heads = 2

@@ -74,7 +74,7 @@ def test_blocks_are_the_same_in_a_copy_and_in_what_is_left(family: Family) -> No
     cut(copied, tiny.uneven(prunable.space, empty=0), Journal())
     left, again = reread(copied), find_attention(copied.model)
     assert left.space == again.space != prunable.space
-    for mine, theirs in zip(left, again, strict=True):
+    for mine, theirs in zip(left.attention, again.attention, strict=True):
         assert mine.site is theirs.site and mine.layout == theirs.layout and mine.cut == theirs.cut
         assert [(p.path, p.axis, p.unit_of.tolist()) for p in mine.pieces] == [
             (p.path, p.axis, p.unit_of.tolist()) for p in theirs.pieces
@@ -126,5 +126,5 @@ def _taking_both(source: str) -> Iterator[str]:
 def test_only_public_doors_take_a_model_and_a_unit() -> None:
     folder = Path(cahp_opt.torch.__file__).parent
     taking = {name for path in folder.rglob("*.py") for name in _taking_both(path.read_text())}
-    first_step = "find_for"  # of the doors that take a selection
-    assert "find_attention" in taking and taking <= {*cahp_opt.torch.__all__, first_step}
+    first_steps = {"find_for", "blocks_of", "_attention"}  # of the doors
+    assert "find_attention" in taking and taking <= {*cahp_opt.torch.__all__, *first_steps}

@@ -147,7 +147,7 @@ def test_moments_are_those_of_the_real_tokens() -> None:
     model, rows = tiny_models.BERT.build(bare=True).double(), texts(3)
     stats = calibrate(model, [collate(rows, extra=2)], gradient_examples=0)
     seen: list[Tensor] = []
-    block = find_attention(model).blocks[1]
+    block = find_attention(model).attention[1]
     hook = block.out.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     for row in rows:
         model(**collate([row]))
@@ -214,7 +214,7 @@ def test_the_cost_of_sensitivity_predicts_the_kl_of_a_small_error() -> None:
     """White noise of one size in what a block writes: the expected KL divergence follows by hand."""
     model, batch = tiny_models.BERT.build().double(), collate(texts(40))
     seen = calibrate(model, [batch], sensitivity_examples=100).sensitivity
-    fidelity, block = fidelity_of(model), find_attention(model).blocks[1]
+    fidelity, block = fidelity_of(model), find_attention(model).attention[1]
     with torch.no_grad():
         dense = fidelity.output(model(**batch), batch)
         kl, size, generator = 0.0, 1e-2, torch.Generator().manual_seed(0)
@@ -325,7 +325,7 @@ def test_model_is_left_as_found_when_its_forward_fails(kind: type[BaseException]
 
     for limit in (1, 2, 3, 4):  # the plain pass, both gated ones, and the one for attention maps
         remaining = limit
-        hook = find_attention(model).blocks[2].out.register_forward_hook(fail)
+        hook = find_attention(model).attention[2].out.register_forward_hook(fail)
         before = trace(model)
         with pytest.raises(kind):
             calibrate(model, [collate(texts(2))], divergence_examples=2)
@@ -405,7 +405,7 @@ def test_bad_arguments() -> None:
 def test_nan_names_the_block() -> None:
     model = tiny_models.BERT.build()
     with torch.no_grad():
-        find_attention(model).blocks[1].out.get_parameter("weight")[0, 0] = math.nan
+        find_attention(model).attention[1].out.get_parameter("weight")[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"block 'bert.encoder.layer.2.attention' hold NaN"):
         calibrate(model, [collate(texts(2))])
 

@@ -92,7 +92,7 @@ def test_a_group_is_the_sum_of_its_heads() -> None:
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     stats = calibrate(model, [{**batch, "labels": labels}])
     attention = find_attention(model)
-    heads = attention.blocks[0].heads
+    heads = attention.attention[0].heads
     gates = torch.ones(5, len(attention) * heads, dtype=torch.float64, requires_grad=True)
     seen: list[Tensor] = []
 

@@ -49,7 +49,7 @@ def test_the_loaded_model_can_be_saved_sliced_and_pickled(tmp_path: Path) -> Non
     save_pretrained(second, tmp_path / "second")
     again = from_pretrained(tmp_path / "second")
     assert_same(again, second)
-    assert [block.ghost for block in find_attention(again)] == [True, False, False]
+    assert [block.ghost for block in find_attention(again).attention] == [True, False, False]
     assert_same(pickle.loads(pickle.dumps(again)), second)
 
 
@@ -114,7 +114,9 @@ def test_another_class_of_the_same_model(family: Family, tmp_path: Path) -> None
     assert torch.equal(run(inner, tiny.batch()), run(small.base_model, tiny.batch()))
     plan = selection_of(inner)
     assert plan is not None
-    assert [b.name for b in plan.space.blocks] == [b.name for b in find_attention(inner)][:3]
+    assert [b.name for b in plan.space.blocks] == [b.name for b in find_attention(inner).attention][
+        :3
+    ]
     save_pretrained(inner, tmp_path / "bare")
     if family is tiny.GPT2:  # its head is the embedding
         again = from_pretrained(tmp_path / "bare", model_class=headed)

@@ -368,7 +368,7 @@ def test_sharded_weights_are_refused(tmp_path: Path) -> None:
     init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        projection: Any = find_attention(model).blocks[0].out
+        projection: Any = find_attention(model).attention[0].out
         projection.weight = nn.Parameter(distribute_tensor(projection.weight, mesh, [Shard(1)]))
         with pytest.raises(UnsupportedModelError, match=r"o_proj"):
             find_attention(model)

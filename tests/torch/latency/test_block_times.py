@@ -280,7 +280,7 @@ def test_decoding_is_timed_on_really_sliced_weights(monkeypatch: pytest.MonkeyPa
     table = measure_latency(model, batch, phase=Phase.DECODE, repeats=2)
     assert table.provenance.phase is Phase.DECODE and table.provenance.sequence_length == 6
     assert set(lengths) == {6, 7}  # filling the cache, then every step against the same cache
-    weights = [p.numel() for p in find_attention(model).blocks[0].site.parameters()]
+    weights = [p.numel() for p in find_attention(model).attention[0].site.parameters()]
     for seconds in table.seconds:
         np.testing.assert_allclose(seconds[-1] * np.array([1, 1, 2, 3, 4]) / 4, seconds, rtol=1e-6)
         assert seconds[-1] == pytest.approx(sum(weights))

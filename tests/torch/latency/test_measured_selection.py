@@ -92,7 +92,7 @@ def test_the_copy_shares_what_is_not_attention(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     ((dense, small),) = [tuple(models.values()) for models in seen]
     assert dense is model
-    assert [b.units for b in find_attention(small)] == selection.counts.tolist()
+    assert [b.units for b in find_attention(small).attention] == selection.counts.tolist()
     embedding = "embeddings.word_embeddings.weight"
     weights = [dict(m.named_parameters()) for m in (dense, small)]
     (name,) = [name for name in weights[0] if name.endswith(embedding)]

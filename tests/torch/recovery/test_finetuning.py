@@ -68,7 +68,7 @@ def test_the_loss_goes_down_and_ghosts_stay(family: tiny_models.Family, distil: 
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert frozen and not frozen & changed and len(changed) > 10
-    assert find_attention(model).blocks[1].ghost
+    assert find_attention(model).attention[1].ghost
     assert all(torch.equal(p, untouched[n]) for n, p in dense.named_parameters())
     assert all(p.grad is None for p in (*model.parameters(), *dense.parameters()))
     assert not model.training and [set(vars(m)) for m in model.modules()] == attributes

@@ -81,7 +81,7 @@ def test_redundant_heads_are_replaced(family: tiny_models.Family) -> None:
     """Every odd unit is a copy of the unit before it, so even ones can say everything."""
     dense = family.build().double()
     with torch.no_grad():
-        for block in find_attention(dense):
+        for block in find_attention(dense).attention:
             weight = out_weight(block)
             columns = block.width // block.units
             duplicate(block, dense)
@@ -120,7 +120,7 @@ def test_weights_are_those_of_plain_least_squares_along_the_pruned_path() -> Non
     model = slice_heads(dense, keep(dense, [2, 0, 3]))
     refit(model, dense, BATCHES, ridge=0.0, weighting=Weighting.EQUAL)
     for b in (0, 2):
-        mine, theirs = find_attention(model).blocks[b], find_attention(dense).blocks[b]
+        mine, theirs = find_attention(model).attention[b], find_attention(dense).attention[b]
         x, y = [], []
         for batch in BATCHES:
             heads, _, residual = through_block(model, mine, batch)
@@ -166,7 +166,9 @@ def test_feed_forward_parts_are_fitted_by_plain_least_squares(family: tiny_model
     model = slice_heads(dense, keep(dense, [2, 1, 3]))
     fits = refit(model, dense, BATCHES, ridge=0.0, weighting=Weighting.EQUAL)
     assert [fit.feed_forward for fit in fits] == [False, True] * 3
-    assert [fit.block for fit in fits[1::2]] == [block.name for block in find_attention(dense)]
+    assert [fit.block for fit in fits[1::2]] == [
+        block.name for block in find_attention(dense).attention
+    ]
     bert = family is tiny_models.BERT
     paths = (
         ("encoder.layer.1.output.dense", "encoder.layer.1.output.LayerNorm")
@@ -301,7 +303,7 @@ def test_empty_block_only_gets_the_mean_as_its_bias() -> None:
     dense = tiny_models.BERT.build(bare=True).double()
     model = slice_heads(dense, keep(dense, [0, 4, 4]))
     refit(model, dense, BATCHES, weighting=Weighting.EQUAL)
-    block, source = find_attention(model).blocks[0], find_attention(dense).blocks[0]
+    block, source = find_attention(model).attention[0], find_attention(dense).attention[0]
     out = torch.cat([through_block(dense, source, batch)[1] for batch in BATCHES])
     bias = out_bias(block)
     assert bias is not None and block.ghost
@@ -313,7 +315,7 @@ def test_empty_block_without_a_bias_stays() -> None:
     dense = tiny_models.LLAMA_GQA.build()
     model = slice_heads(dense, keep(dense, [4, 0, 4]))
     refit(model, dense, BATCHES)
-    assert not out_weight(find_attention(model).blocks[1]).detach().any()
+    assert not out_weight(find_attention(model).attention[1]).detach().any()
 
 
 @pytest.mark.parametrize("family", [tiny_models.BERT, tiny_models.GPT2], ids=lambda f: f.name)
@@ -374,7 +376,7 @@ def test_only_what_writes_to_the_stream_changes(
             refit(model, dense, BATCHES, feed_forward=feed_forward, progress=progress)
     else:
         refit(model, dense, BATCHES, feed_forward=feed_forward, progress=progress)
-    blocks = find_attention(model).blocks
+    blocks = find_attention(model).attention
     changeable = {id(p) for block in blocks for p in block.out.parameters()}
     if feed_forward:
         writers = ("layer.{}.output.dense", "h.{}.mlp.c_proj")
@@ -439,7 +441,7 @@ def rows_of_first_block(
     model: nn.Module, dense: nn.Module
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inputs, targets, and the number of its example for every row of the least squares."""
-    mine, theirs = find_attention(model).blocks[0], find_attention(dense).blocks[0]
+    mine, theirs = find_attention(model).attention[0], find_attention(dense).attention[0]
     x, y, example = [], [], []
     for number, batch in enumerate(BATCHES):
         heads, out, residual = through_block(model, mine, batch)
@@ -468,7 +470,7 @@ def test_the_ridge_is_the_one_that_is_best_on_every_fifth_example() -> None:
     for ridge in RIDGES:
         weights, constant = plain_ridge(x[~apart], y[~apart], ridge)
         errors.append(np.square(y[apart] - x[apart] @ weights - constant).sum())
-    block = find_attention(model).blocks[0]
+    block = find_attention(model).attention[0]
     before, bias = out_weight(block).detach().clone(), out_bias(block)
     assert bias is not None
     bias = bias.detach().clone()
@@ -499,7 +501,7 @@ def test_a_given_ridge_is_used_and_so_is_the_usual_one_without_enough_examples()
 def test_without_a_bias_the_fit_has_no_intercept() -> None:
     dense = tiny_models.LLAMA_GQA.build().double()
     model = slice_heads(dense, keep(dense, [1, 4, 4]))
-    sums = [find_attention(m).blocks[0] for m in (model, dense)]
+    sums = [find_attention(m).attention[0] for m in (model, dense)]
     x, y = [], []
     for batch in BATCHES:
         seen = [
@@ -596,7 +598,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="4 heads of width 8 in `model` and 2 of 8"):
         refit(dense, model, BATCHES)
     with torch.no_grad():
-        find_attention(dense).blocks[1].out.get_parameter("weight")[0, 0] = torch.nan
+        find_attention(dense).attention[1].out.get_parameter("weight")[0, 0] = torch.nan
     with pytest.raises(ValueError, match="block 'bert.encoder.layer.1.attention' hold NaN"):
         refit(model, dense, BATCHES)
 
@@ -609,8 +611,8 @@ def test_tokens_count_by_the_sensitivity_of_the_output() -> None:
         model = slice_heads(dense, keep(dense, counts))
         x, y, w = [], [], []
         for batch in BATCHES:
-            heads, _, residual = through_block(model, find_attention(model).blocks[b], batch)
-            _, out, goal = through_block(dense, attention.blocks[b], batch)
+            heads, _, residual = through_block(model, find_attention(model).attention[b], batch)
+            _, out, goal = through_block(dense, attention.attention[b], batch)
             real = batch["attention_mask"].bool()
             weights = [
                 f.gradient.square().sum(dim=-1) for f in flows(attention, batch, fidelity, 0)[b]
@@ -622,7 +624,7 @@ def test_tokens_count_by_the_sensitivity_of_the_output() -> None:
         root = torch.cat(w).sqrt()[:, None]
         rows = torch.cat([torch.cat(x), torch.ones(len(root), 1)], dim=1) * root
         expected = np.linalg.lstsq(rows.numpy(), (torch.cat(y) * root).numpy(), rcond=None)[0]
-        fitted = out_weight(find_attention(model).blocks[b]).detach().numpy()
+        fitted = out_weight(find_attention(model).attention[b]).detach().numpy()
         np.testing.assert_allclose(fitted, expected[:-1].T, atol=1e-6)
 
 

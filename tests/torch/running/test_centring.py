@@ -26,7 +26,7 @@ FAMILIES = [tiny_models.BERT, tiny_models.GPT2, tiny_models.LLAMA_GQA]
 def shifted(family: tiny_models.Family, size: float, dtype: torch.dtype) -> nn.Module:
     """A model whose head outputs have a mean of about ``size``."""
     model: Any = family.build()
-    for block in find_attention(model):
+    for block in find_attention(model).attention:
         # A constant that is added to what the heads hand over; as a large bias of the values does.
         block.out.register_forward_pre_hook(lambda _, args: (args[0] + size, *args[1:]))
     changed: nn.Module = model.to(dtype)
@@ -35,7 +35,7 @@ def shifted(family: tiny_models.Family, size: float, dtype: torch.dtype) -> nn.M
 
 def seen_by(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[np.ndarray]:
     """The head outputs of every block over real tokens, in double precision."""
-    found: list[list[Tensor]] = [[] for _ in find_attention(model)]
+    found: list[list[Tensor]] = [[] for _ in find_attention(model).attention]
     handles = [
         block.out.register_forward_pre_hook(lambda _, args, own=own: own.append(args[0]))
         for block, own in zip(find_attention(model), found, strict=True)

@@ -199,7 +199,7 @@ def test_copies_and_pickles_skip_with_their_own_weights(family: Family) -> None:
     for copied in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert torch.equal(run(copied, tiny.batch()), expected)
         assert running(copied, functools.partial(run, copied, tiny.batch())) == [False] * skipped
-        bias = out_bias(find_attention(copied).blocks[1])
+        bias = out_bias(find_attention(copied).attention[1])
         if bias is not None:
             with torch.no_grad():
                 bias.normal_()
@@ -235,7 +235,7 @@ def test_compile_and_export(family: Family) -> None:
         program: Any = torch.export.export(wrapped, (ids,))
         torch.testing.assert_close(program.module()(ids), expected)
     name = "self.query" if family is tiny.BERT else "c_attn" if family is tiny.GPT2 else "q_proj"
-    site = find_attention(small).blocks[0].name
+    site = find_attention(small).attention[0].name
     used = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
     weights = {spec.target for spec in program.graph_signature.input_specs}
     unused = f"inner.{site}.{name}.weight"
@@ -266,7 +266,7 @@ def test_a_revived_or_replaced_output_projection_is_used(family: Family) -> None
     assert bypass_empty(small) == 1
     expected = run(small, tiny.batch())
     revived = copy.deepcopy(small)
-    weight = find_attention(revived).blocks[1].out.get_parameter("weight")
+    weight = find_attention(revived).attention[1].out.get_parameter("weight")
     weight.requires_grad_(True)
     with torch.no_grad():
         weight.normal_()
@@ -320,7 +320,9 @@ def test_a_wrong_bypass_stays_out(
 ) -> None:
     model: Any = tiny.LLAMA_MHA.build()
     small = sliced(model, some(find_attention(model).space, 0, 2))
-    bad = [b.module for b in find_attention(small) if b.ghost][: 1 if where == "one" else 2]
+    bad = [b.module for b in find_attention(small).attention if b.ghost][
+        : 1 if where == "one" else 2
+    ]
     expected = run(small, tiny.batch())
     output, feed = Bypass._output, bypassing._feed
 

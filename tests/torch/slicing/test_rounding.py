@@ -92,7 +92,7 @@ def test_heads_that_say_the_opposite_of_each_other(
 ) -> None:
     model: Any = tiny.BERT.build(bare=True, seed=seed)
     with torch.no_grad():
-        for block in find_attention(model):
+        for block in find_attention(model).attention:
             size = block.head_dim
             for name in ("query", "key", "value"):
                 linear = getattr(block.module, name)

@@ -81,7 +81,7 @@ def test_in_place(family: Family) -> None:
 def test_modes_and_trainability_stay(family: Family) -> None:
     model = family.build().train()
     next(iter(model.children())).eval()
-    block = find_attention(model).blocks[1]
+    block = find_attention(model).attention[1]
     block.out.weight.requires_grad_(False)
     modes = [m.training for m in model.modules()]
     small = slice_heads(model, uneven(find_attention(model).space))
@@ -114,7 +114,7 @@ def test_slices_of_slices_add_up_and_keep_their_provenance() -> None:
     assert kept_in[names[2]] == first.heads()[names[2]][1:]
     direct = slice_heads(model, plan)
     for (name, a), (_, b) in zip(twice.named_parameters(), direct.named_parameters(), strict=True):
-        if find_attention(twice).blocks[0].name not in name:
+        if find_attention(twice).attention[0].name not in name:
             assert torch.equal(a, b), name
     batch = tiny.batch()
     torch.testing.assert_close(run(twice, batch), masked(model, plan.kept, batch))
@@ -163,14 +163,14 @@ def test_cross_attention_needs_a_batch_that_reaches_it() -> None:
 
 def test_heads_of_a_child_that_is_not_cut_stay() -> None:
     model = tiny.BERT.build()
-    block = find_attention(model).blocks[0]
+    block = find_attention(model).attention[0]
     # As in sparse attention: it picks keys by heads of its own.
     indexer: Any = nn.Linear(tiny.HIDDEN, 2)
     indexer.num_heads = block.heads
     block.module.indexer = indexer
     kept = uneven(find_attention(model).space)
     small = slice_heads(model, kept, in_place=True)
-    assert find_attention(small).blocks[0].heads < block.heads
+    assert find_attention(small).attention[0].heads < block.heads
     assert indexer.num_heads == block.heads
 
 
@@ -204,7 +204,7 @@ def test_query_slots_of_grouped_attention(family: Family) -> None:
     small: Any = slice_heads(model, selection)
     assert verify_slice(model, small, selection) <= 1e-9
     found = find_attention(small)
-    assert [(b.heads, b.kv_heads) for b in found] == [(4, 2), (8, 2), (2, 2)]
+    assert [(b.heads, b.kv_heads) for b in found.attention] == [(4, 2), (8, 2), (2, 2)]
     assert [(b.units, b.unit) for b in found.space.blocks] == [
         (2, Unit.QUERY_SLOT),
         (4, Unit.QUERY_SLOT),
@@ -259,7 +259,11 @@ def test_with_one_key_head_the_units_are_query_heads() -> None:
     kept = uneven(space, empty=0)
     small = slice_heads(model, kept)
     assert verify_slice(model, small, kept) <= 1e-5
-    assert [(b.heads, b.kv_heads) for b in find_attention(small)] == [(1, 1), (2, 1), (7, 1)]
+    assert [(b.heads, b.kv_heads) for b in find_attention(small).attention] == [
+        (1, 1),
+        (2, 1),
+        (7, 1),
+    ]
 
 
 class Wrapper(nn.Module):

@@ -146,7 +146,7 @@ def test_one_anchor_is_enough_for_gates_calibration_and_slices_of_slices() -> No
     assert largest_difference(small(**batch()), masked) < 1e-9
     assert [m.temperature.shape[0] for m in (x.mixer for x in small.layers)] == [1, 1, 3]
     assert [m.number_of_heads for m in (x.mixer for x in small.layers)] == [1, 1, 3]
-    assert [b.ghost for b in find_attention(small)] == [False, True, False]
+    assert [b.ghost for b in find_attention(small).attention] == [False, True, False]
 
     copied = pickle.loads(pickle.dumps(copy.deepcopy(small)))
     left = np.array([True, True, False, True, False])
@@ -323,7 +323,7 @@ def test_models_of_the_table_have_no_file_of_layouts(tmp_path: Path) -> None:
 def test_the_printed_entry_makes_learning_unnecessary(monkeypatch: pytest.MonkeyPatch) -> None:
     model = stack()
     learn_attention(model, [ANCHOR], batch())
-    learnt = find_attention(model).blocks[0].layout
+    learnt = find_attention(model).attention[0].layout
     entry = eval(str(learnt), vars(words))
     assert entry == learnt
     assert (entry.parameters, entry.heads) == (
@@ -479,7 +479,9 @@ def test_attention_inside_a_block_is_not_learnt_too() -> None:
     with pytest.raises(UnsupportedModelError, match=r"squeeze .*a module around it is a block"):
         learn_attention(model, [Anchor("layers.0.mixer.squeeze", "writes", HEADS)], batch())
     assert learnt_layouts(model) == first
-    assert [b.name for b in find_attention(model)] == [f"layers.{i}.mixer" for i in range(3)]
+    assert [b.name for b in find_attention(model).attention] == [
+        f"layers.{i}.mixer" for i in range(3)
+    ]
 
 
 def test_a_learnt_module_that_was_changed_is_refused() -> None:

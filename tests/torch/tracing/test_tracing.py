@@ -128,7 +128,7 @@ def changed(block: AttentionBlock, path: str, unit_of: Any) -> tuple[Piece, ...]
 def test_wrong_orders_of_fused_rows_are_named() -> None:
     model = tiny.GPT_NEOX.build(bare=True)
     attention = find_attention(model)
-    block, trace = attention.blocks[1], trace_units(model, attention, ids())[1]
+    block, trace = attention.attention[1], trace_units(model, attention, ids())[1]
     path = "query_key_value.weight"
     (sentence,) = disagreements(trace, changed(block, path, repeated(8) * 3))
     assert sentence == (
@@ -141,7 +141,7 @@ def test_wrong_orders_of_fused_rows_are_named() -> None:
 
     model = tiny.GPT2.build(bare=True)
     attention = find_attention(model)
-    block, trace = attention.blocks[0], trace_units(model, attention, ids())[0]
+    block, trace = attention.attention[0], trace_units(model, attention, ids())[0]
     (sentence,) = disagreements(trace, changed(block, "c_attn.weight", repeated(24)))
     assert "c_attn.weight: column 8 belongs to unit 0 by the table and to unit 1" in sentence
 
@@ -149,7 +149,7 @@ def test_wrong_orders_of_fused_rows_are_named() -> None:
 def test_wrong_mapping_of_query_heads_is_named() -> None:
     model = tiny.LLAMA_GQA.build(bare=True)
     attention = find_attention(model)
-    block, trace = attention.blocks[0], trace_units(model, attention, ids())[0]
+    block, trace = attention.attention[0], trace_units(model, attention, ids())[0]
     strided = [head % block.units for head in range(block.heads) for _ in range(block.key_dim)]
     (sentence,) = disagreements(trace, changed(block, "q_proj.weight", strided))
     assert "q_proj.weight: row 4 belongs to unit 1 by the table and to unit 0" in sentence
@@ -164,7 +164,7 @@ def test_wrong_mapping_of_query_heads_is_named() -> None:
 def test_missing_and_misplaced_pieces_are_named() -> None:
     model = tiny.BERT.build(bare=True)
     attention = find_attention(model)
-    block, trace = attention.blocks[0], trace_units(model, attention, ids())[0]
+    block, trace = attention.attention[0], trace_units(model, attention, ids())[0]
     without = tuple(p for p in block.pieces if p.path != "self.value.bias")
     (sentence,) = disagreements(trace, without)
     assert "self.value.bias: entry 0 belongs to all units by the table and to unit 0" in sentence
@@ -186,7 +186,7 @@ def test_missing_and_misplaced_pieces_are_named() -> None:
 def test_what_no_gradient_reaches_is_not_contradicted() -> None:
     model = tiny.BERT.build(bare=True)
     attention = find_attention(model)
-    block = attention.blocks[0]
+    block = attention.attention[0]
     trace = trace_units(model, attention, ids(length=1))[0]  # one key: queries make no difference
     assert "self.query.weight" in unreached(trace)
     assert disagreements(trace, block.pieces) == ()
@@ -425,7 +425,7 @@ def test_a_suggested_entry_does_what_the_table_does(
     left = find_attention(small).space.n
     again = slice_heads(small, np.arange(left) > 0)
     assert left == kept.sum()
-    assert find_attention(again).blocks[0].heads <= find_attention(small).blocks[0].heads
+    assert find_attention(again).attention[0].heads <= find_attention(small).attention[0].heads
 
 
 def test_words_that_the_table_lacks_are_suggested(monkeypatch: pytest.MonkeyPatch) -> None:

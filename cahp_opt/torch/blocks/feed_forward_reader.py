@@ -1,0 +1,134 @@
+"""Reading one feed-forward part by a layout, checked against the shapes of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from torch import nn
+
+from cahp_opt.arrays import Ints
+from cahp_opt.space import Unit
+from cahp_opt.torch.blocks.blocks import CUT, Cut, FeedForwardBlock, Piece, of_neurons
+from cahp_opt.torch.blocks.feed_forward_layouts import FEEDS, Feed
+from cahp_opt.torch.blocks.linear_layers import (
+    NotLinearError,
+    base_linear,
+    column_tensors,
+    is_linear,
+    row_tensors,
+    row_weight,
+)
+from cahp_opt.torch.blocks.site_reader import Misfit
+
+_GROUPS = range(8, 17)
+"""Usual numbers of groups: few enough for all subsets of a block to be tried."""
+
+
+def best_feed(site: nn.Module) -> Feed | None:
+    """The layout that ``site`` matches by its children, if any."""
+    there = [feed for feed in FEEDS if all(map(_linear_at(site), (*feed.ins, feed.out)))]
+    return max(there, key=lambda feed: (_agrees(site, feed), len(feed.ins)), default=None)
+
+
+def read_feed_forward(
+    place: str, site: nn.Module, feed: Feed, group: int | None = None
+) -> FeedForwardBlock:
+    """The feed-forward part at ``site``, its neurons grouped as they stand.
+
+    Args:
+        place: path of the site in the model.
+        site: a module that ``feed`` fits.
+        feed: the layout.
+        group: neurons in a group; None for the width of :func:`group_width`. A part that was cut keeps its
+            groups.
+
+    Raises:
+        Misfit: if weights contradict each other, or are not understood.
+        ValueError: if ``group`` does not divide the width.
+    """
+    out = site.get_submodule(feed.out)
+    module = base_linear(out)
+    width = row_weight(out).shape[1]
+    name = f"{place}.{feed.out}" if place else feed.out
+    cut: Cut | None = getattr(module, CUT, None)
+    if cut is not None:
+        units = max(len(cut.kept), 1)
+    else:
+        each = group_width(width) if group is None else group
+        if each < 1 or width % each:
+            raise ValueError(
+                f"`neuron_group` is {each}, and the {width} neurons of {name!r} cannot be put into groups of "
+                f"that many; give a divisor of {width}, such as {group_width(width)}."
+            )
+        units = width // each
+    columns = np.repeat(np.arange(units), width // units)
+    return FeedForwardBlock(
+        name=name,
+        place=place,
+        site=site,
+        module=module,
+        out=out,
+        layout=feed,
+        units=units,
+        unit=Unit.NEURON_GROUP,
+        pieces=tuple(_pieces(site, feed, columns)),
+        columns=columns,
+        cut=Cut(Unit.NEURON_GROUP, units, tuple(range(units))) if cut is None else cut,
+    )
+
+
+def group_width(width: int) -> int:
+    """The usual number of neurons in a group.
+
+    8 to 16 groups, of a multiple of 64 neurons if there are such, which hardware likes, or else of a smaller
+    power of 2; the most of such groups. Widths without such divisors have the fewest groups above 16.
+    """
+    for step in (64, 32, 16, 8, 4, 2, 1):
+        found = [n for n in _GROUPS if width % (n * step) == 0]
+        if found:
+            return width // max(found)
+    above = [n for n in range(1, width + 1) if width % n == 0 and n not in _GROUPS]
+    return width // min(above, key=lambda n: abs(math.log(n / max(_GROUPS))))
+
+
+def _pieces(site: nn.Module, feed: Feed, columns: Ints) -> Iterator[Piece]:
+    """Every tensor that is cut: the rows of the layers that make the neurons, and the columns of the other."""
+    width = len(columns)
+    path = ""
+    try:
+        for path in feed.ins:
+            layer = site.get_submodule(path)
+            rows = row_weight(layer).shape[0]
+            if rows != feed.stretches * width:
+                raise Misfit(
+                    f"{path} has {rows} output rows, and {feed.out} reads {width} neurons"
+                    + (f" from {feed.stretches} stretches of rows" if feed.stretches > 1 else "")
+                )
+            for inner, axis in row_tensors(layer):
+                yield of_neurons(f"{path}.{inner}", axis, columns, rows)
+        path = feed.out
+        for inner, axis in column_tensors(site.get_submodule(path)):
+            yield of_neurons(f"{path}.{inner}", axis, columns, width)
+    except NotLinearError as error:
+        raise Misfit(f"{path} {error}") from error
+
+
+def _agrees(site: nn.Module, feed: Feed) -> bool:
+    """Whether the layers have as many rows and columns as the layout says."""
+    width = row_weight(site.get_submodule(feed.out)).shape[1]
+    rows = {row_weight(site.get_submodule(path)).shape[0] for path in feed.ins}
+    return rows == {feed.stretches * width}
+
+
+def _linear_at(site: nn.Module) -> Callable[[str], bool]:
+    """Tells whether there is a linear layer at a path from ``site``."""
+
+    def there(path: str) -> bool:
+        found: object = site
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        return isinstance(found, nn.Module) and is_linear(found)
+
+    return there
