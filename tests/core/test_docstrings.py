@@ -51,6 +51,10 @@ def function_arrays(node: Function) -> bool:
     return arrays_in(node.returns, *(a.annotation for a in named))
 
 
+def is_overload(node: Function) -> bool:
+    return "overload" in map(ast.unparse, node.decorator_list)
+
+
 def base_name(base: ast.expr) -> str:
     return ast.unparse(base).split("[")[0].split(".")[-1]
 
@@ -107,7 +111,8 @@ def definitions(module: str, source: str, classes: dict[str, Class]) -> Iterator
         own = [ast.get_docstring(node) or ""]
         name = f"{module}:{node.name}"
         if isinstance(node, Function):
-            yield Definition(name, own, function_arrays(node))
+            if not is_overload(node):  # the one that they are forms of has the words
+                yield Definition(name, own, function_arrays(node))
             continue
         fields = [
             n
