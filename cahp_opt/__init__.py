@@ -9,6 +9,7 @@ from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile, ResourceTable
 from cahp_opt.costs.provenance import Execution, Phase, Provenance
+from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.target import Target
 from cahp_opt.files.records import RecordError
 from cahp_opt.knees import knee
@@ -50,6 +51,7 @@ __all__ = [
     "Profile",
     "Proposal",
     "Provenance",
+    "Prune",
     "RecordError",
     "Recovery",
     "ResourceGoal",

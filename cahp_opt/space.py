@@ -124,7 +124,18 @@ class HeadSpace:
     def unordered(self) -> HeadSpace:
         """The same blocks without the order of their neurons, which times and counts do not depend
         on."""
+        if all(block.order is None for block in self.blocks):
+            return self
         return HeadSpace(tuple(block._replace(order=None) for block in self.blocks))
+
+    def ordered_as(self, other: HeadSpace) -> HeadSpace:
+        """The same blocks with the orders that only ``other`` states of them."""
+        orders = {block.name: block.order for block in other.blocks}
+        blocks = [
+            block if block.order is not None else block._replace(order=orders.get(block.name))
+            for block in self.blocks
+        ]
+        return self if tuple(blocks) == self.blocks else HeadSpace(tuple(blocks))
 
     @cached_property
     def units(self) -> Ints:

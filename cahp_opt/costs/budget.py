@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
-from math import fsum
+from math import floor, fsum, lcm
 
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Ints, is_whole
+from cahp_opt.arrays import Bools, Floats, Ints, is_whole
 from cahp_opt.costs.count_table import Cost, CountTable, count_arrays, distinct
 from cahp_opt.costs.knapsack import best_counts
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.space import HeadSpace
 
 Counts = int | Sequence[int] | Ints
-"""One number for all blocks, or one per block."""
+"""One number, or one per block."""
 
 
 class BudgetError(ValueError):
@@ -28,15 +29,18 @@ class BudgetError(ValueError):
 class Budget:
     """Limits on count tables, all at once, with a fewest and a largest number of units per block.
 
-    A budget sees only how many units each block keeps. Combine budgets with ``&``.
+    A budget sees only how many units each block keeps. Combine budgets with ``&``. The three ranges are the
+    same for all constructors. One number as ``maximum`` or ``multiple_of`` is about attention alone: groups
+    of neurons are as wide as they were asked for.
 
     Args:
         space: the blocks.
         tables: costs with their limits; each one must hold.
-        minimum: fewest units per block, one number or one per block.
-        maximum: most units per block; None for all of them.
-        multiple_of: every block keeps a multiple of this many units, one number or one per block; all
-            units of a block may be kept in any case. Some hardware runs only such widths fast.
+        minimum: fewest units per block, one number for blocks of both kinds or one per block.
+        maximum: most units per block, one number for all attention or one per block; None for all units.
+        multiple_of: every block keeps a multiple of this many units, one number for all attention or one
+            per block; all units of a block may be kept in any case. Some hardware runs only such widths
+            fast.
 
     Raises:
         BudgetError: if no keep-set meets it.
@@ -53,11 +57,14 @@ class Budget:
         space = self.space
         minimum = _per_block(space, self.minimum, "minimum")
         maximum = _per_block(
-            space, space.units if self.maximum is None else self.maximum, "maximum"
+            space,
+            space.units if self.maximum is None else self.maximum,
+            "maximum",
+            neurons=space.units,
         )
         object.__setattr__(self, "minimum", minimum)
         object.__setattr__(self, "maximum", np.minimum(maximum, space.units))
-        multiples = _per_block(space, self.multiple_of, "multiple_of", least=1)
+        multiples = _per_block(space, self.multiple_of, "multiple_of", least=1, neurons=1)
         object.__setattr__(self, "multiple_of", multiples)
         tables: list[CountTable] = []
         names = distinct(table.name for table in self.tables)
@@ -84,20 +91,69 @@ class Budget:
         maximum: Counts | None = None,
         multiple_of: Counts = 1,
     ) -> Budget:
-        """Keep at most ``limit`` units in all."""
+        """Keep at most ``limit`` units of attention in all; neurons are not counted."""
         if not is_whole(limit) or limit < 0:
             raise ValueError(
                 f"`limit` must be a whole number of units of at least 0, got {limit!r}."
             )
-        costs = tuple(np.arange(units + 1, dtype=np.float64) for units in space.units)
-        table = CountTable("units", costs, float(limit))
+        if not space.of_attention.any():
+            raise ValueError(
+                "`Budget.heads` counts units of attention, and all blocks are feed-forward parts; limit "
+                "those with `Budget.neurons`."
+            )
+        name = "units" if space.of_attention.all() else "attention units"
+        table = CountTable(name, _counting(space, space.of_attention), float(limit))
+        return Budget(space, (table,), minimum, maximum, multiple_of)
+
+    @staticmethod
+    def neurons(
+        space: HeadSpace,
+        share: float,
+        *,
+        minimum: Counts = 0,
+        maximum: Counts | None = None,
+        multiple_of: Counts = 1,
+    ) -> Budget:
+        """Keep at most this ``share`` of all feed-forward neurons, above 0 and at most 1; heads are not
+        counted.
+
+        Neurons are counted where every feed-forward block has an ``order``, which states its width;
+        otherwise groups, with all blocks taken for equally wide.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(
+                "`share` must be a share of the feed-forward neurons above 0 and at most 1, such as 0.5, "
+                f"got {share!r}."
+            )
+        feed_forward = ~space.of_attention
+        blocks = [block for block in space.blocks if not block.unit.of_attention]
+        if not blocks:
+            raise ValueError(
+                "`Budget.neurons` counts feed-forward neurons, and all blocks are attention; limit those "
+                "with `Budget.heads`."
+            )
+        if all(block.order is not None for block in blocks):
+            widths = [len(block.order or ()) // block.units for block in blocks]
+            unit = "neurons"
+        else:
+            whole = lcm(*(block.units for block in blocks))
+            widths = [whole // block.units for block in blocks]
+            unit = "neuron groups" if set(widths) == {1} else f"parts of a block in {whole}"
+        weights = np.zeros(len(space.blocks), dtype=np.int64)
+        weights[feed_forward] = widths
+        costs = _counting(space, weights)
+        whole_model = sum(int(cost[-1]) for cost in costs)
+        # As the decimal number that was given: 0.29 of 100 neurons are 29.
+        limit = floor(Fraction(repr(float(share))) * whole_model)
+        table = CountTable("neurons", costs, float(limit), unit=unit)
         return Budget(space, (table,), minimum, maximum, multiple_of)
 
     @staticmethod
     def heads_per_block(
         space: HeadSpace, limit: Counts, *, minimum: Counts = 0, multiple_of: Counts = 1
     ) -> Budget:
-        """Keep at most ``limit`` units in every block; one number, or one per block."""
+        """Keep at most ``limit`` units in every block; one number for all attention, or one per
+        block."""
         return Budget(space, (), minimum, limit, multiple_of)
 
     @staticmethod
@@ -166,7 +222,7 @@ class Budget:
         if difference:
             raise ValueError(f"two budgets of different models cannot be combined: {difference}.")
         return Budget(
-            self.space,
+            self.space.ordered_as(other.space),
             self.tables + other.tables,
             np.maximum(self.fewest, other.fewest),
             np.minimum(self.most, other.most),
@@ -383,13 +439,45 @@ def _positive(argument: str, x: float | None) -> float:
     return float(x)
 
 
-def _per_block(space: HeadSpace, given: Counts, argument: str, *, least: int = 0) -> Ints:
-    array = np.asarray(given)
-    if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((), (len(space.blocks),)):
+def _counting(space: HeadSpace, weights: Bools | Ints) -> tuple[Floats, ...]:
+    """What every count of every block costs where a unit costs its block's weight, ``[blocks]``."""
+    return tuple(
+        float(weight) * np.arange(units + 1, dtype=np.float64)
+        for weight, units in zip(weights, space.units, strict=True)
+    )
+
+
+def _per_block(
+    space: HeadSpace,
+    given: Counts,
+    argument: str,
+    *,
+    least: int = 0,
+    neurons: int | Ints | None = None,
+) -> Ints:
+    """A whole number per block, ``[blocks]``.
+
+    Args:
+        space: the blocks.
+        given: as it was given.
+        argument: its name.
+        least: the smallest number allowed.
+        neurons: what holds for feed-forward blocks if one number is given; None for that number.
+    """
+    array, shape = np.asarray(given), (len(space.blocks),)
+    if not np.issubdtype(array.dtype, np.integer) or array.shape not in ((), shape):
         raise ValueError(
             f"`{argument}` must be a whole number, or {len(space.blocks)} of them (one per block), "
             f"got {given!r}."
         )
     if np.any(array < least):
         raise ValueError(f"`{argument}` must be at least {least}, got {given!r}.")
-    return np.broadcast_to(array.astype(np.int64), (len(space.blocks),)).copy()
+    if array.ndim or neurons is None:
+        return np.broadcast_to(array.astype(np.int64), shape).copy()
+    found: Ints = np.where(space.of_attention, array, neurons).astype(np.int64)
+    if not space.of_attention.any() and np.any(found != array):
+        raise ValueError(
+            f"`{argument}` as one number, {given!r}, is about attention, and all blocks are feed-forward "
+            "parts; give one number per block."
+        )
+    return found

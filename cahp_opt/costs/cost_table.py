@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cahp_opt.arrays import Floats
 from cahp_opt.costs.count_table import CountTable, check_counts, count_arrays, whole_cost
 from cahp_opt.costs.provenance import Provenance
+from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.whole_models import fit_whole_models
 from cahp_opt.space import HeadSpace
 
@@ -30,7 +31,7 @@ class CostTable:
     and bytes are, or measured, as seconds and joules are.
 
     Args:
-        space: the blocks.
+        space: the blocks; the order of their neurons, which costs do not depend on, is dropped.
         fixed: the cost of everything outside the blocks.
         costs: for every block an array of shape ``[units + 1]``; entry ``k`` is the cost of the
             block with ``k`` units kept. Costs need not grow with ``k``.
@@ -51,6 +52,7 @@ class CostTable:
     least: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "space", self.space.unordered())
         for name in ("fixed", "least"):
             cost = getattr(self, name)
             if not (np.isfinite(cost) and cost >= 0):
@@ -88,6 +90,25 @@ class CostTable:
         array = check_counts(self.space, counts)
         parts = (float(c[k]) for c, k in zip(self.costs, array, strict=True))
         return whole_cost(self.least, self.fixed, parts)
+
+    def restricted(self: Table, space: HeadSpace) -> Table:
+        """The table of the same model where only the units of ``space`` may go.
+
+        Args:
+            space: all attention of the model, all of its feed-forward blocks, or both. Blocks of a kind
+                that it lacks stay whole: their cost becomes part of ``fixed``.
+
+        Raises:
+            ValueError: if the table is of other blocks.
+        """
+        served = check_served(self.space, space)
+        if len(served.blocks) == len(self.space.blocks):
+            return self
+        names = {block.name for block in served.blocks}
+        pairs = list(zip(self.space.blocks, self.costs, strict=True))
+        whole = (float(costs[-1]) for block, costs in pairs if block.name not in names)
+        costs = tuple(costs for block, costs in pairs if block.name in names)
+        return replace(self, space=served, fixed=fsum([self.fixed, *whole]), costs=costs)
 
     def within(self, limit: float, name: str) -> CountTable:
         """The table with a limit, for a budget, under the name that it has there."""
@@ -217,3 +238,29 @@ class CostTable:
         costs = tuple(np.array(c, dtype=np.float64) for c in data["costs"])
         facts = Provenance.from_json(told)
         return CostTable(space, data["fixed"], costs, data["unit"], facts, data.get("least", 0.0))
+
+
+def check_served(there: HeadSpace, asked: HeadSpace) -> HeadSpace:
+    """The blocks of a table that are of the kinds that are asked for.
+
+    Args:
+        there: the blocks of the table.
+        asked: the blocks that are asked for.
+
+    Raises:
+        ValueError: if they differ from those, or the table has none of a kind.
+    """
+    for kind, what in ((Prune.HEADS, "attention"), (Prune.NEURONS, "feed-forward")):
+        if kind.blocks(asked) is not None and kind.blocks(there) is None:
+            raise ValueError(
+                f"the latency table has no {what} blocks, and units of them are to be chosen; measure it "
+                "for both kinds of blocks, or choose among the other kind alone."
+            )
+    served = Prune.in_space(asked).blocks(there)
+    difference = asked.difference(served) if served is not None else "no blocks in common"
+    if served is None or difference:
+        raise ValueError(
+            "the statistics and the latency table are of different models "
+            f"({difference}); measure both on the same one."
+        )
+    return served

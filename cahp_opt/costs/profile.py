@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from cahp_opt.costs.cost_table import CostTable
+from cahp_opt.costs.cost_table import CostTable, check_served
 from cahp_opt.costs.latency_table import LATENCY_KIND, LatencyTable
 from cahp_opt.files.records import PathLike, kind_of, read_json, reading, write_json
 from cahp_opt.identity import difference, structure_of
@@ -25,7 +25,8 @@ class Profile:
     """The costs of a model by the counts it keeps: latency tables by workload, resources by name.
 
     Args:
-        space: the blocks.
+        space: the blocks. The order of their neurons, where it is stated, belongs to what was measured on
+            the same units, and is not saved.
         latency: measured (or estimated) times by name of the workload, such as ``prefill``.
         resources: other costs by name: exact ones, such as ``parameters``, or measured ones.
 
@@ -64,6 +65,22 @@ class Profile:
         other = {name: table for name, table in self.resources.items() if table.measured}
         return {**self.latency, **other}
 
+    def restricted(self, space: HeadSpace) -> Profile:
+        """The profile of the same model over the blocks of ``space``, in whose order neurons are grouped.
+
+        Args:
+            space: as for :meth:`CostTable.restricted`, so that a profile of both kinds of blocks serves
+                where one kind alone is pruned.
+
+        Raises:
+            ValueError: if the tables are of other blocks.
+        """
+        return Profile(
+            check_served(self.space, space).ordered_as(space),
+            {name: table.restricted(space) for name, table in self.latency.items()},
+            {name: table.restricted(space) for name, table in self.resources.items()},
+        )
+
     def replacing(self, tables: Mapping[str, CostTable]) -> Profile:
         """The profile with other tables in place of :attr:`measured` ones, by name."""
         timed = {n: t for n, t in tables.items() if isinstance(t, LatencyTable)}
@@ -94,7 +111,7 @@ class Profile:
     def save(self, path: PathLike) -> None:
         """Write the profile as JSON."""
         body: dict[str, Any] = {
-            "blocks": self.space.to_json(),
+            "blocks": self.space.unordered().to_json(),
             "latency": {name: table.to_json() for name, table in self.latency.items()},
             "resources": {name: table.to_json() for name, table in self.resources.items()},
         }

@@ -34,6 +34,14 @@ class Prune(str, Enum):
             return Prune.BOTH
         return Prune.HEADS if heads else Prune.NEURONS
 
+    def blocks(self, space: HeadSpace) -> HeadSpace | None:
+        """The blocks of a space that are of these kinds; None if there are none."""
+        wanted = space.of_attention if self is Prune.HEADS else ~space.of_attention
+        if self is Prune.BOTH or wanted.all():
+            return space
+        blocks = tuple(b for b, want in zip(space.blocks, wanted, strict=True) if want)
+        return HeadSpace(blocks) if blocks else None
+
     @staticmethod
     def in_space(space: HeadSpace) -> Prune:
         """The kinds of blocks that a space holds."""

@@ -1,4 +1,4 @@
-"""Every constraint on a selection, as one value: goals, a number of units, a range per block."""
+"""Every constraint on a selection, as one value: goals, numbers of units, a range per block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cahp_opt.costs.basis import Basis, recorded
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.cost_table import CostTable
-from cahp_opt.costs.count_table import CountTable, distinct
+from cahp_opt.costs.count_table import distinct
 from cahp_opt.costs.goals import Goal, LatencyGoal, ResourceGoal
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
@@ -22,10 +22,10 @@ class Target:
 
     Args:
         goals: latencies and resources; each needs its table in the profile.
-        heads: the most units kept in all.
-        minimum: the fewest units kept per block.
-        maximum: the most units kept per block; None for all of them.
-        multiple_of: units kept per block are a multiple of it, or all.
+        heads: the most units of attention kept in all.
+        minimum: the fewest units kept per block, of both kinds.
+        maximum: the most units kept per block of attention; None for all of them.
+        multiple_of: units kept per block of attention are a multiple of it, or all.
         neurons: the largest share of all feed-forward neurons that is kept, above 0 and at most 1.
 
     Raises:
@@ -54,6 +54,12 @@ class Target:
             return Prune.BOTH
         heads = bool(self.goals) or self.heads is not None or self.maximum is not None
         return Prune.of(heads=heads, neurons=self.neurons is not None)
+
+    @property
+    def limits(self) -> bool:
+        """Whether it limits anything; a minimum and multiples alone do not."""
+        numbers = (self.heads, self.maximum, self.neurons)
+        return bool(self.goals) or any(number is not None for number in numbers)
 
     @property
     def latencies(self) -> tuple[LatencyGoal, ...]:
@@ -88,7 +94,8 @@ class Target:
 
         Args:
             space: the blocks.
-            profile: the tables that the goals are about; None if no goal needs one.
+            profile: the tables that the goals are about; None if no goal needs one. They may be of more
+                blocks, see :meth:`Profile.restricted`.
             model: the identity of the model that the blocks are of, where it is known, as
                 :mod:`cahp_opt.identity` has it; a profile of another one is refused.
             unlimited: whether the costs of the :meth:`verified` goals are counted and not limited.
@@ -97,39 +104,60 @@ class Target:
             BudgetError: if nothing meets it.
             ValueError: without any limit, or if the profile is missing, of another model, or lacks a table.
         """
-        if not self.goals and self.heads is None and self.maximum is None:
+        if not self.limits:
             raise ValueError(
                 "nothing limits the selection; give `--latency`, `--parameters`, `--memory`, `--kv-cache`, "
-                "`--heads` or `--maximum`."
+                "`--heads`, `--neurons` or `--maximum`."
             )
-        ranges = (self.minimum, self.maximum, self.multiple_of)
-        tables: tuple[CountTable, ...] = ()
-        if self.goals:
-            if profile is None:
+        numbers = self.numbers(space)
+        if not self.goals:
+            return numbers
+        if profile is None:
+            raise ValueError(
+                f"`{self.goals[0].option}` needs a latency table; give `--latency-table` too."
+            )
+        profile = profile.restricted(space)
+        profile.check(model)
+        tables = tuple(goal.table(profile) for goal in self.goals)
+        if unlimited:
+            names = {name for name, _ in self.verified(profile)}
+            tables = tuple(
+                t.without_limit() if name in names else t
+                for name, t in zip(distinct(t.name for t in tables), tables, strict=True)
+            )
+        ranges = (numbers.minimum, numbers.maximum, numbers.multiple_of)
+        return Budget(space, (*tables, *numbers.tables), *ranges)
+
+    def numbers(self, space: HeadSpace) -> Budget:
+        """The budget over ``space`` of all that needs no table: numbers of units and ranges per block.
+
+        Raises:
+            BudgetError: if nothing meets it.
+            ValueError: if the space lacks the kind of blocks that a number is about.
+        """
+        self._check_kinds(space)
+        budget = Budget(space, (), self.minimum, self.maximum, self.multiple_of)
+        if self.heads is not None:
+            budget &= Budget.heads(space, self.heads)
+        if self.neurons is not None:
+            budget &= Budget.neurons(space, self.neurons)
+        return budget
+
+    def _check_kinds(self, space: HeadSpace) -> None:
+        """Refuse a number of units of a kind that is not pruned."""
+        there, multiple = Prune.in_space(space), self.multiple_of if self.multiple_of > 1 else None
+        numbers = {"--heads": self.heads, "--maximum": self.maximum, "--multiple-of": multiple}
+        for option, number in numbers.items():
+            if number is not None and not there.heads:
                 raise ValueError(
-                    f"`{self.goals[0].option}` needs a latency table; give `--latency-table` too."
+                    f"`{option} {number}` is about attention, and neurons alone are pruned; leave it out, or "
+                    "prune both kinds."
                 )
-            difference = space.difference(profile.space)
-            if difference:
-                raise ValueError(
-                    "the statistics and the latency table are of different models "
-                    f"({difference}); measure both on the same one."
-                )
-            profile.check(model)
-            tables = tuple(goal.table(profile) for goal in self.goals)
-            if unlimited:
-                names = {name for name, _ in self.verified(profile)}
-                tables = tuple(
-                    t.without_limit() if name in names else t
-                    for name, t in zip(distinct(t.name for t in tables), tables, strict=True)
-                )
-        budget = Budget(space, tables, *ranges)
-        if self.heads is None:
-            return budget
-        minimum, maximum, multiple = ranges
-        return budget & Budget.heads(
-            space, self.heads, minimum=minimum, maximum=maximum, multiple_of=multiple
-        )
+        if self.neurons is not None and not there.neurons:
+            raise ValueError(
+                f"`--neurons {self.neurons:g}` is about feed-forward parts, and heads alone are pruned; leave "
+                "it out, or prune both kinds."
+            )
 
     def measured(self, profile: Profile | None) -> dict[str, CostTable]:
         """The measured tables that the goals are about, by name: of latencies, the workload's.
@@ -185,17 +213,28 @@ class Target:
         Raises:
             ValueError: if the profile lacks a table.
         """
-        sentences, largest = list[str](), max(block.units for block in space.blocks)
-        if self.heads is not None and self.heads >= space.n:
-            sentences.append(f"`--heads {self.heads}` limits nothing: there are {space.n} units.")
+        sentences = list[str]()
+        attention = [block.units for block in space.blocks if block.unit.of_attention]
+        largest = max(attention, default=1)
+        only = len(attention) == len(space.blocks)
+        block, a_block = ("block", "a block") if only else ("attention block", "attention")
+        if self.heads is not None and self.heads >= sum(attention):
+            sentences.append(
+                f"`--heads {self.heads}` limits nothing: there are {sum(attention)} units."
+            )
+        if self.neurons == 1:
+            sentences.append("`--neurons 1` limits nothing: all neurons may stay.")
         if self.maximum is not None and self.maximum >= largest:
             sentences.append(
-                f"`--maximum {self.maximum}` limits nothing: no block has more than {largest} units."
+                f"`--maximum {self.maximum}` limits nothing: no {block} has more than {largest} units."
             )
         if self.multiple_of > largest:
             sentences.append(
-                f"`--multiple-of {self.multiple_of}` leaves a block whole or empty: none has that many units."
+                f"`--multiple-of {self.multiple_of}` leaves {a_block} whole or empty: none has that many "
+                "units."
             )
+        if profile is not None:
+            profile = profile.restricted(space)
         tables = [] if profile is None else [goal.table(profile) for goal in self.goals]
         for goal, table in zip(self.goals, tables, strict=profile is not None):
             dense = table.cost([block.units for block in space.blocks])

@@ -24,25 +24,32 @@ DEFAULT_LATENCY = "0.8"
 
 @dataclass(frozen=True)
 class BlockLimits:
-    """How many units every block keeps."""
+    """How many units every block keeps; a maximum and multiples are about attention."""
 
     topic: ClassVar[str] = "Budget"
 
     minimum: int = field(
         default=1,
-        metadata=option("--minimum", min=0, help="Minimum number of units kept in every block."),
+        metadata=option(
+            "--minimum",
+            min=0,
+            help="Minimum number of units (heads or key/value groups, groups of neurons) kept in every "
+            "block.",
+        ),
     )
     maximum: int | None = field(
         default=None,
-        metadata=option("--maximum", min=0, help="Maximum number of units kept in every block."),
+        metadata=option(
+            "--maximum", min=0, help="Maximum number of units kept in every attention block."
+        ),
     )
     multiple_of: int = field(
         default=1,
         metadata=option(
             "--multiple-of",
             min=1,
-            help="Every block keeps a multiple of this many units, or all: some hardware is only fast "
-            "at such widths.",
+            help="Every attention block keeps a multiple of this many units, or all: some hardware is only "
+            "fast at such widths. Neurons go in groups that are as wide as hardware likes anyway.",
         ),
     )
 
@@ -101,7 +108,16 @@ class BudgetOptions:
         metadata=option(
             "--heads",
             min=0,
-            help="Maximum number of units (heads or key/value groups) kept in all blocks together.",
+            help="Maximum number of units (heads or key/value groups) kept in all attention blocks "
+            "together.",
+        ),
+    )
+    neurons: float | None = field(
+        default=None,
+        metadata=option(
+            "--neurons",
+            metavar="SHARE",
+            help="Maximum share of all feed-forward neurons that is kept, such as 0.5.",
         ),
     )
     blocks: BlockLimits = BlockLimits()
@@ -121,7 +137,8 @@ class BudgetOptions:
         goals += [ResourceGoal.parse(name, text) for name, text in resources if text is not None]
         goals += [asked_limit(text) for text in self.limit]
         each = self.blocks
-        return Target(tuple(goals), self.heads, each.minimum, each.maximum, each.multiple_of)
+        ranges = (each.minimum, each.maximum, each.multiple_of)
+        return Target(tuple(goals), self.heads, *ranges, self.neurons)
 
     def profile(self) -> Profile | None:
         """The profile, if one is named."""
@@ -130,6 +147,4 @@ class BudgetOptions:
 
 def limited(target: Target) -> Target:
     """The target, with the default latency if nothing limits it."""
-    if target.goals or target.heads is not None or target.maximum is not None:
-        return target
-    return replace(target, goals=(LatencyGoal.parse(DEFAULT_LATENCY),))
+    return target if target.limits else replace(target, goals=(LatencyGoal.parse(DEFAULT_LATENCY),))
