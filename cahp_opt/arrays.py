@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,12 @@ import numpy.typing as npt
 def finite(array: npt.ArrayLike, argument: str) -> Floats:
     """``array`` as a read-only float64 array of the same shape, ``[...]``.
 
+    One that nobody can write to is not copied.
+
     Raises:
         ValueError: naming ``argument`` if it holds NaN or infinity.
     """
-    result = np.array(array, dtype=np.float64)
+    result = array if _is_constant(array) else np.array(array, dtype=np.float64)
     if not np.all(np.isfinite(result)):
         bad = int(np.count_nonzero(~np.isfinite(result)))
         raise ValueError(
@@ -22,6 +25,19 @@ def finite(array: npt.ArrayLike, argument: str) -> Floats:
         )
     result.flags.writeable = False
     return result
+
+
+def constant(array: Floats) -> Floats:
+    """The same array, ``[...]``, made read-only, for one that is handed out and not needed here."""
+    array.flags.writeable = False
+    return array
+
+
+def _is_constant(array: npt.ArrayLike) -> TypeGuard[Floats]:
+    """Whether it is a read-only float64 array with memory of its own."""
+    if not isinstance(array, np.ndarray):
+        return False
+    return array.base is None and array.dtype == np.float64 and not array.flags.writeable
 
 
 def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight: float) -> Floats:
@@ -54,6 +70,10 @@ Ints = npt.NDArray[np.int64]
 
 
 Floats = npt.NDArray[np.float64]
+
+
+Columns = Bools | Ints
+"""Some columns, bool ``[d]``, or all of them in another order, ``[d]``."""
 
 
 def is_whole(x: object) -> bool:

@@ -72,14 +72,12 @@ class Modular(Objective):
         """
         if not stats.moments:
             raise ValueError("`stats` has no moments of head outputs; calibrate with them.")
-        energies: list[Floats] = []
+        energies: list[float] = []
         for block, moments in zip(stats.space.blocks, stats.moments, strict=True):
-            width = len(moments.sum) // block.units
-            pieces = (moments.covariance * moments.readout).reshape(
-                block.units, width, block.units, width
-            )
-            energies.append(np.einsum("uiuj->u", pieces))
-        return Modular(np.concatenate(energies))
+            owner = np.repeat(np.arange(block.units), len(moments.sum) // block.units)
+            own = [moments.of(owner == unit) for unit in range(block.units)]
+            energies += [part.form.trace(part.covariance) for part in own]
+        return Modular(np.array(energies))
 
     @staticmethod
     def example(space: HeadSpace) -> Modular:

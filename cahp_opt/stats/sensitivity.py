@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, finite, scatter_between
+from cahp_opt.arrays import Columns, Floats, constant, finite, scatter_between
 from cahp_opt.stats.by_block import ByBlock
+from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.statistic import COUNT, Arrays, counted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Sensitivity:
     """The effect of an error of one block's output on the model's output; ``a + b`` pools two runs.
 
@@ -25,7 +27,8 @@ class Sensitivity:
     Args:
         sum: sum of ``(g' g) z``, shape ``[d]``; units own columns as in :class:`~cahp_opt.stats.moments.Moments`.
         scatter: sum of ``(g' g) (z - m) (z - m)'`` about the weighted mean ``m``, shape ``[d, d]``.
-        metric: sum of ``(W' g) (W' g)'``, shape ``[d, d]``.
+        metric: sum of ``(W' g) (W' g)'``, shape ``[d, d]``, or the same as a
+            :class:`~cahp_opt.stats.column_form.ColumnForm` of ``W`` and the sum of ``g g'``.
         weight: sum of ``g' g``.
         examples: examples added up.
 
@@ -35,32 +38,46 @@ class Sensitivity:
 
     sum: Floats
     scatter: Floats
-    metric: Floats
+    form: ColumnForm
     weight: float
     examples: int
 
-    def __post_init__(self) -> None:
-        d = np.shape(self.sum)[0] if np.ndim(self.sum) == 1 else -1
-        for name in ("sum", "scatter", "metric"):
-            array = finite(getattr(self, name), name)
-            if array.shape != ((d,) if name == "sum" else (d, d)):
-                raise ValueError(
-                    f"`{name}` of a block's sensitivity has shape {list(array.shape)}; expected sum "
-                    "[d], scatter [d, d] and metric [d, d]."
-                )
+    def __init__(
+        self,
+        sum: npt.ArrayLike,
+        scatter: npt.ArrayLike,
+        metric: npt.ArrayLike | ColumnForm,
+        weight: float,
+        examples: int,
+    ) -> None:
+        d = np.shape(sum)[0] if np.ndim(sum) == 1 else -1
+        for name, given in (("sum", sum), ("scatter", scatter)):
+            array = finite(given, name)
+            _check_shape(name, array.shape, (d,) if name == "sum" else (d, d))
             object.__setattr__(self, name, array)
-        if not (np.isfinite(self.weight) and self.weight >= 0 and self.examples >= 0):
+        if not isinstance(metric, ColumnForm):
+            _check_shape("metric", np.shape(metric), (d, d))
+            metric = ColumnForm(finite(metric, "metric"))
+        _check_shape("metric", (metric.width,) * 2, (d, d))
+        object.__setattr__(self, "form", metric)
+        if not (np.isfinite(weight) and weight >= 0 and examples >= 0):
             raise ValueError(
-                f"`weight` and `examples` must be finite and at least 0, got {self.weight} and "
-                f"{self.examples}."
+                f"`weight` and `examples` must be finite and at least 0, got {weight} and {examples}."
             )
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "examples", examples)
+
+    @property
+    def metric(self) -> Floats:
+        """Sum of ``(W' g) (W' g)'``, ``[d, d]``."""
+        return self.form.matrix
 
     def __add__(self, other: Sensitivity) -> Sensitivity:
         between = scatter_between(self.sum, self.weight, other.sum, other.weight)
         return Sensitivity(
             self.sum + other.sum,
-            self.scatter + other.scatter + between,
-            self.metric + other.metric,
+            constant(self.scatter + other.scatter + between),
+            self.form + other.form,
             self.weight + other.weight,
             self.examples + other.examples,
         )
@@ -69,35 +86,45 @@ class Sensitivity:
         return {
             "sum": self.sum,
             "scatter": self.scatter,
-            "metric": self.metric,
+            **self.form.arrays("metric", "gradients"),
             "weight": np.array([self.weight]),
             COUNT: counted(self.examples),
         }
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> Sensitivity:
-        first, scatter, metric = (arrays[name] for name in ("sum", "scatter", "metric"))
-        return cls(first, scatter, metric, arrays["weight"].item(), int(arrays[COUNT]))
+        form = ColumnForm.of_arrays(arrays, "metric", "gradients")
+        weight, examples = arrays["weight"].item(), int(arrays[COUNT])
+        return cls(arrays["sum"], arrays["scatter"], form, weight, examples)
 
-    def of(self, columns: Bools) -> Sensitivity:
-        """The sensitivity of some columns of ``z`` alone, bool ``[d]``."""
-        both = np.ix_(columns, columns)
-        return Sensitivity(
-            self.sum[columns], self.scatter[both], self.metric[both], self.weight, self.examples
-        )
+    def of(self, columns: Columns) -> Sensitivity:
+        """The sensitivity of some columns of ``z`` alone, bool ``[d]``, or of all in another order, int
+        ``[d]``."""
+        scatter = constant(self.scatter[np.ix_(columns, columns)])
+        form = self.form.of_columns(columns)
+        return Sensitivity(self.sum[columns], scatter, form, self.weight, self.examples)
 
     @property
     def covariance(self) -> Floats:
         """Weighted covariance of ``z``, shape ``[d, d]``; zeros if the output never depends on the block."""
         if not self.weight:
             return np.zeros_like(self.scatter)
-        return self.scatter / self.weight
+        return constant(self.scatter / self.weight)
 
     @property
     def readout(self) -> Floats:
         """``E[(W' g) (W' g)'] / E[g' g]``, shape ``[d, d]``: the metric in which a change of ``z``
         costs, up to the factor :attr:`cost`."""
-        return self.metric / self.weight if self.weight else np.zeros_like(self.metric)
+        return self.readout_form.matrix
+
+    @property
+    def readout_form(self) -> ColumnForm:
+        """:attr:`readout` in the form that it is held in."""
+        if self.weight:
+            return self.form / self.weight
+        projection = self.form.projection
+        rows = self.form.width if projection is None else len(projection)
+        return ColumnForm(np.zeros((rows, rows)), projection)
 
     @property
     def cost(self) -> float:
@@ -110,3 +137,11 @@ class BlockSensitivity(ByBlock[Sensitivity]):
     """The sensitivity of every block."""
 
     of_block = Sensitivity
+
+
+def _check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        raise ValueError(
+            f"`{name}` of a block's sensitivity has shape {list(shape)}; expected sum [d], scatter "
+            "[d, d] and metric [d, d]."
+        )

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cahp_opt.arrays import Floats, Ints
+from cahp_opt.arrays import Floats, Ints, constant
 from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.moments import BlockMoments, Moments
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
@@ -82,8 +83,8 @@ class MomentSums(Collecting):
         """
         made: list[Moments] = []
         for block, sums, order in zip(self._blocks, self._sums, self._order, strict=True):
-            weight = readout_weight(block.out, block.width).cpu().double()[:, order]
-            readout: Floats = (weight.T @ weight).numpy()
+            weight: Floats = readout_weight(block.out, block.width).cpu().double().numpy()
+            readout = ColumnForm.small(weight[:, order])
             if sums is None:  # the data never reached it
                 empty = np.zeros((block.width, block.width))
                 made.append(Moments(empty[0], empty, readout, 0))
@@ -91,13 +92,20 @@ class MomentSums(Collecting):
             scatter: Floats = sums.scatter.cpu().numpy()
             first: Floats = (sums.mean * sums.weight).cpu().numpy()
             count = round(sums.weight)
-            made.append(Moments(first[order], scatter[np.ix_(order, order)], readout, count))
+            made.append(Moments(first[order], in_order(scatter, order), readout, count))
         return {"moments": BlockMoments(made)}
 
 
 def column_order(block: PrunableBlock) -> Ints:
     """The input columns of a block's output projection, unit by unit, ``[width]``."""
     return np.argsort(block.columns, kind="stable")
+
+
+def in_order(matrix: Floats, order: Ints) -> Floats:
+    """A matrix of columns, ``[width, width]``, with these in another order, ``[width]``."""
+    if np.array_equal(order, np.arange(len(order))):
+        return matrix  # the usual case needs no copy
+    return constant(matrix[np.ix_(order, order)])
 
 
 def _home(device: torch.device, needed: int) -> torch.device:

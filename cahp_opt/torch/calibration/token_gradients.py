@@ -11,11 +11,12 @@ from torch import Tensor
 
 from cahp_opt.arrays import Floats, Ints
 from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
-from cahp_opt.torch.calibration.output_moments import column_order
+from cahp_opt.torch.calibration.output_moments import column_order, in_order
 from cahp_opt.torch.calibration.token_flows import flows
 from cahp_opt.torch.running.batches import Batch, batch_size, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred, in_double
@@ -60,7 +61,9 @@ class SensitivitySums(Collecting):
         self._padding = Padding(self._blocks)
         self._readout = [readout_weight(block.out, block.width) for block in self._blocks]
         self._order = [column_order(block) for block in self._blocks]
-        self._sums = [_Sums(block.width) for block in self._blocks]
+        self._sums = [
+            _Sums(block.width, len(w)) for block, w in zip(self._blocks, self._readout, strict=True)
+        ]
         self._examples = 0
 
     def add(self, batch: Batch, dense: Dense) -> None:
@@ -87,8 +90,8 @@ class SensitivitySums(Collecting):
     def result(self) -> Mapping[str, Statistic]:
         """The weighted moments of every block; the columns stand unit by unit."""
         entries = (
-            sums.result(order, self._examples)
-            for sums, order in zip(self._sums, self._order, strict=True)
+            sums.result(order, readout, self._examples)
+            for sums, order, readout in zip(self._sums, self._order, self._readout, strict=True)
         )
         return {"sensitivity": BlockSensitivity(entries)}
 
@@ -96,24 +99,32 @@ class SensitivitySums(Collecting):
 class _Sums:
     """The running sums of one block, in double precision in main memory."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         self._heads = ScatterSums(width, torch.device("cpu"))
-        self._metric: Floats = np.zeros((width, width))
+        # A block that writes to fewer features than it reads has the smaller matrix there.
+        self._small = hidden * (hidden + width) < width**2
+        rows = hidden if self._small else width
+        self._metric: Floats = np.zeros((rows, rows))
 
     def add(self, z: Tensor, g: Tensor, readout: Tensor) -> bool:
         """Add rows of head outputs and gradients; whether all of them were finite."""
-        weights, back = g.square().sum(dim=1), g @ readout
+        weights, back = g.square().sum(dim=1), g if self._small else g @ readout
         found, sums = centred(z, weights), self._heads
         # Of one matrix with itself, so that it is symmetric.
         scaled = found.deviations * weights[:, None].sqrt()
         sums.add(float(in_double(weights).sum()), found.mean(sums.mean.device), scaled.T @ scaled)
-        self._metric = self._metric + (back.T @ back).cpu().double().numpy()
+        self._metric += (back.T @ back).cpu().double().numpy()
         return bool(np.isfinite(sums.weight + float(sums.scatter.trace()) + self._metric.trace()))
 
-    def result(self, order: Ints, examples: int) -> Sensitivity:
-        sums, square = self._heads, np.ix_(order, order)
+    def result(self, order: Ints, readout: Tensor, examples: int) -> Sensitivity:
+        """The sums of a block with this output projection, ``[hidden, width]``, in an order of its
+        columns, ``[width]``."""
+        sums = self._heads
         first: Floats = (sums.mean * sums.weight).numpy()
-        scatter: Floats = sums.scatter.numpy()
-        return Sensitivity(
-            first[order], scatter[square], self._metric[square], sums.weight, examples
-        )
+        scatter = in_order(sums.scatter.numpy(), order)
+        if not self._small:
+            form = ColumnForm(in_order(self._metric, order))
+        else:
+            weight: Floats = readout.cpu().double().numpy()
+            form = ColumnForm(self._metric, weight[:, order])
+        return Sensitivity(first[order], scatter, form, sums.weight, examples)
