@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +22,7 @@ from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.rounding import rounding_slack
 from cahp_opt.solver import Number, Solver, Status
-from cahp_opt.space import HeadSpace
+from cahp_opt.space import HeadSpace, Portion
 
 _KIND, _VERSION = "cahp-selection", 1
 
@@ -103,13 +103,14 @@ class Selection:
         return self.space.split(self.kept)
 
     def __str__(self) -> str:
-        width = max(len(block.name) for block in self.space.blocks)
+        blocks, portions = self.space.blocks, self.space.portions(self.counts)
+        names = max(len(block.name) for block in blocks)
+        digits = max(3, *(len(str(part.of)) for part in portions))
+        words = max(len(part.what) for part in portions)
         lines = [
-            f"{block.name:<{width}}  {count:>3} of {block.units:<3} {block.unit.value}s  "
-            + " ".join(str(i) for i in ids)
-            for block, count, ids in zip(
-                self.space.blocks, self.counts, self.heads().values(), strict=True
-            )
+            f"{block.name:<{names}}  {part.kept:>{digits}} of {part.of:<{digits}} {part.what:<{words}}  "
+            + listed(part, ids)
+            for block, part, ids in zip(blocks, portions, self.heads().values(), strict=True)
         ]
         gap = f"{100 * self.gap:.3g} %" if math.isfinite(self.gap) else "unknown"
         lines.append(f"value {self.value:.6g}   bound {self.bound:.6g}   gap {gap}")
@@ -273,6 +274,16 @@ def select(
         time.monotonic() - start,
         proposal.stats,
     )
+
+
+def listed(part: Portion, ids: Sequence[int]) -> str:
+    """The rising ids of a block's kept units, for people; of groups that are counted in neurons as ranges."""
+    if part.what != "neurons" or not ids:
+        return " ".join(str(i) for i in ids)
+    starts = [i for i in ids if i - 1 not in ids]
+    ends = [i for i in ids if i + 1 not in ids]
+    ranges = (f"{a}-{b}" if a < b else f"{a}" for a, b in zip(starts, ends, strict=True))
+    return f"groups {' '.join(ranges)}"
 
 
 def _bound_seconds(time_limit: float | None) -> float:

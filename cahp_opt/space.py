@@ -31,6 +31,33 @@ class Unit(str, Enum):
         """Whether such units are parts of attention rather than of a feed-forward part."""
         return self is not Unit.NEURON_GROUP
 
+    @property
+    def plural(self) -> str:
+        """Several of them, in words."""
+        return _PLURALS[self]
+
+
+_PLURALS = {
+    Unit.HEAD: "heads",
+    Unit.KV_GROUP: "key/value groups",
+    Unit.QUERY_SLOT: "query slots",
+    Unit.NEURON_GROUP: "neuron groups",
+}
+
+
+class Portion(NamedTuple):
+    """How much is kept, for people.
+
+    Args:
+        kept: how many of them.
+        of: of how many.
+        what: of what: heads, neurons, ...
+    """
+
+    kept: int
+    of: int
+    what: str
+
 
 class Block(NamedTuple):
     """One block of a model.
@@ -48,6 +75,12 @@ class Block(NamedTuple):
     units: int
     unit: Unit = Unit.HEAD
     order: tuple[int, ...] | None = None
+
+    def portion(self, count: int) -> Portion:
+        """What stays of it with ``count`` units: neurons where their number is stated, otherwise units."""
+        if self.order is None:
+            return Portion(count, self.units, self.unit.plural)
+        return Portion(count * len(self.order) // self.units, len(self.order), "neurons")
 
 
 @dataclass(frozen=True)
@@ -166,6 +199,23 @@ class HeadSpace:
                 f"{list(array.shape)}; `HeadSpace.join` makes one from lists of unit ids."
             )
         return array
+
+    def portions(self, counts: Iterable[int]) -> list[Portion]:
+        """What every block keeps at these counts, ``[blocks]``, for people."""
+        pairs = zip(self.blocks, counts, strict=True)
+        return [block.portion(int(count)) for block, count in pairs]
+
+    def totals(self, counts: Iterable[int]) -> list[Portion]:
+        """What these counts, ``[blocks]``, keep of all attention, and of all feed-forward blocks: heads and
+        neurons are not added up."""
+        found, portions = list[Portion](), self.portions(counts)
+        for kind in (True, False):
+            own = [p for p, mine in zip(portions, self.of_attention, strict=True) if mine == kind]
+            words = {part.what for part in own}
+            if own:
+                what = words.pop() if len(words) == 1 else "units"
+                found.append(Portion(sum(p.kept for p in own), sum(p.of for p in own), what))
+        return found
 
     def counts(self, kept: npt.ArrayLike) -> Ints:
         """The number of units each block keeps, shape ``[blocks]``; ``kept`` is bool ``[n]``."""

@@ -17,11 +17,8 @@ from cahp_opt.costs.provenance import Execution, Provenance
 from cahp_opt.costs.quantities import QUANTITIES, amount, unit_of_measure
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.report import FidelityReport, Report, verdict
-from cahp_opt.selection import Selection
-from cahp_opt.space import Unit
+from cahp_opt.selection import Selection, listed
 from cahp_opt.studies.comparison import Comparison
-
-_PLURAL = {Unit.HEAD: "heads", Unit.KV_GROUP: "key/value groups", Unit.QUERY_SLOT: "query slots"}
 
 
 def tables(report: Report, folder: str) -> RenderableType:
@@ -128,14 +125,16 @@ def _kept(selection: Selection) -> Table:
     table.add_column("kept", justify="right")
     table.add_column("of", justify="right")
     table.add_column("ids")
-    space = selection.space
-    for block, count, ids in zip(
-        space.blocks, selection.counts, selection.heads().values(), strict=True
-    ):
-        what = f"{block.units} {_PLURAL[block.unit]}"
-        table.add_row(block.name, str(count), what, " ".join(str(i) for i in ids))
+    space, portions = selection.space, selection.space.portions(selection.counts)
+    for block, part, ids in zip(space.blocks, portions, selection.heads().values(), strict=True):
+        what = f"{part.of} {part.what}"
+        table.add_row(block.name, str(part.kept), what, listed(part, ids))
     table.add_section()
-    table.add_row("all", str(int(selection.kept.sum())), str(space.n), "")
+    if space.of_attention.all():
+        table.add_row("all", str(int(selection.kept.sum())), str(space.n), "")
+        return table
+    for total in space.totals(selection.counts):
+        table.add_row("all", str(total.kept), f"{total.of} {total.what}", "")
     return table
 
 
@@ -215,13 +214,16 @@ def _rounds(selection: Selection) -> Table:
         "Rounds of selecting, slicing and measuring, in shares of their own unpruned time"
     )
     several = any(len(found.goals) > 1 for found in selection.rounds)
+    attention_alone = bool(selection.space.of_attention.all())
     for name in ("round", "kept", *(["goal"] * several), "predicted", "measured", "limit"):
         table.add_column(name, justify="left" if name == "goal" else "right")
     table.add_column("error", justify="right")
     table.add_column("over", justify="right")
     table.add_column("")
     for number, found in enumerate(selection.rounds, start=1):
-        lead = [str(number), str(sum(found.counts))]
+        totals = selection.space.totals(found.counts)
+        kept = ", ".join(f"{total.kept} {total.what}" for total in totals)
+        lead = [str(number), str(sum(found.counts)) if attention_alone else kept]
         remarks = ["fastest"] * found.fastest + ["chosen"] * (found == selection.measured)
         for name, check in found.goals.items():
             table.add_row(

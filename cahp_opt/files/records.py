@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 PathLike = str | os.PathLike[str]
+
+
+_NUMBERS = re.compile(r"\[\n\s*([^]\[{}\"]*?)\n\s*\]")
+"""A list of numbers alone, one a line. A line never ends inside of a text."""
 
 
 class RecordError(ValueError):
@@ -36,8 +41,9 @@ def whole_file(path: PathLike) -> Generator[Path]:
 
 
 def write_json(path: PathLike, kind: str, version: int, body: Mapping[str, Any]) -> None:
-    """Write ``body`` as a record of this kind and schema version."""
+    """Write ``body`` as a record of this kind and schema version; lists of numbers take one line each."""
     text = json.dumps({"kind": kind, "version": version, **body}, indent=1, allow_nan=False)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     with whole_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -75,7 +75,7 @@ class Report:
             "model": self.model,
             "mask_difference": self.mask_difference,
             "reloaded": True,  # without the same outputs as the sliced model there is no report
-            "selection": self.selection.to_json() | {"gap": self.selection.gap},
+            "selection": _chosen(self.selection),
             "latency": {
                 name: _latency(found, self.where[name]) for name, found in self.latency.items()
             },
@@ -116,6 +116,18 @@ def verdict(check: Check) -> str:
         return f"met within {100 * TOLERANCE:.0f} %, {100 * over:.1f} % above"
     within = ", which is within the spread" if over <= check.spread else ""
     return f"missed by {100 * over:.1f} %{within}"
+
+
+def _chosen(selection: Selection) -> dict[str, Any]:
+    """The selection without the order of the neurons, which its own file has, and what every block keeps."""
+    space, portions = selection.space, selection.space.portions(selection.counts)
+    return selection.to_json() | {
+        "blocks": space.unordered().to_json(),
+        "portions": {
+            block.name: part._asdict() for block, part in zip(space.blocks, portions, strict=True)
+        },
+        "gap": selection.gap,
+    }
 
 
 def _latency(found: Check, where: Provenance) -> dict[str, Any]:

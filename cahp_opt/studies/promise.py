@@ -16,6 +16,7 @@ from cahp_opt.costs.count_table import Cost
 from cahp_opt.costs.goals import Goal, LatencyGoal, checked
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Provenance
+from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.target import Target
 from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
@@ -30,6 +31,13 @@ _APART, _APART_NOISE = 0.02, 3.0
 to show that pruning does not help further."""
 
 _FACTS = ("device", "dtype", "batch", "sequence_length", "phase", "execution", "threads", "quota")
+
+
+_PARTS = {
+    Prune.HEADS: ("attention heads", " alone"),
+    Prune.NEURONS: ("feed-forward neurons", " alone"),
+    Prune.BOTH: ("attention heads and feed-forward neurons", ""),
+}
 
 
 class ForeignTableWarning(UserWarning):
@@ -97,7 +105,8 @@ class Promise:
 
         Args:
             objective: the objective to maximise.
-            profile: the tables to begin with.
+            profile: the tables to begin with, over the units of the objective; see
+                :meth:`Profile.restricted`.
             target: the goals and limits, with at least one latency goal.
             solver: the solver.
             measure: times the unpruned and the sliced model.
@@ -347,8 +356,9 @@ def _refusal(found: Round, goals: Sequence[tuple[str, Goal]], tables: Profile) -
     else:
         blocks = {name: sum(float(c[-1]) for c in table.costs) for name, table in there.items()}
         share = goal.cost(blocks) / goal.cost(_dense(tables))
+        parts, alone = _PARTS[Prune.in_space(tables.space)]
         reason = (
-            f"attention heads take only {100 * share:.0f} % of this model's {what}, so removing them alone "
+            f"{parts} take only {100 * share:.0f} % of this model's {what}, so removing them{alone} "
             "cannot go below that; raise the limit to at least that, or lower `minimum`."
         )
     fewest, most = min(found.counts), max(found.counts)

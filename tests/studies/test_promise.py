@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cahp_opt import (
+    Block,
     BudgetError,
     Check,
     HeadSpace,
@@ -20,6 +21,7 @@ from cahp_opt import (
     Provenance,
     Round,
     Selection,
+    Unit,
 )
 from cahp_opt.arrays import Ints
 from cahp_opt.costs.checks import SLACK
@@ -334,6 +336,41 @@ def test_a_hopeless_target_is_refused_before_long_work() -> None:
     fastest = after(1, slower_since)
     assert fastest.measured == floor  # the only one that met the limit
     assert fastest.costs["latency"].unit == "s"
+
+
+@pytest.mark.parametrize(
+    ("units", "reason"),
+    [
+        ([Unit.HEAD], "attention heads take only 55 % of .* removing them alone cannot"),
+        ([Unit.NEURON_GROUP], "feed-forward neurons take only 55 % of .* removing them alone"),
+        (
+            [Unit.HEAD, Unit.NEURON_GROUP],
+            "attention heads and feed-forward neurons take only 55 % of .* removing them cannot",
+        ),
+    ],
+)
+def test_a_refusal_names_the_kinds_of_blocks(units: list[Unit], reason: str) -> None:
+    blocks = [Block(str(b), 12, units[b % len(units)]) for b in range(10)]
+    space = HeadSpace(tuple(blocks))
+    device = Device({"prefill": table(space, fixed=0.0041)})
+    target = Target((LatencyGoal(ratio=0.3),))
+    with pytest.raises(BudgetError, match=f"with 1 unit per block.*{reason}"):
+        Promise().reach(Profile(space, device.tables), target, device)
+
+
+def test_a_selection_has_the_orders_of_its_profile() -> None:
+    """The tables are of both kinds and state no order; the profile is restricted to what is pruned."""
+    order = tuple(reversed(range(24)))
+    pruned = HeadSpace(tuple(Block(f"mlp.{b}", 12, Unit.NEURON_GROUP, order) for b in range(6)))
+    heads = tuple(Block(f"attention.{b}", 12) for b in range(6))
+    whole = HeadSpace(heads + pruned.blocks)
+    measured = Profile(whole.unordered(), {"prefill": table(whole)})
+    profile = measured.restricted(pruned)
+    device = Device(profile.latency)
+    values = Modular(WEIGHTS[: pruned.n])
+    selection = Promise().keep(values, profile, Target((RATIO,)), DynamicProgram(), device)
+    assert selection.space == pruned and selection.measured is not None
+    assert -SLACK < selection.measured.over <= 0.01
 
 
 def test_rounds_tell_the_tables_in_force() -> None:
