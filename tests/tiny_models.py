@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools
 from cahp_opt.space import HeadSpace
-from cahp_opt.torch import explicit_attention, find_attention, slice_heads
+from cahp_opt.torch import Prunable, explicit_attention, find_attention, slice_heads
 
 VOCABULARY = 48
 HIDDEN = 32
 HEADS = 4
 LAYERS = 3
+INNER = 40
 PIXELS = 16
 TICKS = 12
 
@@ -36,7 +37,7 @@ _NAMES = (
     (HEADS, "encoder_attention_heads decoder_attention_heads"),
     (HIDDEN // HEADS, "d_kv num_mel_bins"),
     (HIDDEN // HEADS // 2, "head_dim"),
-    (40, "intermediate_size ffn_dim hidden_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim"),
+    (INNER, "intermediate_size ffn_dim hidden_dim n_inner d_ff encoder_ffn_dim decoder_ffn_dim"),
     (40, "max_position_embeddings n_positions max_target_positions"),
     (VOCABULARY, "vocab_size decoder_vocab_size"),
     (PIXELS, "image_size"),
@@ -68,6 +69,8 @@ class Family:
         generates: whether ``headed`` has a decoder that generates tokens.
         slots: how many query heads share a key/value head.
         make: builds a model that is not of transformers.
+        inner: the neurons of every feed-forward part that is to be found.
+        experts: whether its feed-forward parts are experts, which are left alone.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Family:
     generates: bool = False
     slots: int = 1
     make: Callable[[], nn.Module] | None = None
+    inner: Sequence[int] = (INNER,) * LAYERS
+    experts: bool = False
 
     def config(self, **fields: Any) -> Any:
         """The configuration; keywords override its fields."""
@@ -279,7 +284,7 @@ class TimmBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = TimmAttention(dim, num_heads)
-        self.mlp = nn.Sequential(nn.Linear(dim, 40), nn.GELU(), nn.Linear(40, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, INNER), nn.GELU(), nn.Linear(INNER, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -304,7 +309,7 @@ class TimmViT(nn.Module):
 
 def torch_encoder() -> nn.Module:
     """A stack of torch's own encoder layers."""
-    layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, 40, dropout=0.0, batch_first=True)
+    layer = nn.TransformerEncoderLayer(HIDDEN, HEADS, INNER, dropout=0.0, batch_first=True)
     return nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
 
 
@@ -316,7 +321,8 @@ TWO_TOWERS = (HEADS,) * 6
 
 
 def _encoder(name: str, stem: str, units: Sequence[int] = EACH, **fields: Any) -> Family:
-    return Family(name, stem, f"{stem}ForSequenceClassification", units, tokens, fields)
+    headed = f"{stem}ForSequenceClassification"
+    return Family(name, stem, headed, units, tokens, fields, inner=(INNER,) * len(units))
 
 
 def _decoder(name: str, stem: str, headed: str = "", bare: str = "", **fields: Any) -> Family:
@@ -330,14 +336,21 @@ def _grouped(name: str, stem: str, headed: str = "", bare: str = "", **fields: A
     return replace(family, slots=2)
 
 
+def _wide(family: Family) -> Family:
+    """Four times as many neurons as the stream is wide, whatever the configuration says."""
+    return replace(family, inner=(4 * HIDDEN,) * LAYERS)
+
+
 def _reader(name: str, stem: str, headed: str, generates: bool, **fields: Any) -> Family:
     fields = {"is_decoder": True, "add_cross_attention": True, "num_hidden_layers": 2, **fields}
-    return Family(name, stem, headed, (HEADS,) * 4, read_states, fields, generates=generates)
+    family = Family(name, stem, headed, (HEADS,) * 4, read_states, fields, generates=generates)
+    return replace(family, inner=(INNER,) * 2)
 
 
 def _translator(name: str, stem: str, headed: str, inputs: Inputs = two_texts, **f: Any) -> Family:
     fields = {"decoder_start_token_id": 1, **f}
-    return Family(name, stem, headed, TWO_TOWERS, inputs, fields, generates=True)
+    family = Family(name, stem, headed, TWO_TOWERS, inputs, fields, generates=True)
+    return replace(family, inner=(INNER,) * 4)
 
 
 def _vision(name: str, stem: str, units: Sequence[int] = EACH, **fields: Any) -> Family:
@@ -349,7 +362,8 @@ def _contrastive(name: str, stem: str, units: Sequence[int], **text: Any) -> Fam
         "text_config": Part(f"{stem}TextConfig", text),
         "vision_config": Part(f"{stem}VisionConfig"),
     }
-    return Family(name, stem, f"{stem}Model", units, text_and_image, parts)
+    inner = (INNER,) * len(units)
+    return Family(name, stem, f"{stem}Model", units, text_and_image, parts, inner=inner)
 
 
 _NEAR_AND_FAR = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -405,8 +419,11 @@ BUILDS = (
     _vision("deit", "DeiT"),
     _vision("beit", "Beit", use_relative_position_bias=True),
     _vision("beit-shared", "Beit", use_shared_relative_position_bias=True),
-    _vision(
-        "swin", "Swin", (2, 2, 4), embed_dim=16, depths=[2, 1], num_heads=[2, 4], window_size=2
+    replace(
+        _vision(
+            "swin", "Swin", (2, 2, 4), embed_dim=16, depths=[2, 1], num_heads=[2, 4], window_size=2
+        ),
+        inner=(64, 64, 128),
     ),
     _contrastive("clip", "CLIP", TWO_TOWERS, eos_token_id=2),
     _contrastive("siglip", "Siglip", (*TWO_TOWERS, HEADS)),
@@ -416,9 +433,9 @@ BUILDS = (
     _translator("umt5", "UMT5", "UMT5ForConditionalGeneration"),
     _translator("whisper", "Whisper", "WhisperForConditionalGeneration", sound),
     _decoder("opt", "OPT"),
-    _decoder("bloom", "Bloom"),
-    _grouped("falcon", "Falcon", new_decoder_architecture=True, num_kv_heads=HEADS),
-    _decoder("falcon-mqa", "Falcon", multi_query=True),
+    _wide(_decoder("bloom", "Bloom")),
+    _wide(_grouped("falcon", "Falcon", new_decoder_architecture=True, num_kv_heads=HEADS)),
+    _wide(_decoder("falcon-mqa", "Falcon", multi_query=True)),
     _reader("gpt2-cross", "GPT2", "GPT2LMHeadModel", generates=True),
     _grouped("phi3", "Phi3"),
     _grouped("gemma2", "Gemma2", sliding_window=6),
@@ -430,13 +447,17 @@ BUILDS = (
         sliding_window=6,
         layer_types=_NEAR_AND_FAR,
     ),
-    _grouped(
-        "gpt-oss",
-        "GptOss",
-        sliding_window=6,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        experts_implementation="eager",  # the other kernels have no float64
+    replace(
+        _grouped(
+            "gpt-oss",
+            "GptOss",
+            sliding_window=6,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            experts_implementation="eager",  # the other kernels have no float64
+        ),
+        inner=(),
+        experts=True,
     ),
     Family("torch-encoder", "", "", EACH, vectors, make=torch_encoder),
     Family("timm-vit", "", "", EACH, bare_image, make=TimmViT),
@@ -474,6 +495,14 @@ def uneven(space: HeadSpace, *, empty: int | None = None, seed: int = 0) -> Bool
     if empty is not None:
         kept[space.slices[empty]] = False
     return kept
+
+
+def in_random_groups(prunable: Prunable, *, seed: int = 0) -> Prunable:
+    """The same blocks with any neurons put into one group."""
+    rng = np.random.default_rng(seed)
+    orders = [b.order and tuple(rng.permutation(b.order).tolist()) for b in prunable.space.blocks]
+    pairs = zip(prunable.space.blocks, orders, strict=True)
+    return prunable.grouped(HeadSpace(tuple(b._replace(order=order) for b, order in pairs)))
 
 
 def sliced(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import BUILDS, Family, outputs, to, uneven
+from tiny_models import BUILDS, Family, in_random_groups, outputs, to, uneven
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch import (
+    Prunable,
     find_attention,
+    find_prunable,
     from_pretrained,
     head_mask,
     save_pretrained,
@@ -23,6 +26,8 @@ from cahp_opt.torch import (
     slice_heads,
 )
 from cahp_opt.torch.blocks.blocks import out_bias, out_weight
+from cahp_opt.torch.blocks.finder import blocks_cut
+from cahp_opt.torch.tracing.ownership import contradictions, one_of_each
 
 Tensors = dict[str, Tensor]
 
@@ -50,9 +55,9 @@ def batches(family: Family, dtype: torch.dtype = torch.float32) -> list[Tensors]
     return [to(family.batch(padded=p), dtype) for p in ((False, True) if family.pads else (False,))]
 
 
-def masked(model: nn.Module, kept: Bools, batch: Tensors) -> Tensors:
+def masked(model: nn.Module | Prunable, kept: Bools, batch: Tensors) -> Tensors:
     with head_mask(model, kept):
-        return outputs(model, batch)
+        return outputs(model.model if isinstance(model, Prunable) else model, batch)
 
 
 def difference(found: Tensors, expected: Tensors) -> float:
@@ -300,3 +305,55 @@ def test_slicing_twice_is_slicing_once(family: Family) -> None:
     assert not (plan.kept & ~first).any()
     assert plan.kept.sum() < first.sum() or max(space.counts(first)) < 2
     check_slice(family, model, twice, plan.kept)
+
+
+# --- heads and neurons at once --------------------------------------------------------------------
+
+
+@every
+@pytest.mark.support("neurons")
+def test_every_feed_forward_part_is_found(family: Family) -> None:
+    model = dense(family)
+    prunable = find_prunable(model)
+    assert prunable.space.n > 0 and [b.units for b in prunable.attention] == list(family.units)
+    assert [block.width for block in prunable.feed_forward] == list(family.inner)
+    assert all(("router" in reason) == family.experts for _, reason in prunable.skipped)
+    assert bool(prunable.skipped) == family.experts
+    paths = [name for name, _ in model.named_modules()]
+    places = [paths.index(block.name) for block in prunable.feed_forward]
+    assert places == sorted(places)
+    # Gate and up must agree on the neurons; blocks that are alike are right or wrong together.
+    parts = replace(prunable, blocks=in_random_groups(prunable).feed_forward)
+    assert contradictions(model, one_of_each(parts), batches(family)[0]) == ()
+
+
+@over([family for family in BUILDS if family.inner])
+@pytest.mark.support("neurons")
+def test_heads_and_neurons_are_masked_and_sliced_alike(family: Family) -> None:
+    """Cut once with a part that keeps nothing, and cut again."""
+    model, every_batch = dense(family), batches(family)
+    prunable = in_random_groups(find_prunable(model))
+    space = prunable.space
+    # Places among all blocks: the first feed-forward part keeps nothing.
+    kept = uneven(space, empty=int(np.flatnonzero(~space.of_attention)[0]))
+    once: Any = slice_heads(prunable, kept, batch=every_batch[-1])
+    left = blocks_cut(once)
+    twice = slice_heads(left, uneven(left.space, seed=2), batch=every_batch[-1])
+    plan = selection_of(twice)
+    assert plan is not None and plan.space == space and not (plan.kept & ~kept).any()
+    counts = space.counts(plan.kept)
+    found = blocks_cut(twice)
+    assert [block.units for block in found] == [max(int(c), 1) for c in counts]
+    assert [block.ghost for block in found] == [c == 0 for c in counts]
+    for batch in every_batch:
+        whole = outputs(model, batch)
+        for small, units in ((once, kept), (twice, plan.kept)):
+            expected = masked(prunable, units, batch)
+            assert difference(outputs(small, batch), expected) <= 1e-5
+            assert difference(whole, expected) > 1e-3
+    if family.generates:
+        prompt, options = family.prompt(), {"max_new_tokens": 5, "min_new_tokens": 5}
+        with head_mask(prunable, kept):
+            tokens = model.generate(**prompt, **options, do_sample=False, pad_token_id=0)
+        alike = once.generate(**prompt, **options, do_sample=False, pad_token_id=0)
+        assert torch.equal(alike, tokens)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from torch import nn
@@ -11,10 +12,12 @@ from torch import nn
 from cahp_opt.arrays import Ints
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import CUT, Cut, FeedForwardBlock, Piece, of_neurons
-from cahp_opt.torch.blocks.feed_forward_layouts import FEEDS, Feed
+from cahp_opt.torch.blocks.feed_forward_layouts import ELSEWHERE, FEEDS, Feed
+from cahp_opt.torch.blocks.feed_forward_refusals import tie
 from cahp_opt.torch.blocks.linear_layers import (
     NotLinearError,
     base_linear,
+    check_linear,
     column_tensors,
     is_linear,
     row_tensors,
@@ -26,10 +29,23 @@ _GROUPS = range(8, 17)
 """Usual numbers of groups: few enough for all subsets of a block to be tried."""
 
 
-def best_feed(site: nn.Module) -> Feed | None:
-    """The layout that ``site`` matches by its children, if any."""
-    there = [feed for feed in FEEDS if all(map(_linear_at(site), (*feed.ins, feed.out)))]
-    return max(there, key=lambda feed: (_agrees(site, feed), len(feed.ins)), default=None)
+def feeds_of(place: str, site: nn.Module) -> tuple[Feed, ...]:
+    """The layouts that ``site`` matches by its children; the best one for every output layer.
+
+    Args:
+        place: path of the site in the model.
+        site: the module.
+    """
+    *_, around, name = ("", "", *place.split("."))
+    if any(word in part for part in (around, name) for word in ELSEWHERE):
+        return ()
+    best: dict[str, tuple[tuple[int, bool], Feed]] = {}
+    for feed in FEEDS:
+        if (name in feed.inside or not feed.inside) and _matches(site, feed):
+            worth = (len(feed.ins), _agrees(site, feed))
+            if feed.out not in best or worth > best[feed.out][0]:
+                best[feed.out] = worth, feed
+    return tuple(feed for _, feed in best.values())
 
 
 def read_feed_forward(
@@ -48,11 +64,18 @@ def read_feed_forward(
         Misfit: if weights contradict each other, or are not understood.
         ValueError: if ``group`` does not divide the width.
     """
+    for path in (*feed.ins, feed.out):
+        try:
+            check_linear(site.get_submodule(path))
+        except NotLinearError as error:
+            raise Misfit(f"{path} {error}") from error
     out = site.get_submodule(feed.out)
     module = base_linear(out)
     width = row_weight(out).shape[1]
     name = f"{place}.{feed.out}" if place else feed.out
     cut: Cut | None = getattr(module, CUT, None)
+    if cut is None and (tied := tie(site, feed, width)):
+        raise Misfit(tied)
     if cut is not None:
         units = max(len(cut.kept), 1)
     else:
@@ -96,39 +119,51 @@ def group_width(width: int) -> int:
 def _pieces(site: nn.Module, feed: Feed, columns: Ints) -> Iterator[Piece]:
     """Every tensor that is cut: the rows of the layers that make the neurons, and the columns of the other."""
     width = len(columns)
-    path = ""
-    try:
-        for path in feed.ins:
-            layer = site.get_submodule(path)
-            rows = row_weight(layer).shape[0]
-            if rows != feed.stretches * width:
-                raise Misfit(
-                    f"{path} has {rows} output rows, and {feed.out} reads {width} neurons"
-                    + (f" from {feed.stretches} stretches of rows" if feed.stretches > 1 else "")
-                )
-            for inner, axis in row_tensors(layer):
-                yield of_neurons(f"{path}.{inner}", axis, columns, rows)
-        path = feed.out
-        for inner, axis in column_tensors(site.get_submodule(path)):
-            yield of_neurons(f"{path}.{inner}", axis, columns, width)
-    except NotLinearError as error:
-        raise Misfit(f"{path} {error}") from error
+    for path in feed.ins:
+        layer = site.get_submodule(path)
+        rows = row_weight(layer).shape[0]
+        if rows != feed.stretches * width:
+            raise Misfit(
+                f"{path} has {rows} output rows, and {feed.out} reads {width} neurons"
+                + (f" from {feed.stretches} stretches of rows" if feed.stretches > 1 else "")
+            )
+        for inner, axis in row_tensors(layer):
+            yield of_neurons(f"{path}.{inner}", axis, columns, rows)
+    for inner, axis in column_tensors(site.get_submodule(feed.out)):
+        yield of_neurons(f"{feed.out}.{inner}", axis, columns, width)
+
+
+def _matches(site: nn.Module, feed: Feed) -> bool:
+    """Whether there are these linear layers, and all read as many features as the last one writes."""
+    layers = [_linear_at(site, path) for path in (*feed.ins, feed.out)]
+    found = [layer for layer in layers if layer is not None]
+    if len(found) < len(layers):
+        return False
+    if not all(map(_is_plain, found)):
+        return True  # reading it will say what is in the way
+    *reading, writing = (row_weight(layer).shape for layer in found)
+    return {shape[1] for shape in reading} == {writing[0]}
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    with suppress(NotLinearError):
+        check_linear(layer)
+        return True
+    return False
 
 
 def _agrees(site: nn.Module, feed: Feed) -> bool:
     """Whether the layers have as many rows and columns as the layout says."""
+    if not all(_is_plain(site.get_submodule(path)) for path in (*feed.ins, feed.out)):
+        return False
     width = row_weight(site.get_submodule(feed.out)).shape[1]
     rows = {row_weight(site.get_submodule(path)).shape[0] for path in feed.ins}
     return rows == {feed.stretches * width}
 
 
-def _linear_at(site: nn.Module) -> Callable[[str], bool]:
-    """Tells whether there is a linear layer at a path from ``site``."""
-
-    def there(path: str) -> bool:
-        found: object = site
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        return isinstance(found, nn.Module) and is_linear(found)
-
-    return there
+def _linear_at(site: nn.Module, path: str) -> nn.Module | None:
+    """The linear layer at a path from ``site``, if there is one."""
+    found: object = site
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, nn.Module) and is_linear(found) else None

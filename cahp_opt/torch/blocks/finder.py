@@ -20,7 +20,8 @@ from cahp_opt.torch.blocks.blocks import (
     submodules,
 )
 from cahp_opt.torch.blocks.feed_forward_layouts import FEEDS
-from cahp_opt.torch.blocks.feed_forward_reader import best_feed, read_feed_forward
+from cahp_opt.torch.blocks.feed_forward_reader import feeds_of, read_feed_forward
+from cahp_opt.torch.blocks.feed_forward_refusals import EXPERTS, holds_experts, unlike
 from cahp_opt.torch.blocks.layouts import LASTING, LAYOUTS, Layout
 from cahp_opt.torch.blocks.site_reader import Misfit, best_layout, read_block
 from cahp_opt.torch.blocks.source_code import replaces
@@ -107,10 +108,11 @@ def find_prunable(
     attention, strange = _attention(model, sites, unit) if heads else ((), ())
     parts, unlike = _feed_forward(model, sites, neuron_group) if neurons else ((), ())
     if not (attention or parts):
-        known = "; ".join(f"{' and '.join(feed.ins)} before {feed.out}" for feed in FEEDS)
+        known = ", ".join(dict.fromkeys(feed.out for feed in FEEDS))
         raise UnsupportedModelError(
-            f"`model` is a {type(model).__name__} without any feed-forward part that is understood; known "
-            f"layouts: {known}."
+            f"`model` is a {type(model).__name__} without any feed-forward part that is understood"
+            + "".join(f"; {name} is not, because {reason}" for name, reason in unlike[:1])
+            + f". Known ones end in layers named {known}."
         )
     blocks: tuple[PrunableBlock, ...] = (*attention, *parts)
     _check_unshared(blocks)
@@ -178,7 +180,9 @@ def _attention_sites(model: nn.Module) -> list[tuple[str, nn.Module, Layout]]:
         if any(_within(name, site) for site, _, _ in sites):
             continue
         layout = best_layout(module)
-        if layout is not None and not _is_around(module, layout.owners):
+        if layout is None or _is_around(module, layout.owners):
+            continue
+        if not any(feed.inside for feed in feeds_of(name, module)):  # an `mlp` with an `in_proj`
             sites.append((name, module, layout))
     return sites
 
@@ -213,15 +217,26 @@ def _feed_forward(
     """The feed-forward parts, and why others are left as they are."""
     blocks: list[FeedForwardBlock] = []
     skipped: list[tuple[str, str]] = []
+    known = [site for site, _, _ in attention]
+    closed = list(known)  # nothing inside is looked at
     for place, module in submodules(model):
-        feed = best_feed(module)
-        if feed is None or any(_within(place, site) for site, _, _ in attention):
+        if any(_within(place, site) for site in closed):
             continue
-        try:
-            blocks.append(read_feed_forward(place, module, feed, group))
-        except Misfit as misfit:
-            _log.info("%s (%s) is left as it is: %s", place, type(module).__name__, misfit)
-            skipped.append((place, str(misfit)))
+        if holds_experts(place, module):
+            closed.append(place)
+            skipped.append((place, EXPERTS))
+            continue
+        for feed in feeds_of(place, module):
+            try:
+                blocks.append(read_feed_forward(place, module, feed, group))
+            except Misfit as misfit:
+                skipped.append((".".join(filter(None, (place, feed.out))), str(misfit)))
+            known += [".".join(filter(None, (place, path))) for path in (*feed.ins, feed.out)]
+    skipped += unlike(model, (*known, *closed))
+    for name, reason in skipped:
+        _log.info(
+            "%s (%s) is left as it is: %s", name, type(model.get_submodule(name)).__name__, reason
+        )
     return blocks, skipped
 
 
