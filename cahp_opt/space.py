@@ -267,7 +267,7 @@ class HeadSpace:
     def difference(self, other: HeadSpace) -> str | None:
         """In words, the first thing in which ``other`` differs from this space; None if nothing.
 
-        An order of neurons that only one of them states is no difference.
+        An order of neurons that only one of them states is no difference, nor is one inside a group.
         """
         if len(self.blocks) != len(other.blocks):
             return f"{len(self.blocks)} blocks against {len(other.blocks)}"
@@ -277,7 +277,7 @@ class HeadSpace:
                     f"block {mine.name!r} of {mine.units} x {mine.unit.value} against "
                     f"block {theirs.name!r} of {theirs.units} x {theirs.unit.value}"
                 )
-            if None not in (mine.order, theirs.order) and mine.order != theirs.order:
+            if None not in (mine.order, theirs.order) and _groups(mine) != _groups(theirs):
                 return f"the neurons of block {mine.name!r} are grouped in two ways"
         return None
 
@@ -299,6 +299,12 @@ def _order(
             f"{units} units, got {len(found)} numbers."
         )
     return found
+
+
+def _groups(block: Block) -> list[list[int]]:
+    """The neurons of every group."""
+    order, width = block.order or (), len(block.order or ()) // block.units
+    return [sorted(order[i : i + width]) for i in range(0, len(order), max(width, 1))]
 
 
 def _frozen(array: Ints) -> Ints:

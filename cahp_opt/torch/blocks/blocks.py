@@ -33,11 +33,19 @@ class Cut(NamedTuple):
         unit: the kind of the units.
         units: the original number.
         kept: those that are left; if none is, the block is a ghost (see surgery.py).
+        order: the original's neuron at every place, group after group, ``[width]``; None for attention, and
+            where it is not known any more.
     """
 
     unit: Unit
     units: int
     kept: tuple[int, ...]
+    order: tuple[int, ...] | None = None
+
+    @staticmethod
+    def nothing(block: Block) -> Cut:
+        """Of a block that keeps all."""
+        return Cut(block.unit, block.units, tuple(range(block.units)), block.order)
 
 
 LAYOUT = "cahp_layout"
@@ -199,8 +207,14 @@ class FeedForwardBlock(PrunableBlock):
         columns = np.empty(self.width, dtype=np.int64)
         columns[list(neurons)] = np.repeat(np.arange(units), self.width // units)
         pieces = tuple(of_neurons(p.path, p.axis, columns, len(p.unit_of)) for p in self.pieces)
-        cut = Cut(self.unit, units, tuple(range(units)))
-        return replace(self, units=units, columns=columns, pieces=pieces, cut=cut)
+        found = replace(self, units=units, columns=columns, pieces=pieces)
+        whole = Cut.nothing(found.entry)
+        mark: Cut | None = vars(self.module).get(CUT)
+        if mark is not None:  # cut without a loss: what stands there is grouped in its order
+            stood = mark.order
+            order = None if stood is None else tuple(stood[i] for i in found.order)
+            whole = whole._replace(order=order)
+        return replace(found, cut=whole)
 
 
 def of_neurons(path: str, axis: int, columns: Ints, size: int) -> Piece:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from cahp_opt.arrays import Ints
-from cahp_opt.space import Unit
+from cahp_opt.space import Block, Unit
 from cahp_opt.torch.blocks.blocks import CUT, Cut, FeedForwardBlock, Piece, of_neurons
 from cahp_opt.torch.blocks.feed_forward_layouts import ELSEWHERE, FEEDS, Feed
 from cahp_opt.torch.blocks.feed_forward_refusals import tie
@@ -87,6 +87,7 @@ def read_feed_forward(
             )
         units = width // each
     columns = np.repeat(np.arange(units), width // units)
+    entry = Block(name, units, Unit.NEURON_GROUP, tuple(range(width)))
     return FeedForwardBlock(
         name=name,
         place=place,
@@ -95,10 +96,10 @@ def read_feed_forward(
         out=out,
         layout=feed,
         units=units,
-        unit=Unit.NEURON_GROUP,
+        unit=entry.unit,
         pieces=tuple(_pieces(site, feed, columns)),
         columns=columns,
-        cut=Cut(Unit.NEURON_GROUP, units, tuple(range(units))) if cut is None else cut,
+        cut=Cut.nothing(entry) if cut is None else cut,
     )
 
 

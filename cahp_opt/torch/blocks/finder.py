@@ -38,6 +38,7 @@ __all__ = [
     "find_attention",
     "find_prunable",
     "reread",
+    "with_all_cut",
 ]
 
 Attention = Prunable
@@ -116,9 +117,7 @@ def find_prunable(
         )
     blocks: tuple[PrunableBlock, ...] = (*attention, *parts)
     _check_unshared(blocks)
-    places = {id(module): place for place, (_, module) in enumerate(submodules(model))}
-    ordered = sorted(blocks, key=lambda block: places[id(block.out)])
-    return Prunable(model, tuple(ordered), (*strange, *unlike))
+    return Prunable(model, _along_the_path(model, blocks), (*strange, *unlike))
 
 
 def blocks_of(model: nn.Module | Prunable, unit: Unit | None = None) -> Prunable:
@@ -146,12 +145,22 @@ def blocks_cut(model: nn.Module | Prunable) -> Prunable:
     return find_prunable(model, heads=kinds != {False}, neurons=False in kinds)
 
 
+def with_all_cut(prunable: Prunable) -> Prunable:
+    """The blocks, and those of their model that were cut and are not among them."""
+    model, own = prunable.model, {id(block.module) for block in prunable}
+    if all(id(module) in own for module in model.modules() if CUT in vars(module)):
+        return prunable
+    others = [block for block in blocks_cut(model) if id(block.module) not in own]
+    return replace(prunable, blocks=_along_the_path(model, (*prunable, *others)))
+
+
 def reread(prunable: Prunable) -> Prunable:
     """The blocks as they are by now, each read again at its place, in the units that it has.
 
     For a model that was cut or filled with weights since its blocks were found, or, with
     :meth:`~cahp_opt.torch.blocks.blocks.Prunable.at`, for one that was built anew. The neurons of a
-    feed-forward part that was not cut stay in their groups.
+    feed-forward part that was not cut stay in their groups; one that was built anew, whole, has groups as
+    wide.
 
     Raises:
         UnsupportedModelError: if a block contradicts itself.
@@ -164,13 +173,20 @@ def _reread(old: PrunableBlock) -> PrunableBlock:
         if isinstance(old, FeedForwardBlock):
             group = old.width // old.units
             found = read_feed_forward(old.place, old.site, old.layout, group)
-            return found if CUT in vars(found.module) else found.grouped(old.units, old.order)
+            anew = CUT in vars(found.module) or found.width != old.width
+            return found if anew else found.grouped(old.units, old.order)
         layout = best_layout(old.site)
         if layout is None:
             _refuse(old.name, old.site, "it fits no known layout any more")
         return read_block(old.place, old.site, layout, old.cut.unit)
     except Misfit as misfit:
         _refuse(old.name, old.site, str(misfit))
+
+
+def _along_the_path(model: nn.Module, blocks: Sequence[PrunableBlock]) -> tuple[PrunableBlock, ...]:
+    """The blocks in the order of the model's modules."""
+    places = {id(module): place for place, (_, module) in enumerate(submodules(model))}
+    return tuple(sorted(blocks, key=lambda block: places[id(block.out)]))
 
 
 def _attention_sites(model: nn.Module) -> list[tuple[str, nn.Module, Layout]]:

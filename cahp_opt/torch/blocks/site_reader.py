@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cahp_opt.arrays import Ints
-from cahp_opt.space import Unit
+from cahp_opt.space import Block, Unit
 from cahp_opt.torch.blocks.blocks import CUT, LAYOUT, AttentionBlock, Cut, Piece
 from cahp_opt.torch.blocks.layouts import (
     GROUPS,
@@ -98,7 +98,7 @@ def read_block(place: str, site: nn.Module, layout: Layout, unit: Unit | None) -
         key_dim=reader.key_dim,
         pieces=tuple(reader.pieces(of_head, of_kv, columns)),
         columns=columns,
-        cut=Cut(unit, units, tuple(range(units))) if cut is None else cut,
+        cut=Cut.nothing(Block(place or "attention", units, unit)) if cut is None else cut,
     )
 
 

@@ -36,8 +36,16 @@ from cahp_opt.files.folders import whole_folder
 from cahp_opt.files.records import PathLike, RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace
+from cahp_opt.torch.blocks.blocks import CUT, Cut
 from cahp_opt.torch.blocks.explicit import explicit_attention
-from cahp_opt.torch.blocks.finder import Prunable, find_attention, reread
+from cahp_opt.torch.blocks.finder import (
+    Prunable,
+    UnsupportedModelError,
+    blocks_cut,
+    find_prunable,
+    reread,
+    with_all_cut,
+)
 from cahp_opt.torch.checkpoints.card import model_card, write_card
 from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
@@ -133,7 +141,10 @@ def _write(
         blueprint.selection, provenance=origin_of(model, blueprint.selection.provenance)
     )
     card = model_card(
-        told, architecture=type(model).__name__, base_model=told.provenance.get(BASE_MODEL)
+        told,
+        architecture=type(model).__name__,
+        base_model=told.provenance.get(BASE_MODEL),
+        neurons=_neurons(model),
     )
     with whole_folder(directory, overwrite=overwrite) as folder:
         stock.save_pretrained(str(folder), **options)
@@ -145,6 +156,15 @@ def _write(
             tokenizer.save_pretrained(str(folder))
         write_check(model, folder)
         write_card(folder, card, old=Path(directory) / CARD_FILE)
+
+
+def _neurons(model: nn.Module) -> dict[str, int] | None:
+    """How many neurons the original's feed-forward parts have, by block; None if nobody can tell."""
+    try:
+        parts = blocks_cut(model).feed_forward
+    except UnsupportedModelError:  # it was quantised since
+        return None
+    return {part.name: part.width // part.units * part.cut.units for part in parts}
 
 
 def from_pretrained(
@@ -239,8 +259,9 @@ def _check_complete(prunable: Prunable, missing: list[str], folder: Path, *, oth
     if not missing:
         return
     named = f"{', '.join(missing[:4])}{', ...' if missing[4:] else ''}"
-    blocks = tuple(f"{block.name}." for block in prunable)
-    if not other or any(key.startswith(blocks) for key in missing):
+    sites = tuple(f"{block.place}." for block in prunable.attention)
+    parts = {f"{b.place}.{piece.path}".lstrip(".") for b in prunable for piece in b.pieces}
+    if not other or any(key.startswith(sites) or key in parts for key in missing):
         raise RecordError(f"{folder} lacks the weights {named}; save the model again.")
     warnings.warn(
         f"{folder} has no weights for {named} of {type(prunable.model).__name__}; they are new and untrained.",
@@ -327,6 +348,7 @@ def check_saveable(prunable: Prunable) -> Blueprint:
     """
     model = prunable.model
     _check_kind(model)
+    prunable = with_all_cut(prunable)
     known = selection_in(prunable)
     if known is None:
         known = Selection.from_kept(prunable.space, [True] * prunable.space.n)
@@ -447,20 +469,35 @@ class _Slicer:
         if EXPLICIT in selection.provenance:
             explicit_attention(model)
         attach_layouts(model, self.blueprint.layouts)
-        prunable = self._blocks(model)
-        selection = _completed(selection, prunable.space)
-        mine, theirs = prunable.space, selection.space
-        # Paths differ between classes and releases; order, sizes and kinds do not.
-        if mine.kinds != theirs.kinds:
-            raise RecordError(
-                f"{self.blueprint.source} is of another model: it has {_shape(theirs.blocks)}, and the "
-                f"configuration {_shape(mine.blocks)}."
-            )
-        renamed = dataclasses.replace(selection, space=prunable.space)
+        found = self._blocks(model)
+        selection = _completed(selection, found.space)
+        prunable = self._grouped(found, selection.space)
+        entries = zip(prunable, selection.space.blocks, strict=True)
+        space = HeadSpace(tuple(entry._replace(name=block.name) for block, entry in entries))
+        renamed = dataclasses.replace(selection, space=space)
         cut(prunable, renamed.kept, Journal())
+        for block, entry in zip(prunable, space.blocks, strict=True):
+            # The record may not tell which neurons these were; as they stand is not the answer.
+            mark: Cut = getattr(block.module, CUT)
+            setattr(block.module, CUT, mark._replace(order=entry.order))
         self.known = prunable
         setattr(model, SELECTION, renamed)
         send_along(model, renamed)
+
+    def _grouped(self, found: Prunable, space: HeadSpace) -> Prunable:
+        """The blocks in the groups of the record. Paths differ between classes and releases; order, sizes
+        and kinds do not."""
+        try:
+            prunable = found.grouped(space)
+        except ValueError as error:
+            raise RecordError(f"{self.blueprint.source} is of another model: {error}") from error
+        mine = prunable.space
+        if mine.kinds != space.kinds:
+            raise RecordError(
+                f"{self.blueprint.source} is of another model: it has {_shape(space.blocks)}, and the "
+                f"configuration {_shape(mine.blocks)}."
+            )
+        return prunable
 
     def _blocks(self, model: nn.Module) -> Prunable:
         there: Prunable | None = None
@@ -469,16 +506,20 @@ class _Slicer:
                 there = self.known.at(model)
         if there is not None:
             return reread(there)
-        return find_attention(model, unit=self.blueprint.selection.space.unit)
+        space = self.blueprint.selection.space
+        heads, neurons = bool(space.of_attention.any()), not bool(space.of_attention.all())
+        return find_prunable(model, heads=heads, neurons=neurons, unit=space.unit)
 
 
 def _completed(selection: Selection, space: HeadSpace) -> Selection:
     """The selection with those blocks whole that an earlier release did not understand and left alone."""
-    if not {*selection.space.blocks} < {*space.blocks}:
+    own = {block.name: block for block in selection.space.blocks}
+    if not own.keys() < {block.name for block in space.blocks}:
         return selection
-    whole = {block.name: range(block.units) for block in space.blocks}
-    kept = space.join({**whole, **selection.space.split(selection.kept)})
-    return Selection(space, kept, provenance=selection.provenance, basis=selection.basis)
+    whole = HeadSpace(tuple(own.get(block.name, block) for block in space.blocks))
+    units = {block.name: range(block.units) for block in whole.blocks}
+    kept = whole.join({**units, **selection.space.split(selection.kept)})
+    return Selection(whole, kept, provenance=selection.provenance, basis=selection.basis)
 
 
 def _shape(blocks: tuple[Any, ...]) -> str:

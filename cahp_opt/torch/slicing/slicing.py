@@ -15,7 +15,13 @@ from transformers import Cache
 from cahp_opt.selection import Selection
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import CUT
-from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, blocks_cut, reread
+from cahp_opt.torch.blocks.finder import (
+    Prunable,
+    UnsupportedModelError,
+    blocks_cut,
+    reread,
+    with_all_cut,
+)
 from cahp_opt.torch.running.gates import find_for, is_gated, kept_units
 from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undo import Journal
@@ -116,9 +122,8 @@ def slice_found(
     if is_gated(prunable):
         raise ValueError("`model` is gated; leave the context of `head_mask` before slicing.")
     known = selection_in(prunable)
-    if known is None:
-        chosen = selection if isinstance(selection, Selection) else Selection(prunable.space, kept)
-        known = dataclasses.replace(chosen, space=prunable.space)  # it states the order of neurons
+    if known is None and isinstance(selection, Selection):
+        known = selection
     trials = make_trials(model, batch)
     before = references(prunable, trials, kept)
     if is_coarse(prunable):
@@ -134,7 +139,7 @@ def slice_found(
         # On the model that is left when adapters are merged and their wrapper is gone.
         unwrap: Any = getattr(small, "get_base_model", None)
         inner: nn.Module = small if unwrap is None else unwrap()
-        left = _left(after, known)
+        left = _left(with_all_cut(after), known)
         journal.put(inner, SELECTION, left)
         check_outputs(before, after, trials)
         send_along(inner, left)
@@ -201,8 +206,9 @@ def selection_of(model: nn.Module) -> Selection | None:
 
 
 def selection_in(prunable: Prunable) -> Selection | None:
-    """:func:`selection_of` for blocks that were found already."""
-    return _left(prunable, label_of(prunable.model)) if _is_cut(prunable.model) else None
+    """:func:`selection_of` for blocks that were found already, and all others that were cut."""
+    model = prunable.model
+    return _left(with_all_cut(prunable), label_of(model)) if _is_cut(model) else None
 
 
 def label_of(model: nn.Module) -> Selection | None:
@@ -217,14 +223,11 @@ def _is_cut(model: nn.Module) -> bool:
 
 def _left(prunable: Prunable, known: Selection | None) -> Selection:
     """The selection of a model, in the original's units, with the known facts about it."""
-    space = HeadSpace(tuple(Block(b.name, b.cut.units, b.cut.unit) for b in prunable))
+    cuts = [(block.name, block.cut) for block in prunable]
+    space = HeadSpace(tuple(Block(name, cut.units, cut.unit, cut.order) for name, cut in cuts))
     kept = space.join({b.name: b.cut.kept for b in prunable})
     if known is None:
         return Selection(space, kept)
-    if known.space.kinds == space.kinds:  # the cuts do not hold which neurons a group had
-        orders = [block.order for block in known.space.blocks]
-        pairs = zip(space.blocks, orders, strict=True)
-        space = HeadSpace(tuple(block._replace(order=order) for block, order in pairs))
     if known.space.kinds == space.kinds and bool((known.kept == kept).all()):
         return dataclasses.replace(known, space=space)
     # Value and bound belonged to another problem; only what it was made from remains.

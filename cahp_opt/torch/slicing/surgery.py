@@ -14,7 +14,6 @@ from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import (
     CUT,
     AttentionBlock,
-    Cut,
     FeedForwardBlock,
     Piece,
     Prunable,
@@ -60,8 +59,8 @@ def cut(prunable: Prunable, kept: Bools, journal: Journal) -> None:
             _freeze(block)
             continue
         ids = np.array(block.cut.kept)[kept[where]]
-        journal.put(block.module, CUT, Cut(block.unit, block.cut.units, tuple(ids.tolist())))
-        if not kept[where].all():
+        journal.put(block.module, CUT, block.cut._replace(kept=tuple(ids.tolist())))
+        if not kept[where].all() or _scattered(block):
             _cut_block(prunable.model, block, kept[where], journal)
 
 
@@ -70,6 +69,11 @@ def freeze_ghosts(prunable: Prunable) -> None:
     for block in prunable:
         if block.ghost:
             _freeze(block)
+
+
+def _scattered(block: PrunableBlock) -> bool:
+    """Whether neurons of a group stand apart; once a part has its mark, they stand group by group."""
+    return isinstance(block, FeedForwardBlock) and bool((np.diff(block.columns) < 0).any())
 
 
 def _cut_block(model: nn.Module, block: PrunableBlock, kept: Bools, journal: Journal) -> None:

@@ -1,7 +1,9 @@
 """The selection in a sliced model's configuration, so that it travels wherever the configuration goes.
 
 The stock ``save_pretrained`` and the checkpoints of ``transformers.Trainer`` write the configuration, and
-know nothing of slicing: with the selection in it, such a folder can be loaded.
+know nothing of slicing: with the selection in it, such a folder can be loaded. Which neurons form a group
+stays out: those are thousands of numbers per block, and loading needs the kept groups alone, because what
+is left of a block lies group by group.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def send_along(model: nn.Module, selection: Selection) -> None:
     """Write the selection of ``model`` to its configuration, if it has one."""
     config: object = getattr(model, "config", None)
     if isinstance(config, PretrainedConfig):
-        blueprint = blueprint_of(model, selection)
+        brief = dataclasses.replace(selection, space=selection.space.unordered())
+        blueprint = blueprint_of(model, brief)
         entry = {
             "selection": blueprint.selection.to_json(),
             "layouts": layouts_to_json(blueprint.layouts),
