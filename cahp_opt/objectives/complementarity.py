@@ -58,7 +58,8 @@ class Complementarity(FacilityLocation):
         """Features are the Jeffries-Matusita features of the units' signatures.
 
         Raises:
-            ValueError: if signatures or salience were not measured, or of one class only.
+            ValueError: if signatures or salience were not measured, or of one class only, or feed-forward parts
+                are among the blocks.
         """
         return Complementarity(signature_features(stats), stats.salience.mean)
 

@@ -53,8 +53,9 @@ class FacilityLocation(Objective):
         divergence, over ``ln 2``), and count by their salience.
 
         Raises:
-            ValueError: if the divergence was not measured.
+            ValueError: if the divergence was not measured, or feed-forward parts are among the blocks.
         """
+        stats.check_attention_alone()
         if stats.divergence is None:
             raise ValueError(
                 "`stats` has no divergence of attention maps; calibrate with "
@@ -71,7 +72,8 @@ class FacilityLocation(Objective):
         their salience. :class:`Complementarity` is the same with every unit counting 1.
 
         Raises:
-            ValueError: if signatures or salience were not measured, or of one class only.
+            ValueError: if signatures or salience were not measured, or of one class only, or feed-forward parts
+                are among the blocks.
         """
         return FacilityLocation(closeness(signature_features(stats)), stats.salience.mean)
 

@@ -62,8 +62,10 @@ def signature_features(stats: HeadStats) -> Floats:
     """Jeffries-Matusita features of every unit, ``[n, d]``.
 
     Raises:
-        ValueError: if signatures were not measured, or of one class only.
+        ValueError: if signatures were not measured, or of one class only, or feed-forward parts are among
+            the blocks.
     """
+    stats.check_attention_alone()
     if stats.signatures is None:
         raise ValueError(
             "`stats` has no signatures of attention maps; calibrate labelled texts with "

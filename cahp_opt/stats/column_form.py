@@ -81,13 +81,17 @@ class ColumnForm:
         whole: Floats = self.projection.T @ middle
         return whole
 
-    def over(self, covariance: Floats) -> Floats | None:
-        """``F`` with ``F' F = R`` times a matrix ``[d, d]``, ``[hidden, d]``; None where ``R`` is held
-        whole."""
-        if self.projection is None:
-            return None
-        read: Floats = self.projection @ covariance
-        return read if self.inner is None else _root(self.inner) @ read
+    @property
+    def factor(self) -> Floats:
+        """``F`` with ``F' F = R`` but for rounding, ``[rows, d]``: ``hidden`` rows, or ``d`` where ``R`` is
+        held whole."""
+        root = None if self.inner is None else _root(self.inner)
+        if root is None or self.projection is None:
+            found = self.projection if root is None else root
+            assert found is not None  # one of them is there
+            return found
+        through: Floats = root @ self.projection
+        return through
 
     def trace(self, covariance: Floats) -> float:
         """``tr(R C)`` for a symmetric ``C``, ``[d, d]``."""

@@ -170,6 +170,19 @@ class HeadStats:
         """The attention maps by class; None if not measured."""
         return self.statistic("signatures", Signatures)
 
+    def check_attention_alone(self) -> None:
+        """Refuse statistics of feed-forward parts, for what is made from attention maps.
+
+        Raises:
+            ValueError: if there is a feed-forward part among the blocks.
+        """
+        if not self.space.of_attention.all():
+            first = self.space.blocks[int(np.argmin(self.space.of_attention))].name
+            raise ValueError(
+                f"`stats` is also of feed-forward parts such as {first!r}, which have no attention maps to "
+                "compare; calibrate attention alone (`find_attention`, `--prune heads`)."
+            )
+
     def without(self, *names: str) -> HeadStats:
         """The same with some statistics left out, by name."""
         left = {name: s for name, s in self.statistics.items() if name not in names}

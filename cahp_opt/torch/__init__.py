@@ -18,6 +18,7 @@ from cahp_opt.torch.blocks.finder import (
 )
 from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.neuron_ordering import order_neurons
 from cahp_opt.torch.calibration.staged_selection import select_staged
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
@@ -72,6 +73,7 @@ __all__ = [
     "learn_attention",
     "measure_hardware",
     "measure_latency",
+    "order_neurons",
     "refit",
     "save_pretrained",
     "select_measured",

@@ -30,9 +30,18 @@ class AttentionMaps:
     Args:
         prunable: the blocks of the model, which is in evaluation mode.
         option: the argument of :func:`~cahp_opt.torch.calibrate` that asks for them, for messages.
+
+    Raises:
+        ValueError: if some of the blocks are no attention.
     """
 
     def __init__(self, prunable: Prunable, option: str) -> None:
+        if prunable.feed_forward:
+            raise ValueError(
+                f"`{option}` asks for attention maps, which feed-forward parts such as "
+                f"{prunable.feed_forward[0].name!r} do not have; calibrate with `{option}=0`, or attention "
+                "alone (`find_attention`, `--prune heads`)."
+            )
         self._model, self._blocks, self._option = prunable.model, prunable.attention, option
 
     def each(self, batch: Batch) -> Iterator[Tensor]:

@@ -1,0 +1,133 @@
+"""The order of the neurons of a feed-forward part: by what least squares loses with each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.arrays import Floats, Ints
+from cahp_opt.space import HeadSpace
+from cahp_opt.stats.by_block import ByBlock
+from cahp_opt.stats.column_form import ColumnForm
+from cahp_opt.stats.head_stats import HeadStats
+
+_AT_ONCE = 32
+_DENSE = 0.8  # of the columns are left when the matrices are made smaller
+
+
+class Removal(NamedTuple):
+    """The columns in the order of their worth.
+
+    Args:
+        order: the column at every place, the most valuable first, ``[d]``.
+        prices: the variance that least squares explains less when the column at that place goes, after
+            those behind it, ``[d]``. They add up to all that the columns explain.
+    """
+
+    order: Ints
+    prices: Floats
+
+
+def removal(
+    covariance: Floats, factor: Floats, *, ridge: float = 1e-2, at_once: int = _AT_ONCE
+) -> Removal:
+    """Remove the columns of a least-squares fit, the cheapest first, with a refit after each.
+
+    The fit of ``F z`` on ``z`` has the weights ``B = F C Q``, with ``Q`` the inverse of ``C`` plus its
+    ridge; without column ``j`` it explains ``|B_j|^2 / Q_jj`` less, and both are conditioned on that
+    (optimal brain surgeon, Hassibi and Stork 1993). The cheapest are priced and removed together, so
+    that all is products of matrices; their prices are those of one after another.
+
+    Args:
+        covariance: ``C``, ``[d, d]``.
+        factor: ``F``, ``[rows, d]``.
+        ridge: added to the diagonal, as a share of its mean.
+        at_once: the columns that are removed together; 1 prices anew after each.
+    """
+    d = len(covariance)
+    mean = float(np.mean(np.diagonal(covariance)))
+    gram = covariance.copy()
+    gram[np.diag_indices(d)] += ridge * mean if mean > 0 else 1.0
+    inverse: Floats = np.linalg.inv(gram).astype(np.float64, copy=False)
+    del gram
+    weights: Floats = factor @ covariance @ inverse
+    column = np.arange(d)  # of every place of the matrices
+    gone = np.zeros(d, dtype=np.bool_)
+    order: list[Ints] = []
+    prices: list[Floats] = []
+    for left in range(d, 0, -at_once):
+        if left <= _DENSE * len(column):
+            stay = np.flatnonzero(~gone)
+            column, gone = column[stay], gone[stay]
+            inverse, weights = inverse[np.ix_(stay, stay)], weights[:, stay]
+        energy = np.einsum("ij,ij->j", weights, weights)
+        diagonal = np.where(gone, 1.0, np.diagonal(inverse))
+        price = np.where(gone, np.inf, energy / diagonal)
+        count = min(at_once, left)
+        next_ = np.argpartition(price, count - 1)[:count]
+        next_ = next_[np.lexsort((column[next_], price[next_]))]
+        # With L L' = Q_EE, the columns of B_E L'^-1 are what each of them takes with it.
+        lower = np.linalg.cholesky(inverse[np.ix_(next_, next_)])
+        rows: Floats = np.linalg.solve(lower, inverse[next_])
+        taken: Floats = np.linalg.solve(lower, weights[:, next_].T)
+        inverse -= rows.T @ rows
+        weights -= taken.T @ rows
+        gone[next_] = True
+        order.append(column[next_])
+        prices.append(np.einsum("ij,ij->i", taken, taken))
+    return Removal(np.concatenate(order)[::-1], np.concatenate(prices)[::-1])
+
+
+def in_order_of_price(stats: HeadStats, *, ridge: float = 1e-2) -> HeadStats:
+    """Statistics with the neurons of every feed-forward part grouped by their worth, the most valuable
+    in the first group and those of a group as they stand in the model.
+
+    The sensitivity decides where it was measured, and otherwise the moments. Both say the same of every
+    neuron as before; attention stays as it is.
+
+    Args:
+        stats: calibration statistics, with none but moments and sensitivity.
+        ridge: as in :class:`~cahp_opt.objectives.ExplainedVariance`.
+
+    Raises:
+        ValueError: if neither was measured, or something that is about whole groups was.
+    """
+    others = [name for name, found in stats.statistics.items() if not isinstance(found, ByBlock)]
+    if others:
+        raise ValueError(
+            f"`stats` has {', '.join(others)}, which is about whole groups of neurons and cannot be put "
+            "into other groups; order the neurons first, and measure it then."
+        )
+    deciding: list[tuple[Floats, ColumnForm]] = [
+        (s.covariance, s.form) for s in stats.sensitivity
+    ] or [(m.covariance, m.form) for m in stats.moments]
+    if not deciding:
+        raise ValueError(
+            "`stats` has neither moments nor sensitivity, which the order of neurons is made from; "
+            "calibrate with one of them."
+        )
+    blocks = list(stats.space.blocks)
+    orders: list[Ints | None] = [None] * len(blocks)
+    for b, (block, (covariance, form)) in enumerate(zip(blocks, deciding, strict=True)):
+        if not block.unit.of_attention:
+            found = removal(covariance, form.factor, ridge=ridge).order
+            standing = np.arange(len(found)) if block.order is None else np.array(block.order)
+            # Inside of a group neurons stand as in the model: it is kept or goes as one.
+            group = np.arange(len(found)) // (len(found) // block.units)
+            found = found[np.lexsort((standing[found], group))]
+            blocks[b] = block._replace(order=tuple(standing[found].tolist()))
+            orders[b] = found
+    return replace(
+        stats,
+        space=HeadSpace(tuple(blocks)),
+        statistics={
+            name: type(found)(
+                entry if order is None else entry.of(order)
+                for entry, order in zip(found.entries, orders, strict=True)
+            )
+            for name, found in stats.statistics.items()
+            if isinstance(found, ByBlock)
+        },
+    )
