@@ -26,7 +26,7 @@ from cahp_opt.objectives import (
     SparseFacilityLocation,
 )
 from cahp_opt.problem import Problem
-from cahp_opt.space import Block, HeadSpace
+from cahp_opt.space import Block, HeadSpace, Unit
 
 ObjectiveMaker: TypeAlias = Callable[[np.random.Generator, HeadSpace], Objective]
 """Makes a random objective over these units."""
@@ -40,9 +40,10 @@ SPACES: tuple[HeadSpace, ...] = (
     HeadSpace((Block("only", 6),)),
     HeadSpace.uniform(2, 4),
     HeadSpace.uniform(4, 2),
-    HeadSpace((Block("a", 1), Block("b", 4), Block("c", 3))),
+    HeadSpace((Block("a", 1), Block("b", 4, Unit.NEURON_GROUP, tuple(range(8))), Block("c", 3))),
 )
-"""At most eight units, so that every keep-set can be tried; blocks of one unit and unequal ones."""
+"""At most eight units, so that every keep-set can be tried; blocks of one unit and unequal ones, and a
+feed-forward block among attention."""
 
 
 def make_problem(
@@ -214,10 +215,21 @@ def _launch_bound(rng: Rng, space: HeadSpace) -> Budget:
     return _within(replace(table, least=least), rng)
 
 
+def _units(space: HeadSpace, limit: int) -> Budget:
+    return Budget.table(space, [np.arange(units + 1) for units in space.units], limit, name="units")
+
+
+def _both_kinds(rng: Rng, space: HeadSpace) -> Budget:
+    heads = Budget.heads(space, int(rng.integers(0, space.n + 1)))
+    share = float(rng.uniform(0.05, 1))
+    return heads if space.of_attention.all() else heads & Budget.neurons(space, share)
+
+
 BUDGETS: Mapping[str, BudgetMaker] = {
     "heads": lambda rng, space: Budget.heads(space, int(rng.integers(0, space.n + 1))),
-    "nothing fits": lambda rng, space: Budget.heads(space, 0),
-    "everything fits": lambda rng, space: Budget.heads(space, space.n),
+    "heads and neurons": _both_kinds,
+    "nothing fits": lambda rng, space: _units(space, 0),
+    "everything fits": lambda rng, space: _units(space, space.n),
     "heads per block": _per_block,
     "linear latency": _linear_latency,
     "staircase": _staircase,
