@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cahp_opt.arrays import Bools
 from cahp_opt.space import HeadSpace
-from cahp_opt.torch import Prunable, explicit_attention, find_attention, slice_heads
+from cahp_opt.torch import Prunable, explicit_attention, find_prunable, slice_heads
 
 VOCABULARY = 48
 HIDDEN = 32
@@ -509,13 +509,20 @@ def sliced(
     family: Family = BERT,
     *,
     empty: int | None = 0,
+    neurons: bool = False,
     dtype: torch.dtype = torch.float32,
     **build: Any,
 ) -> Any:
-    """A model of the family, sliced to an uneven keep-set; ``build`` is for :meth:`Family.build`."""
-    model = family.build(**build).to(dtype)
-    kept = uneven(find_attention(model).space, empty=empty)
-    return slice_heads(model, kept, batch=to(family.batch(), dtype))
+    """A model of the family, sliced to an uneven keep-set; ``build`` is for :meth:`Family.build`.
+
+    With ``neurons``, those are cut too, in random groups, and the first feed-forward part is emptied.
+    """
+    prunable = find_prunable(family.build(**build).to(dtype), neurons=neurons)
+    kept = uneven(prunable.space, empty=empty)
+    if neurons:
+        prunable = in_random_groups(prunable)
+        kept[prunable.space.slices[prunable.blocks.index(prunable.feed_forward[0])]] = False
+    return slice_heads(prunable, kept, batch=to(family.batch(), dtype))
 
 
 def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ import transformers
 from tiny_models import Family, outputs, sliced, to, uneven
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention, find_prunable
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.running.gates import head_mask
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
@@ -111,7 +111,7 @@ def test_a_static_cache_of_the_unpruned_model_is_not_used_again() -> None:
 @pytest.mark.support("training")
 @chosen("bert llama-gqa gpt2 t5 vit")
 def test_gradient_checkpointing_gives_the_same_gradients(family: Family) -> None:
-    plain = sliced(family, empty=1)
+    plain = sliced(family, empty=1, neurons=True)
     saving = copy.deepcopy(plain)
     saving.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for model in (plain, saving):
@@ -190,7 +190,8 @@ def test_layers_compiled_one_by_one_need_room_for_every_count_of_heads() -> None
 
 
 def compile_and_compare(family: Family, backend: str, tolerance: float) -> None:
-    small = sliced(family)
+    """Of a model cut in heads and neurons."""
+    small = sliced(family, neurons=True)
     torch.compiler.reset()
     compiled: Any = torch.compile(small, fullgraph=True, backend=backend)
     with torch.no_grad():
@@ -233,7 +234,8 @@ def test_more_models_export(family: Family) -> None:
 
 
 def export_and_compare(family: Family) -> None:
-    small = sliced(family)
+    """Of a model cut in heads and neurons."""
+    small = sliced(family, neurons=True)
     batch = family.batch()
     keywords = {**batch, **({"use_cache": False} if family.generates else {})}
     with torch.no_grad():
@@ -247,11 +249,11 @@ def export_and_compare(family: Family) -> None:
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own
 @chosen("bert gpt2 llama-gqa vit")
 def test_onnx(family: Family, tmp_path: Path) -> None:
-    """A block without heads too: onnxruntime refuses empty tensors, and there are none."""
+    """Blocks without units too: onnxruntime refuses empty tensors, and there are none."""
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
     runtime: Any = pytest.importorskip("onnxruntime")
-    small = sliced(family)
+    small = sliced(family, neurons=True)
     batch = family.batch()
     if family.generates:
         small.config.use_cache = False
@@ -268,7 +270,7 @@ def test_onnx(family: Family, tmp_path: Path) -> None:
 
 # --- adapters -----------------------------------------------------------------------------------
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def with_adapters(model: nn.Module, **options: Any) -> Any:
@@ -287,7 +289,7 @@ def with_adapters(model: nn.Module, **options: Any) -> Any:
 
 def test_adapters_on_a_sliced_model_are_saved_and_loaded(tmp_path: Path) -> None:
     peft: Any = pytest.importorskip("peft")
-    small = sliced(tiny.LLAMA_GQA)
+    small = sliced(tiny.LLAMA_GQA, neurons=True)
     save_pretrained(small, tmp_path / "base")
     tuned = with_adapters(small)
     tuned.save_pretrained(str(tmp_path / "adapters"))
@@ -303,18 +305,24 @@ def test_adapters_on_a_sliced_model_are_saved_and_loaded(tmp_path: Path) -> None
 
 @pytest.mark.support("lora")
 @chosen("llama-gqa bert gpt2")
-@pytest.mark.parametrize("empty", [None, 0])
-def test_models_with_adapters_are_sliced(family: Family, empty: int | None) -> None:
-    targets = {"bert": ["query", "key", "value", "dense"], "gpt2": ["c_attn", "c_proj"]}
+@pytest.mark.parametrize("empty", [None, 0, 1])
+def test_models_with_adapters_are_sliced(family: Family, empty: int | None, tmp_path: Path) -> None:
+    """In heads and neurons; block 1 is a feed-forward part."""
+    targets = {"bert": ["query", "key", "value", "dense"], "gpt2": ["c_attn", "c_proj", "c_fc"]}
     names = targets.get(family.name, TARGETS)
     tuned = with_adapters(family.build().double(), target_modules=names)
-    kept = uneven(find_attention(tuned).space, empty=empty)
-    small: Any = slice_heads(tuned, kept, batch=family.batch())
-    assert verify_slice(tuned, small, kept, family.batch()) <= 1e-9
-    assert selection_of(small) is not None
+    prunable = tiny.in_random_groups(find_prunable(tuned))
+    kept = uneven(prunable.space, empty=empty)
+    small: Any = slice_heads(prunable, kept, batch=family.batch())
+    assert verify_slice(prunable, small, kept, family.batch()) <= 1e-9
+    told = selection_of(small)
+    assert told is not None and told.space == prunable.space
     # Merging before slicing gives the same model as merging after it.
-    merged = slice_heads(copy.deepcopy(tuned).merge_and_unload(), kept, batch=family.batch())
+    plain = find_prunable(copy.deepcopy(tuned).merge_and_unload()).grouped(prunable.space)
+    merged = slice_heads(plain, kept, batch=family.batch())
     close(small.merge_and_unload(), merged, family, 1e-9)
+    save_pretrained(merged, tmp_path / "merged")
+    assert selection_of(from_pretrained(tmp_path / "merged")) is not None
 
 
 def test_adapters_with_magnitudes_and_merged_ones_are_refused() -> None:
@@ -333,10 +341,11 @@ def test_adapters_with_magnitudes_and_merged_ones_are_refused() -> None:
 def test_a_dispatched_model_is_sliced() -> None:
     accelerate: Any = pytest.importorskip("accelerate")
     model = tiny.LLAMA_GQA.build()
-    kept = uneven(find_attention(model).space, empty=0)
-    expected = slice_heads(model, kept)
+    prunable = find_prunable(model)
+    kept = uneven(prunable.space, empty=0)
+    expected = slice_heads(prunable, kept)
     dispatched = accelerate.dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
-    small = slice_heads(dispatched, kept, in_place=True)
+    small = slice_heads(find_prunable(dispatched), kept, in_place=True)
     close(small, expected, tiny.LLAMA_GQA)
 
 

@@ -45,7 +45,8 @@ def assert_same(loaded: nn.Module, saved: nn.Module) -> None:
         assert torch.equal(a, b), name
     mine, theirs = selection_of(loaded), selection_of(saved)
     assert mine is not None and theirs is not None
-    assert mine.space == theirs.space and mine.heads() == theirs.heads()
+    # A configuration does not hold which neurons a group had.
+    assert mine.space.unordered() == theirs.space.unordered() and mine.heads() == theirs.heads()
     assert dict(mine.provenance).items() >= dict(theirs.provenance).items()
 
 
@@ -128,8 +129,9 @@ def test_what_the_stock_saves_of_a_sliced_model_loads(
 
 @pytest.mark.parametrize("family", [tiny.BERT, tiny.LLAMA_GQA], ids=lambda f: f.name)
 def test_checkpoints_of_the_trainer_load(family: Family, tmp_path: Path) -> None:
+    """Of a model cut in heads and neurons."""
     pytest.importorskip("accelerate")
-    save_pretrained(sliced(family), tmp_path / "pruned")
+    save_pretrained(sliced(family, neurons=True), tmp_path / "pruned")
     model = from_pretrained(tmp_path / "pruned")
     batch = tiny.batch(size=4, padded=False)
     labels = batch["input_ids"] if family.generates else torch.arange(4) % 3
