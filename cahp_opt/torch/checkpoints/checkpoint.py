@@ -164,7 +164,7 @@ def _neurons(model: nn.Module) -> dict[str, int] | None:
         parts = blocks_cut(model).feed_forward
     except UnsupportedModelError:  # it was quantised since
         return None
-    return {part.name: part.width // part.units * part.cut.units for part in parts}
+    return {part.name: part.width // part.units * part.cut.units for part in parts} or None
 
 
 def from_pretrained(

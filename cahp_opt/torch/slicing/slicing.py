@@ -194,21 +194,26 @@ def selection_of(model: nn.Module) -> Selection | None:
     Raises:
         UnsupportedModelError: for such a part or model around, if its attention is not understood.
     """
-    if not _is_cut(model):
-        return None
+    known = label_of(model)
     try:
-        return selection_in(blocks_cut(model))
+        found = selection_in(blocks_cut(model)) if _is_cut(model) else None
     except UnsupportedModelError:
-        known = label_of(model)
-        if known is not None:  # the model was quantised or compiled since
-            return known
-        raise
+        if known is None:
+            raise
+        return known  # the model was quantised or compiled since
+    # Layers that were replaced since, as by a quantiser, took the marks of feed-forward parts with them.
+    return known if _parts(known) > _parts(found) else found
 
 
 def selection_in(prunable: Prunable) -> Selection | None:
     """:func:`selection_of` for blocks that were found already, and all others that were cut."""
     model = prunable.model
     return _left(with_all_cut(prunable), label_of(model)) if _is_cut(model) else None
+
+
+def _parts(selection: Selection | None) -> int:
+    """The number of feed-forward parts that a selection is about."""
+    return 0 if selection is None else int((~selection.space.of_attention).sum())
 
 
 def label_of(model: nn.Module) -> Selection | None:

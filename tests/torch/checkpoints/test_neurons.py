@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import Family, in_random_groups, outputs
 from torch import nn
@@ -21,6 +22,7 @@ from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch import (
+    UnsupportedModelError,
     find_attention,
     find_prunable,
     from_pretrained,
@@ -251,6 +253,39 @@ def test_another_class_of_the_same_model(tmp_path: Path) -> None:
     assert_same(inner, small.transformer, tiny.GPT2)
     found = selection_of(inner)
     assert found is not None and found.space.blocks[1].name == "h.0.mlp.c_proj"
+
+
+class Packed(nn.Linear):
+    """A layer of a quantiser."""
+
+
+class PackedBert(transformers.BertForSequenceClassification):  # type: ignore[no-untyped-call]
+    """Replaces a layer once it is built and sliced, as quantisers do."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        for layer in loaded[0].bert.encoder.layer:
+            layer.output.dense = Packed(layer.output.dense.in_features, tiny.HIDDEN)
+        return loaded
+
+
+def test_a_loader_that_packs_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    save_pretrained(cut_in_both(heads=False), tmp_path)
+    with pytest.raises(UnsupportedModelError, match="is a Packed, .*quantise after slicing"):
+        from_pretrained(tmp_path, model_class=PackedBert)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_a_model_that_was_quantised_since_still_knows_its_selection(heads: bool) -> None:
+    """Its new layers do not have the marks of the old ones."""
+    small = cut_in_both(heads=heads)
+    known = selection_of(small)
+    for layer in small.bert.encoder.layer:
+        layer.output.dense = Packed(layer.output.dense.in_features, tiny.HIDDEN)
+    found = selection_of(small)
+    assert known is not None and found is not None
+    assert found.space == known.space and found.heads() == known.heads()
 
 
 def test_records_and_weights_that_do_not_fit(tmp_path: Path) -> None:
