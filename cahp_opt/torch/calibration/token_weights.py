@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock, find_attention
 from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import Batch
@@ -18,7 +19,7 @@ class TokenWeights:
 
         w_t = sum over probes u of |g_t(u)|^2,    E[w_t] = tr(J_t' H J_t)
 
-    with ``g_t(u) = J_t' u`` the gradient of the probed output by the block's output at token ``t``,
+    with ``g_t(u) = J_t' u`` the gradient of the probed output by a block's output at token ``t``,
     ``[hidden]``, ``J_t`` the Jacobian of the model's output, and ``H`` the Hessian of the distance
     (see :meth:`Fidelity.probes`): twice the expected distance that random errors of variance 1 at
     the token make. A classifier that reads one token has weights of 0 elsewhere in its last block.
@@ -57,11 +58,12 @@ class TokenWeights:
             for runs in found
         ]
 
-    def of(self, block: int, out: Tensor, batch: Batch, number: int) -> Tensor:
+    def of(self, block: str, out: Tensor, batch: Batch, number: int) -> Tensor:
         """The weights at one block, shape ``[..., 1]`` for its output ``out [..., hidden]``.
 
         Args:
-            block: which block.
+            block: its name; those of the nearest block are taken if the weights are of others alone, such
+                as of attention.
             out: for its shape and device only.
             batch: the batch, on the dense model's device; the model is in evaluation mode.
             number: the position of the batch in the data.
@@ -70,10 +72,22 @@ class TokenWeights:
             ValueError: if this position held a batch of another shape before.
         """
         self.take(batch, number)
-        weights = self.taken[number][block].to(out.device)
+        weights = self.taken[number][self._nearest(block)].to(out.device)
+        if out.ndim == 2:  # flattened rows
+            weights = weights.flatten(0, -2)
         if weights.shape[:-1] != out.shape[:-1]:
             raise ValueError(
                 f"`weighting` was taken on other batches: batch {number} had rows "
                 f"{list(weights.shape[:-1])} then, and has {list(out.shape[:-1])} now; take it again."
             )
         return weights
+
+    def _nearest(self, name: str) -> int:
+        """The block of a name, or the one in the same layer: with the longest common beginning of its
+        path."""
+
+        def common(block: PrunableBlock) -> tuple[bool, int]:
+            pairs = zip(block.name.split("."), name.split("."), strict=False)
+            return block.name == name, len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+        return max(range(len(self._blocks)), key=lambda index: common(self._blocks.blocks[index]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
-from cahp_opt.torch.running.batches import Batch, inputs_of
+from cahp_opt.torch.running.batches import Batch, inputs_of, wide
 from cahp_opt.torch.running.gates import capture_head_outputs
 
 
@@ -18,23 +19,51 @@ class _Reached(Exception):
     """Ends the forward pass where the run was meant to stop."""
 
 
-@dataclass(frozen=True, eq=False)
-class Point:
-    """The activations of a walk at a block.
+class Behind(Enum):
+    """Where the residual stream behind a linear layer is seen."""
+
+    ATTENTION = "attention"
+    """It is what enters the transformer layer, plus the linear layer's output."""
+    LAYER = "layer"
+    """It is what the transformer layer returns, or what the norm there reads."""
+    OUTPUT = "output"
+    """It is not seen, because the output is not added to it unchanged; the output stands for it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A linear layer that writes to the residual stream, and where the stream behind it is seen.
 
     Args:
-        residual: the residual stream as it enters the block's layer, ``[batch, tokens, hidden]``.
-        heads: the input of the output projection, ``[batch, tokens, width]``.
-        out: the output of the output projection, ``[batch, tokens, hidden]``.
+        block: the name of its block; of a feed-forward part that is none, of the attention before it.
+        layer: the number of its transformer layer in the walk.
+        out: path of the linear layer in the model.
+        behind: where the stream is seen.
+        norm: path of the norm between the stream and what the transformer layer returns, in models that
+            have it there.
     """
 
-    residual: Tensor
-    heads: Tensor
-    out: Tensor
+    block: str
+    layer: int
+    out: str
+    behind: Behind
+    norm: str | None = None
+
+
+class Met(NamedTuple):
+    """The activations of a walk at a place.
+
+    Args:
+        inputs: the input of the linear layer, ``[..., width]``.
+        stream: the stream behind it, ``[..., hidden]``.
+    """
+
+    inputs: Tensor
+    stream: Tensor
 
 
 class LayerWalk:
-    """Runs one model block after block over the same batches.
+    """Runs one model layer after layer over the same batches.
 
     A transformer layer reads the residual stream as its first input, before or after the norm alike, so
     a run can resume at any layer: earlier layers pass their input through, and the layer's first input
@@ -47,102 +76,147 @@ class LayerWalk:
         memory: bytes of residual streams to remember.
 
     Raises:
-        ValueError: if two blocks share a layer, or a block is in none.
+        ValueError: if two blocks of attention share a layer, or a block is in none.
     """
 
     def __init__(self, prunable: Prunable, memory: int) -> None:
         self.model = model = prunable.model
-        self.blocks = prunable.blocks
-        self._layers = [layer_of(model, block) for block in prunable]
-        if len({id(layer) for layer in self._layers}) != len(self._layers):
+        own = [layer_of(model, block) for block in prunable]
+        self.layers = tuple({id(layer): layer for layer in own}.values())
+        """The transformer layers with blocks, in the order of the path."""
+        numbers = {id(layer): number for number, layer in enumerate(self.layers)}
+        self.layer_of = tuple(numbers[id(layer)] for layer in own)
+        """The number of every block's layer."""
+        if _share_a_layer(prunable, self.layer_of):
             raise ValueError(
                 "`model` has layers with more than one attention block (such as cross-attention), which "
                 "refitting cannot walk; refit is for encoders and decoder-only models."
             )
-        self._memory = memory if _in_one_list(model, self._layers) else 0
+        self.resumes = _in_one_list(model, self.layers)
+        """Whether a run can begin at a layer other than the first."""
+        self._memory = memory if self.resumes else 0
         self._remembered: dict[int, tuple[int, Tensor]] = {}
         self._rest: dict[int, tuple[Any, ...] | None] = {}
 
-    def to(self, block: int, batch: Batch, number: int) -> Point:
-        """Run ``batch`` up to the output projection of ``block``.
+    def meet(self, place: Place, batch: Batch, number: int, shift: Tensor | None = None) -> Met:
+        """Run ``batch`` up to a place.
 
         Args:
-            block: where to stop; must not be before the block of the previous walk with this batch.
+            place: where to stop; must not be in an earlier layer than in the previous run of this batch.
             batch: the batch.
             number: the position of the batch in the data.
+            shift: added to the output of the linear layer, ``[..., hidden]``; None for nothing.
+
+        Raises:
+            ValueError: if the model does not run the place on this batch.
         """
-        found: dict[str, Tensor] = {}
-        name = self.blocks[block].name
-
-        def enter(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found["residual"] = first_input(layer, args, kwargs)
-
-        def stop(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if "residual" in found and output.shape != found["residual"].shape:
-                raise ValueError(
-                    f"block {name!r} writes rows {list(output.shape)} and its layer reads rows "
-                    f"{list(found['residual'].shape)} (windows, perhaps), which refitting cannot "
-                    "match; this model is not supported."
-                )
-            found["heads"], found["out"] = args[0], output
-            raise _Reached
-
+        visit = _Visit((place,), number)
         with ExitStack() as stack:
-            hook = self._layers[block].register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(hook.remove)
-            out = self.blocks[block].out
-            stack.callback(out.register_forward_hook(stop).remove)
-            self._run(block, batch, number)
-        if "out" not in found or "residual" not in found:
-            raise ValueError(
-                f"`model` did not run block {name!r} on this input; refit needs batches that every block "
-                "sees."
-            )
-        self._remember(number, block, found["residual"])
-        return Point(found["residual"], found["heads"], found["out"])
+            visit.listen(self, stack, shift)
+            self._run(place.layer, batch, number)
+        visit.check()
+        self._remember(number, place.layer, visit.entered[place.layer])
+        return Met(visit.inputs[0], visit.streams[0])
 
-    def through(self, block: int, batch: Batch, number: int) -> Tensor:
-        """Run ``batch`` to the end of the layer of ``block``: the layer's output
-        ``[batch, tokens, hidden]``.
+    def streams(
+        self, places: Sequence[Place], batch: Batch, number: int, *, onward: bool
+    ) -> tuple[list[Tensor], Callable[[], None]]:
+        """The streams behind several places, of one run.
 
         Args:
-            block: the block of the previous walk with this batch.
+            places: in the order of the path; of one layer if the walk resumes.
             batch: the batch.
             number: the position of the batch in the data.
+            onward: whether the run goes on to the next layer.
+
+        Returns:
+            The streams, ``[..., hidden]`` each; and what to call once all of them were put to use, so that
+            the next run resumes behind them.
+
+        Raises:
+            ValueError: if the model does not run one of the places on this batch.
         """
+        visit, last = _Visit(tuple(places), number), places[-1].layer
+        if onward and self.resumes and last + 1 < len(self.layers):
+            visit.onward = last + 1
+        with ExitStack() as stack:
+            visit.listen(self, stack)
+            self._run(last, batch, number)
+        visit.check()
+        here, there = places[0].layer, visit.onward
+        self._remember(number, here, visit.entered[here])
+
+        def move_on() -> None:
+            if there is not None and there in visit.entered:
+                self._remember(number, there, visit.entered[there])
+
+        return [visit.streams[index] for index in range(len(places))], move_on
+
+    def outputs(
+        self, layer: int, batch: Batch, number: int
+    ) -> tuple[Tensor, list[tuple[nn.Module, Tensor]]]:
+        """What a layer returns, ``[batch, tokens, hidden]``, and the modules in it that ran.
+
+        Args:
+            layer: the number of the layer.
+            batch: the batch.
+            number: the position of the batch in the data.
+
+        Returns:
+            The output, and the modules in the order in which they ended, as often as they ran, each with its
+            output.
+        """
+        runs: list[tuple[nn.Module, Tensor]] = []
         found: list[Tensor] = []
+        entered: list[Tensor] = []
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append(first_input(module, args, kwargs))
+
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                runs.append((module, output))
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
-            found.append(output if isinstance(output, Tensor) else output[0])
+            found.append(_stream_in(output))
             raise _Reached
 
+        around = self.layers[layer]
         with ExitStack() as stack:
-            stack.callback(self._layers[block].register_forward_hook(stop).remove)
-            self._run(block, batch, number)
-        return found[0]
+            hook = around.register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(hook.remove)
+            for module in around.modules():
+                if module is not around:
+                    stack.callback(module.register_forward_hook(listen).remove)
+            stack.callback(around.register_forward_hook(stop).remove)
+            self._run(layer, batch, number)
+        if not found:
+            raise ValueError(
+                f"`model` did not run its layer of {type(around).__name__} number {layer}"
+            )
+        self._remember(number, layer, entered[0])
+        return found[0], runs
 
-    def layer(self, block: int) -> nn.Module:
-        """The layer around a block."""
-        return self._layers[block]
-
-    def _run(self, block: int, batch: Batch, number: int) -> None:
-        """Run ``batch`` from its remembered stream until a hook in the layer of ``block`` ends the
-        run."""
+    def _run(self, layer: int, batch: Batch, number: int) -> None:
+        """Run ``batch`` from its remembered stream until a hook ends the run, in ``layer`` or right behind
+        it."""
         start, state = self._remembered.get(number, (0, None))
 
-        def resume(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return with_first_input(layer, args, kwargs, state)
+        def resume(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return with_first_input(module, args, kwargs, state)
 
         with ExitStack() as stack:
             if state is not None:
                 stack.enter_context(self._skipping(start))
-                hook = self._layers[start].register_forward_pre_hook(
+                hook = self.layers[start].register_forward_pre_hook(
                     resume, with_kwargs=True, prepend=True
                 )
                 stack.callback(hook.remove)
-            for index in range(start, block):
+            for index in range(start, layer + 1):
                 if index not in self._rest:  # learn once what a layer returns beside its output
-                    learn = self._layers[index].register_forward_hook(self._learner(index))
+                    learn = self.layers[index].register_forward_hook(
+                        self._learner(index), prepend=True
+                    )
                     stack.callback(learn.remove)
             with suppress(_Reached):
                 self.model(**inputs_of(batch))
@@ -166,8 +240,131 @@ class LayerWalk:
         """Layers before ``start`` return their input, in the form they return their output."""
         with ExitStack() as stack:
             for index in range(start):
-                stack.enter_context(_forward_replaced(self._layers[index], self._rest[index]))
+                stack.enter_context(_forward_replaced(self.layers[index], self._rest[index]))
             yield
+
+
+@dataclass(eq=False)
+class _Visit:
+    """What is seen in one run at some places; the run ends behind the last one.
+
+    Args:
+        places: in the order of the path.
+        number: the position of the batch in the data.
+        onward: the layer at whose beginning the run ends instead; None for the last place.
+        entered: the residual stream that enters a layer, by its number.
+        inputs: the input of the linear layer, by the number of the place; of a single place alone.
+        streams: the stream behind it, by the number of the place.
+    """
+
+    places: tuple[Place, ...]
+    number: int
+    onward: int | None = None
+    entered: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    inputs: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    streams: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    ran: set[int] = field(default_factory=set[int])
+
+    def listen(self, walk: LayerWalk, stack: ExitStack, shift: Tensor | None = None) -> None:
+        """Hook the places of a walk's model; ``shift`` is added to the output of the first."""
+        layers = [place.layer for place in self.places]
+        if self.onward is not None:
+            layers.append(self.onward)
+        for layer in dict.fromkeys(layers):
+            self._enter(walk.layers[layer], layer, stack)
+        for index, place in enumerate(self.places):
+            self._listen(walk, place, index, stack, None if index else shift)
+
+    def check(self) -> None:
+        """Refuse a run that left a place out.
+
+        Raises:
+            ValueError: naming it.
+        """
+        for index, place in enumerate(self.places):
+            if index in self.streams and index in self.ran and place.layer in self.entered:
+                continue
+            if place.behind is Behind.ATTENTION:
+                raise ValueError(
+                    f"`model` did not run block {place.block!r} on this input; refit needs batches that "
+                    "every block sees."
+                )
+            raise ValueError(
+                f"`model` ran {place.out!r} on batches[0] but not on batches[{self.number}]; refit with "
+                "`feed_forward=False`, or with batches that every layer sees."
+            )
+
+    def _enter(self, layer: nn.Module, number: int, stack: ExitStack) -> None:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.entered[number] = first_input(module, args, kwargs)
+            if number == self.onward:
+                raise _Reached
+
+        hook = layer.register_forward_pre_hook(enter, with_kwargs=True)
+        stack.callback(hook.remove)
+
+    def _listen(
+        self, walk: LayerWalk, place: Place, index: int, stack: ExitStack, shift: Tensor | None
+    ) -> None:
+        def at_out(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
+            self.ran.add(index)
+            if len(self.places) == 1:
+                self.inputs[index] = args[0] if args else next(iter(kwargs.values()))
+            if place.behind is Behind.ATTENTION and place.layer in self.entered:
+                self._see(index, _beside(place, self.entered[place.layer], output))
+            elif place.behind is Behind.OUTPUT:
+                self._see(index, output)
+            return None if shift is None else output + shift.to(output)
+
+        def at_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._see(index, args[0])
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._see(index, _stream_in(output))
+
+        out = walk.model.get_submodule(place.out)
+        stack.callback(out.register_forward_hook(at_out, with_kwargs=True).remove)
+        if place.behind is Behind.LAYER and place.norm is not None:
+            norm = walk.model.get_submodule(place.norm)
+            stack.callback(norm.register_forward_pre_hook(at_norm).remove)
+        elif place.behind is Behind.LAYER:
+            layer = walk.layers[place.layer]
+            stack.callback(layer.register_forward_hook(leave).remove)
+
+    def _see(self, index: int, stream: Tensor) -> None:
+        self.streams[index] = stream
+        if len(self.streams) == len(self.places) and self.onward is None:
+            raise _Reached
+
+
+def _beside(place: Place, residual: Tensor, output: Tensor) -> Tensor:
+    """The stream behind attention: what entered the layer, and the output of attention's last linear
+    layer."""
+    if output.shape != residual.shape:
+        raise ValueError(
+            f"block {place.block!r} writes rows {list(output.shape)} and its layer reads rows "
+            f"{list(residual.shape)} (windows, perhaps), which refitting cannot match; this model is not "
+            "supported."
+        )
+    return wide(residual) + wide(output)
+
+
+def _stream_in(output: Any) -> Tensor:
+    """The residual stream in what a layer returns."""
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
+
+
+def _share_a_layer(prunable: Prunable, layer_of: Sequence[int]) -> bool:
+    """Whether two blocks of attention are in one layer."""
+    own = [layer for layer, block in zip(layer_of, prunable, strict=True) if _attends(block)]
+    return len({*own}) != len(own)
+
+
+def _attends(block: PrunableBlock) -> bool:
+    return block.unit.of_attention
 
 
 @contextmanager
@@ -191,7 +388,7 @@ def _forward_replaced(
 
 
 def check_runs_once(prunable: Prunable, batch: Batch) -> None:
-    """Refuse a model that runs a block several times: a walk would only see the first run.
+    """Refuse a model that runs an attention block several times: a walk would only see the first run.
 
     Raises:
         ValueError: naming the block.
@@ -205,7 +402,7 @@ def check_runs_once(prunable: Prunable, batch: Batch) -> None:
     with capture_head_outputs(prunable, count):
         prunable.model(**inputs_of(batch))
     for block, found in zip(prunable, runs, strict=True):
-        if found > 1:
+        if found > 1 and _attends(block):
             raise ValueError(
                 f"`model` runs block {block.name!r} {found} times per pass, with the same weights, which "
                 "one fit cannot serve; refitting this model is not supported."
@@ -218,7 +415,7 @@ def layer_of(model: nn.Module, block: PrunableBlock) -> nn.Module:
     Raises:
         ValueError: if there is none.
     """
-    path = block.name.split(".")
+    path = block.place.split(".")
     for end in range(len(path), 0, -1):
         if isinstance(model.get_submodule(".".join(path[: end - 1])), nn.ModuleList):
             return model.get_submodule(".".join(path[:end]))
@@ -228,7 +425,7 @@ def layer_of(model: nn.Module, block: PrunableBlock) -> nn.Module:
     )
 
 
-def _in_one_list(model: nn.Module, layers: list[nn.Module]) -> bool:
+def _in_one_list(model: nn.Module, layers: Sequence[nn.Module]) -> bool:
     wanted = {id(layer) for layer in layers}
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return any(wanted <= {id(layer) for layer in one} for one in lists)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.recovery import Weighting
-from cahp_opt.torch.blocks.blocks import out_weight
-from cahp_opt.torch.blocks.finder import AttentionBlock, Prunable, PrunableBlock, find_attention
-from cahp_opt.torch.blocks.linear_layers import bias_of, is_conv1d, row_weight
-from cahp_opt.torch.calibration.token_weights import TokenWeights
-from cahp_opt.torch.recovery.feed_forward import (
-    FeedForward,
-    find_feed_forward,
-    is_plain_linear,
-    is_used_once,
+from cahp_opt.torch.blocks.blocks import CUT, Cut, out_weight
+from cahp_opt.torch.blocks.finder import (
+    AttentionBlock,
+    Prunable,
+    PrunableBlock,
+    blocks_cut,
+    find_prunable,
 )
-from cahp_opt.torch.recovery.layer_walk import LayerWalk, check_runs_once
-from cahp_opt.torch.recovery.ridge import RidgeSums
+from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of, is_conv1d, row_weight
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.recovery.feed_forward import is_plain_linear, is_used_once
+from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once
+from cahp_opt.torch.recovery.path import DenseStreams, places_of, with_attention
+from cahp_opt.torch.recovery.ridge import RidgeSums, RowBuffer
 from cahp_opt.torch.running.batches import Batch, batch_size, length, prepare, wide
 from cahp_opt.torch.running.padding import Padding
 from cahp_opt.torch.running.preparing import PaddingCheck, prepared
@@ -42,12 +44,12 @@ class BlockFit:
     """How one linear layer was fitted.
 
     Args:
-        block: the name of its attention block.
+        block: the name of its block; of a feed-forward part that is no block, of the attention block before
+            it.
         ridge: the penalty of the fit.
         unexplained: the squared error of the fit on held-out examples, relative to that without a
             fit; if above 1, the layer was left as it was. None if no example was held out.
-        feed_forward: whether it is the output of the feed-forward part behind the block rather than the
-            block's output projection.
+        feed_forward: whether it is the output of a feed-forward part rather than of attention.
     """
 
     block: str
@@ -57,29 +59,30 @@ class BlockFit:
 
 
 def refit(
-    model: nn.Module,
-    dense: nn.Module,
+    model: nn.Module | Prunable,
+    dense: nn.Module | Prunable,
     batches: Iterable[Batch],
     *,
     ridge: float | None = None,
     weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
     feed_forward: bool = True,
-    memory: int = 2**29,
+    memory: int = 3 * 2**28,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
     """Refit the layers by which a sliced ``model`` writes to its residual stream, in place.
 
-    In the order of the blocks, first the output projection of each block's attention and then the
-    last linear layer of the feed-forward part behind it, where that is understood, change by the
-    weights ``D`` and the bias ``d`` of::
+    Layer by layer, first the output projection of attention and then the last linear layer of the
+    feed-forward part behind it, pruned or where it is understood, change by the weights ``D`` and the
+    bias ``d`` of::
 
         min over D, d: sum_t w_t |r_t - D z_t - d|^2 / sum_t w_t + ridge * mean(diag C) * |D|^2
 
     ``z_t`` is the layer's input at token ``t`` in the sliced model, and ``C`` its covariance;
     ``r_t`` is what is missing in the stream behind the layer, dense minus sliced, so that later
     layers repair what earlier ones lost; and ``w_t = E[g_t' g_t]``, with ``g_t`` the gradient of
-    the dense model's probed output by what the block's attention writes at ``t`` (see
-    :class:`~cahp_opt.torch.TokenWeights`). No labels, no gradient steps. Refitting the remaining
+    the dense model's probed output by what the block writes at ``t`` (see
+    :class:`~cahp_opt.torch.TokenWeights`; of a feed-forward part that is no block, by what the
+    attention before it writes). No labels, no gradient steps. Refitting the remaining
     weights of a layer on its pruned inputs is the step of ThiNet (Luo et al. 2017) and OSSCAR (Meng
     et al. 2024).
 
@@ -92,8 +95,9 @@ def refit(
     without a bias is fitted without ``d``, and then ``C`` is about 0.
 
     Args:
-        model: the sliced model. Only these layers change; its mode stays.
-        dense: the model that it was sliced from.
+        model: the sliced model, or its blocks. Only these layers change; its mode stays. Of a model pruned in
+            neurons alone the attention is fitted too, where it is understood.
+        dense: the model that it was sliced from, or its blocks, of the same kinds.
         batches: keyword arguments for both models, with ``attention_mask`` where there is padding. They
             are iterated once per layer that is fitted and must be the same every time, such as a
             list or a ``DataLoader`` that does not shuffle; those of a generator are kept in memory
@@ -104,13 +108,16 @@ def refit(
             for a fidelity of your own, or to take the weights once for several refits on the same
             batches.
         feed_forward: whether the feed-forward parts are fitted too. It repairs more, takes several
-            times as long, and up to six square matrices of its inner width in double precision. A
-            part that does not add to the stream unchanged and alone is left as it is: routed
-            experts, a norm or a factor behind it, adapters, weights that are used elsewhere too.
-        memory: bytes of residual streams to remember, half for each model, so that a block costs
-            one layer rather than all layers before it. The default holds 175 000 tokens, padding
-            included, of models 384 wide, or 16 000 of models 4096 wide. The weights, one number per
-            token and block, are kept beside it.
+            times as long, and up to six square matrices of the inner width that is left in double
+            precision: 0.5 GB for 3072 neurons, 10 GB for 14336. A pruned part behind which there is a
+            norm or a factor is fitted to its own output in ``dense``. One that was not asked to be
+            pruned is left as it is then, and so are routed experts, adapters on it, and weights that
+            are used elsewhere too.
+        memory: bytes of residual streams to remember, a third each for those that the runs of either model
+            resume from and for those to be met, so that every layer of ``dense`` runs once. The default
+            holds 175 000 tokens, padding included, of models 384 wide, or 16 000 of models 4096 wide;
+            what lies beyond costs more runs. The weights, one number per token and block, are kept
+            beside it.
         progress: called once per layer and batch.
 
     Returns:
@@ -127,11 +134,12 @@ def refit(
         )
     if memory < 0:
         raise ValueError(f"`memory` must be a number of bytes, at least 0, got {memory}.")
-    if model is dense:
+    small, whole = _blocks(model, dense)
+    if small.model is whole.model:
         raise ValueError("`model` and `dense` are the same object; slice a copy and refit that.")
     return refit_found(
-        find_attention(model),
-        find_attention(dense),
+        small,
+        whole,
         batches,
         ridge=ridge,
         weighting=weighting,
@@ -149,33 +157,36 @@ def refit_found(
     ridge: float | None = None,
     weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
     feed_forward: bool = True,
-    memory: int = 2**29,
+    memory: int = 3 * 2**28,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
     """:func:`refit` for a sliced and a dense model whose blocks were found already."""
+    small, whole = with_attention(small), with_attention(whole)
     _check_match(small, whole)
     model, dense, data = small.model, whole.model, Repeated(batches)
     with torch.no_grad(), evaluating(model, dense):
         first = next(prepared(data, dense))
         check_runs_once(whole, first)
+        places = places_of(whole, first, feed_forward=feed_forward)
+        layers = list(_fitted(places, small, dense))
+        fitted = [layer.place for layer in layers]
         passes = _Passes(
             data,
             length(batches),
-            LayerWalk(whole, memory // 2),
-            LayerWalk(small, memory // 2),
+            dense,
+            DenseStreams(LayerWalk(whole, memory // 3), fitted, memory // 3),
+            LayerWalk(small, memory // 3),
             Padding(small),
             _token_weights(whole, weighting),
             progress,
             PaddingCheck(dense),
         )
         fits = list[BlockFit]()
-        for b, block in enumerate(small):
-            stage = f"refit block {b + 1}/{len(small)}"
-            fits.append(passes.fit(_of_attention(b, block), ridge, stage))
-            found = find_feed_forward(passes.ahead, b, first, 0) if feed_forward else None
-            if found is not None and _may_be_fitted(model, found.out, dense):
-                place = _of_feed_forward(block, found, model)
-                fits.append(passes.fit(place, ridge, f"{stage}, feed-forward"))
+        for index, layer in enumerate(layers):
+            stage = f"refit block {layer.block + 1}/{len(small)}"
+            of_another = layer.out is not small.blocks[layer.block].out
+            stage += ", feed-forward" if of_another else ""
+            fits.append(passes.fit(index, layer, ridge, stage))
     if passes.unknown:
         raise ValueError(
             "the gradients of the output of `dense` hold NaN or infinite values, although its activations "
@@ -198,52 +209,62 @@ def check_refittable(prunable: Prunable, batch: Batch) -> None:
     model = prunable.model
     with torch.no_grad(), evaluating(model):
         ready = prepare(batch, model, "batches[0]")
-        check_runs_once(prunable, ready)
-        walk = LayerWalk(prunable, 2**29)
-        for block in range(len(prunable)):
-            walk.to(block, ready, 0)
+        path = with_attention(prunable)
+        check_runs_once(path, ready)
+        walk = LayerWalk(path, 2**29)
+        for place in places_of(path, ready, feed_forward=bool(prunable.feed_forward)):
+            walk.meet(place, ready, 0)
 
 
-class _Place(NamedTuple):
-    """A linear layer that is fitted.
+def _blocks(model: nn.Module | Prunable, dense: nn.Module | Prunable) -> tuple[Prunable, Prunable]:
+    """The blocks of both: those that were given, or of the kinds of those, or all that was cut."""
+    if isinstance(dense, Prunable):
+        return model if isinstance(model, Prunable) else _like(dense, model), dense
+    small = blocks_cut(model)
+    return small, _like(small, dense)
+
+
+def _like(prunable: Prunable, model: nn.Module) -> Prunable:
+    heads, neurons = bool(prunable.attention), bool(prunable.feed_forward)
+    return find_prunable(model, heads=heads, neurons=neurons)
+
+
+class _Fitted(NamedTuple):
+    """A linear layer of the sliced model that is fitted.
 
     Args:
-        block: the number of its block.
-        fit: how the fit is reported.
-        name: for messages.
+        place: where it is, and where the stream behind it is seen.
+        block: the number of its block, whose padding it has.
         out: the layer.
         inputs: the number of its input features that are fitted, from the first.
-        meet: gives its input ``[..., inputs]`` and the stream behind it ``[..., hidden]``, in the
-            model of a walk.
+        feed_forward: whether it is part of a feed-forward part.
     """
 
+    place: Place
     block: int
-    fit: BlockFit
-    name: str
     out: nn.Module
     inputs: int
-    meet: Callable[[LayerWalk, Batch, int], tuple[Tensor, Tensor]]
+    feed_forward: bool
 
     def sums(self) -> RidgeSums:
         weight = row_weight(self.out)
         return RidgeSums(self.inputs, len(weight), weight.device)
 
 
-def _of_attention(number: int, block: PrunableBlock) -> _Place:
-    def meet(walk: LayerWalk, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
-        """The stream is before the norm, in models that have it there."""
-        point = walk.to(number, batch, index)
-        return point.heads, wide(point.residual) + wide(point.out)
-
-    inputs = 0 if block.ghost else block.width
-    fit = BlockFit(block.name, _USUAL)
-    return _Place(number, fit, f"block {block.name!r}", block.out, inputs, meet)
-
-
-def _of_feed_forward(block: PrunableBlock, found: FeedForward, model: nn.Module) -> _Place:
-    out = model.get_submodule(found.out)
-    fit = BlockFit(block.name, _USUAL, feed_forward=True)
-    return _Place(found.block, fit, repr(found.out), out, row_weight(out).shape[1], found.meet)
+def _fitted(places: Sequence[Place], small: Prunable, dense: nn.Module) -> Iterator[_Fitted]:
+    """The places whose layers in the sliced model may be fitted."""
+    numbers = {block.name: number for number, block in enumerate(small)}
+    blocks = {id(block.out) for block in small}
+    for place in places:
+        out = small.model.get_submodule(place.out)
+        if _may_be_fitted(small.model, place, dense, plain=id(out) not in blocks):
+            number, attention = numbers[place.block], place.behind is Behind.ATTENTION
+            # The mark of a feed-forward part is on its output layer, whether or not it is among the blocks.
+            cut: Cut | None = getattr(base_linear(out), CUT, None)
+            ghost = small.blocks[number].ghost if attention else cut is not None and not cut.kept
+            yield _Fitted(
+                place, number, out, 0 if ghost else row_weight(out).shape[1], not attention
+            )
 
 
 @dataclass(eq=False)
@@ -253,7 +274,8 @@ class _Passes:
     Args:
         data: the batches.
         total: the number of batches; 0 before they were counted.
-        ahead: through the dense model.
+        dense: the dense model.
+        streams: of the dense model.
         behind: through the sliced model.
         padding: which tokens count.
         weights: their weights; None for 1 each.
@@ -264,7 +286,8 @@ class _Passes:
 
     data: Repeated
     total: int
-    ahead: LayerWalk
+    dense: nn.Module
+    streams: DenseStreams
     behind: LayerWalk
     padding: Padding
     weights: TokenWeights | None
@@ -272,54 +295,66 @@ class _Passes:
     rows: PaddingCheck
     unknown: bool = False
 
-    def fit(self, place: _Place, ridge: float | None, stage: str) -> BlockFit:
-        """Fit a layer, in place."""
-        sums, held_out = self._sums(place, stage, hold_out=ridge is None)
+    def fit(self, index: int, layer: _Fitted, ridge: float | None, stage: str) -> BlockFit:
+        """Fit a layer, in place; ``index`` is its number among those that are fitted."""
+        sums, held_out = self._sums(index, layer, stage, hold_out=ridge is None)
         if not (sums.finite and held_out.finite):
+            name = repr(layer.place.out) if layer.feed_forward else f"block {layer.place.block!r}"
             raise ValueError(
-                f"activations at {place.name} hold NaN or infinite values; check the weights and the "
+                f"activations at {name} hold NaN or infinite values; check the weights and the "
                 "precision of both models."
             )
-        bias = bias_of(place.out)
-        fit = _choose(place.fit, sums, held_out, ridge, intercept=bias is not None)
+        bias = bias_of(layer.out)
+        usual = BlockFit(layer.place.block, _USUAL, feed_forward=layer.feed_forward)
+        fit = _choose(usual, sums, held_out, ridge, intercept=bias is not None)
         sums.merge(held_out)
         # If all weights are 0, the output does not depend on this layer.
         if sums.count and (fit.unexplained is None or fit.unexplained <= 1):
-            _correct(place, bias, *sums.solve(fit.ridge, intercept=bias is not None))
+            _correct(layer, bias, *sums.solve(fit.ridge, intercept=bias is not None))
         return fit
 
-    def _sums(self, place: _Place, stage: str, *, hold_out: bool) -> tuple[RidgeSums, RidgeSums]:
-        sums, held_out, b = place.sums(), place.sums(), place.block
+    def _sums(
+        self, index: int, layer: _Fitted, stage: str, *, hold_out: bool
+    ) -> tuple[RidgeSums, RidgeSums]:
+        fitted, apart = RowBuffer(layer.sums()), RowBuffer(layer.sums())
         examples = done = 0
         for done, raw in enumerate(self.data, start=1):
+            number = done - 1
             batch, dense_batch = (
-                prepare(raw, walk.model, f"batches[{done - 1}]")
-                for walk in (self.behind, self.ahead)
+                prepare(raw, model, f"batches[{number}]")
+                for model in (self.behind.model, self.dense)
             )
-            self.rows.check(dense_batch, f"batches[{done - 1}]")
-            _, goal = place.meet(self.ahead, dense_batch, done - 1)
-            met, stream = place.meet(self.behind, batch, done - 1)
-            inputs = wide(met)[..., : place.inputs]
-            missing = wide(goal).to(inputs.device) - wide(stream)
-            x, y = (self.padding.rows(b, values, batch) for values in (inputs, missing))
-            w = y.new_ones(len(y))
-            if self.weights is not None:
-                by_token = self.weights.of(b, missing, dense_batch, done - 1)
-                w = self.padding.rows(b, by_token, batch)[:, 0]
-                known = w.isfinite()
-                self.unknown |= not bool(known.all())
-                w = torch.where(
-                    known, w, 1
-                )  # the check of activations reports better where it went wrong
-            apart = self.padding.rows(b, _held_out(inputs, examples, batch), batch)[:, 0]
-            if hold_out and bool(apart.any()):
-                held_out.add(x[apart], y[apart], w[apart])
-                x, y, w = x[~apart], y[~apart], w[~apart]
-            sums.add(x, y, w)
+            self.rows.check(dense_batch, f"batches[{number}]")
+            there = self.streams.of(index, dense_batch, number)
+            met = self.behind.meet(layer.place, batch, number)
+            inputs = wide(met.inputs)[..., : layer.inputs]
+            missing = wide(there).to(inputs.device) - wide(met.stream)
+            x, y = (self.padding.rows(layer.block, rows, batch) for rows in (inputs, missing))
+            w = self._weights(layer, missing, batch, dense_batch, number)
+            for_choice = _held_out(inputs, examples, batch)
+            held_out = self.padding.rows(layer.block, for_choice, batch)[:, 0]
+            if hold_out and bool(held_out.any()):
+                apart.add(x[held_out], y[held_out], w[held_out])
+                x, y, w = x[~held_out], y[~held_out], w[~held_out]
+            fitted.add(x, y, w)
             examples += batch_size(batch)
             self.progress(stage, done, self.total)
         self.total = done
-        return sums, held_out
+        return fitted.finish(), apart.finish()
+
+    def _weights(
+        self, layer: _Fitted, missing: Tensor, batch: Batch, dense_batch: Batch, number: int
+    ) -> Tensor:
+        """The weight of every row that is not padding, ``[rows]``."""
+        if self.weights is None:
+            ones = missing.new_ones(*missing.shape[:-1], 1)
+            return self.padding.rows(layer.block, ones, batch)[:, 0]
+        by_token = self.weights.of(layer.place.block, missing, dense_batch, number)
+        w = self.padding.rows(layer.block, by_token, batch)[:, 0]
+        known = w.isfinite()
+        self.unknown |= not bool(known.all())
+        # The check of activations reports better where it went wrong.
+        return torch.where(known, w, 1)
 
 
 def _token_weights(whole: Prunable, weighting: Weighting | TokenWeights) -> TokenWeights | None:
@@ -351,12 +386,16 @@ def _held_out(values: Tensor, before: int, batch: Batch) -> Tensor:
     return (example % _SHARE == _SHARE - 1).view(*positions, 1)
 
 
-def _may_be_fitted(model: nn.Module, path: str, dense: nn.Module) -> bool:
-    """Whether the layer at ``path`` is the sliced model's own, and one whose weights can be set."""
-    out = model.get_submodule(path)
+def _may_be_fitted(model: nn.Module, place: Place, dense: nn.Module, *, plain: bool) -> bool:
+    """Whether a layer is the sliced model's own, and one whose weights can be set; ``plain`` for without a
+    wrapper."""
+    out = model.get_submodule(place.out)
     theirs = {id(parameter) for parameter in dense.parameters()}
-    own = not any(id(parameter) in theirs for parameter in out.parameters())
-    return own and is_plain_linear(out) and is_used_once(model, path)
+    if any(id(parameter) in theirs for parameter in out.parameters()):
+        return False
+    if place.behind is Behind.ATTENTION:
+        return True
+    return (is_plain_linear(out) or not plain) and is_used_once(model, place.out)
 
 
 def _choose(
@@ -372,13 +411,15 @@ def _choose(
     return replace(fit, ridge=RIDGES[errors.index(least)], unexplained=unexplained)
 
 
-def _correct(place: _Place, bias: Tensor | None, weights: Tensor, intercept: Tensor | None) -> None:
+def _correct(
+    layer: _Fitted, bias: Tensor | None, weights: Tensor, intercept: Tensor | None
+) -> None:
     """Add fitted weights ``[targets, inputs]`` and the intercept to those of the layer."""
     if bias is not None and intercept is not None:
         bias.copy_(bias + _there(intercept, bias))
-    if place.inputs:
-        weight = place.out.get_parameter("weight")
-        weight.copy_(weight + _there(weights.T if is_conv1d(place.out) else weights, weight))
+    if layer.inputs:
+        weight = layer.out.get_parameter("weight")
+        weight.copy_(weight + _there(weights.T if is_conv1d(layer.out) else weights, weight))
 
 
 def _there(change: Tensor, weight: Tensor) -> Tensor:
@@ -395,8 +436,12 @@ def _check_match(sliced: Prunable, whole: Prunable) -> None:
         )
     for small, large in zip(sliced, whole, strict=True):
         if not (isinstance(small, AttentionBlock) and isinstance(large, AttentionBlock)):
-            continue
-        if small.heads > large.heads or small.head_dim != large.head_dim:
+            if small.width > large.width:
+                raise ValueError(
+                    f"block {small.name!r} has {small.width} neurons in `model` and {large.width} in "
+                    "`dense`; pass the model that `model` was sliced from."
+                )
+        elif small.heads > large.heads or small.head_dim != large.head_dim:
             raise ValueError(
                 f"block {small.name!r} has {small.heads} heads of width {small.head_dim} in `model` "
                 f"and {large.heads} of {large.head_dim} in `dense`; pass the model that `model` was "

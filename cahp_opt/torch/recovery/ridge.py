@@ -65,9 +65,9 @@ class RidgeSums:
         root = between(self.count, count)
         across, up = x * root, y * root
         self._xx += parts[0]
-        self._xx += torch.outer(across, across)
+        self._xx.addr_(across, across)
         self._xy += parts[1]
-        self._xy += torch.outer(across, up)
+        self._xy.addr_(across, up)
         self._yy += parts[2] + up @ up
         self.count += count
         if count:
@@ -129,6 +129,32 @@ class RidgeSums:
         if not intercept:
             xx, xy = xx + torch.outer(x, x), xy + torch.outer(x, y)
         return (xx + xx.T) / 2, xy, x, y
+
+
+class RowBuffer:
+    """Adds rows to sums many at a time, because every addition goes through matrices as wide as the inputs.
+
+    Args:
+        sums: to add to.
+        most: rows to wait for.
+    """
+
+    def __init__(self, sums: RidgeSums, most: int = 4096) -> None:
+        self._sums, self._most = sums, most
+        self._rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
+        """Add rows ``x [rows, inputs]`` and ``y [rows, targets]`` with ``weights [rows]``."""
+        self._rows.append((x, y, weights))
+        if sum(len(rows) for rows, _, _ in self._rows) >= self._most:
+            self.finish()
+
+    def finish(self) -> RidgeSums:
+        """The sums of all rows."""
+        if self._rows:
+            self._sums.add(*(torch.cat(parts) for parts in zip(*self._rows, strict=True)))
+            self._rows.clear()
+        return self._sums
 
 
 def _solved(xx: Tensor, xy: Tensor, penalty: float) -> Tensor:

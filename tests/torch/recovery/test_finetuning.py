@@ -11,7 +11,7 @@ import tiny_models
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import find_attention, find_prunable
 from cahp_opt.torch.evaluation.fidelity import ClassLogits, PooledEmbedding, TokenLogits
 from cahp_opt.torch.recovery import finetuning
 from cahp_opt.torch.recovery.finetuning import finetune
@@ -25,6 +25,14 @@ def sliced(family: tiny_models.Family, counts: tuple[int, ...] = (2, 0, 1)) -> t
     space = find_attention(dense).space
     place = np.concatenate([np.arange(units) for units in space.units])
     return dense, slice_heads(dense, place < np.array(counts)[space.block_of])
+
+
+def sliced_in_neurons(family: tiny_models.Family) -> tuple[Any, Any]:
+    dense = family.build()
+    prunable = find_prunable(dense)
+    kept = np.ones(prunable.space.n, dtype=bool)
+    kept[prunable.space.slices[2]] = kept[prunable.space.slices[3]] = False
+    return dense, slice_heads(prunable, kept)
 
 
 def numpy_state() -> str:
@@ -74,6 +82,21 @@ def test_the_loss_goes_down_and_ghosts_stay(family: tiny_models.Family, distil: 
     assert not model.training and [set(vars(m)) for m in model.modules()] == attributes
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
     assert states[2] == numpy_state()
+
+
+def test_empty_parts_of_both_kinds_stay_empty() -> None:
+    dense, model = sliced_in_neurons(tiny_models.BERT)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    finetune(model, texts(tiny_models.BERT), dense=dense, learning_rate=5e-3)
+    heads, neurons = find_prunable(model).blocks[2:4]
+    for block in (heads, neurons):
+        assert block.ghost and not block.out.get_parameter("weight").any()
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    layer = "bert.encoder.layer.1"
+    assert {f"{layer}.intermediate.dense.{n}" for n in ("weight", "bias")} < frozen
+    assert all(torch.equal(model.get_parameter(name), before[name]) for name in frozen)
+    bias = f"{layer}.output.dense.bias"
+    assert not torch.equal(model.get_parameter(bias), before[bias])
 
 
 def test_a_caller_may_have_autocast_on() -> None:

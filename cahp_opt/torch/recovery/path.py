@@ -1,0 +1,124 @@
+"""The path of a refit: every linear layer that is fitted, in the order of the fits."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from torch import Tensor
+
+from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, submodules
+from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.recovery.feed_forward import find_feed_forward, place_of_block
+from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place
+from cahp_opt.torch.running.batches import Batch, examples
+
+_LOOKED_AT = 2  # examples; where a part adds to the stream is the same for all
+
+_NO_LIMIT = 2**62
+
+
+def with_attention(prunable: Prunable) -> Prunable:
+    """The blocks, and the attention of a model that was pruned in neurons alone: fitting that repairs too.
+
+    Without attention that is understood, or with several blocks of it in a layer, they stay as they are.
+    """
+    if prunable.attention:
+        return prunable
+    with suppress(ValueError):
+        attention = find_attention(prunable.model)
+        at = {id(module): index for index, (_, module) in enumerate(submodules(prunable.model))}
+        blocks = sorted((*attention, *prunable), key=lambda block: at[id(block.out)])
+        both = Prunable(prunable.model, tuple(blocks), prunable.skipped)
+        LayerWalk(both, 0)
+        return both
+    return prunable
+
+
+def places_of(prunable: Prunable, batch: Batch, *, feed_forward: bool) -> list[Place]:
+    """Every place of the unpruned model that a refit fits, layer by layer.
+
+    In a layer attention comes first, and then what is seen in the layer's output: in one where both add to
+    the stream at once, the feed-forward part then repairs what attention could not, and nothing twice.
+
+    Args:
+        prunable: the blocks of the unpruned model, which is in evaluation mode.
+        batch: a batch, of which the first examples are run.
+        feed_forward: whether to fit feed-forward parts.
+
+    Raises:
+        ValueError: if the layers cannot be run one after the other, or the batch does not reach a block.
+    """
+    walk = LayerWalk(prunable, _NO_LIMIT)
+    few = examples(batch, 0, _LOOKED_AT)
+    apart = [block.site for block in prunable.attention]
+    names = {id(module): name for name, module in submodules(prunable.model)}
+    places: list[Place] = []
+    for layer in range(len(walk.layers)):
+        own = [b for b, at in zip(prunable, walk.layer_of, strict=True) if at == layer]
+        attention = [b for b in own if not isinstance(b, FeedForwardBlock)]
+        parts = [b for b in own if isinstance(b, FeedForwardBlock)]
+        places += [Place(b.name, layer, names[id(b.out)], Behind.ATTENTION) for b in attention]
+        if not feed_forward:
+            continue
+        found = [place_of_block(walk, layer, part, few) for part in parts]
+        if not parts:
+            found = [find_feed_forward(walk, layer, attention[0].name, apart, few)]
+        there = [place for place in found if place is not None]
+        places += sorted(there, key=lambda place: place.behind is Behind.LAYER)
+    return places
+
+
+class DenseStreams:
+    """The streams of the unpruned model behind every place.
+
+    As long as memory allows, each of its layers runs once over the data: one run gives the streams
+    behind all places of a layer, and where it cannot be resumed, of all layers.
+
+    Args:
+        walk: through the unpruned model.
+        places: all places, in the order in which they are asked for.
+        memory: bytes of streams to remember.
+    """
+
+    def __init__(self, walk: LayerWalk, places: list[Place], memory: int) -> None:
+        self._walk, self._places, self._memory = walk, places, memory
+        self._ready: dict[tuple[int, int], Tensor] = {}
+        self._most = 1  # bytes of a stream, as far as is known
+
+    def of(self, index: int, batch: Batch, number: int) -> Tensor:
+        """The stream behind a place, ``[..., hidden]``; every place is asked for once.
+
+        Args:
+            index: the number of the place.
+            batch: the batch, on the model's device.
+            number: the position of the batch in the data.
+
+        Raises:
+            ValueError: if the model does not run a place on this batch.
+        """
+        ready = self._ready.pop((index, number), None)
+        if ready is not None:
+            self._memory += _size(ready)
+            return ready
+        together = self._together(index)
+        onward = self._memory > 0 and index + len(together) < len(self._places)
+        found, move_on = self._walk.streams(together, batch, number, onward=onward)
+        self._most = max(self._most, *map(_size, found))
+        for later, stream in enumerate(found[1:], start=index + 1):
+            if _size(stream) > self._memory:
+                return found[0]
+            self._memory -= _size(stream)
+            self._ready[later, number] = stream
+        move_on()
+        return found[0]
+
+    def _together(self, index: int) -> list[Place]:
+        """The places from this one that one run serves."""
+        places = self._places[index : index + 1 + self._memory // self._most]
+        if not self._walk.resumes:
+            return places
+        return [place for place in places if place.layer == places[0].layer]
+
+
+def _size(stream: Tensor) -> int:
+    return stream.numel() * stream.element_size()
