@@ -104,8 +104,9 @@ def find_for(model: nn.Module | Prunable, selection: object, unit: Unit | None) 
     unstated = [b.name for b in space.blocks if not b.unit.of_attention and b.order is None]
     if unstated:
         raise ValueError(
-            f"`selection` does not say which neurons the groups of {unstated[0]!r} hold; pass the blocks that "
-            "were calibrated (of `find_prunable` or `order_neurons`) in place of `model`."
+            f"`selection` does not say which neurons the groups of {unstated[0]!r} hold; take the record that "
+            "was written when they were selected, or pass the blocks that were calibrated (of `find_prunable` "
+            "or `order_neurons`) in place of `model`."
         )
     of_attention = space.of_attention
     heads, neurons = bool(of_attention.any()), not bool(of_attention.all())
