@@ -267,7 +267,8 @@ class Prunable:
 
     def grouped(self, space: HeadSpace) -> Prunable:
         """The same blocks with the neurons in the groups of a space, which has the same blocks in the same
-        order; only its names may differ.
+        order; only its names may differ. Where it does not state which neurons form a group, a block with as
+        many groups stays as it is.
 
         Raises:
             ValueError: if it has other blocks, or groups that the neurons cannot be put into.
@@ -278,14 +279,14 @@ class Prunable:
             raise ValueError(
                 f"`space` has {_kinds(space)}, and the model {_kinds(self.space)}; it is of another model."
             )
-        pairs = zip(self.blocks, space.blocks, strict=True)
-        blocks = tuple(
-            block.grouped(entry.units, entry.order)
-            if isinstance(block, FeedForwardBlock)
-            else block
-            for block, entry in pairs
-        )
-        return replace(self, blocks=blocks)
+
+        def alike(block: PrunableBlock, entry: Block) -> PrunableBlock:
+            unstated = entry.order is None and entry.units == block.units
+            if unstated or not isinstance(block, FeedForwardBlock):
+                return block
+            return block.grouped(entry.units, entry.order)
+
+        return replace(self, blocks=tuple(map(alike, self.blocks, space.blocks)))
 
     def at(self, model: nn.Module) -> Prunable:
         """The same blocks in a model of the same modules, such as a copy: taken by path, and not read.
