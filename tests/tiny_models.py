@@ -525,6 +525,12 @@ def sliced(
     return slice_heads(prunable, kept, batch=to(family.batch(), dtype))
 
 
+def few_groups(model: nn.Module) -> Prunable:
+    """Both kinds of blocks, with the neurons of a block in four groups, so that there are few counts to try."""
+    width = find_prunable(model, heads=False).feed_forward[0].width
+    return find_prunable(model, neuron_group=width // 4)
+
+
 def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The first output at real tokens."""
     with torch.no_grad():

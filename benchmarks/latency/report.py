@@ -49,8 +49,8 @@ quite the same kernels, and their curves may differ: while a graph is captured, 
 masks that it otherwise leaves out, which costs time (see `run_through` in `cahp_opt/torch/latency/execution.py`).
 
 The first picture of a device shows the time of one block, the most common one of its model, by the number of
-units kept. On a GPU it is the device's time alone, in eager runs too. Keeping no unit costs as much as keeping one,
-because an empty block is stored with one (`bypass_empty` skips it). The lower panels show what each further unit
+units kept. On a GPU it is the device's time alone, in eager runs too. Results of before
+empty blocks were skipped show keeping no unit to cost as much as keeping one. The lower panels show what each further unit
 adds: stairs, such as those of matrix products computed in tiles of a few heads, appear as a zigzag there, and
 `--multiple-of` keeps to full tiles. The second picture has every keep-set of every case.
 """

@@ -147,7 +147,7 @@ class CostTable:
         return found
 
     def corrected(self: Table, evidence: Sequence[tuple[npt.ArrayLike, float]]) -> Table:
-        """The table with another factor for its blocks and another offset, to fit whole models.
+        """The table with another factor for all its blocks and another offset, to fit whole models.
 
         Args:
             evidence: counts, ``[blocks]``, and measured costs of whole models. If they do not
@@ -166,7 +166,7 @@ class CostTable:
         return replace(
             self,
             fixed=fit.fixed,
-            costs=tuple(fit.scale * c for c in self.costs),
+            costs=tuple(fit.scales[0] * c for c in self.costs),
             least=max(fit.least, min(self.least, *(taken for _, taken in evidence))),
         )
 

@@ -51,6 +51,7 @@ from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
 from cahp_opt.torch.running.undo import Journal
+from cahp_opt.torch.slicing.bypass import bypass_where_possible
 from cahp_opt.torch.slicing.slicing import SELECTION, selection_in, selection_of
 from cahp_opt.torch.slicing.surgery import cut, freeze_ghosts
 from cahp_opt.torch.slicing.travelling import (
@@ -185,7 +186,8 @@ def from_pretrained(
 
     Returns:
         The sliced model, an instance of its stock class. If it can be run on made-up inputs, a few
-        of its output numbers were compared with those of the saved model.
+        of its output numbers were compared with those of the saved model, and blocks without kept
+        units are skipped where :func:`~cahp_opt.torch.bypass_empty` finds that they can be.
 
     Raises:
         RecordError: if the folder has no selection or configuration, or several sets of weights, or they do
@@ -242,10 +244,12 @@ def from_pretrained(
     assert slicer.known is not None  # it sliced the model when that was built
     prunable = slicer.known
     _check_complete(prunable, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
-    freeze_ghosts(reread(prunable))  # the loader makes every weight trainable
+    prunable = reread(prunable)
+    freeze_ghosts(prunable)  # the loader makes every weight trainable
     # Beside weights that were trained since, the check is that of others.
     if "quantization_config" not in kwargs and blueprint.source == str(folder / SELECTION_FILE):
         compare_check(model, folder)
+    bypass_where_possible(prunable)
     return model
 
 

@@ -1,13 +1,12 @@
-"""Measuring the time of heads on this machine."""
+"""Measuring the time of heads and of feed-forward neurons on this machine."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +19,16 @@ from cahp_opt.costs.whole_models import fit_whole_models
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import HeadSpace, Unit
 from cahp_opt.torch.blocks.blocks import submodules
-from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock, find_attention
-from cahp_opt.torch.latency.cache import caches_in, snapshot
+from cahp_opt.torch.blocks.finder import Prunable, blocks_of
+from cahp_opt.torch.latency.block_parts import parts, watched
 from cahp_opt.torch.latency.execution import (
     captured,
-    compiled,
     on,
     refuse_unfit,
     room_to_compile,
-    run_through,
 )
 from cahp_opt.torch.latency.model_times import provenance, time_models, whole_model
+from cahp_opt.torch.latency.recorded_calls import Call, again, record
 from cahp_opt.torch.latency.stopwatch import Meter, Timing, Work, interleaved
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.running.batches import (
@@ -41,6 +39,7 @@ from cahp_opt.torch.running.batches import (
 )
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.slicing import thin_copy
+from cahp_opt.torch.slicing.timing_copies import timing_copy
 
 __all__ = ["Timing", "measure_latency", "time_models"]
 
@@ -48,11 +47,12 @@ _BLOCK_ROUNDS = 2  # blocks are short: more rounds cost little, and outlast a bu
 _PLACE = ("layer_idx", "layer_id")  # attributes with the position of a block, not its function
 _DENSE = "unpruned"
 _EVEN = {"three quarters": 0.75, "half": 0.5, "quarter": 0.25, "nothing": 0.0}
+_FEW = 0.25
 _UNEVEN = 3
 
 
 def measure_latency(
-    model: nn.Module,
+    model: nn.Module | Prunable,
     batch: Batch,
     *,
     phase: Phase = Phase.PREFILL,
@@ -62,10 +62,11 @@ def measure_latency(
     samples: SampleFile | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Measure the time of every attention block at every number of kept units, on this machine.
+    """Measure the time of every block at every number of kept units, on this machine.
 
     Each count runs with really sliced weights on the block's inputs for ``batch``, and no unit kept
-    runs as :func:`~cahp_opt.torch.slice_heads` stores it. Blocks that are alike (class, shapes,
+    runs as :func:`~cahp_opt.torch.from_pretrained` loads it: skipped, if
+    :func:`~cahp_opt.torch.bypass_empty` finds that it can be. Blocks that are alike (class, shapes,
     settings, precision, inputs) share one measurement, and one that several layers share counts as
     often as it runs. Blocks that a decoding step does not reach, such as those of an encoder, cost
     nothing there. The model is not changed.
@@ -74,20 +75,21 @@ def measure_latency(
     is fitted to whole models, from unpruned to nothing kept, even and uneven, that are timed in the
     same way::
 
-        seconds = max(least, fixed + scale * sum over blocks b of alone[b, kept in b])
+        seconds = max(least, fixed + sum over blocks b of scale[kind of b] * alone[b, kept in b])
 
-    with the time outside of the blocks in ``fixed``, and in ``least`` the time to launch all
+    with one factor for attention and one for feed-forward parts, the time outside of the blocks in ``fixed``, and in ``least`` the time to launch all
     operations, where a fast device waits for that. ``provenance.error`` is the error, on the uneven
     models, of a fit to the even ones alone.
 
     Args:
-        model: the unpruned model, on the device and in the precision that it will run in.
+        model: the unpruned model, on the device and in the precision that it will run in; or its blocks, such
+            as blocks of both kinds by :func:`~cahp_opt.torch.find_prunable`.
         batch: keyword arguments for the model, of the size to be optimised for; for decoding, the
             context that fills the key/value cache.
         phase: whether the forward pass over the batch is timed, or one new token per example after it.
         execution: how the model will be run. Compiling takes long: every count is compiled.
         repeats: timed runs of every whole model; every point of a block, which is short, gets twice as
-            many. A low quantile of them is reported.
+            many, and as many if there are blocks of both kinds. A low quantile of them is reported.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
         samples: a file that keeps every run, so that an interrupted measurement can resume.
         progress: called once per round.
@@ -99,7 +101,7 @@ def measure_latency(
         ValueError: for a batch or a phase that cannot be used, or if ``repeats`` is below 1.
     """
     return time_blocks(
-        find_attention(model, unit=unit),
+        blocks_of(model, unit),
         batch,
         phase=phase,
         execution=execution,
@@ -126,7 +128,8 @@ def time_blocks(
     """
     if repeats < 1:
         raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
-    model, space = prunable.model, prunable.space
+    model, space = prunable.model, prunable.space.unordered()
+    mixed = len({*space.of_attention.tolist()}) > 1
     device = device_of(model)
     refuse_unfit(execution, device)
     batch = prepare(batch, model, "batch")
@@ -152,16 +155,16 @@ def time_blocks(
         # Whole models first: the copies of blocks leave a scattered heap, in which all of them run slower.
         wholes = timed(
             {
-                name: whole_model(thin_copy(prunable, kept), batch, phase, execution)
+                name: whole_model(timing_copy(prunable, kept), batch, phase, execution)
                 for name, kept in keep_sets.items()
             },
             repeats,
             "time models",
         )
-        alike, times = _alike(prunable, batch, phase, execution)
+        found, alike, times = _alike(prunable, batch, phase, execution)
         blocks = timed(
-            _sliced_sites(prunable, alike, batch, phase, execution),
-            _BLOCK_ROUNDS * repeats,
+            _sliced_parts(prunable, found, alike, batch, phase, execution),
+            repeats if mixed else _BLOCK_ROUNDS * repeats,
             "time blocks",
         )
         again = timed(
@@ -175,7 +178,13 @@ def time_blocks(
         else np.array([runs * blocks[first, k].seconds for k in range(units + 1)])
         for first, units, runs in zip(alike, space.units.tolist(), times, strict=True)
     )
-    summed = np.array([_total(alone, space.counts(kept)) for kept in keep_sets.values()])
+    kinds = [of_kind for of_kind in (space.of_attention, ~space.of_attention) if of_kind.any()]
+    summed = np.array(
+        [
+            [_total(alone, space.counts(kept), of_kind) for of_kind in kinds]
+            for kept in keep_sets.values()
+        ]
+    )
     measured = np.array([wholes[name].seconds for name in keep_sets])
     fit, even = fit_whole_models(summed, measured), len(keep_sets) - _UNEVEN
     known = fit_whole_models(summed[:even], measured[:even])
@@ -186,13 +195,19 @@ def time_blocks(
         drift=again[_DENSE].seconds / wholes[_DENSE].seconds - 1,
         error=float(np.abs(known.at(summed) / measured - 1)[even:].max()),
     )
+    scales = np.array(fit.scales) @ np.array(kinds)
     return LatencyTable(
-        space, fit.fixed, tuple(fit.scale * seconds for seconds in alone), facts, fit.least
+        space,
+        fit.fixed,
+        tuple(scale * seconds for scale, seconds in zip(scales.tolist(), alone, strict=True)),
+        facts,
+        fit.least,
     )
 
 
-def _total(seconds: Sequence[Floats], counts: Ints) -> float:
-    return sum(float(s[k]) for s, k in zip(seconds, counts, strict=True))
+def _total(seconds: Sequence[Floats], counts: Ints, of_kind: Bools) -> float:
+    both = zip(seconds, counts, of_kind, strict=True)
+    return sum(float(own[k]) for own, k, counted in both if counted)
 
 
 def _subject(model: nn.Module) -> dict[str, object]:
@@ -210,90 +225,61 @@ def _setting(facts: Provenance) -> dict[str, object]:
     return told | {"phase": facts.phase.value, "execution": facts.execution.value}
 
 
-class _Call(NamedTuple):
-    """The arguments of a block's call, how to restore the caches in them, and what must stay
-    alive."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    restore: tuple[Callable[[], None], ...]
-    keep: object = None
-
-
-def _calls(
-    model: nn.Module,
-    sites: Mapping[int, nn.Module],
-    batch: Batch,
-    phase: Phase,
-    execution: Execution,
-) -> tuple[dict[int, _Call], dict[int, int]]:
-    """By site its last call in one run of the model, and how often it ran."""
-    calls, times = dict[int, _Call](), dict.fromkeys(sites, 0)
-
-    def listener(b: int) -> Callable[..., None]:
-        def listen(site: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caches = caches_in([*args, *kwargs.values()])
-            calls[b] = _Call(args, kwargs, tuple(snapshot(cache) for cache in caches))
-            times[b] += 1
-
-        return listen
-
-    def listen_to_all() -> None:
-        for b, site in sites.items():
-            hook = site.register_forward_pre_hook(listener(b), with_kwargs=True, prepend=True)
-            stack.callback(hook.remove)
-
-    with ExitStack() as stack:
-        keep = run_through(
-            whole_model(model, batch, phase, Execution.EAGER), execution, listen_to_all
-        )
-    return {b: call._replace(keep=keep) for b, call in calls.items()}, times
-
-
 def _alike(
     prunable: Prunable, batch: Batch, phase: Phase, execution: Execution
-) -> tuple[list[int | None], list[int]]:
-    """For every block the first block that is alike (None if it does not run), and how often it runs."""
-    sites = {b: block.site for b, block in enumerate(prunable)}
-    calls, times = _calls(prunable.model, sites, batch, phase, execution)
-    missing = [block.name for b, block in enumerate(prunable) if b not in calls]
-    if missing and (phase is Phase.PREFILL or not calls):
+) -> tuple[list[tuple[str, ...]], list[int | None], list[int]]:
+    """For every block its parts, the first block that is alike (None if it does not run), and how often
+    it runs."""
+    modules = {
+        (b, path): module
+        for b, block in enumerate(prunable)
+        for path, module in watched(prunable, block).items()
+    }
+    calls, order = record(prunable.model, modules, batch, phase, execution)
+    called: list[list[str]] = [[] for _ in prunable]
+    for b, path in order:
+        called[b].append(path)
+    found = [parts(prunable, block, called[b]) for b, block in enumerate(prunable)]
+    missing = [block.name for block, own in zip(prunable, found, strict=True) if not own]
+    if missing and (phase is Phase.PREFILL or len(missing) == len(prunable)):
         raise ValueError(
             f"`batch` does not reach the blocks {missing}; pass inputs that all blocks see."
         )
     first: dict[Hashable, int] = {}
-    alike = [
-        first.setdefault(_kind(block, calls[b]), b) if b in calls else None
-        for b, block in enumerate(prunable)
-    ]
-    return alike, [times[b] for b in range(len(prunable))]
+    alike: list[int | None] = []
+    for b, (block, own) in enumerate(zip(prunable, found, strict=True)):
+        kinds = tuple(_kind(modules[b, path], calls[b, path]) for path in own)
+        alike.append(first.setdefault((block.units, kinds), b) if own else None)
+    times = [called[b].count(own[-1]) if own else 0 for b, own in enumerate(found)]
+    return found, alike, times
 
 
-def _kind(block: PrunableBlock, call: _Call) -> Hashable:
-    """A key of all that a block's time depends on: structure, settings, precision, inputs; not
+def _kind(module: nn.Module, call: Call) -> Hashable:
+    """A key of all that a part's time depends on: structure, settings, precision, inputs; not
     weights."""
     settings: list[tuple[str, str, object]] = []
-    for path, module in submodules(block.site):
-        attributes: dict[str, object] = vars(module)
+    for path, inner in submodules(module):
+        attributes: dict[str, object] = vars(inner)
         for key, value in sorted(attributes.items()):
             if isinstance(value, bool | int | float | str) and key not in _PLACE:
                 settings.append((path, key, value))
-    weights = [(path, p.shape, p.dtype) for path, p in block.site.named_parameters()]
+    weights = [(path, p.shape, p.dtype) for path, p in module.named_parameters()]
     inputs = [
         (key, tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__)
         for key, value in [*enumerate(call.args), *sorted(call.kwargs.items())]
     ]
-    return (repr(block.site), block.units, str(settings), str(weights), str(inputs))
+    return (repr(module), str(settings), str(weights), str(inputs))
 
 
-def _sliced_sites(
+def _sliced_parts(
     prunable: Prunable,
+    found: Sequence[tuple[str, ...]],
     alike: Sequence[int | None],
     batch: Batch,
     phase: Phase,
     execution: Execution,
 ) -> dict[tuple[int, int], Work]:
-    """By block and count, the work of the attention site with that many units.
+    """By block and count, the work of the block's parts with that many units.
 
     The inputs come from a model whose blocks all have as many, because a key/value cache does.
     """
@@ -302,25 +288,17 @@ def _sliced_sites(
     firsts = sorted({b for b in alike if b is not None})
     work: dict[tuple[int, int], Work] = {}
     for k in range(int(space.units.max()) + 1):
-        small = prunable.at(thin_copy(prunable, place < k))
+        small = prunable.at(timing_copy(prunable, place < k))
         wanted = [b for b in firsts if k <= space.units[b]]
-        sites = {b: small.blocks[b].site for b in wanted}
-        calls, _ = _calls(small.model, sites, batch, phase, execution)
-        work |= {(b, k): _part(sites[b], calls[b], execution) for b in wanted}
+        modules = {
+            (b, path): small.blocks[b].site.get_submodule(path) for b in wanted for path in found[b]
+        }
+        calls, _ = record(small.model, modules, batch, phase, execution)
+        work |= {
+            (b, k): again([(modules[b, path], calls[b, path]) for path in found[b]], execution)
+            for b in wanted
+        }
     return work
-
-
-def _part(site: nn.Module, call: _Call, execution: Execution) -> Work:
-    """The work of one block."""
-    run = compiled(site, execution)
-
-    def restore() -> None:
-        for step in call.restore:
-            step()
-
-    return Work(
-        lambda: run(*call.args, **call.kwargs), restore if call.restore else None, alone=True
-    )
 
 
 def places(space: HeadSpace) -> Ints:
@@ -330,11 +308,16 @@ def places(space: HeadSpace) -> Ints:
 
 
 def _keep_sets(space: HeadSpace) -> dict[str, Bools]:
-    """Keep-sets whose whole models the table is fitted to: from all to nothing, then uneven ones."""
+    """Keep-sets whose whole models the table is fitted to: from all to nothing, then ones with much more of
+    one kind than of the other, which tell the kinds apart, then uneven ones."""
     place = places(space)
     units = space.units[space.block_of]
     chosen = {_DENSE: place < units}
     chosen |= {name: place < np.ceil(share * units) for name, share in _EVEN.items()}
+    of_attention = space.of_attention[space.block_of]
+    if of_attention.any() and not of_attention.all():
+        few = place < np.ceil(_FEW * units)
+        chosen |= {"few heads": few | ~of_attention, "few neurons": few | of_attention}
     rng = np.random.default_rng(0)
     for number in range(_UNEVEN):
         counts = rng.integers(0, space.units + 1)

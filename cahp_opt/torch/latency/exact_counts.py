@@ -16,7 +16,7 @@ from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import Piece, PrunableBlock
-from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, blocks_of
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.weightless import rehearse
 from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
@@ -31,22 +31,23 @@ Slot = tuple[nn.Module, str]
 
 
 def count_resources(
-    model: nn.Module, batch: Batch | None = None, *, unit: Unit | None = None
+    model: nn.Module | Prunable, batch: Batch | None = None, *, unit: Unit | None = None
 ) -> dict[str, CostTable]:
     """Exact resource tables for every block and number of kept units, computed rather than
     measured.
 
     ``parameters`` counts the weights, and ``memory`` the bytes of parameters and buffers, each tensor once.
     ``kv_cache`` is the bytes of the key/value cache after a forward pass over ``batch``, for models
-    that return one. No unit kept costs as much as one, because slicing keeps the storage of one;
-    only :func:`~cahp_opt.torch.bypass_empty` saves that.
+    that return one; feed-forward blocks have no part in it. No unit kept costs as much as one,
+    because slicing keeps the storage of one; only of the cache, a block that is skipped (see
+    :func:`~cahp_opt.torch.bypass_empty`) takes less than the table says.
 
     Every sliced model holds exactly what a table predicts, with one exception: stacks of T5 share
     a table of biases as long as nothing of the stack is cut, and afterwards every block has its own. It is
     always counted as the block's own, so the prediction for a whole stack is a little too large.
 
     Args:
-        model: the model, which may be on the meta device; it is not changed.
+        model: the model, which may be on the meta device, or its blocks; it is not changed.
         batch: keyword arguments for the model, as many examples and tokens as the cache is to hold; runs
             twice. None to leave the cache out.
         unit: as for :func:`~cahp_opt.torch.find_attention`.
@@ -60,7 +61,7 @@ def count_resources(
         ValueError: for a batch that cannot be used, or a model on the meta device whose forward depends
             on values.
     """
-    return count_held(find_attention(model, unit=unit), batch)
+    return count_held(blocks_of(model, unit), batch)
 
 
 def count_held(prunable: Prunable, batch: Batch | None = None) -> dict[str, CostTable]:
@@ -79,7 +80,7 @@ def count_held(prunable: Prunable, batch: Batch | None = None) -> dict[str, Cost
 
 
 def _weight_tables(prunable: Prunable) -> dict[str, CostTable]:
-    model, space, journal = prunable.model, prunable.space, Journal()
+    model, space, journal = prunable.model, prunable.space.unordered(), Journal()
     costs = {"parameters": list[Floats](), "memory": list[Floats]()}
     try:  # counted after untying, which is then undone
         blocks = untied(prunable, np.zeros(space.n, dtype=np.bool_), journal)
@@ -141,7 +142,7 @@ def _stored(units: int) -> Ints:
 
 def _cache_table(prunable: Prunable, inputs: Mapping[str, Any]) -> CostTable | None:
     """From two runs, of all units and of one per block; in between, the cache grows evenly."""
-    space = prunable.space
+    space = prunable.space.unordered()
     with evaluating(prunable.model):
         most = _run(prunable, inputs)
         if most is None:
@@ -154,20 +155,22 @@ def _cache_table(prunable: Prunable, inputs: Mapping[str, Any]) -> CostTable | N
             "the cache has tensors that depend on the kept units and belong to no attention block; "
             "leave `batch` out to count the weights alone."
         )
-    costs: list[Floats] = []
-    for block, low, high in zip(space.blocks, least[0], most[0], strict=True):
+    costs = [np.zeros(units + 1) for units in space.units.tolist()]
+    of_attention = np.flatnonzero(space.of_attention).tolist()
+    for index, low, high in zip(of_attention, least[0], most[0], strict=True):
+        block = space.blocks[index]
         size, rest = divmod(high - low, max(block.units - 1, 1))
         if rest:
             raise UnsupportedModelError(
                 f"the cache of {block.name} has {low} bytes for one unit and {high} for {block.units}: "
                 "its units differ in size; leave `batch` out to count the weights alone."
             )
-        costs.append(np.asarray(low + (_stored(block.units) - 1) * size, dtype=np.float64))
+        costs[index] += low + (_stored(block.units) - 1) * size
     return CostTable(space, most[1], tuple(costs), "bytes")
 
 
 def _run(prunable: Prunable, inputs: Mapping[str, Any]) -> tuple[list[int], int] | None:
-    model, sites = prunable.model, [block.site for block in prunable]
+    model, sites = prunable.model, [block.site for block in prunable.attention]
     if _is_bare(model):
         return rehearse(model, sites, inputs, cache_bytes)
     return cache_bytes(model, sites, inputs)

@@ -19,18 +19,18 @@ from cahp_opt.selection import Selection
 from cahp_opt.solver import Solver
 from cahp_opt.space import Unit
 from cahp_opt.studies.promise import ForeignTableWarning, Measure, Promise, foreign
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, blocks_of
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.latency.meters import meter_of
 from cahp_opt.torch.latency.model_times import device_name, provenance, time_models
 from cahp_opt.torch.running.batches import Batch, device_of, prepare
-from cahp_opt.torch.slicing.slicing import thin_copy
+from cahp_opt.torch.slicing.timing_copies import timing_copy
 
 __all__ = ["ForeignTableWarning", "here", "measuring", "select_measured", "time_pairs"]
 
 
 def select_measured(
-    model: nn.Module,
+    model: nn.Module | Prunable,
     objective: Objective,
     profile: Profile,
     target: Target,
@@ -53,8 +53,8 @@ def select_measured(
     of the same round. :meth:`~cahp_opt.studies.promise.Promise.keep` describes the rounds.
 
     Args:
-        model: the unpruned model, on the device and in the precision that it will run in; it is not
-            changed.
+        model: the unpruned model, on the device and in the precision that it will run in, or its blocks; it
+            is not changed.
         objective: the objective to maximise.
         profile: the latency tables to begin with, and the resources of other goals.
         target: the goals and limits, with at least one latency goal.
@@ -84,12 +84,14 @@ def select_measured(
     promise = Promise(
         rounds=rounds, tolerance=tolerance, repeats=repeats, time_limit=time_limit, seed=seed
     )
+    prunable = blocks_of(model, unit)
+    model = prunable.model
     profile.check(structure(model))
     tables = target.measured(profile)
     there = {name: table.provenance for name, table in tables.items()}
     for sentence in foreign(there, here(model, there, batches)):
         warnings.warn(sentence, ForeignTableWarning, stacklevel=2)
-    measure = measuring(find_attention(model, unit=unit), there, batches, progress=progress)
+    measure = measuring(prunable, there, batches, progress=progress)
     device = device_name(device_of(model))
     return promise.keep(objective, profile, target, solver, measure, device=device)
 
@@ -149,7 +151,7 @@ def measuring(
     ready = {name: prepare(batches[name], model, f"batches[{name!r}]") for name in workloads}
 
     def measure(selection: Selection, repeats: int) -> dict[str, Check]:
-        small = thin_copy(prunable, selection.kept)
+        small = timing_copy(prunable, selection.kept)
         return time_pairs(model, small, facts, ready, repeats=repeats, progress=progress)
 
     return measure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, blocks_of, reread
+from cahp_opt.torch.latency.block_parts import parts, watched
 from cahp_opt.torch.latency.block_times import places
 from cahp_opt.torch.latency.decoding_step import decoding_step
 from cahp_opt.torch.latency.model_times import dtype_name, provenance
@@ -23,11 +24,13 @@ from cahp_opt.torch.latency.operations import Operation, Operations
 from cahp_opt.torch.latency.stopwatch import Work
 from cahp_opt.torch.latency.weightless import rehearse, skeleton
 from cahp_opt.torch.running.batches import Batch, inputs_of, prepare
+from cahp_opt.torch.slicing.bypass import bypass_unverified
+from cahp_opt.torch.slicing.ghost_layers import Onlooker
 from cahp_opt.torch.slicing.slicing import thin_copy
 
 
 def estimate_latency(
-    model: nn.Module,
+    model: nn.Module | Prunable,
     batch: Batch,
     hardware: Hardware,
     *,
@@ -35,7 +38,7 @@ def estimate_latency(
     unit: Unit | None = None,
     progress: Progress = silent,
 ) -> LatencyTable:
-    """Estimate the time of every attention block at every number of kept units, without the device.
+    """Estimate the time of every block at every number of kept units, without the device.
 
     For planning only: a budget should use :func:`~cahp_opt.torch.measure_latency`. The
     sliced models run without weights and arithmetic, so ``model`` may be on the meta device
@@ -53,7 +56,7 @@ def estimate_latency(
     which a budget by ratio needs, forward passes were within 11 %. No GPU was compared.
 
     Args:
-        model: the unpruned model; it is not changed.
+        model: the unpruned model, or its blocks; it is not changed.
         batch: keyword arguments for the model, of the size to be planned for.
         hardware: the rates of the device, including one for the precision of the model.
         phase: whether the forward pass over the batch is estimated, or one new token per example after it.
@@ -68,8 +71,7 @@ def estimate_latency(
         ValueError: for a batch that cannot be used, a precision that ``hardware`` does not know, or a
             model that looks at values on its way.
     """
-    prunable = find_attention(model, unit=unit)
-    return estimate(prunable, batch, hardware, phase=phase, progress=progress)
+    return estimate(blocks_of(model, unit), batch, hardware, phase=phase, progress=progress)
 
 
 def estimate(
@@ -90,21 +92,19 @@ def estimate(
         )
     batch = prepare(batch, model, "batch", torch.device("cpu"))
     inputs = inputs_of(batch)
-    bare, space = prunable.at(skeleton(model).eval()), prunable.space
-    place = places(space)
+    bare, space = prunable.at(skeleton(model).eval()), prunable.space.unordered()
+    place, found = places(space), _parts(bare, inputs, phase)
     seconds = [np.zeros(units + 1) for units in space.units.tolist()]
     most = int(space.units.max())
     fixed = least = 0.0
-    for k in range(most, 0, -1):
-        small = bare.at(thin_copy(bare, place < k))
-        times = _rehearsed(small, inputs, phase, lambda o: _seconds(hardware, dtype, o))
+    for k in range(most, -1, -1):
+        small = reread(bare.at(thin_copy(bare, place < k)))
+        times = _rehearsed(small, found, inputs, phase, lambda o: _seconds(hardware, dtype, o))
         for own, time in zip(seconds, times.blocks, strict=True):
             own[min(k, len(own) - 1)] = time
         if k == most:
             fixed, least = times.outside, times.launches * hardware.launch_seconds
-        progress("estimate blocks", most - k + 1, most)
-    for own in seconds:
-        own[0] = own[1]  # slicing stores one unit of a block that keeps none, and it runs
+        progress("estimate blocks", most - k + 1, most + 1)
     facts = replace(
         provenance(model, batch, phase, Execution.EAGER),
         device=f"estimate for {hardware.name}",
@@ -124,16 +124,36 @@ class _Times:
     launches: int = 0
 
 
+def _parts(prunable: Prunable, inputs: Mapping[str, Any], phase: Phase) -> list[tuple[str, ...]]:
+    """The parts of every block, by their paths in its site."""
+    modules = [watched(prunable, block) for block in prunable]
+    called: list[list[str]] = [[] for _ in modules]
+
+    def listener(heard: list[str], path: str) -> Callable[..., None]:
+        return lambda *_: heard.append(path)
+
+    def run(copied: nn.Module, sites: list[nn.Module], given: dict[str, Any]) -> None:
+        piece, there = _piece(copied, given, phase), iter(sites)
+        for own, heard in zip(modules, called, strict=True):
+            for path in own:
+                next(there).register_forward_pre_hook(listener(heard, path))
+        piece.run()
+
+    rehearse(prunable.model, [m for own in modules for m in own.values()], inputs, run)
+    return [parts(prunable, *both) for both in zip(prunable, called, strict=True)]
+
+
 def _rehearsed(
     prunable: Prunable,
+    found: Sequence[tuple[str, ...]],
     inputs: Mapping[str, Any],
     phase: Phase,
     seconds: Callable[[Operation], float],
 ) -> _Times:
     """One run of a model, or one step after it."""
 
-    def run(copied: nn.Module, sites: list[nn.Module], given: dict[str, Any]) -> _Times:
-        times, inside = _Times([0.0] * len(sites)), list[int]()
+    def run(copied: nn.Module, _: list[nn.Module], given: dict[str, Any]) -> _Times:
+        times, inside = _Times([0.0] * len(prunable)), list[int]()
 
         def add(operation: Operation) -> None:
             times.launches += 1
@@ -148,16 +168,25 @@ def _rehearsed(
         def leave(*_: object) -> None:
             inside.pop()
 
-        decoding = phase is Phase.DECODE
-        piece = decoding_step(copied, given) if decoding else Work(lambda: copied(**given))
-        for b, site in enumerate(sites):
-            site.register_forward_pre_hook(enter(b), prepend=True)
-            site.register_forward_hook(leave)
+        here = prunable.at(copied)
+        if any(block.ghost for block in here):
+            bypass_unverified(here, given)
+        piece = _piece(copied, given, phase)
+        for b, (block, own) in enumerate(zip(here, found, strict=True)):
+            for path in own:
+                module = block.site.get_submodule(path)
+                module.register_forward_pre_hook(Onlooker(enter(b)), prepend=True, with_kwargs=True)
+                module.register_forward_hook(Onlooker(leave))
         with Operations(add):
             piece.run()
         return times
 
-    return rehearse(prunable.model, [block.site for block in prunable], inputs, run)
+    return rehearse(prunable.model, [], inputs, run)
+
+
+def _piece(model: nn.Module, given: dict[str, Any], phase: Phase) -> Work:
+    """What is estimated: a run of the model, or a step after it."""
+    return decoding_step(model, given) if phase is Phase.DECODE else Work(lambda: model(**given))
 
 
 def _seconds(hardware: Hardware, dtype: torch.dtype, operation: Operation) -> float:

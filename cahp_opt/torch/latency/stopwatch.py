@@ -161,11 +161,12 @@ def timings(seconds: Floats) -> list[Timing]:
         seconds: of every piece in every round, ``[pieces, rounds]``.
     """
     pace = np.ones(seconds.shape[1])
-    if len(seconds) >= _ENOUGH:
-        pace = np.median(seconds / np.median(seconds, axis=1, keepdims=True), axis=0)
-    low = np.quantile(seconds / pace, LOW, axis=1) * np.quantile(pace, LOW)
     median = np.median(seconds, axis=1)
-    spread = np.maximum(median / low - 1, 0)
+    some = median > 0  # a coarse counter may not move for a piece that does nearly nothing
+    if some.sum() >= _ENOUGH:
+        pace = np.median(seconds[some] / median[some, None], axis=0)
+    low = np.quantile(seconds / pace, LOW, axis=1) * np.quantile(pace, LOW)
+    spread = np.maximum(np.divide(median, low, out=np.ones_like(low), where=low > 0) - 1, 0)
     return [Timing(*map(float, row)) for row in zip(low, median, spread, strict=True)]
 
 

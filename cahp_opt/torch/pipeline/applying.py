@@ -30,6 +30,7 @@ from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.pipeline.saving import check_reload, finish
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.refitting import refit_found
+from cahp_opt.torch.slicing.bypass import bypass_where_possible
 from cahp_opt.torch.slicing.slicing import slice_found
 from cahp_opt.torch.slicing.verification import compare_slice
 
@@ -210,8 +211,9 @@ def _judged(run: PruningRun, sliced: Sliced) -> Evaluation | None:
 
 
 def time_slice(run: PruningRun, sliced: Sliced) -> FinalTimes:
-    """Time the sliced model beside the unpruned one."""
+    """Time the sliced model beside the unpruned one, as it will run once it is loaded."""
     with run.stages.stage("time") as progress:
+        bypass_where_possible(sliced.prunable)
         times = final_times(
             run.model,
             sliced.model,

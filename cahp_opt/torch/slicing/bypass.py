@@ -1,10 +1,11 @@
-"""Skipping the attention of blocks without kept units.
+"""Skipping blocks without kept units.
 
 Slicing leaves such a block a *ghost* (see surgery.py): one unit whose output is multiplied by zeros.
-Its result is known beforehand: the bias of the output projection, at every position. A
+Its result is known beforehand: the bias of the output projection, at every position. Of attention a
 :class:`Bypass` returns that without computing anything, and gives the cache the number of
 positions, because lengths are read from it. The form of a forward's return value is learned from a
-run, and a bypass that does not reproduce the run is not used.
+run. Feed-forward parts are skipped layer by layer (see neuron_bypass.py). A bypass that does not reproduce
+the run is not used.
 """
 
 from __future__ import annotations
@@ -18,12 +19,20 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from cahp_opt.torch.blocks.blocks import PrunableBlock, submodules
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.blocks import (
+    AttentionBlock,
+    FeedForwardBlock,
+    Prunable,
+    PrunableBlock,
+    submodules,
+)
+from cahp_opt.torch.blocks.finder import blocks_cut
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
 from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.slicing.ghost_layers import adds_bias_alone, is_in_place
+from cahp_opt.torch.slicing.neuron_bypass import is_free, is_skipped, skip, unskip
 from cahp_opt.torch.slicing.plain_forward import PlainForward
 
 _WEIGHTS_WANTED = ("output_attentions", "need_weights")
@@ -44,9 +53,9 @@ class Bypass:
 
     The stock forward runs in training (otherwise the norm before the block would get no gradient),
     when attention weights are requested, when something listens at the output projection or has
-    replaced it, when its weight can be trained, when the attention backend is another, and with a
-    cache if that was not verified. A class rather than a closure, so that models with it can be
-    copied and pickled.
+    replaced it, when its weight can be trained or is not zero any more, when the attention backend is
+    another, and with a cache if that was not verified. A class rather than a closure, so that models
+    with it can be copied and pickled.
 
     Args:
         block: a block without kept units.
@@ -92,18 +101,13 @@ class Bypass:
     def _applies(
         self, states: Tensor, cache: Cache | None, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> bool:
-        out: Any = self.site
-        for name in self.path:
-            out = getattr(out, name)
-        if out is not self.out or out.weight.requires_grad or self.module.training:
-            return False
-        if len(out._forward_hooks) + len(out._forward_pre_hooks):
+        if self.module.training or not is_in_place(self.site, self.path, self.out):
             return False
         if any(self._argument(name, args, kwargs) for name in _WEIGHTS_WANTED):
             return False
         if cache is not None and not (self.cached and self.layer is not None and states.ndim == 3):
             return False
-        return _backend(self.module) == self.backend
+        return _backend(self.module) == self.backend and adds_bias_alone(self.out)
 
     def _argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if name in kwargs or name not in self.asked:
@@ -118,33 +122,36 @@ class Bypass:
         return states.new_zeros(shape) if bias is None else bias.expand(shape).clone()
 
 
-def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
-    """Let blocks without kept units return at once what they add, in evaluation mode.
+def bypass_empty(model: nn.Module | Prunable, batch: object | None = None) -> int:
+    """Let blocks without kept units, attention and feed-forward parts, return at once what they add.
 
-    Call it last, when the weights are final: a block that is given other weights afterwards, for example
-    by merging an adapter that was trained on it, would still be skipped. Slicing and loading therefore
-    do not do it by themselves.
+    That holds in evaluation mode, and as long as the weights of such a block are zero, which every run
+    checks: a block that is trained, or whose weights are replaced or merged with an adapter's, runs as
+    ever. What was compiled or exported keeps to what was true then.
+    :func:`~cahp_opt.torch.from_pretrained` does this by itself where the model runs on small random inputs,
+    and latency is measured so; :func:`~cahp_opt.torch.slice_heads` does not, because a fresh slice is
+    often trained or exported.
 
     Every block is verified: the model runs on ``batch``, with and without padding, and where it has a
     cache in two steps, as it is and with the bypass. If anything differs, the block stays as it is,
     which is correct too but takes the time of one unit. Copies and pickles of the model skip as it
-    does; a model that is loaded anew does not, until this is called. The cache gets keys and values
-    of width 1 from a skipped block.
+    does. The cache gets keys and values of width 1 from a skipped block.
 
     Args:
-        model: a sliced model; changed in place, but none of its weights.
+        model: a sliced model, or its blocks; changed in place, but none of its weights.
         batch: keyword arguments for the model to verify with; None for small random inputs.
 
     Returns:
         The number of blocks that are skipped now.
 
     Raises:
-        UnsupportedModelError: if the model's attention is not understood.
+        UnsupportedModelError: if the model's blocks are not understood.
         ValueError: if ``batch`` cannot be used, or none is given and none can be made.
     """
-    ghosts = [block for block in find_attention(model) if block.ghost]
-    # A forward of a module's own belongs to something else, such as a device map; or it is a bypass.
-    free = [b for b in ghosts if isinstance(vars(b.module).get("forward"), PlainForward | None)]
+    prunable = blocks_cut(model)
+    model = prunable.model
+    ghosts = [block for block in prunable if block.ghost]
+    free = [block for block in ghosts if _is_free(block)]
     if free:
         trials = make_trials(model, batch)
         before = _Reference.of(model, free, trials)
@@ -160,7 +167,67 @@ def bypass_empty(model: nn.Module, batch: object | None = None) -> int:
             for block in free:
                 _remove(block)
             raise
-    return sum(isinstance(vars(block.module).get("forward"), Bypass) for block in ghosts)
+    return sum(map(_is_skipped, ghosts))
+
+
+def bypass_where_possible(prunable: Prunable) -> int:
+    """:func:`bypass_empty`, of a model that is loaded, or timed as such: where it runs on made-up inputs.
+
+    Args:
+        prunable: the blocks of a sliced model, as they are by now.
+
+    Returns:
+        The number of blocks that are skipped; 0 if nothing can be verified.
+    """
+    absent = any(parameter.is_meta for parameter in prunable.model.parameters())
+    if absent or not any(block.ghost for block in prunable):
+        return 0
+    try:
+        return bypass_empty(prunable)
+    except ValueError:  # no inputs can be made up, or the model does not run on them
+        return 0
+
+
+def bypass_unverified(prunable: Prunable, batch: Batch) -> None:
+    """:func:`bypass_empty` for a model without weights, whose time is estimated: no numbers can be compared.
+
+    Attention is skipped if its module returns what the output projection returns, and not, for example, a
+    norm of that.
+
+    Args:
+        prunable: the blocks of the sliced model, which runs on tensors without values.
+        batch: keyword arguments for the model.
+    """
+    ghosts = [block for block in prunable if block.ghost and _is_free(block)]
+    made = dict[int, object]()
+
+    def note(out: nn.Module, args: object, output: object) -> None:
+        made[id(out)] = output
+
+    handles = [block.out.register_forward_hook(note) for block in ghosts]
+    try:
+        run = _run(prunable.model, ghosts, Trial(batch, bare=False), _one_step)
+    finally:
+        for handle in handles:
+            handle.remove()
+    returned = {id(call.module): call.output for call in run.calls}
+    for block in ghosts:
+        inside = any(module is block.out for module in block.module.modules())
+        output = returned.get(id(block.module))
+        values = cast("tuple[object, ...]", output if isinstance(output, tuple) else (output,))
+        if (
+            isinstance(block, FeedForwardBlock)
+            or not inside
+            or any(_is_same_memory(value, made.get(id(block.out))) for value in values)
+        ):
+            _install(block, _Reference([run], [run]))
+
+
+def _is_same_memory(one: object, other: object) -> bool:
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return False
+    mine, theirs = (cast("Any", tensor.untyped_storage())._cdata for tensor in (one, other))
+    return bool(mine == theirs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +263,9 @@ class _Reference:
     cached: list[_Run]
 
     @classmethod
-    def of(cls, model: nn.Module, blocks: list[PrunableBlock], trials: list[Trial]) -> _Reference:
+    def of(
+        cls, model: nn.Module, blocks: Sequence[PrunableBlock], trials: list[Trial]
+    ) -> _Reference:
         """Run the model as it is."""
         plain = [_run(model, blocks, trial, _one_step) for trial in trials]
         try:
@@ -205,7 +274,7 @@ class _Reference:
             cached = []
         return cls(plain, cached if any(run.lengths for run in cached) else [])
 
-    def holds(self, model: nn.Module, blocks: list[PrunableBlock], trials: list[Trial]) -> bool:
+    def holds(self, model: nn.Module, blocks: Sequence[PrunableBlock], trials: list[Trial]) -> bool:
         """Whether the model, with bypasses now, runs and does the same."""
         try:
             again = [_run(model, blocks, trial, _one_step) for trial in trials]
@@ -218,7 +287,7 @@ class _Reference:
 
 def _run(
     model: nn.Module,
-    blocks: list[PrunableBlock],
+    blocks: Sequence[PrunableBlock],
     trial: Trial,
     steps: Callable[[nn.Module, Batch], Iterator[tuple[object, Cache | None]]],
 ) -> _Run:
@@ -233,7 +302,11 @@ def _run(
         run.outputs.append(_copied(output))
 
     # Not the output projections: a bypass makes way for what listens there.
-    handles = [b.module.register_forward_hook(called, with_kwargs=True) for b in blocks]
+    handles = [
+        b.module.register_forward_hook(called, with_kwargs=True)
+        for b in blocks
+        if isinstance(b, AttentionBlock)
+    ]
     handles += [b.site.register_forward_hook(left) for b in blocks]
     try:
         with evaluating(model), torch.no_grad():
@@ -318,8 +391,30 @@ def _same(one: object, other: object) -> bool:
     return not isinstance(one, Tensor) and not isinstance(other, Tensor)
 
 
+def _is_free(block: PrunableBlock) -> bool:
+    """Whether a bypass may be put there: a forward of a module's own belongs to something else, such as a
+    device map; or it is a bypass."""
+    if isinstance(block, FeedForwardBlock):
+        return is_free(block)
+    return isinstance(vars(block.module).get("forward"), PlainForward | None)
+
+
+def _is_skipped(block: PrunableBlock) -> bool:
+    if isinstance(block, FeedForwardBlock):
+        return is_skipped(block)
+    return isinstance(vars(block.module).get("forward"), Bypass)
+
+
 def _install(block: PrunableBlock, reference: _Reference) -> bool:
-    """Put a bypass on a block, if what its module returned can be given without running it."""
+    """Put a bypass on a block, if what it returned can be given without running it."""
+    if isinstance(block, FeedForwardBlock):
+        skip(block)
+        return True
+    return isinstance(block, AttentionBlock) and _install_attention(block, reference)
+
+
+def _install_attention(block: AttentionBlock, reference: _Reference) -> bool:
+    """Put a bypass on attention, if what its module returned can be given without running it."""
     calls = (call for run in reference.plain for call in run.calls if call.module is block.module)
     call = next(calls, None)
     if call is None or base_linear(block.out) is not block.out:
@@ -345,6 +440,9 @@ def _install(block: PrunableBlock, reference: _Reference) -> bool:
 
 
 def _remove(block: PrunableBlock) -> None:
+    if isinstance(block, FeedForwardBlock):
+        unskip(block)
+        return
     bypass: object = vars(block.module).get("forward")
     if isinstance(bypass, Bypass):
         del vars(block.module)["forward"]

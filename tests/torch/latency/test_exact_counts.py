@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Ints
 from cahp_opt.space import Unit
 from cahp_opt.torch import UnsupportedModelError, count_resources, find_attention, slice_heads
+from cahp_opt.torch.blocks.finder import find_prunable
 from cahp_opt.torch.latency.weightless import skeleton
 from cahp_opt.torch.running.cache_tensors import tensors_in
 
@@ -127,20 +128,40 @@ def test_tensors_are_found_in_any_cache() -> None:
     assert len(list(tensors_in(nested))) == 2
 
 
-def test_units_of_different_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_of_different_sizes_are_refused() -> None:
     model = tiny_models.BERT.build()
     attention = find_attention(model)
     piece = attention.blocks[1].pieces[0]
     unit_of = piece.unit_of.copy()
     unit_of[0] = 1
     object.__setattr__(piece, "unit_of", unit_of)
-    monkeypatch.setattr(
-        "cahp_opt.torch.latency.exact_counts.find_attention", lambda *_, **__: attention
-    )
     with pytest.raises(UnsupportedModelError, match=r"have \[7, 9, 8, 8\] entries of .*weight"):
-        count_resources(model)
+        count_resources(attention)
 
 
 def test_a_batch_that_cannot_be_used() -> None:
     with pytest.raises(ValueError, match="`batch` has no tensor among"):
         count_resources(tiny_models.GPT2.build(), {})
+
+
+@pytest.mark.parametrize("name", ["bert", "phi3", "t5"])
+def test_feed_forward_blocks_are_counted_with_attention(name: str) -> None:
+    family = tiny_models.named(name)
+    model, batch = family.build(), family.batch()
+    prunable = find_prunable(model)
+    tables, heads = count_resources(prunable, batch), count_resources(model, batch)
+    space = prunable.space
+    place = np.arange(space.n) - np.array([space.slices[b].start for b in space.block_of])
+    counts = np.random.default_rng(0).integers(1, space.units + 1)
+    small = slice_heads(prunable, place < counts[space.block_of], batch=batch)
+    weights = sum(p.numel() for p in small.parameters())
+    assert tables["parameters"].predict(counts) == weights
+    assert tables["parameters"].dense == heads["parameters"].dense
+    for kind, table in tables.items():
+        assert table.space == space.unordered()
+        attention = [c for c, own in zip(table.costs, space.of_attention, strict=True) if own]
+        np.testing.assert_array_equal(attention, heads[kind].costs)
+    if "kv_cache" in tables:
+        cache = zip(tables["kv_cache"].costs, space.of_attention, strict=True)
+        assert not any(costs.any() for costs, of_attention in cache if not of_attention)
+        assert tables["kv_cache"].fixed == heads["kv_cache"].fixed
