@@ -17,8 +17,9 @@ from torch import nn
 
 from cahp_opt.arrays import Bools, Ints
 from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.torch import Prunable, find_attention, find_prunable
 from cahp_opt.torch.blocks import site_reader as reading
-from cahp_opt.torch.blocks.blocks import AttentionBlock, Piece
+from cahp_opt.torch.blocks.blocks import AttentionBlock, FeedForwardBlock, Piece
 from cahp_opt.torch.blocks.layouts import ARGUMENTS, LAYOUTS, PARAMETERS, Layout, Order
 from cahp_opt.torch.running import gates as masking
 from cahp_opt.torch.running import undo
@@ -39,6 +40,7 @@ class Bug:
         unit: what the units are.
         traced: whether it is a wrong layout that differentiation gives away before anything is cut.
         empty: whether the second block keeps nothing.
+        neurons: whether neurons, in random groups, are cut beside heads.
     """
 
     build: Callable[[], nn.Module]
@@ -47,6 +49,13 @@ class Bug:
     unit: Unit | None = None
     traced: bool = False
     empty: bool = False
+    neurons: bool = False
+
+    def blocks(self, model: nn.Module) -> Prunable:
+        """The blocks to cut."""
+        if self.neurons:
+            return tiny.in_random_groups(find_prunable(model))
+        return find_attention(model, unit=self.unit)
 
 
 def alternating(space: HeadSpace, *, empty: bool = False) -> Bools:
@@ -219,13 +228,117 @@ def _ghost_alive(patch: pytest.MonkeyPatch) -> None:
 
 
 def _adapted() -> nn.Module:
-    config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj", "o_proj"])
+    return _with_adapters("q_proj", "v_proj", "o_proj")
+
+
+def _with_adapters(*targets: str) -> nn.Module:
+    config = peft.LoraConfig(r=3, target_modules=list(targets))
     adapted: Any = peft.get_peft_model(tiny.LLAMA_GQA.build(bare=True, hidden_size=24), config)
     model: nn.Module = adapted.get_base_model()  # the wrapper hides what the model takes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         tiny.stir(model)
     return model.eval()
+
+
+# --- neurons --------------------------------------------------------------------------------------
+
+
+def _neurons(change: Callable[[Piece, Ints], Piece | None]) -> Plant:
+    """What is cut with neurons, changed piece by piece; it is told the unit of every neuron."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        grouped = FeedForwardBlock.grouped
+
+        def wrong(block: FeedForwardBlock, *args: Any) -> FeedForwardBlock:
+            found = grouped(block, *args)
+            changed = (change(piece, found.columns) for piece in found.pieces)
+            return dataclasses.replace(found, pieces=tuple(p for p in changed if p is not None))
+
+        patch.setattr(FeedForwardBlock, "grouped", wrong)
+
+    return plant
+
+
+def _neurons_uncut(*names: str) -> Plant:
+    return _neurons(lambda p, _: None if p.path.endswith(names) else p)
+
+
+def _of_other_neurons(name: str, order: Callable[[Ints], Ints]) -> Plant:
+    """The rows or columns of a layer are said to be of other neurons."""
+
+    def change(p: Piece, columns: Ints) -> Piece:
+        return dataclasses.replace(p, unit_of=order(columns)) if name in p.path else p
+
+    return _neurons(change)
+
+
+def _second_half_reversed(columns: Ints) -> Ints:
+    return np.concatenate([columns, columns[::-1]])
+
+
+def _gate_beside_up(columns: Ints) -> Ints:
+    """One row of the gate and one of what it gates in turn, as in some experts."""
+    return np.repeat(columns, 2)
+
+
+def _unordered(*names: str) -> Plant:
+    """Some tensors keep the order in which their neurons stand."""
+    return _neurons(
+        lambda p, _: dataclasses.replace(p, order=None) if p.path.startswith(names) else p
+    )
+
+
+def _groups_of_other_widths(patch: pytest.MonkeyPatch) -> None:
+    """The first group cut has two neurons of the second, whatever width was asked for."""
+
+    def change(p: Piece, columns: Ints) -> Piece:
+        moved = np.concatenate([np.where(columns == 1)[0][:2]])
+        unit_of = p.unit_of.copy()
+        for start in range(0, len(unit_of), len(columns)):
+            unit_of[start + moved] = 0
+        return dataclasses.replace(p, unit_of=unit_of)
+
+    _neurons(change)(patch)
+
+
+def _gates_as_neurons_stand(patch: pytest.MonkeyPatch) -> None:
+    """The gates forget the order of the neurons."""
+
+    class Wrong(masking._Gate):
+        def __init__(self, gates: torch.Tensor, units: torch.Tensor) -> None:
+            super().__init__(gates, units.sort().values)
+
+    patch.setattr(masking, "_Gate", Wrong)
+
+
+class _Wide(nn.Module):
+    """A feed-forward part whose forward reads the number of its neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.intermediate_size = tiny.INNER
+        self.fc1 = nn.Linear(tiny.HIDDEN, tiny.INNER)
+        self.fc2 = nn.Linear(tiny.INNER, tiny.HIDDEN)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        inner = self.fc1(hidden_states).relu().view(-1, self.intermediate_size)
+        out: torch.Tensor = self.fc2(inner).view(hidden_states.shape)
+        return out
+
+
+def _reading_its_width() -> nn.Module:
+    model: Any = tiny.LLAMA_GQA.build(bare=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in model.layers:
+            layer.mlp = _Wide()
+            tiny.stir(layer.mlp)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _adapted_neurons() -> nn.Module:
+    return _with_adapters("gate_proj", "up_proj", "down_proj")
 
 
 _DIFFERS = "differs from the masked one .*"
@@ -297,4 +410,71 @@ BUGS: dict[str, Bug] = {
         lambda: built("Qwen3Next"), _reordered("q_proj", _in_halves), _DIFFERS, traced=True
     ),
     "an empty block that goes on": Bug(tiny.BERT.build, _ghost_alive, _DIFFERS, empty=True),
+    "Phi-3's gate with other neurons than what it gates": Bug(
+        lambda: built("Phi3"),
+        _of_other_neurons("gate_up_proj", _second_half_reversed),
+        _DIFFERS + "mlp.down_proj",
+        traced=True,
+        neurons=True,
+    ),
+    "ModernBERT's gate and what it gates in turn": Bug(
+        lambda: built("ModernBert"),
+        _of_other_neurons("Wi", _gate_beside_up),
+        _DIFFERS + "mlp.Wo",
+        traced=True,
+        neurons=True,
+    ),
+    "Llama's gate cut, and not what it gates": Bug(
+        tiny.LLAMA_GQA.build,
+        _neurons_uncut("up_proj.weight"),
+        "contradicts itself.*up_proj has 40 output rows",
+        traced=True,
+        neurons=True,
+    ),
+    "bias of cut rows uncut": Bug(
+        tiny.named("opt").build, _neurons_uncut("fc1.bias"), _CANNOT, traced=True, neurons=True
+    ),
+    "columns in another order than the rows": Bug(
+        tiny.GPT2.build, _unordered("c_proj"), _DIFFERS + "mlp.c_proj", neurons=True
+    ),
+    "rows in another order than the columns": Bug(
+        tiny.BERT.build, _unordered("intermediate"), _DIFFERS + "output.dense", neurons=True
+    ),
+    "columns of other neurons": Bug(
+        tiny.DISTILBERT.build,
+        _of_other_neurons("lin2", lambda columns: columns[::-1]),
+        _DIFFERS + "ffn.lin2",
+        traced=True,
+        neurons=True,
+    ),
+    "groups of another width": Bug(
+        tiny.BERT.build,
+        _groups_of_other_widths,
+        "contradicts itself.*22 neurons, which 5 groups",
+        traced=True,
+        neurons=True,
+    ),
+    "gates that forget the order of the neurons": Bug(
+        tiny.BERT.build, _gates_as_neurons_stand, _DIFFERS + "output.dense", neurons=True
+    ),
+    "number of neurons stale": Bug(
+        _reading_its_width, _stale("intermediate_size"), _CANNOT, neurons=True
+    ),
+    "LoRA rows of neurons uncut": Bug(
+        _adapted_neurons,
+        _neurons_uncut("up_proj.lora_B.default.weight"),
+        _CANNOT,
+        traced=True,
+        neurons=True,
+    ),
+    "LoRA columns of neurons uncut": Bug(
+        _adapted_neurons,
+        _neurons_uncut("down_proj.lora_A.default.weight"),
+        _CANNOT,
+        traced=True,
+        neurons=True,
+    ),
+    "an empty feed-forward part that goes on": Bug(
+        tiny.BERT.build, _ghost_alive, _DIFFERS, empty=True, neurons=True
+    ),
 }

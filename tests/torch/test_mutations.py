@@ -41,13 +41,12 @@ def test_planted_bugs_are_caught_and_the_model_is_as_before(
     bug = BUGS[name]
     model = bug.build().to(dtype)
     reference = copy.deepcopy(model)
-    space = find_attention(model, unit=bug.unit).space
-    kept = alternating(space, empty=bug.empty)
+    kept = alternating(bug.blocks(model).space, empty=bug.empty)
     with monkeypatch.context() as patch:
         bug.plant(patch)
         # In half precision differentiation is asked first.
         with pytest.raises(SliceError, match=f"{bug.sentence}|laid out in another way"):
-            slice_heads(model, kept, in_place=True, unit=bug.unit)
+            slice_heads(bug.blocks(model), kept, in_place=True)
     assert selection_of(model) is None
     before = reference.state_dict()
     assert all(torch.equal(value, before[k]) for k, value in model.state_dict().items())
@@ -58,7 +57,7 @@ def test_planted_bugs_are_caught_and_the_model_is_as_before(
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
     with torch.no_grad():
         assert torch.equal(model(**batch)[0], reference(**batch)[0])
-    slice_heads(model, kept, in_place=True, unit=bug.unit)
+    slice_heads(bug.blocks(model), kept, in_place=True)
 
 
 def public(module: nn.Module) -> dict[str, object]:
@@ -75,10 +74,10 @@ def test_differentiation_gives_wrong_layouts_away_before_anything_is_cut(
     model = bug.build().to(dtype)
     batch: dict[str, Any] = sample_inputs(getattr(model, "base_model", model)) or {}
     batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
-    assert contradictions(model, find_attention(model, unit=bug.unit), batch) == ()
+    assert contradictions(model, bug.blocks(model), batch) == ()
     with monkeypatch.context() as patch:
         bug.plant(patch)
-        sentences = contradictions(model, find_attention(model, unit=bug.unit), batch)
+        sentences = contradictions(model, bug.blocks(model), batch)
     assert sentences
     assert all("by the table and to" in s and "by differentiation" in s for s in sentences)
 

@@ -78,6 +78,10 @@ def read_feed_forward(
         raise Misfit(tied)
     if cut is not None:
         units = max(len(cut.kept), 1)
+        if width % units:
+            raise Misfit(
+                f"{feed.out} reads {width} neurons, which {units} groups cannot share equally"
+            )
     else:
         each = group_width(width) if group is None else group
         if each < 1 or width % each:

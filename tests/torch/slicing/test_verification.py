@@ -9,7 +9,7 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers
-from planted_bugs import BUGS
+from planted_bugs import BUGS, alternating
 from tiny_models import run, uneven
 from torch import Tensor, nn
 
@@ -54,6 +54,20 @@ def test_planted_bugs_are_caught_and_the_model_is_as_before(
         assert {k for k in vars(block.module) if k[0] != "_"} == public
     assert torch.equal(run(model, tiny.batch()), run(reference, tiny.batch()))
     slice_heads(model, kept, in_place=in_place)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, bug in BUGS.items() if bug.neurons and "LoRA" not in name]
+)
+def test_planted_bugs_of_neurons_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bug = BUGS[name]
+    model = bug.build()
+    kept = alternating(bug.blocks(model).space, empty=bug.empty)
+    with monkeypatch.context() as patch:
+        bug.plant(patch)
+        with pytest.raises(SliceError, match=bug.sentence):
+            slice_heads(bug.blocks(model), kept)
+    slice_heads(bug.blocks(model), kept)
 
 
 def test_a_check_cut_short_restores_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
