@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -18,12 +19,14 @@ from batches import LONG, SHORT, TOKENS, Wish, arguments, make, mentioned, place
 from shrinking import OPTIONS, TRIALS, Sizes, shrunk
 from torch import Tensor, nn
 
+from cahp_opt.space import HeadSpace
 from cahp_opt.torch import (
+    Prunable,
     SliceError,
     UnsupportedModelError,
     capture_head_outputs,
     explicit_attention,
-    find_attention,
+    find_prunable,
     head_mask,
     slice_heads,
 )
@@ -33,8 +36,14 @@ VARIANTS = 9
 TOLERANCE = 1e-4
 """Of the largest value of an output, float32."""
 
+DOUBLE_TOLERANCE = 1e-9
+"""The same in float64, asked where float32 differs by more."""
+
 EFFECT = 1e-3
 """What removing the units must change, of the largest value of an output, for a comparison to count."""
+
+
+Keep = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Status(Enum):
@@ -89,17 +98,23 @@ def _variants(model_type: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def judge(model_type: str, *, build_only: bool = False) -> dict[str, Any]:
-    """The row of a model type: status, reason, and what was built.
+def judge(
+    model_type: str, *, build_only: bool = False, sizes: Sizes | None = None
+) -> dict[str, Any]:
+    """The row of a model type: status, reason, and what was built; ``sizes`` that built it before are tried
+    first.
 
     Key/value heads are shared by query heads where the configuration has a field for it. Where that is
     not understood, the type is built again with as many of one as of the other, because some classes
     ignore the field; the row then says so.
     """
-    row = _judged(model_type, TRIALS, build_only=build_only)
-    sizes = row.get("sizes", {})
+    first = TRIALS if sizes is None else (sizes,)
+    row = _judged(model_type, first, build_only=build_only)
+    if sizes is not None and row["status"] == Status.NOT_BUILT.value:
+        row = _judged(model_type, TRIALS, build_only=build_only)
+    built = row.get("sizes", {})
     unclear = row["status"] in (Status.REFUSED.value, Status.SLICE_ERROR.value)
-    if unclear and sizes["kv_heads"] < sizes["heads"]:
+    if unclear and built["kv_heads"] < built["heads"]:
         equal = tuple(s for s in TRIALS if s.kv_heads == s.heads)
         again = _judged(model_type, equal, build_only=build_only)
         if again["status"] == Status.PASSED.value:
@@ -322,41 +337,124 @@ def _looks_like_attention(module: nn.Module) -> bool:
 
 
 def _sliced(running: Running) -> tuple[Status, str, dict[str, Any]]:
-    model = running.model
+    """What becomes of heads and, in the entry ``neurons``, of feed-forward parts: both at once or, where that
+    does not work, one after the other."""
     try:
-        attention = find_attention(model)
+        found = find_prunable(running.model)
     except UnsupportedModelError as error:
         status = Status.REFUSED if running.attention_like else Status.NO_ATTENTION
-        return status, str(error), {}
-    space = attention.space
-    silent = _not_reached(running, attention)
-    if len(silent) == len(attention):
-        return Status.NOT_BUILT, "the inputs reach none of its attention", {}
-    skipped = getattr(attention, "skipped", {})
+        return status, str(error), {"neurons": _neurons_alone(running)}
+    if not found.feed_forward:
+        reason = next((why for _, why in _skipped_parts(found)), "nothing looks like one")
+        status, why, more = _tried(running, found)
+        return status, why, {**more, "neurons": _part(Status.REFUSED, reason, found)}
+    found = _in_random_groups(found)
+    status, reason, more = _tried(running, found)
+    if status is Status.PASSED:
+        return status, reason, {**more, "neurons": _part(status, "", found, **more)}
+    both = f"{status.value}: {reason}"
+    alone = find_prunable(running.model, neurons=False)
+    status, reason, more = _tried(running, alone)
+    return status, reason, {**more, "both": both, "neurons": _neurons_alone(running)}
+
+
+def _neurons_alone(running: Running) -> dict[str, Any]:
+    try:
+        found = _in_random_groups(find_prunable(running.model, heads=False))
+    except UnsupportedModelError as error:
+        return {"status": Status.REFUSED.value, "reason": str(error), "blocks": 0}
+    status, reason, more = _tried(running, found)
+    return _part(status, reason, found, **more)
+
+
+def _part(status: Status, reason: str, found: Prunable, **more: Any) -> dict[str, Any]:
+    """The entry about feed-forward parts; those that do not run are no evidence."""
+    parts = [block.name for block in found.feed_forward]
+    ran = [name for name in parts if name not in more.get("blocks_not_reached", ())]
+    if status is Status.PASSED and not ran:
+        status, reason = Status.NOT_BUILT, "the inputs reach none of its feed-forward parts"
+    elif status is Status.PASSED and "effect_of_neurons" not in more:
+        status, reason = Status.NOT_BUILT, "its parts have one group each in the tiny configuration"
+    elif status is Status.PASSED and not more["effect_of_neurons"] >= EFFECT:
+        status, reason = Status.NOT_BUILT, "its outputs hardly depend on its feed-forward parts"
+    skipped = {str(k): str(v) for k, v in _skipped_parts(found)}
+    entry = {"status": status.value, "reason": reason, "blocks": len(parts), "skipped": skipped}
+    return entry | {"effect": more["effect_of_neurons"]} if "effect_of_neurons" in more else entry
+
+
+def _skipped_parts(found: Prunable) -> list[tuple[str, str]]:
+    """What was left alone but attention."""
+    alone = find_prunable(found.model, neurons=False).skipped if found.attention else ()
+    return [(name, why) for name, why in found.skipped if (name, why) not in alone]
+
+
+def _in_random_groups(found: Prunable) -> Prunable:
+    """The same blocks with any neurons put into one group."""
+    rng = np.random.default_rng(1)
+    return found.grouped(
+        HeadSpace(
+            tuple(
+                b._replace(order=b.order and tuple(rng.permutation(b.order).tolist()))
+                for b in found.space.blocks
+            )
+        )
+    )
+
+
+def _tried(running: Running, found: Prunable) -> tuple[Status, str, dict[str, Any]]:
+    space = found.space
+    silent = _not_reached(running, found)
+    if len(silent) == len(found):
+        return Status.NOT_BUILT, "the inputs reach none of its blocks", {}
+    of_attention = space.of_attention[space.block_of]
     keep_sets = _keep_sets(space, silent)
     more: dict[str, Any] = {
-        "blocks": len(attention),
-        "units": space.n,
-        "units_removed": int((~keep_sets["random"]).sum()),
-        "blocks_not_reached": [attention.blocks[i].name for i in sorted(silent)],
-        "skipped": {str(k): str(v) for k, v in dict(skipped).items()},
+        "blocks": len(found.attention),
+        "units": int(of_attention.sum()),
+        "units_removed": int((~keep_sets["random"])[of_attention].sum()),
+        "blocks_not_reached": [found.blocks[i].name for i in sorted(silent)],
+        "skipped": {str(k): str(v) for k, v in dict(found.skipped).items()},
     }
     if keep_sets["random"].all():
         return Status.NOT_BUILT, "its blocks have one unit each in the tiny configuration", more
     judged: dict[str, dict[str, Any]] = {}
     for name, kept in keep_sets.items():
         lengths = _lengths(running) if name == "random" else (TOKENS,)
-        status, reason, found = _compared(running, kept, lengths)
-        judged[name] = found
+        status, reason, numbers = _compared(running, found, kept, lengths)
+        judged[name] = numbers
         if status is not Status.PASSED:
-            return status, reason if name == "random" else f"{reason} (kept: {name})", more | found
+            return (
+                status,
+                reason if name == "random" else f"{reason} (kept: {name})",
+                more | numbers,
+            )
     more |= judged["random"]
-    more["difference"] = max(found["difference"] for found in judged.values())
+    more["difference"] = max(numbers["difference"] for numbers in judged.values())
+    for kind, ours in (("heads", of_attention), ("neurons", ~of_attention)):
+        if not keep_sets["random"][ours].all():
+            more[f"effect_of_{kind}"] = _effect(running, found, keep_sets["random"] | ~ours)
+    if more.get("effect_of_heads", 1.0) < EFFECT:
+        text = f"its outputs hardly depend on its attention: {more['effect_of_heads']:.1g} of the largest value"
+        return Status.NOT_BUILT, text, more
     return Status.PASSED, "", {**more, "keep_sets": list(judged)}
 
 
+def _effect(running: Running, found: Prunable, kept: Keep) -> float:
+    """How far a mask moves the outputs, of their largest values."""
+    batch = running.batch(101, padded=False)
+    dense = outputs(running.model, batch)
+    with head_mask(found, kept):
+        masked = outputs(running.model, batch)
+    moved = [
+        _largest(dense[name] - value) / _largest(value)
+        for name, value in masked.items()
+        if _largest(value)
+    ]
+    return max(moved, default=0.0)
+
+
 def _compared(
-    running: Running, kept: np.ndarray[Any, np.dtype[np.bool_]], lengths: tuple[int, ...]
+    running: Running, found: Prunable, kept: Keep, lengths: tuple[int, ...]
 ) -> tuple[Status, str, dict[str, Any]]:
     """Slice, and compare with the masked model on other inputs, padded and not, of every length.
 
@@ -364,7 +462,7 @@ def _compared(
     """
     model = running.model
     try:
-        small = slice_heads(model, kept, batch=running.batch(0, padded=False))
+        small = slice_heads(found, kept, batch=running.batch(0, padded=False))
     except UnsupportedModelError as error:
         return Status.REFUSED, str(error), {}
     except SliceError as error:
@@ -387,33 +485,61 @@ def _compared(
                     raise
                 cannot[str(tokens)] = _short(error)  # the unpruned model takes no such length
                 break
-            with head_mask(model, kept):
+            with head_mask(found, kept):
                 masked = outputs(model, batch)
             try:
-                found = outputs(small, batch)
+                sliced = outputs(small, batch)
             except Exception as error:
                 text = f"cannot run on another batch of {tokens} tokens: {_short(error)}"
                 return Status.SILENTLY_WRONG, text, {}
-            if masked.keys() != found.keys():
+            if masked.keys() != sliced.keys():
                 return Status.SILENTLY_WRONG, "other outputs than the masked model", {}
             for name, reference in masked.items():
-                if reference.shape != found[name].shape:
+                if reference.shape != sliced[name].shape:
                     return Status.SILENTLY_WRONG, f"output {name} has another shape", {}
                 scale = _largest(reference)
                 if scale:
-                    worst = max(worst, _largest(found[name] - reference) / scale)
+                    worst = max(worst, _largest(sliced[name] - reference) / scale)
                     effect = max(effect, _largest(dense[name] - reference) / scale)
     if not effect >= EFFECT:
-        text = f"its outputs hardly depend on its attention: {effect:.1g} of the largest value"
+        text = f"its outputs hardly depend on what is pruned: {effect:.1g} of the largest value"
         return Status.NOT_BUILT, text, {}
     more: dict[str, Any] = {"difference": worst, "effect": effect}
     more["lengths"] = [n for n in lengths if str(n) not in cannot]
     if cannot:
         more["lengths_not_taken"] = cannot
     if not worst <= TOLERANCE:
-        text = f"differs from the masked model by {worst:.2g} of the largest value"
-        return Status.SILENTLY_WRONG, text, more
+        # Rounding may be what decides which of some candidates a model goes on with.
+        more["difference_in_double"] = exact = _difference_in_double(running, found, kept)
+        if not exact <= DOUBLE_TOLERANCE:
+            text = f"differs from the masked model by {worst:.2g} of the largest value"
+            return Status.SILENTLY_WRONG, text, more
     return Status.PASSED, "", more
+
+
+def _difference_in_double(running: Running, found: Prunable, kept: Keep) -> float:
+    """The same comparison in double precision; infinite if the model does not run in it."""
+    wide = copy.deepcopy(running.model).double()
+    blocks = found.at(wide)
+    worst = 0.0
+    try:
+        small = slice_heads(blocks, kept, batch=_doubled(running.batch(0, padded=False)))
+        for seed, padded in ((101, False), (202, True)):
+            batch = _doubled(running.batch(seed, padded=padded))
+            with head_mask(blocks, kept):
+                masked = outputs(wide, batch)
+            sliced = outputs(small, batch)
+            for name, value in masked.items():
+                if _largest(value):
+                    worst = max(worst, _largest(sliced[name] - value) / _largest(value))
+    except Exception:
+        return math.inf
+    return worst
+
+
+def _doubled(batch: dict[str, Any]) -> dict[str, Any]:
+    floats = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return {**batch, **{name: value.double() for name, value in floats.items()}}
 
 
 def _lengths(running: Running) -> tuple[int, ...]:
@@ -425,15 +551,15 @@ def _largest(value: Tensor) -> float:
     return float(value.abs().amax()) if value.numel() else 0.0
 
 
-def _not_reached(running: Running, attention: Any) -> set[int]:
+def _not_reached(running: Running, found: Prunable) -> set[int]:
     """The blocks that the model does not run on its inputs; they are kept whole."""
-    silent = set(range(len(attention)))
-    with capture_head_outputs(attention, lambda index, z: silent.discard(index)):
+    silent = set(range(len(found)))
+    with capture_head_outputs(found, lambda index, z: silent.discard(index) if z.numel() else None):
         outputs(running.model, running.batch(0, padded=False))
     return silent
 
 
-def _keep_sets(space: Any, silent: set[int]) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
+def _keep_sets(space: HeadSpace, silent: set[int]) -> dict[str, Keep]:
     """Keep-sets that remove something from every block that runs and has several units, by name."""
     random = np.random.default_rng(0)
     found = {

@@ -25,6 +25,7 @@ CHECKS = (
     "export",
     "onnx",
     "lora",
+    "neurons",
 )
 HEAD = """# Supported architectures
 
@@ -35,7 +36,8 @@ masked one in float64, float32 and bfloat16, with and without padding, also slic
 blocks may be left empty (*zero heads*), greedy decoding gives the same tokens with and without a cache
 (*generate*), saving and loading give the same weights (*reload*), a training step works and leaves
 empty blocks empty (*training*), and `torch.compile`, `torch.export`, ONNX through onnxruntime (*onnx*)
-and LoRA adapters of PEFT before slicing (*lora*) work.
+and LoRA adapters of PEFT before slicing (*lora*) work. *neurons*: heads and feed-forward neurons in random
+groups, one part left empty, are cut in one slice, and again, saved, loaded and used for generation.
 
 "yes" holds for every version of transformers below; otherwise the versions that fail are named. An
 empty cell was not tested, because the model does not do that or no test records it.

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import transformers
 from judging import Status, judge, model_types
+from shrinking import Sizes
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures"
@@ -43,6 +44,12 @@ def main() -> None:
     parser.add_argument("--timeout", type=int, default=90, help="processor seconds for one type")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB for one type")
     parser.add_argument("--journal", type=Path, help="JSON lines; types in it are not run again")
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        help="an earlier result under the same release: types that could not be built then are taken over, "
+        "others are built with the sizes that worked",
+    )
     parser.add_argument("--build-only", action="store_true", help="build and run, without slicing")
     parser.add_argument("--note", default="", help="a sentence for the provenance")
     options = parser.parse_args()
@@ -53,8 +60,18 @@ def main() -> None:
     rows = _read(journal)
     only = [name for name in options.only.split(",") if name]
     types = only or model_types()
+    options.sizes = {}
+    earlier = json.loads(options.earlier.read_text())["types"] if options.earlier else []
+    for row in earlier:
+        if "sizes" in row:
+            options.sizes[row["type"]] = Sizes(**row["sizes"])
+        elif row["status"] == Status.NOT_BUILT.value:
+            rows.setdefault(row["type"], row)
     todo = [t for t in types if only or t not in rows]
     _run(todo, rows, journal, options)
+    for row in earlier:  # the sizes that worked have as many of one as of the other
+        if "with_groups" in row and rows.get(row["type"], {}).get("status") == row["status"]:
+            rows[row["type"]].setdefault("with_groups", row["with_groups"])
     _print(rows, types)
     if not only and not options.build_only:
         write(rows, version, options.note)
@@ -125,7 +142,7 @@ def _child(name: str, there: Any, options: Any) -> None:
     os.dup2(null, 1)
     os.dup2(null, 2)
     try:
-        row = judge(name, build_only=options.build_only)
+        row = judge(name, build_only=options.build_only, sizes=options.sizes.get(name))
     except Exception as error:  # a defect of the sweep itself; it must be seen, not end the sweep
         row = {
             "status": Status.NOT_BUILT.value,
@@ -143,7 +160,8 @@ def _read(journal: Path) -> dict[str, Any]:
 
 def _print(rows: dict[str, Any], types: list[str]) -> None:
     counts = collections.Counter(rows[t]["status"] for t in types if t in rows)
-    print(dict(counts))
+    both = sum(has_both(rows[t]) for t in types if t in rows)
+    print(dict(counts), f"{both} with both kinds")
 
 
 def write(rows: dict[str, Any], version: str, note: str) -> None:
@@ -161,12 +179,24 @@ def write(rows: dict[str, Any], version: str, note: str) -> None:
             "note": note,
         },
         "summary": {status.value: counts.get(status.value, 0) for status in Status},
+        "neurons": dict(
+            collections.Counter(
+                row["neurons"]["status"] for row in rows.values() if "neurons" in row
+            )
+        ),
+        "both kinds": sum(has_both(row) for row in rows.values()),
     }
     lines = ",\n".join("  " + json.dumps(rows[name]) for name in sorted(rows))
     path = RESULTS / f"sweep_{version}.json"
     head = json.dumps(result, indent=1).removesuffix("\n}")
     path.write_text(f'{head},\n "types": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     print(path.relative_to(ROOT))
+
+
+def has_both(row: dict[str, Any]) -> bool:
+    """Whether heads and neurons of a type were cut, and in one slice."""
+    neurons = row.get("neurons", {}).get("status")
+    return "both" not in row and row["status"] == neurons == Status.PASSED.value
 
 
 def _version(name: str) -> str:

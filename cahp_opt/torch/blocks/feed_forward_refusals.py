@@ -30,9 +30,8 @@ def holds_experts(place: str, module: nn.Module) -> bool:
     """Whether a module holds experts that a router chooses among; shared ones run for every token."""
     name, label = place.rpartition(".")[2].lower(), type(module).__name__.lower()
     listed = "expert" in name and isinstance(module, (nn.ModuleList, nn.ModuleDict))
-    return (listed or label.rstrip("mlp").endswith(("expert", "experts"))) and (
-        "shared" not in name + label
-    )
+    shared = "shared" in name or ("sharedexpert" in label and name != "experts")
+    return not shared and (listed or label.removesuffix("mlp").endswith(("expert", "experts")))
 
 
 def tie(site: nn.Module, feed: Feed, width: int) -> str | None:
