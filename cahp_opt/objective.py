@@ -127,7 +127,8 @@ class Objective(ABC):
         """Best subsets of every block, if the value is a sum over blocks; None otherwise.
 
         ``value(kept)`` must equal the sum over blocks of the tables' values when every block holds
-        its best subset.
+        its best subset. A table either holds the best of all subsets, or says in its ``bound`` how much
+        better others may be.
 
         Raises:
             ValueError: if the value separates, but a block has too many units to tabulate.
@@ -235,7 +236,7 @@ class WeightedSum(Objective):
             return modular  # the best subsets of a sum are not those of its parts
         ((weight, part),) = self.parts
         tables = part.separable(space) if weight >= 0 else None
-        return tables and tuple(BestSubsets(weight * t.values, t.kept) for t in tables)
+        return tables and tuple(t.times(weight) for t in tables)
 
     def quadratic(self) -> QuadraticForm | None:
         forms: list[tuple[float, QuadraticForm]] = []

@@ -30,11 +30,26 @@ def subset_values(linear: Floats, pairwise: Floats) -> Floats:
 class BestSubsets(NamedTuple):
     """For one block and every count ``k``, the best set of ``k`` units and its value.
 
-    ``values`` has shape ``[units + 1]``, ``kept`` is bool ``[units + 1, units]``.
+    Args:
+        values: their values, ``[units + 1]``.
+        kept: the sets, bool ``[units + 1, units]``.
+        bound: where they are the best that were found, and no more is proved, an upper bound on the value
+            of any set of ``k`` units, ``[units + 1]``; None if every set is the best of its size.
     """
 
     values: Floats
     kept: Bools
+    bound: Floats | None = None
+
+    def times(self, weight: float) -> BestSubsets:
+        """The same for values that count ``weight`` times, at least 0."""
+        bound = None if self.bound is None else weight * self.bound
+        return BestSubsets(weight * self.values, self.kept, bound)
+
+    @property
+    def most(self) -> Floats:
+        """An upper bound on the value of any set of every size, ``[units + 1]``."""
+        return self.values if self.bound is None else self.bound
 
 
 def modular_subsets(weights: Floats, space: HeadSpace) -> tuple[BestSubsets, ...]:

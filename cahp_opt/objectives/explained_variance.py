@@ -10,21 +10,24 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cahp_opt.arrays import Bools, Floats, Ints, finite
+from cahp_opt.arrays import Bools, Floats, Ints, constant, finite
 from cahp_opt.objective import Objective
+from cahp_opt.objectives.group_subsets import group_subsets, is_cheaper_whole
 from cahp_opt.space import HeadSpace
+from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.needs import needs
 from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable
 
 _UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
+_WIDE = 1024  # columns beyond which only one addition can be taken back: memory counts then
 _BATCH_BYTES = 2**18
 
 
 @dataclass(frozen=True, eq=False)
 class ExplainedVariance(Objective):
-    """Sum over blocks of the variance of the dense attention output that a closed-form refit of the
-    output projection on the kept heads explains.
+    """Sum over blocks of the variance of the dense output that a closed-form refit of the output projection
+    on the kept units explains.
 
     For one block with head outputs ``z`` (covariance ``C``), dense output ``W z`` and kept columns
     ``S`` the explained variance is ``tr((C + r I)_SS^-1 (C W'W C)_SS)``, where ``r`` is the ridge:
@@ -36,7 +39,8 @@ class ExplainedVariance(Objective):
     Args:
         covariance: for every block the covariance ``C`` of its head outputs, ``[d, d]``; ``d`` is a
             multiple of the block's units, and unit ``u`` owns the ``u``-th share of the columns.
-        readout: for every block ``W'W``, ``[d, d]``.
+        readout: for every block ``W'W``, ``[d, d]``, or the same as a
+            :class:`~cahp_opt.stats.column_form.ColumnForm`.
         units: the number of units of every block.
         ridge: added to the diagonal, as a share of its mean; above 0.
         weights: how much each block counts, ``[blocks]``; None for 1 each.
@@ -47,7 +51,7 @@ class ExplainedVariance(Objective):
     """
 
     covariance: tuple[Floats, ...]
-    readout: tuple[Floats, ...]
+    forms: tuple[ColumnForm, ...]
     units: tuple[int, ...]
     ridge: float
     weights: Floats
@@ -55,7 +59,7 @@ class ExplainedVariance(Objective):
     def __init__(
         self,
         covariance: Sequence[npt.ArrayLike],
-        readout: Sequence[npt.ArrayLike],
+        readout: Sequence[npt.ArrayLike | ColumnForm],
         units: Sequence[int],
         *,
         ridge: float = 1e-2,
@@ -68,17 +72,21 @@ class ExplainedVariance(Objective):
                 "`covariance`, `readout` and `units` must have one entry per block, got "
                 f"{len(covariance)}, {len(readout)} and {len(units)}."
             )
-        for name, matrices in (("covariance", covariance), ("readout", readout)):
-            checked = tuple(
-                _semidefinite(matrix, f"{name}[{b}]", count)
-                for b, (matrix, count) in enumerate(zip(matrices, units, strict=True))
-            )
-            object.__setattr__(self, name, checked)
-        for b, (left, right) in enumerate(zip(self.covariance, self.readout, strict=True)):
-            if left.shape != right.shape:
+        checked = tuple(
+            _semidefinite(matrix, f"covariance[{b}]", count)
+            for b, (matrix, count) in enumerate(zip(covariance, units, strict=True))
+        )
+        object.__setattr__(self, "covariance", checked)
+        forms = tuple(
+            _semidefinite_form(form, f"readout[{b}]", count)
+            for b, (form, count) in enumerate(zip(readout, units, strict=True))
+        )
+        object.__setattr__(self, "forms", forms)
+        for b, (left, right) in enumerate(zip(self.covariance, self.forms, strict=True)):
+            if len(left) != right.width:
                 raise ValueError(
                     f"block {b} has a covariance of shape {list(left.shape)} and a readout of shape "
-                    f"{list(right.shape)}; they must be equal."
+                    f"{[right.width] * 2}; they must be equal."
                 )
         object.__setattr__(self, "units", tuple(int(u) for u in units))
         object.__setattr__(self, "ridge", float(ridge))
@@ -105,10 +113,10 @@ class ExplainedVariance(Objective):
         if not stats.moments:
             raise ValueError("`stats` has no moments of head outputs; calibrate with them.")
         covariance = [m.covariance for m in stats.moments]
-        readout = [m.readout for m in stats.moments]
+        readout = [m.form for m in stats.moments]
         weights = None
         if relative:
-            totals = [float(np.sum(c * r)) for c, r in zip(covariance, readout, strict=True)]
+            totals = [r.trace(c) for c, r in zip(covariance, readout, strict=True)]
             weights = np.array([1 / t if t > 0 else 0.0 for t in totals])
         units = [block.units for block in stats.space.blocks]
         return ExplainedVariance(covariance, readout, units, ridge=ridge, weights=weights)
@@ -135,7 +143,7 @@ class ExplainedVariance(Objective):
             raise ValueError("`stats` has no sensitivity; calibrate with `sensitivity_examples`.")
         return ExplainedVariance(
             [s.covariance for s in stats.sensitivity],
-            [s.readout for s in stats.sensitivity],
+            [s.readout_form for s in stats.sensitivity],
             [block.units for block in stats.space.blocks],
             ridge=ridge,
             weights=[s.cost for s in stats.sensitivity],
@@ -157,37 +165,48 @@ class ExplainedVariance(Objective):
     def monotone(self) -> bool:
         return True
 
+    @property
+    def readout(self) -> tuple[Floats, ...]:
+        """For every block ``W'W``, ``[d, d]``."""
+        return tuple(form.matrix for form in self.forms)
+
     @cached_property
-    def normal_equations(self) -> tuple[tuple[Floats, Floats], ...]:
-        """For every block the Gram matrix with its ridge and ``C W'W C``, each ``[d, d]``."""
-        result: list[tuple[Floats, Floats]] = []
-        for c, r in zip(self.covariance, self.readout, strict=True):
+    def normal_equations(self) -> tuple[Equations, ...]:
+        """For every block the Gram matrix with its ridge, and the target."""
+        result: list[Equations] = []
+        for c, form in zip(self.covariance, self.forms, strict=True):
             mean = float(np.mean(np.diagonal(c)))
             # A block without any variance explains nothing; any ridge keeps its equations solvable.
-            gram = c + (self.ridge * mean if mean > 0 else 1.0) * np.eye(len(c))
-            result.append((gram, c @ r @ c))
+            gram = c.copy()
+            gram[np.diag_indices(len(c))] += self.ridge * mean if mean > 0 else 1.0
+            small = form.projection is not None and len(form.projection) < len(c)
+            target = form.factor @ c if small else c @ form.matrix @ c
+            result.append(Equations(gram, target, small))
         return tuple(result)
 
     def value(self, kept: Bools) -> float:
         total, start = 0.0, 0
-        for units, (gram, target), weight in zip(
+        for units, equations, weight in zip(
             self.units, self.normal_equations, self.weights, strict=True
         ):
-            columns = np.repeat(kept[start : start + units], len(gram) // units)
+            columns = np.repeat(kept[start : start + units], len(equations.gram) // units)
             start += units
-            inside = np.ix_(columns, columns)
             if columns.any():
-                total += weight * float(np.trace(np.linalg.solve(gram[inside], target[inside])))
+                total += weight * equations.of(columns).explained
         return total
 
     def tracker(self, kept: Bools) -> ExplainedVarianceTracker:
         return ExplainedVarianceTracker(self, kept)
 
     def separable(self, space: HeadSpace) -> tuple[BestSubsets, ...]:
-        """Best subsets of every block, over all of its subsets.
+        """Best subsets of every block.
+
+        Over all of its subsets if these are few, or few of them can be the best. Groups of neurons may be
+        more, and wider, than that: then their order decides, whose first groups are nearly always the best
+        of their number, and the tables bound the value of all others.
 
         Raises:
-            ValueError: if a block has more than 16 units, or the space has other blocks.
+            ValueError: if a block of attention has more than 16 units, or the space has other blocks.
         """
         if tuple(block.units for block in space.blocks) != self.units:
             raise ValueError(
@@ -195,24 +214,89 @@ class ExplainedVariance(Objective):
                 f"{space.units.tolist()}; both must describe the same model."
             )
         for block in space.blocks:
-            check_enumerable(block.name, block.units)
-        return self._best_subsets
+            if block.unit.of_attention:
+                check_enumerable(block.name, block.units)
+        return tuple(
+            self._best_subsets(b, bool(heads)) for b, heads in enumerate(space.of_attention)
+        )
+
+    def _best_subsets(self, block: int, heads: bool) -> BestSubsets:
+        """The best subsets of one block, of heads or of groups of neurons; made once."""
+        known = self._tables.get((block, heads))
+        if known is not None:
+            return known
+        units, weight = self.units[block], float(self.weights[block])
+        equations = self.normal_equations[block]
+        gram, target, small = equations
+        if heads or is_cheaper_whole(len(target), len(gram) // units, units):
+            found = best_by_count(units, weight * _subset_values(equations, units))
+        else:
+            factor = target if small else self.forms[block].factor @ self.covariance[block]
+            found = group_subsets(gram, factor, units, _of_matrices).times(weight)
+        self._tables[block, heads] = found
+        return found
 
     @cached_property
-    def _best_subsets(self) -> tuple[BestSubsets, ...]:
-        return tuple(
-            best_by_count(units, weight * _subset_values(gram, target, units))
-            for units, (gram, target), weight in zip(
-                self.units, self.normal_equations, self.weights, strict=True
-            )
+    def _tables(self) -> dict[tuple[int, bool], BestSubsets]:
+        return {}
+
+
+class Equations(NamedTuple):
+    """The least-squares problem of one block, or of what is left of it.
+
+    Args:
+        gram: ``C + r I``, ``[d, d]``.
+        target: ``C W'W C``, ``[d, d]``; or ``H`` with ``H' H`` the same, ``[rows, d]``, where that has fewer
+            rows.
+        small: whether it is ``H``.
+    """
+
+    gram: Floats
+    target: Floats
+    small: bool
+
+    def of(self, columns: Bools | Ints) -> Equations:
+        """The problem of some columns alone, bool ``[d]`` or int ``[m]``."""
+        both = np.ix_(columns, columns)
+        target = self.target[:, columns] if self.small else self.target[both]
+        return Equations(self.gram[both], target, self.small)
+
+    @property
+    def explained(self) -> float:
+        """The variance that all columns explain."""
+        if not self.small:
+            return float(np.trace(np.linalg.solve(self.gram, self.target)))
+        return float(np.vdot(np.linalg.solve(self.gram, self.target.T), self.target.T))
+
+    def without(self, pivots: int) -> tuple[Equations, float]:
+        """Conditioned on the first columns, and the variance that these explain."""
+        if not self.small:
+            left = eliminate(self.gram[None], self.target[None], pivots)
+            return Equations(left[0][0], left[1][0], False), float(left[2][0])
+        first, rest = self.target[:, :pivots], self.target[:, pivots:]
+        above = self.gram[:pivots, pivots:]
+        solved = np.linalg.solve(
+            self.gram[:pivots, :pivots], np.concatenate([first.T, above], axis=1)
         )
+        rows = len(first)
+        x = solved[:, rows:]
+        gram = self.gram[pivots:, pivots:] - x.T @ above
+        explained = float(np.vdot(solved[:, :rows], first.T))
+        return Equations(gram, rest - first @ x, True), explained
+
+    def traces(self, units: npt.NDArray[np.intp], width: int) -> Floats:
+        """``tr(gram_uu^-1 target_uu)`` for each unit ``u``."""
+        if not self.small:
+            return _traces(self.gram, self.target, units, width)
+        parts = (self.of(_columns([int(u)], width)) for u in units)
+        return np.array([part.explained for part in parts])
 
 
 class _State(NamedTuple):
     """The state of a block before a unit was added."""
 
     added: int
-    left: tuple[Floats, Floats]
+    left: Equations
     value: float
     gains: Floats | None
 
@@ -236,7 +320,7 @@ class ExplainedVarianceTracker:
             slice(int(e) - u, int(e)) for e, u in zip(ends, objective.units, strict=True)
         ]
         self._block_of = np.repeat(np.arange(len(objective.units)), objective.units)
-        self._left: list[tuple[Floats, Floats]] = list(self._equations)
+        self._left: list[Equations] = list(self._equations)
         self._values = np.zeros(len(self._units))
         self._gains: list[Floats | None] = [None] * len(self._units)
         self._before: list[list[_State]] = [[] for _ in self._units]
@@ -260,7 +344,9 @@ class ExplainedVarianceTracker:
         self.kept[unit] = True
         block = int(self._block_of[unit])
         state = _State(unit, self._left[block], float(self._values[block]), self._gains[block])
-        self._before[block] = [*self._before[block][1 - _UNDO :], state]
+        undo = _UNDO if len(state.left.gram) <= _WIDE else 1
+        before = [*self._before[block], state]
+        self._before[block] = before[-undo:]
         self._condition(block, [unit - self._slices[block].start])
 
     def remove(self, unit: int) -> None:
@@ -281,14 +367,12 @@ class ExplainedVarianceTracker:
         self._gains[block] = None
         if not units:
             return
-        gram, target = self._left[block]
-        columns = _columns(units, len(gram) // self._units[block])
+        left = self._left[block]
+        columns = _columns(units, len(left.gram) // self._units[block])
         # Pivots in front and once more in their place, where elimination leaves zeros.
-        order = np.concatenate([columns, np.arange(len(gram))])
-        square = np.ix_(order, order)
-        gram, target, explained = eliminate(gram[square][None], target[square][None], len(columns))
-        self._left[block] = gram[0], target[0]
-        self._values[block] += explained[0]
+        order = np.concatenate([columns, np.arange(len(left.gram))])
+        self._left[block], explained = left.of(order).without(len(columns))
+        self._values[block] += explained
 
     def _block_gains(self, block: int) -> Floats:
         known = self._gains[block]
@@ -297,16 +381,16 @@ class ExplainedVarianceTracker:
         units, kept = self._units[block], self.kept[self._slices[block]]
         gains = np.zeros(units)
         inside, outside = np.flatnonzero(kept), np.flatnonzero(~kept)
-        width = len(self._equations[block][0]) // units
+        width = len(self._equations[block].gram) // units
         if outside.size:
-            gains[outside] = _traces(*self._left[block], outside, width)
+            gains[outside] = self._left[block].traces(outside, width)
         if inside.size:
             # Dropping columns u of a fit costs tr(Q_uu^-1 (Q A Q)_uu) with Q the inverse Gram matrix.
-            gram, target = self._equations[block]
-            columns = _columns(inside, width)
-            inverse = np.linalg.inv(gram[np.ix_(columns, columns)]).astype(np.float64)
-            fitted: Floats = inverse @ target[np.ix_(columns, columns)] @ inverse
-            gains[inside] = -_traces(inverse, fitted, np.arange(inside.size), width)
+            gram, target, small = self._equations[block].of(_columns(inside, width))
+            inverse = np.linalg.inv(gram).astype(np.float64)
+            fitted: Floats = target @ inverse if small else inverse @ target @ inverse
+            dropped = Equations(inverse, fitted, small).traces(np.arange(inside.size), width)
+            gains[inside] = -dropped
         result: Floats = self._weights[block] * gains
         self._gains[block] = result
         return result
@@ -338,14 +422,18 @@ def eliminate(gram: Floats, target: Floats, pivots: int) -> tuple[Floats, Floats
     return gram[:, pivots:, pivots:] - xt @ above, left, explained
 
 
-def _subset_values(gram: Floats, target: Floats, units: int) -> Floats:
+def _of_matrices(gram: Floats, target: Floats, units: int) -> Floats:
+    return _subset_values(Equations(gram, target, False), units)
+
+
+def _subset_values(equations: Equations, units: int) -> Floats:
     """The explained variance of every subset of one block, by code, ``[2^units]``.
 
     One binary decision per unit: each half-decided subset carries the matrices of the undecided
     units conditioned on the kept ones, so the matrices shrink as the subsets multiply. Subsets are
     decided in batches that stay in the cache.
     """
-    width = len(gram) // units
+    width = len(equations.gram) // units
     values = np.zeros(1 << units)
 
     def decide(
@@ -369,7 +457,18 @@ def _subset_values(gram: Floats, target: Floats, units: int) -> Floats:
                 np.concatenate([out_t, left_t]),
             )
 
-    decide(0, np.zeros(1, dtype=np.int64), np.zeros(1), gram[None], target[None])
+    def wide(unit: int, code: int, so_far: float, left: Equations) -> None:
+        """The same with the target as its factor, until that has as many rows as there are columns."""
+        if not left.small or len(left.target) >= len(left.gram):
+            gram, target, small = left
+            whole = target.T @ target if small else target
+            decide(unit, np.array([code]), np.array([so_far]), gram[None], whole[None])
+            return
+        with_unit, explained = left.without(width)
+        wide(unit + 1, code, so_far, left.of(np.arange(width, len(left.gram))))
+        wide(unit + 1, code | (1 << unit), so_far + explained, with_unit)
+
+    wide(0, 0, 0.0, equations)
     return values
 
 
@@ -385,6 +484,15 @@ def _columns(units: Sequence[int] | npt.NDArray[np.intp], width: int) -> npt.NDA
     return (np.asarray(units, dtype=np.int64)[:, None] * width + np.arange(width)).reshape(-1)
 
 
+def _semidefinite_form(given: npt.ArrayLike | ColumnForm, argument: str, units: int) -> ColumnForm:
+    if not isinstance(given, ColumnForm):
+        return ColumnForm(_semidefinite(given, argument, units))
+    if given.inner is None:
+        return given
+    own = units if given.projection is None else 1
+    return ColumnForm(_semidefinite(given.inner, argument, own), given.projection)
+
+
 def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
     array = finite(matrix, argument)
     d = len(array)
@@ -394,9 +502,10 @@ def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
             f"got {list(array.shape)}."
         )
     scale = float(np.abs(array).max())
-    if not np.allclose(array, array.T, rtol=0, atol=1e-6 * scale):
-        raise ValueError(f"`{argument}` must be symmetric, as second moments are.")
-    array = (array + array.T) / 2
+    if not np.array_equal(array, array.T):
+        if not np.allclose(array, array.T, rtol=0, atol=1e-6 * scale):
+            raise ValueError(f"`{argument}` must be symmetric, as second moments are.")
+        array = constant((array + array.T) / 2)
     try:
         np.linalg.cholesky(array + 1e-6 * max(scale, 1e-300) * d * np.eye(d))
     except np.linalg.LinAlgError:

@@ -27,6 +27,7 @@ from cahp_opt.objectives import (
 )
 from cahp_opt.problem import Problem
 from cahp_opt.space import Block, HeadSpace, Unit
+from cahp_opt.stats.column_form import ColumnForm
 
 ObjectiveMaker: TypeAlias = Callable[[np.random.Generator, HeadSpace], Objective]
 """Makes a random objective over these units."""
@@ -99,13 +100,13 @@ def _sparse_facility_location(rng: Rng, space: HeadSpace) -> Objective:
 
 def _explained_variance(rng: Rng, space: HeadSpace) -> Objective:
     covariance: list[Floats] = []
-    readout: list[Floats] = []
+    readout: list[ColumnForm] = []
     for block in space.blocks:
         d = 2 * block.units
         mixed = rng.normal(size=(3 * d, d)) @ rng.normal(size=(d, d))
         covariance.append(mixed.T @ mixed / (3 * d))
-        weight = rng.normal(size=(d + 1, d))
-        readout.append(weight.T @ weight)
+        rows = d + 1 if block.unit.of_attention else block.units
+        readout.append(ColumnForm.small(rng.normal(size=(rows, d))))
     return ExplainedVariance(covariance, readout, [block.units for block in space.blocks])
 
 

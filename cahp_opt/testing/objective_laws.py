@@ -147,7 +147,7 @@ def _check_separable(objective: Objective, space: HeadSpace, kept: Bools, slack:
                 f"`{name}` gives {best} to the best {k} units of block {b} in `separable`, "
                 f"{_units(subset)}; they add {came} to {others}.",
             )
-        came, best = _value(objective, kept) - rest, table.values[kept[where].sum()]
+        came, best = _value(objective, kept) - rest, table.most[kept[where].sum()]
         require(
             came <= best + slack,
             f"`{name}` gives {best} to the best {kept[where].sum()} units of block {b} in `separable`; "

@@ -1,0 +1,265 @@
+"""Best subsets of wide units of one least-squares fit, and how much better any other could be.
+
+With ``Q`` the inverse Gram matrix and ``B`` the fitted weights, removing the columns ``D`` loses::
+
+    loss(D) = tr(B_D Q_DD^-1 B_D') = max over Y of 2 <Y, B_D> - <Y Q_DD, Y>
+
+so that any ``Y`` bounds it from below. Where ``Y`` is confined to a few matrices for every unit, the best
+of them is a problem of the same kind whose units are a few columns wide instead of hundreds, and all of
+its subsets can be tabulated. With the matrices that are best for some sets, the bound is exact for these
+and close for others; only subsets that could be the best by it are fitted in full.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.subsets import MOST_UNITS, BestSubsets
+
+_SHARES = (
+    1 / 4,
+    1 / 2,
+    2 / 3,
+    5 / 6,
+)  # of the units, removed from the back: sets with exact bounds
+_MOST_WORK, _MOST_FITS = 2e10, 2000  # floating-point operations in full fits of one block, and fits
+_CLOSE, _RIDGE = 1e-8, 1e-7  # so that rounding lies far below what counts as equal
+
+_CHEAP = 4e9
+
+SubsetValues = Callable[[Floats, Floats, int], Floats]
+"""The explained variance of all subsets from a Gram matrix, a target and the number of units."""
+
+
+class _Fit(NamedTuple):
+    """A fit of ``units`` equal shares of ``d`` columns: Gram matrix ``[d, d]`` and target factor ``H``,
+    ``[rows, d]``."""
+
+    gram: Floats
+    target: Floats
+    units: int
+
+    @property
+    def width(self) -> int:
+        return len(self.gram) // self.units
+
+    def columns(self, chosen: Bools) -> Ints:
+        return np.flatnonzero(np.repeat(chosen, self.width))
+
+
+def group_subsets(
+    gram: Floats, target: Floats, units: int, subset_values: SubsetValues
+) -> BestSubsets:
+    """The best subsets found of every size, at least as good as the first units, and bounds for any.
+
+    Args:
+        gram: with its ridge, ``[d, d]``; every unit owns an equal share of the columns, the most valuable
+            first.
+        target: ``H``, ``[rows, d]``: the columns ``S`` explain ``tr(gram_SS^-1 H_S' H_S)``.
+        units: their number.
+        subset_values: tabulates small problems.
+
+    Returns:
+        The subsets; ``bound`` is None where all of them are proved best.
+    """
+    fit = _Fit(gram, target, units)
+    inverse: Floats = np.linalg.inv(gram).astype(np.float64, copy=False)
+    weights: Floats = target @ inverse
+    total = float(np.vdot(weights, target))
+    first: Bools = np.tri(units + 1, units, -1, dtype=np.bool_)
+    suffix, answers = _suffixes(inverse, weights, units)
+    lowest = total - suffix  # value of the first k
+    lowest[0] = 0.0
+    relaxed = _Relaxed.of(fit, inverse, weights, answers)
+    if units <= MOST_UNITS:
+        return _bounded(_searched(fit, relaxed, lowest, first, total, subset_values), total)
+    bound = total - relaxed.losses_in_parts(subset_values)[::-1]
+    bound[0], bound[units] = lowest[0], lowest[units]
+    return _bounded(BestSubsets(lowest, first, bound), total)
+
+
+def is_cheaper_whole(rows: int, width: int, units: int) -> bool:
+    """Whether all subsets are tabulated with about as little work as :func:`group_subsets` takes.
+
+    Args:
+        rows: of the target's factor.
+        width: columns of every unit.
+        units: their number.
+    """
+    if units > MOST_UNITS:
+        return False
+    d, directions = units * width, len(_SHARES) + 2
+    relaxed = 5.0 * d**3 + 2.0 * directions * rows * d**2 + _MOST_WORK
+    work = 16.0 * width**3 * float(2**units)
+    return work <= max(_CHEAP, relaxed if width > 1 else math.inf)
+
+
+def _bounded(found: BestSubsets, total: float) -> BestSubsets:
+    """With bounds that rise with the size, as the best values do; without, where they prove nothing more."""
+    assert found.bound is not None  # it was just made
+    slack = _CLOSE * total
+    bound = np.minimum.accumulate(np.minimum(found.bound, total)[::-1])[::-1]
+    values = found.values
+    if np.all(bound <= values + slack):
+        return BestSubsets(values, found.kept)
+    return BestSubsets(values, found.kept, np.maximum(bound + slack, values))
+
+
+def _suffixes(inverse: Floats, weights: Floats, units: int) -> tuple[Floats, list[Floats]]:
+    """What removing all units from ``k`` on loses, ``[units + 1]``, and for some of these sets the best
+    ``Y``, each ``[rows, d]`` and 0 for the units that stay."""
+    d = len(inverse)
+    width = d // units
+    losses = np.zeros(units + 1)
+    # From the back, so that the factor of every suffix is a corner of one.
+    lower = np.linalg.cholesky(inverse[::-1, ::-1])
+    taken = np.linalg.solve(lower, weights[:, ::-1].T)
+    energy = np.einsum("ij,ij->i", taken, taken).reshape(units, width).sum(axis=1)
+    losses[:units] = np.cumsum(energy)[::-1]
+    steps = {round(share * units) for share in _SHARES} | {units - 1}
+    answers: list[Floats] = []
+    for removed in sorted(steps - {0}):
+        size = removed * width
+        own = np.zeros_like(weights)
+        # With L L' = Q_DD, Y = B_D Q_DD^-1 = (L^-1 B_D')' L^-1.
+        solved = np.linalg.solve(lower[:size, :size].T, taken[:size])
+        own[:, d - size :] = solved.T[:, ::-1]
+        answers.append(own)
+    return losses, answers
+
+
+class _Relaxed(NamedTuple):
+    """The problem with ``Y`` confined: a Gram matrix ``[units * m, units * m]``, with a little added to its
+    diagonal, and its right-hand side, ``[units * m]``."""
+
+    gram: Floats
+    side: Floats
+    units: int
+
+    @staticmethod
+    def of(fit: _Fit, inverse: Floats, weights: Floats, answers: list[Floats]) -> _Relaxed:
+        units, width = fit.units, fit.width
+        rows = len(weights)
+        alone = np.empty_like(weights)
+        for u in range(units):  # the best for every unit alone
+            own = slice(u * width, (u + 1) * width)
+            alone[:, own] = np.linalg.solve(inverse[own, own], weights[:, own].T).T
+        chosen = [alone, *answers]
+        m = len(chosen)
+        gram = np.zeros((units, m, units, m))
+        side = np.zeros((units, m))
+        flat = np.stack([y.reshape(rows, units, width) for y in chosen])
+        for u in range(units):
+            own = slice(u * width, (u + 1) * width)
+            side[u] = np.einsum("irw,rw->i", flat[:, :, u], weights[:, own])
+            for i in range(m):
+                reach = (flat[i, :, u] @ inverse[own]).reshape(rows, units, width)
+                gram[u, i] = np.einsum("rvw,jrvw->vj", reach, flat)
+        square = gram.reshape(units * m, units * m)
+        square = (square + square.T) / 2
+        scale = np.sqrt(np.maximum(np.diagonal(square), 0.0))
+        scale[scale == 0] = 1.0  # a matrix that is 0: its place stays empty
+        square = square / scale / scale[:, None]
+        # More on the diagonal makes the bound smaller, and equations that hardly differ solvable.
+        square[np.diag_indices(len(square))] += _RIDGE
+        return _Relaxed(square, side.reshape(-1) / scale, units)
+
+    def losses(self, subset_values: SubsetValues) -> Floats:
+        """Lower bounds on what every set loses that is removed, by code, ``[2^units]``."""
+        return subset_values(self.gram, np.outer(self.side, self.side), self.units)
+
+    def losses_in_parts(self, subset_values: SubsetValues) -> Floats:
+        """Lower bounds on what any removed set of every size loses, ``[units + 1]``, for many units.
+
+        The units fall into parts of few enough to tabulate. A set loses at least what its share of any part
+        does, and at least the sum of these over ``t``, with ``t`` the largest eigenvalue of the Gram
+        matrix when every part is made the identity.
+        """
+        m = len(self.side) // self.units
+        parts = np.array_split(np.arange(self.units), -(-self.units // (MOST_UNITS - 4)))
+        together = np.array([0.0])
+        worst = np.array([0.0])
+        scaled = self.gram.copy()
+        for part in parts:
+            own = slice(int(part[0]) * m, (int(part[-1]) + 1) * m)
+            small = _Relaxed(self.gram[own, own], self.side[own], len(part))
+            least = _least_by_size(small.losses(subset_values), len(part))
+            together = _combined(together, least, np.add)
+            worst = _combined(worst, least, np.maximum)
+            root = np.linalg.inv(np.linalg.cholesky(self.gram[own, own]))
+            scaled[own] = root @ scaled[own]
+            scaled[:, own] = scaled[:, own] @ root.T
+        largest = float(np.linalg.eigvalsh(scaled)[-1]) * (1 + 1e-9)
+        losses: Floats = np.maximum(worst, together / max(largest, 1.0))
+        return losses
+
+
+def _least_by_size(losses: Floats, units: int) -> Floats:
+    """The smallest loss of every number of removed units, ``[units + 1]``."""
+    sizes = _sizes(units)
+    least = np.full(units + 1, np.inf)
+    np.minimum.at(least, sizes, losses)
+    return least
+
+
+def _combined(one: Floats, other: Floats, join: Callable[[Floats, Floats], Floats]) -> Floats:
+    """The smallest ``join(one[i], other[j])`` for every ``i + j``."""
+    found = np.full(len(one) + len(other) - 1, np.inf)
+    for i, value in enumerate(one):
+        place = slice(i, i + len(other))
+        found[place] = np.minimum(found[place], join(np.full(len(other), value), other))
+    return found
+
+
+def _sizes(units: int) -> Ints:
+    codes = np.arange(1 << units, dtype=np.int64)
+    sizes: Ints = ((codes[:, None] >> np.arange(units)) & 1).sum(axis=1)
+    return sizes
+
+
+def _searched(
+    fit: _Fit,
+    relaxed: _Relaxed,
+    lowest: Floats,
+    first: Bools,
+    total: float,
+    subset_values: SubsetValues,
+) -> BestSubsets:
+    """Fit the subsets that could be the best of their size, the most hopeful first, while work is left."""
+    units = fit.units
+    hopes = total - relaxed.losses(subset_values)  # by the code of what is removed
+    sizes, bits = _sizes(units), np.arange(units)
+    values, kept, bound = lowest.copy(), first.copy(), lowest.copy()
+    tiny, work, fits = _CLOSE * total, 0.0, 0
+    for removed in range(1, units):
+        k = units - removed
+        codes = np.flatnonzero(sizes == removed)
+        codes = codes[np.argsort(-hopes[codes], kind="stable")]
+        effort = (k * fit.width) ** 2 * (k * fit.width / 3 + len(fit.target))
+        for code in codes:
+            bound[k] = max(values[k], hopes[code])
+            if hopes[code] <= values[k] + tiny:
+                bound[k] = values[k]
+                break
+            if work > _MOST_WORK or fits >= _MOST_FITS:
+                break
+            work, fits = work + effort, fits + 1
+            chosen = ((int(code) >> bits) & 1) == 0
+            value = _value(fit, chosen)
+            if value > values[k]:
+                values[k], kept[k] = value, chosen
+        else:
+            bound[k] = values[k]
+    return BestSubsets(values, kept, bound)
+
+
+def _value(fit: _Fit, chosen: Bools) -> float:
+    columns = fit.columns(chosen)
+    lower = np.linalg.cholesky(fit.gram[np.ix_(columns, columns)])
+    taken = np.linalg.solve(lower, fit.target[:, columns].T)
+    return float(np.vdot(taken, taken))
