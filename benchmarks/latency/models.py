@@ -60,12 +60,14 @@ class Shape:
         phases: what it can do.
         unit: what is counted; None for what :func:`~cahp_opt.torch.find_attention` takes by default.
         load: makes the model with real weights, or None if they are not installed.
+        neurons: whether feed-forward parts are blocks too, beside attention.
     """
 
     config: Callable[[Sizes], PretrainedConfig]
     phases: tuple[Phase, ...] = (Phase.PREFILL,)
     unit: Unit | None = None
     load: Callable[[], nn.Module | None] = lambda: None
+    neurons: bool = False
 
     def build(self, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The model in evaluation mode, made on the device."""
@@ -144,11 +146,13 @@ SHAPES = {
     "bert-large": Shape(_bert(1024, 24, 16)),
     "vit-base": Shape(lambda _: ViTConfig()),
     "llama-8b-slots": Shape(_llama, BOTH, Unit.QUERY_SLOT),
+    "minilm-both": Shape(_bert(384, 6, 12), load=_minilm, neurons=True),
 }
 """By name, the most important first."""
 
 TINY = {
     "tiny-encoder": Shape(_tiny(BertConfig)),
     "tiny-decoder": Shape(_tiny(LlamaConfig, num_key_value_heads=2), BOTH),
+    "tiny-both": Shape(_tiny(BertConfig), neurons=True),
 }
 """To try the benchmark itself."""

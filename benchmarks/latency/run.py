@@ -2,9 +2,10 @@
 
     python benchmarks/latency/run.py --device cuda
     python benchmarks/latency/run.py --device cpu --models minilm,bert-base --threads 1 --repeats 10
+    python benchmarks/latency/run.py --device cpu --models minilm-both --threads 2 --repeats 20 --output FOLDER
 
 For every model, phase and execution: `measure_latency` makes a table, and the dense model and ``--sets``
-uneven random keep-sets, none of which the table has seen, are sliced and timed whole in one interleaved
+uneven random keep-sets (of heads, and of groups of neurons where the model has both), none of which the table has seen, are sliced and timed whole in one interleaved
 run. The results go to ``<device>.json`` in the output folder after every case; a case that fails is
 recorded with its sentence, and the rest goes on. A run with the same output goes on with what is missing.
 """
@@ -39,10 +40,10 @@ from cahp_opt.arrays import Bools
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.space import HeadSpace
-from cahp_opt.torch import find_attention, measure_latency, time_models
+from cahp_opt.torch import find_prunable, measure_latency, time_models
 from cahp_opt.torch.latency.block_times import Timing
 from cahp_opt.torch.latency.model_times import device_name, dtype_name
-from cahp_opt.torch.slicing.slicing import thin_copy
+from cahp_opt.torch.slicing.timing_copies import timing_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "latency"
@@ -65,8 +66,8 @@ class Subject:
     ) -> None:
         self.name, self.shape, self.sizes, self.dtype = name, shape, sizes, dtype
         self.model = shape.build(sizes, device, dtype)
-        self._prunable = find_attention(self.model, unit=shape.unit)
-        self.space = self._prunable.space
+        self.prunable = find_prunable(self.model, neurons=shape.neurons, unit=shape.unit)
+        self.space = self.prunable.space
         self._small: dict[int, nn.Module] = {}
 
     def batch(self, phase: Phase) -> dict[str, torch.Tensor]:
@@ -74,9 +75,9 @@ class Subject:
         return self.shape.batch(self.sizes, phase, self.dtype)
 
     def small(self, number: int, kept: Bools) -> nn.Module:
-        """The sliced model of one keep-set; what is not attention is the dense model's own."""
+        """The sliced model of one keep-set; what is not in a block is the dense model's own."""
         if number not in self._small:
-            self._small[number] = thin_copy(self._prunable, kept)
+            self._small[number] = timing_copy(self.prunable, kept)
         return self._small[number]
 
     def forget(self) -> None:
@@ -183,12 +184,11 @@ def measure(
     """Fill ``case``; ``keep`` is called when there is something worth keeping."""
     batch = subject.batch(phase)
     table = measure_latency(
-        subject.model,
+        subject.prunable,
         batch,
         phase=phase,
         execution=execution,
         repeats=repeats,
-        unit=subject.shape.unit,
     )
     told = table.provenance
     case |= {"batch": told.batch, "length": told.sequence_length, "attention": told.attention}

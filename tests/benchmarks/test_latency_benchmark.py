@@ -64,6 +64,13 @@ def test_predictions_of_whole_models(tmp_path: Path) -> None:
     assert found["provenance"]["threads"] == 1 and found["provenance"]["device"]
 
 
+def test_both_kinds_of_blocks(tmp_path: Path) -> None:
+    code, found = bench(tmp_path, "tiny-both")
+    (case,) = found["cases"]
+    assert code == 0 and [kind["blocks"] for kind in case["table"]["kinds"]] == [2, 2]
+    assert all(len(row["counts"]) == 4 for row in case["sets"])
+
+
 def test_keep_sets_are_uneven_and_range_widely() -> None:
     space = HeadSpace(tuple(Block(f"{i}", 12) for i in range(12)))
     sets = run.keep_sets(space, "bert", 30)
