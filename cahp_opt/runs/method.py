@@ -252,5 +252,5 @@ class Method:
         Raises:
             ValueError: if the solver cannot handle the objective over this space.
         """
-        problem = Problem(self.objective.kind.example(space), Budget.heads(space, space.n))
+        problem = Problem(self.objective.kind.example(space), Budget(space))
         select(problem, self.solver.build(), time_limit=0.1, seed=self.seed)

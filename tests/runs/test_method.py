@@ -9,7 +9,7 @@ from records_by_hand import SPACE, make_stats
 from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular
 from cahp_opt.runs.measuring import ANYWAY
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
-from cahp_opt.space import Block, HeadSpace
+from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.stats.needs import needs, needs_of
 from cahp_opt.stats.registry import STATISTICS
 
@@ -58,3 +58,9 @@ def test_a_solver_that_cannot_is_refused_in_advance() -> None:
         Method(ObjectiveName.EXPLAINED_OUTPUT).rehearse(HeadSpace((Block("wide", 30),)))
     for objective in ObjectiveName:
         Method(objective, SolverName("greedy")).rehearse(SPACE)
+
+
+@pytest.mark.parametrize("groups", [2, 24])
+def test_a_rehearsal_takes_neurons_alone_and_more_groups_than_can_be_tabulated(groups: int) -> None:
+    """Budgets of heads refuse a space without any, which a rehearsal must not."""
+    Method().rehearse(HeadSpace((Block("part", groups, Unit.NEURON_GROUP),)))
