@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, cast
@@ -17,9 +19,27 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 def takes_cache(model: nn.Module) -> bool:
     """Whether the forward of ``model`` can be asked for a cache, or for none, by ``use_cache``."""
-    parameters = inspect.signature(type(model).forward).parameters
-    takes = "use_cache" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return takes and hasattr(getattr(model, "config", None), "use_cache")
+    if not hasattr(getattr(model, "config", None), "use_cache"):
+        return False
+    forward = type(model).forward
+    parameters = inspect.signature(forward).parameters
+    if "use_cache" in parameters:
+        return True
+    rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    return rest is not None and not _hands_it_on_itself(forward, rest)
+
+
+def _hands_it_on_itself(forward: Callable[..., object], rest: str) -> bool:
+    """Whether a call in ``forward`` sets ``use_cache`` and hands on ``rest`` too, where it would come twice."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
+    except (OSError, TypeError, SyntaxError):  # no source
+        return False
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        handed = {k.value.id for k in call.keywords if not k.arg and isinstance(k.value, ast.Name)}
+        if rest in handed and any(k.arg == "use_cache" for k in call.keywords):
+            return True
+    return False
 
 
 def cache_of(output: object) -> object:
