@@ -39,6 +39,7 @@ LESS: Mapping[str, str] = {
         "--checkpoint MODEL --methods random --budgets 4 --recovery none --calibration 12 "
         "--seeds 1 --most-seeds 1"
     ),
+    "both_kinds/run.py": "--shares 1 --draws 1 --texts 12 --repeats 1 --methods both,kwon",
     "objectives/run.py": "--sets 2 --calibration 12 --gradients 4 --held-out 4 --stages 1",
 }
 """By script under ``benchmarks``, the options behind its own so that it ends in seconds, not hours."""

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.both_kinds.kwon_masks import DAMP, Latency, rearranged, searched, tuned
+from benchmarks.both_kinds.kwon_masks import DAMP, Latency, fitted, rearranged, searched, tuned
+from cahp_opt import LatencyTable
 from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.linear_layers import row_weight
@@ -67,17 +68,76 @@ class Fisher:
         found = [one.T @ one / len(one) for one in slopes(prunable, batches)]
         return Fisher(found, prunable.space.of_attention)
 
-    def kept(self, limit: float, head: Latency, neuron: Latency) -> list[Bools]:
-        """Which units stay, for every block bool ``[units]``: searched, then rearranged.
-
-        Args:
-            limit: seconds of all blocks together.
-            head: the latency of a block of heads.
-            neuron: the latency of a block of neurons.
-        """
+    def searched(self, limit: float, head: Latency, neuron: Latency) -> list[Bools]:
+        """Which units stay, for every block bool ``[units]``, as by :func:`kwon_masks.searched`."""
         diagonal = [np.diag(one) for one in self.matrices]
-        found = searched(diagonal, self.heads, limit, head, neuron)
-        return [rearranged(one, own) for one, own in zip(self.matrices, found, strict=True)]
+        return searched(diagonal, self.heads, limit, head, neuron)
+
+    def rearranged(self, kept: Sequence[Bools]) -> list[Bools]:
+        """As many units of every block, as by :func:`kwon_masks.rearranged`."""
+        return [rearranged(one, own) for one, own in zip(self.matrices, kept, strict=True)]
+
+
+def within(fisher: Fisher, table: LatencyTable, limit: float) -> list[Bools]:
+    """Which single heads and neurons stay if a model may take so many seconds.
+
+    The latencies that the search plans with are lines fitted to the table, one for each kind. So that they cost the
+    method nothing where they are wrong, it plans with the largest limit whose outcome keeps to the table.
+
+    Args:
+        fisher: of single heads and neurons.
+        table: of heads, and of groups of neurons, equal in all blocks of a kind.
+        limit: of the whole model, in seconds.
+
+    Returns:
+        For every block bool ``[units]``.
+
+    Raises:
+        ValueError: if no limit gives such masks.
+    """
+    sizes = np.array([len(one) for one in fisher.matrices])
+    width = sizes // table.space.units
+    head, neuron = (
+        fitted(width[b] * np.arange(1, table.space.units[b] + 1), np.mean(costs, axis=0)[1:])
+        for kind in (True, False)
+        for b, costs in [_of_kind(table, fisher.heads == kind)]
+    )
+    best: list[Bools] | None = None
+    low, high = 0.0, table.dense
+    for _ in range(24):
+        middle = (low + high) / 2
+        try:
+            found = fisher.searched(middle, head, neuron)
+        except ValueError:  # too short for any masks
+            low = middle
+            continue
+        if seconds(table, [int(own.sum()) for own in found], sizes) <= limit:
+            best, low = found, middle
+        else:
+            high = middle
+    if best is None:
+        raise ValueError(f"`limit` is {limit:.3g} s, which no masks of this search keep to.")
+    return fisher.rearranged(best)
+
+
+def _of_kind(table: LatencyTable, blocks: Bools) -> tuple[int, list[Floats]]:
+    """The first of some blocks, and the costs of all of them."""
+    numbers = np.flatnonzero(blocks).tolist()
+    return numbers[0], [table.costs[b] for b in numbers]
+
+
+def seconds(table: LatencyTable, kept: Sequence[int] | Ints, sizes: Sequence[int] | Ints) -> float:
+    """The time by a table of a model with numbers of units between those that the table has.
+
+    Args:
+        table: the table.
+        kept: units kept in every block, finer than the table's.
+        sizes: such units in every block.
+    """
+    found = table.fixed
+    for costs, count, size in zip(table.costs, kept, sizes, strict=True):
+        found += float(np.interp(count * (len(costs) - 1) / size, np.arange(len(costs)), costs))
+    return max(table.least, found)
 
 
 class _Stop(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from film_reviews import HEADS, LAYERS, write_critic, write_reviews
 from torch.nn import functional
 
 from benchmarks.accuracy import figures, report, run
@@ -36,8 +36,6 @@ pytest.importorskip("sklearn")
 pytest.importorskip("ortools")
 pytest.importorskip("accelerate")
 
-WORDS = ["good", "bad", "film", "plot", "very", "not", "the", "a", "of", "never", "dull", "bright"]
-HEADS, LAYERS = 4, 2
 FULL = {"random", "michel", "fisher", "kwon", "osscar", "explained-variance", "greedy"}
 """Methods that always use up a budget of units."""
 ALL = {"recovery": "none,refit", "budgets": "4"}
@@ -47,13 +45,7 @@ ALL = {"recovery": "none,refit", "budgets": "4"}
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of tables with two classes."""
     folder = tmp_path_factory.mktemp("films")
-    draw = random.Random(0)
-    for part, count in (("train", 40), ("dev", 9), ("test", 11)):
-        lines = ["label\ttext"]
-        for i in range(count):
-            words = [("bad", "good")[i % 2], *draw.choices(WORDS[2:], k=3 + i % 4)]
-            lines.append(f"{i % 2}\t{' '.join(words)}")
-        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_reviews(folder)
     return folder
 
 
@@ -61,24 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier with its tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    torch.manual_seed(0)
-    configure: Any = transformers.BertConfig
-    config = configure(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=24,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-        num_labels=2,
-    )
-    model: Any = transformers.BertForSequenceClassification(config)
-    model.save_pretrained(folder)
-    tokenizer: Any = transformers.BertTokenizer
-    tokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    write_critic(folder)
     return folder
 
 

@@ -160,7 +160,8 @@ def test_slopes_are_those_of_every_example(
 
 
 def kept_of(dense: Prunable, batches: list[dict[str, Tensor]], limit: float) -> list[Bools]:
-    return Fisher.of(dense, batches).kept(limit, Latency(2.0, 1, 1.0), Latency(1.0, 0, 0.1))
+    fisher = Fisher.of(dense, batches)
+    return fisher.rearranged(fisher.searched(limit, Latency(2.0, 1, 1.0), Latency(1.0, 0, 0.1)))
 
 
 def test_a_limit_of_all_keeps_all_and_tuning_changes_nothing(

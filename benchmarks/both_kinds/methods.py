@@ -1,0 +1,150 @@
+"""The ways of choosing heads and neurons that are compared, and how each repairs what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.both_kinds import kwon
+from benchmarks.both_kinds.draws import Draw
+from cahp_opt import Budget, HeadSpace, HeadStats, LatencyTable, Objective, Problem, Solver, select
+from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.objectives import ExplainedVariance, Modular
+from cahp_opt.solvers import DynamicProgram, RandomSubset
+from cahp_opt.torch import Prunable, refit
+
+
+class Chosen(NamedTuple):
+    """What stays.
+
+    Args:
+        dense: the blocks of the unpruned model, in the units that were chosen from.
+        kept: bool ``[n]``.
+    """
+
+    dense: Prunable
+    kept: Bools
+
+
+class Method(NamedTuple):
+    """A way of pruning.
+
+    Args:
+        name: what tables call it.
+        choose: what stays, within a share of the unpruned time.
+        repair: mends the sliced model, whose blocks come first.
+    """
+
+    name: str
+    choose: Callable[[Draw, float], Chosen]
+    repair: Callable[[Prunable, Draw, Chosen], None]
+
+
+def refitted(small: Prunable, draw: Draw, chosen: Chosen) -> None:
+    """The library's refit, with the weights of tokens."""
+    refit(small, chosen.dense, draw.batches, weighting=draw.weights)
+
+
+def tuned(small: Prunable, draw: Draw, chosen: Chosen) -> None:
+    """Mask tuning, on the texts that gave the Fisher matrices."""
+    kwon.tune(small, chosen.dense, draw.labelled)
+
+
+def explained(stats: HeadStats, budget: Budget) -> Bools:
+    """What explains most of the output, in its distance to the unpruned model's, exactly."""
+    return _best(ExplainedVariance.from_sensitivity(stats), budget)
+
+
+def _best(
+    objective: Objective, budget: Budget, solver: Solver | None = None, seed: int = 0
+) -> Bools:
+    return select(Problem(objective, budget), solver or DynamicProgram(), seed=seed).kept
+
+
+def _among(kinds: Callable[[HeadSpace], Bools]) -> Callable[[Draw, float], Chosen]:
+    """The method of the library with only some blocks pruned, bool ``[blocks]`` by ``kinds``."""
+
+    def choose(draw: Draw, share: float) -> Chosen:
+        space = draw.stats.space
+        fewest = np.where(kinds(space), 0, space.units)
+        budget = Budget.latency(draw.table, share, minimum=fewest.tolist())
+        return Chosen(draw.ordered, explained(draw.stats, budget))
+
+    return choose
+
+
+def _even(draw: Draw, share: float) -> Chosen:
+    counts = even(draw.table, share)
+    fixed = Budget(draw.stats.space, (), counts.tolist(), counts.tolist())
+    return Chosen(draw.ordered, explained(draw.stats, fixed))
+
+
+def even(table: LatencyTable, share: float) -> Ints:
+    """Units per block, ``[blocks]``: the largest share that is the same in every block and within the time.
+
+    Raises:
+        ValueError: if one unit per block takes too long.
+    """
+    units = table.space.units
+    for kept in np.linspace(1, 0, 1 + 8 * int(units.max()), endpoint=False):
+        counts = np.maximum(1, np.rint(kept * units)).astype(np.int64)
+        if table.predict(counts) <= share * table.dense:
+            return counts
+    raise ValueError(f"no even share takes {share:g} of the unpruned time.")
+
+
+def _kwon(draw: Draw, share: float) -> Chosen:
+    kept = kwon.within(draw.fisher, draw.table, share * draw.table.dense)
+    return Chosen(draw.single, np.concatenate(kept))
+
+
+def _random(draw: Draw, share: float) -> Chosen:
+    anything = Modular(np.ones(draw.grouped.space.n))
+    budget = Budget.latency(draw.table, share)
+    return Chosen(draw.grouped, _best(anything, budget, RandomSubset(), draw.seed))
+
+
+def _magnitude(draw: Draw, share: float) -> Chosen:
+    """Neurons are grouped by the size of their weights."""
+    singles = magnitudes(draw.single)
+    blocks = [
+        block
+        if block.unit.of_attention
+        else block._replace(order=tuple(np.argsort(-singles[where], kind="stable").tolist()))
+        for block, where in zip(draw.grouped.space.blocks, draw.single.space.slices, strict=True)
+    ]
+    prunable = draw.grouped.grouped(HeadSpace(tuple(blocks)))
+    budget = Budget.latency(draw.table, share)
+    return Chosen(prunable, _best(Modular(magnitudes(prunable)), budget))
+
+
+def magnitudes(prunable: Prunable) -> Floats:
+    """The sum of the squares of all weights that are cut with each unit, ``[n]``."""
+    found = list[Floats]()
+    for block in prunable:
+        total = np.zeros(block.units)
+        for piece, weight in zip(block.pieces, block.weights, strict=True):
+            squares = weight.detach().double().square()
+            others = [axis for axis in range(squares.ndim) if axis != piece.axis]
+            entries = squares.sum(dim=others).numpy() if others else squares.numpy()
+            own = piece.unit_of >= 0
+            total += np.bincount(piece.unit_of[own], entries[own], minlength=block.units)
+        found.append(total)
+    return np.concatenate(found)
+
+
+METHODS: Mapping[str, Method] = {
+    "both": Method(
+        "heads and neurons", _among(lambda s: np.ones(len(s.blocks), np.bool_)), refitted
+    ),
+    "neurons": Method("neurons alone", _among(lambda s: ~s.of_attention), refitted),
+    "heads": Method("heads alone", _among(lambda s: s.of_attention), refitted),
+    "even": Method("the same share everywhere", _even, refitted),
+    "kwon": Method("Kwon et al. 2022", _kwon, tuned),
+    "kwon-refit": Method("Kwon et al. 2022, refitted instead of tuned", _kwon, refitted),
+    "magnitude": Method("magnitude", _magnitude, refitted),
+    "random": Method("random", _random, refitted),
+}
+"""By the name that the command line takes."""

@@ -1,0 +1,188 @@
+"""The benchmark of heads and neurons under one latency, whole, on a tiny random classifier and a few texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+from film_reviews import HEADS, LAYERS, NEURONS, write_critic, write_reviews
+
+from benchmarks.both_kinds import kwon, run
+from benchmarks.both_kinds.methods import METHODS, even, magnitudes
+from cahp_opt import Block, HeadSpace, LatencyTable, Unit
+from cahp_opt.torch import find_prunable
+
+GROUP = 4
+GROUPS = NEURONS // GROUP
+
+
+def made_up(space: HeadSpace) -> LatencyTable:
+    """Half of the time is for the blocks: 2 for each unit of attention, 1 for each group, and a start each."""
+    rates = [2.0 if block.unit.of_attention else 1.0 for block in space.blocks]
+    costs = [
+        rate * np.arange(block.units + 1) + 0.5 * (np.arange(block.units + 1) > 0)
+        for block, rate in zip(space.blocks, rates, strict=True)
+    ]
+    return LatencyTable(space, sum(float(c[-1]) for c in costs), tuple(costs))
+
+
+TABLE = made_up(
+    HeadSpace(
+        tuple(
+            block
+            for layer in range(LAYERS)
+            for block in (
+                Block(f"attention.{layer}", HEADS),
+                Block(f"output.{layer}", GROUPS, Unit.NEURON_GROUP),
+            )
+        )
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tables with two classes."""
+    folder = tmp_path_factory.mktemp("films")
+    write_reviews(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    write_critic(folder)
+    return folder
+
+
+def started(folder: Path, data: Path, checkpoint: Path, **more: str) -> tuple[Any, list[str]]:
+    """The record of a run and what it tells."""
+    given = {
+        "data": str(data),
+        "checkpoint": str(checkpoint),
+        "cache": str(folder / "cache"),
+        "output": str(folder / "films.json"),
+        "texts": "12",
+        "draws": "1",
+        "neuron-group": str(GROUP),
+        "repeats": "1",
+        "shares": "0.8",
+        "threads": "1",
+        **more,
+    }
+    lines = list[str]()
+    words = [part for name, value in given.items() for part in (f"--{name}", value)]
+    assert run.main(words, lines.append) == 0
+    return json.loads((folder / "films.json").read_text(encoding="utf-8")), lines
+
+
+def test_the_whole_run(
+    data: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with a clock that is not noisy; and what was interrupted is not done again."""
+    monkeypatch.setattr(run, "ONLY", {})
+    monkeypatch.setattr(
+        run, "measure_latency", lambda prunable, batch, repeats: made_up(prunable.space)
+    )
+    record, lines = started(tmp_path, data, checkpoint)
+    rows = {row["method"]: row for row in record["rows"]}
+    assert list(rows) == list(METHODS)
+    for row in rows.values():
+        assert row["kl"] >= 0 and 0 <= row["accuracy"] <= 1 and row["measured"] > 0
+        assert 0.5 < row["predicted"] <= 0.8 and len(row["heads"]) == len(row["neurons"]) == LAYERS
+        assert row["before"].keys() == {"kl", "accuracy"}
+    assert rows["heads"]["neurons"] == [NEURONS] * LAYERS != rows["both"]["neurons"]
+    assert rows["neurons"]["heads"] == [HEADS] * LAYERS != rows["heads"]["heads"]
+    assert len({*rows["even"]["heads"]}) == len({*rows["even"]["neurons"]}) == 1
+    assert rows["kwon"]["neurons"] == rows["kwon-refit"]["neurons"]
+    assert rows["kwon"]["kl"] != rows["kwon-refit"]["kl"]
+    assert len(lines) == 2 + len(METHODS) + 1 and lines[2].startswith("| 0.8 | heads and neurons |")
+
+    def refuse(self: run.Bench, cell: run.Cell) -> Any:
+        pytest.fail(f"{cell} is done again")
+
+    monkeypatch.setattr(run.Bench, "_done", refuse)
+    assert started(tmp_path, data, checkpoint)[0]["rows"] == record["rows"]
+
+
+def test_an_unknown_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--data", "none", "--methods", "both,best"])
+    assert "--methods has 'best'" in capsys.readouterr().err
+
+
+def test_heads_alone_are_compared_where_they_reach() -> None:
+    found = run.cells(["both", "heads"], [0.7, 0.5], 2)
+    assert [(cell.share, cell.method) for cell in found[:3]] == [
+        (0.7, "both"),
+        (0.7, "heads"),
+        (0.5, "both"),
+    ]
+    assert len(found) == 6 and found[3].draw == 1
+
+
+@pytest.mark.parametrize("share", [0.65, 0.75, 1.0])
+def test_even_shares_fill_the_time(share: float) -> None:
+    counts = even(TABLE, share)
+    heads, groups = counts[0::2], counts[1::2]
+    assert len({*heads.tolist()}) == len({*groups.tolist()}) == 1
+    assert abs(heads[0] / HEADS - groups[0] / GROUPS) <= 0.5 / HEADS + 0.5 / GROUPS
+    assert TABLE.predict(counts) <= share * TABLE.dense
+    assert share == 1 or TABLE.predict(counts + 1) > share * TABLE.dense
+
+
+def test_even_shares_have_a_floor() -> None:
+    with pytest.raises(ValueError, match=r"no even share takes 0\.5 of"):
+        even(TABLE, 0.5)
+
+
+def test_times_between_those_of_the_table() -> None:
+    sizes = [HEADS, NEURONS] * LAYERS
+    counts = [3, 8, 0, 0]
+    expected = TABLE.predict([3, 2, 0, 0])
+    assert kwon.seconds(TABLE, counts, sizes) == pytest.approx(expected)
+    assert kwon.seconds(TABLE, [3, 9, 0, 0], sizes) == pytest.approx(expected + 0.25)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.7, 0.9])
+def test_the_search_of_the_baseline_fills_the_time(share: float) -> None:
+    rng = np.random.default_rng(0)
+    slopes = [rng.standard_normal((20, size)) for size in (HEADS, NEURONS) * LAYERS]
+    heads = np.array([True, False] * LAYERS)
+    fisher = kwon.Fisher([one.T @ one for one in slopes], heads)
+    kept = kwon.within(fisher, TABLE, share * TABLE.dense)
+    counts = np.array([int(own.sum()) for own in kept])
+    sizes = [HEADS, NEURONS] * LAYERS
+    assert kwon.seconds(TABLE, counts, sizes) <= share * TABLE.dense
+    more = next(b for b in (1, 3, 0, 2) if counts[b] < sizes[b])
+    assert kwon.seconds(TABLE, counts + np.eye(4, dtype=int)[more], sizes) > share * TABLE.dense
+
+
+def test_no_time_at_all_is_refused() -> None:
+    fisher = kwon.Fisher(
+        [np.eye(size) for size in (HEADS, NEURONS) * LAYERS], np.array([True, False] * LAYERS)
+    )
+    with pytest.raises(ValueError, match="which no masks of this search keep to"):
+        kwon.within(fisher, TABLE, TABLE.floor / 2)
+
+
+def test_magnitudes_share_out_all_that_is_cut() -> None:
+    prunable = find_prunable(tiny_models.BERT.build(bare=True), neuron_group=10)
+    found = magnitudes(prunable)
+    for block, where in zip(prunable, prunable.space.slices, strict=True):
+        pairs = zip(block.pieces, block.weights, strict=True)
+        whole = sum(
+            float(w.detach().double().square().sum()) for p, w in pairs if min(p.unit_of) >= 0
+        )
+        assert found[where].sum() == pytest.approx(whole)
+    first = prunable.feed_forward[0]
+    out = first.out.get_parameter("weight").detach().double().square().sum(dim=0)
+    rows = first.ins[0].get_parameter("weight").detach().double().square().sum(dim=1)
+    bias = first.ins[0].get_parameter("bias").detach().double().square()
+    own = (out + rows + bias).numpy()[first.columns == 1].sum()
+    assert found[prunable.space.slices[1]][1] == pytest.approx(own)
