@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from cahp_opt.arrays import Floats, Ints
 from cahp_opt.space import HeadSpace
-from cahp_opt.stats.by_block import ByBlock
 from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.moments import BlockMoments, Moments
+from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
+from cahp_opt.stats.statistic import Statistic
 
 _AT_ONCE = 32
 _DENSE = 0.8  # of the columns are left when the matrices are made smaller
@@ -70,8 +72,8 @@ def removal(
         next_ = next_[np.lexsort((column[next_], price[next_]))]
         # With L L' = Q_EE, the columns of B_E L'^-1 are what each of them takes with it.
         lower = np.linalg.cholesky(inverse[np.ix_(next_, next_)])
-        rows: Floats = np.linalg.solve(lower, inverse[next_])
-        taken: Floats = np.linalg.solve(lower, weights[:, next_].T)
+        rows = np.linalg.solve(lower, inverse[next_]).astype(np.float64, copy=False)
+        taken = np.linalg.solve(lower, weights[:, next_].T).astype(np.float64, copy=False)
         inverse -= rows.T @ rows
         weights -= taken.T @ rows
         gone[next_] = True
@@ -94,7 +96,7 @@ def in_order_of_price(stats: HeadStats, *, ridge: float = 1e-2) -> HeadStats:
     Raises:
         ValueError: if neither was measured, or something that is about whole groups was.
     """
-    others = [name for name, found in stats.statistics.items() if not isinstance(found, ByBlock)]
+    others = [name for name in stats.statistics if name not in ("moments", "sensitivity")]
     if others:
         raise ValueError(
             f"`stats` has {', '.join(others)}, which is about whole groups of neurons and cannot be put "
@@ -119,15 +121,18 @@ def in_order_of_price(stats: HeadStats, *, ridge: float = 1e-2) -> HeadStats:
             found = found[np.lexsort((standing[found], group))]
             blocks[b] = block._replace(order=tuple(standing[found].tolist()))
             orders[b] = found
-    return replace(
-        stats,
-        space=HeadSpace(tuple(blocks)),
-        statistics={
-            name: type(found)(
-                entry if order is None else entry.of(order)
-                for entry, order in zip(found.entries, orders, strict=True)
-            )
-            for name, found in stats.statistics.items()
-            if isinstance(found, ByBlock)
-        },
-    )
+    ordered: dict[str, Statistic] = {}
+    if stats.moments:
+        moments = (_permuted(entry, o) for entry, o in zip(stats.moments, orders, strict=True))
+        ordered["moments"] = BlockMoments(moments)
+    if stats.sensitivity:
+        weighted = (_permuted(entry, o) for entry, o in zip(stats.sensitivity, orders, strict=True))
+        ordered["sensitivity"] = BlockSensitivity(weighted)
+    return replace(stats, space=HeadSpace(tuple(blocks)), statistics=ordered)
+
+
+Entry = TypeVar("Entry", Moments, Sensitivity)
+
+
+def _permuted(entry: Entry, order: Ints | None) -> Entry:
+    return entry if order is None else entry.of(order)
