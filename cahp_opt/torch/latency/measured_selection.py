@@ -56,7 +56,8 @@ def select_measured(
         model: the unpruned model, on the device and in the precision that it will run in, or its blocks; it
             is not changed.
         objective: the objective to maximise.
-        profile: the latency tables to begin with, and the resources of other goals.
+        profile: the latency tables to begin with, and the resources of other goals; of both kinds of blocks
+            it serves where one is pruned.
         target: the goals and limits, with at least one latency goal.
         batches: by name of the workload, keyword arguments for the model, as for
             :func:`~cahp_opt.torch.measure_latency`.
@@ -87,6 +88,7 @@ def select_measured(
     prunable = blocks_of(model, unit)
     model = prunable.model
     profile.check(structure(model))
+    profile = profile.restricted(prunable.space)
     tables = target.measured(profile)
     there = {name: table.provenance for name, table in tables.items()}
     for sentence in foreign(there, here(model, there, batches)):

@@ -16,6 +16,7 @@ from cahp_opt.costs.target import Target
 from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram
 from cahp_opt.torch import ForeignTableWarning, find_attention, measure_latency, select_measured
+from cahp_opt.torch.blocks.finder import find_prunable
 from cahp_opt.torch.latency.measured_selection import here, measuring
 
 BATCHES = {"prefill": tiny_models.batch(size=2, length=6)}
@@ -71,6 +72,20 @@ def test_the_model_that_is_measured_is_the_sliced_one(
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
     assert find_attention(model).space == table.space
+
+
+@pytest.mark.parametrize("heads", [True, False], ids=["heads", "neurons"])
+def test_a_table_of_both_kinds_serves_where_one_is_pruned(heads: bool, clock: Clock) -> None:
+    model = tiny_models.BERT.build()
+    both, pruned = find_prunable(model), find_prunable(model, heads=heads, neurons=not heads)
+    table = measure_latency(both, BATCHES["prefill"], repeats=1)
+    values = Modular(np.random.default_rng(0).random(pruned.space.n))
+    selection = select_measured(
+        pruned, values, Profile(both.space, {"prefill": table}), Target((LatencyGoal(ratio=0.9),)),
+        BATCHES, DynamicProgram(), repeats=1,
+    )  # fmt: skip
+    assert selection.space == pruned.space and selection.measured is not None
+    assert selection.measured.over <= 0.01
 
 
 def test_the_copy_shares_what_is_not_attention(monkeypatch: pytest.MonkeyPatch) -> None:
