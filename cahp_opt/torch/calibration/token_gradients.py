@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.calibration.output_moments import column_order, in_order
-from cahp_opt.torch.calibration.token_flows import flows
+from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.running.batches import Batch, batch_size, wide
 from cahp_opt.torch.running.centring import ScatterSums, centred, in_double
 from cahp_opt.torch.running.padding import Padding
@@ -75,10 +75,10 @@ class SensitivitySums(Collecting):
         on = self._subject
         found = flows(on.prunable, batch, on.fidelity, on.seed)
         for b, (block, runs) in enumerate(zip(self._blocks, found, strict=True)):
-            for flow in runs:
-                g = self._padding.rows(b, flow.gradient, batch)
-                z = wide(self._padding.rows(b, flow.heads, batch))
-                if not self._sums[b].add(z, g, wide(self._readout[b]).to(g.device)):
+            for same in _by_run(runs):
+                g = [self._padding.rows(b, flow.gradient, batch) for flow in same]
+                z = wide(self._padding.rows(b, same[0].heads, batch))
+                if not self._sums[b].add(z, g, wide(self._readout[b]).to(z.device)):
                     raise ValueError(
                         f"the gradients or head outputs of block {block.name!r} hold NaN or infinite "
                         "values; check the model's weights, or calibrate in float32."
@@ -96,6 +96,14 @@ class SensitivitySums(Collecting):
         return {"sensitivity": BlockSensitivity(entries)}
 
 
+def _by_run(flows: Sequence[Flow]) -> list[list[Flow]]:
+    """The flows of all probes through one run of a block, whose outputs are multiplied only once."""
+    found: dict[int, list[Flow]] = {}
+    for flow in flows:
+        found.setdefault(id(flow.heads), []).append(flow)
+    return list(found.values())
+
+
 class _Sums:
     """The running sums of one block, in double precision in main memory."""
 
@@ -106,14 +114,16 @@ class _Sums:
         rows = hidden if self._small else width
         self._metric: Floats = np.zeros((rows, rows))
 
-    def add(self, z: Tensor, g: Tensor, readout: Tensor) -> bool:
-        """Add rows of head outputs and gradients; whether all of them were finite."""
-        weights, back = g.square().sum(dim=1), g if self._small else g @ readout
+    def add(self, z: Tensor, gradients: Sequence[Tensor], readout: Tensor) -> bool:
+        """Add rows of head outputs and their gradients, one for every probe; whether all were finite."""
+        weights = sum((g.square().sum(dim=1) for g in gradients), z.new_zeros(len(z)))
         found, sums = centred(z, weights), self._heads
         # Of one matrix with itself, so that it is symmetric.
         scaled = found.deviations * weights[:, None].sqrt()
         sums.add(float(in_double(weights).sum()), found.mean(sums.mean.device), scaled.T @ scaled)
-        self._metric += (back.T @ back).cpu().double().numpy()
+        for g in gradients:
+            back = g if self._small else g @ readout
+            self._metric += (back.T @ back).cpu().double().numpy()
         return bool(np.isfinite(sums.weight + float(sums.scatter.trace()) + self._metric.trace()))
 
     def result(self, order: Ints, readout: Tensor, examples: int) -> Sensitivity:
