@@ -54,6 +54,10 @@ INSTEAD: Mapping[str, tuple[str, str]] = {
         "python benchmarks/fidelity_after_refit.py --help",
         "it refits the real model six times over, which takes minutes however few the texts",
     ),
+    "similarity.py pruned-minilm --pairs PAIRS": (
+        "python benchmarks/similarity.py --help",
+        "it judges what the demonstration wrote, by pairs that are not in the repository",
+    ),
     "peers/run.py": (
         "python benchmarks/peers/run.py --help",
         "it installs the other libraries, which takes the network, and runs for minutes",

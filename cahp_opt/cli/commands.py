@@ -21,8 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Choose which attention heads a transformer keeps, under a latency budget measured on this "
-    "machine, and make the model really smaller.",
+    help="Choose which attention heads and feed-forward neurons a transformer keeps, under a latency "
+    "budget measured on this machine, and make the model really smaller.",
 )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from rich.console import Console
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.outputs import check_writable
-from cahp_opt.cli.selecting import read_stats
+from cahp_opt.cli.selecting import read_stats, tell_kinds
 from cahp_opt.cli.tables import comparison_tables
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.budget import BudgetError
@@ -27,6 +28,7 @@ from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.comparison import Comparison, is_journal
 
@@ -79,9 +81,7 @@ class ComparedProblems:
             if profile is not None and profile.latency:
                 latency = _reachable(_RATIOS, ranges, stats, profile)
             else:
-                n = stats.space.n
-                least = int(replace(ranges, heads=n).budget(stats.space, None).cheapest.sum())
-                heads = tuple(max(k, least) for k in (3 * n // 4, n // 2, n // 4))
+                return [replace(ranges, **limit) for limit in _fewer_units(ranges, stats.space)]
         by_time = [replace(ranges, goals=(asked_latency(text),)) for text in latency]
         return [*by_time, *(replace(ranges, heads=k) for k in heads)]
 
@@ -95,7 +95,7 @@ class ComparedProblems:
         note(dict.fromkeys(remark for target in targets for remark in target.remarks(profile)))
         problems: dict[str, Problem] = {}
         for target in targets:
-            name = f"latency {target.goals[0]}" if target.goals else f"{target.heads} units"
+            name = f"latency {target.goals[0]}" if target.goals else _numbers(target)
             problems[name] = Problem(goal, target.budget(stats.space, profile, stats.model))
         note(dict.fromkeys(s for target in targets for s in target.loose(stats.space, profile)))
         return problems
@@ -175,14 +175,15 @@ def compare(
     """Run solvers on the same problems: one table of values, bounds, gaps and times, and two plots.
 
     Needs no PyTorch. With neither --latency nor --heads, the budgets are 0.9, 0.8 and 0.7 of the
-    unpruned time, as far as they can be reached, or 3/4, 1/2 and 1/4 of the units without a latency
-    table.
+    unpruned time, as far as they can be reached, or 3/4, 1/2 and 1/4 of the units of every kind without a
+    latency table.
     """
     from cahp_opt.cli.plugins import solver_named
     from cahp_opt.studies.plotting import plot_gaps, plot_values, plots_missing
 
     note(given.check())
     stats = read_stats(asked.stats)
+    tell_kinds(stats)
     profile = Profile.load(asked.latency_table) if asked.latency_table else None
     problems = asked.problems(stats, profile)
     names = running.names(stats.space.n)
@@ -202,6 +203,29 @@ def compare(
         plot(found, folder / name)
         written.append(name)
     print(f"written to {folder}: {', '.join(written)}")
+
+
+def _fewer_units(ranges: Target, space: HeadSpace) -> list[dict[str, Any]]:
+    """Limits at 3/4, 1/2 and 1/4 of the units, as arguments of a target: of every kind that there is."""
+    of_attention = np.array(space.of_attention)
+    units = int(space.units[of_attention].sum())
+    least = int(ranges.numbers(space).cheapest[of_attention].sum())
+    neurons = not of_attention.all()
+    return [
+        {
+            **({"heads": max(int(share * units), least)} if units else {}),
+            **({"neurons": share} if neurons else {}),
+        }
+        for share in (0.75, 0.5, 0.25)
+    ]
+
+
+def _numbers(target: Target) -> str:
+    """The limits on numbers of units."""
+    heads = [] if target.heads is None else [f"{target.heads} units"]
+    return " and ".join(
+        [*heads, *([] if target.neurons is None else [f"neurons {target.neurons}"])]
+    )
 
 
 def _reachable(

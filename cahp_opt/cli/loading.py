@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import ModelOptions
+from cahp_opt.runs.kinds import Kinds
 from cahp_opt.runs.method import Units
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.pooling import Pooling
@@ -93,9 +95,24 @@ def embeds(named: Named) -> bool:
     return isinstance(output, PooledEmbedding) and not output.pooling.reads_one_token
 
 
+def in_kinds(named: Named, kinds: Kinds, units: Units) -> Named:
+    """The model with the blocks of some kinds that it has, and a note about units that do nothing.
+
+    Raises:
+        ValueError: if the user asked for neurons, and it has no feed-forward part that is understood.
+    """
+    settled = replace(named, kinds=replace(kinds, unit=units.unit)).settled()
+    note(idle_units(units, settled.prunable.space))
+    return settled
+
+
 def idle_units(units: Units, space: HeadSpace) -> Iterable[str]:
-    """A sentence if the units that were asked for are those that the model has anyway."""
-    if units.unit is not None and all(block.unit is not units.unit for block in space.blocks):
+    """A sentence if the units that were asked for are those that the model has anyway, or not pruned."""
+    if units.unit is None:
+        return
+    if not space.of_attention.any():
+        yield f"`--units {units.value}` does nothing here: no attention is pruned."
+    elif all(block.unit is not units.unit for block in space.blocks):
         yield (
             f"`--units {units.value}` does nothing here: no query heads of this model share key/value "
             "heads."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cahp_opt.cli.display import Display
-from cahp_opt.cli.loading import embeds, idle_units, model_of, named_of, set_threads
+from cahp_opt.cli.loading import embeds, in_kinds, model_of, named_of, set_threads
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
 from cahp_opt.cli.outputs import check_file, kept_runs
@@ -18,6 +18,7 @@ from cahp_opt.costs.hardware import Hardware
 from cahp_opt.costs.provenance import Execution
 from cahp_opt.costs.quantities import metered
 from cahp_opt.costs.target import Target
+from cahp_opt.runs.kinds import OF_ATTENTION, MeasuredKinds
 from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
 from cahp_opt.runs.method import ObjectiveName, Precision
 from cahp_opt.runs.options import option, same
@@ -61,11 +62,25 @@ class StatisticsOptions:
                 needed |= statistics - {"fisher"}
         return self.amounts.of(needed)
 
+    def reader_of_maps(self, given: Given) -> str | None:
+        """The option that asks for attention maps; None if none does."""
+        for name in self.objective:
+            if name.needs & OF_ATTENTION:
+                return f"--objective {name.value}"
+        for number, statistics in DECIDED.items():
+            if statistics & OF_ATTENTION and number in given.explicit and given.values[number]:
+                return given.flags[number]
+        return None
+
 
 def calibrate(
-    given: Given, texts: TextOptions, statistics: StatisticsOptions, model: MeasuredModel
+    given: Given,
+    texts: TextOptions,
+    statistics: StatisticsOptions,
+    kinds: MeasuredKinds,
+    model: MeasuredModel,
 ) -> None:
-    """Measure the heads of a model on texts.
+    """Measure the attention heads and the feed-forward neurons of a model on texts.
 
     The same texts as in `cahp prune` are kept back, and not looked at.
     """
@@ -75,6 +90,7 @@ def calibrate(
     for objective in statistics.objective:
         statistics.amounts.check(objective.value, objective.needs)
     measuring = statistics.asked(given)
+    wanted = kinds.measured(statistics.reader_of_maps(given))
     size = measuring.amounts.signature_size if "signatures" in measuring else 0
     if size and any(example.label is None for example in examples.calibration):
         raise ValueError(
@@ -83,8 +99,9 @@ def calibrate(
         )
     check_file(statistics.output, "cahp-stats")
     display = Display()
-    named = replace(named_of(model, display, pooling=texts.pooling), unit=model.units.unit)
-    note(idle_units(model.units, named.prunable.space))
+    named = in_kinds(named_of(model, display, pooling=texts.pooling), wanted, model.units)
+    print(f"measured: {named.kinds.sentence}", flush=True)
+    note(given.check(prunes=named.kinds.prune))
     if not statistics.objective and embeds(named) and "sensitivity_examples" not in given.explicit:
         measuring = measuring.amounts.of(measuring.statistics - {"sensitivity"})
     stats = _measured(named, examples, texts, statistics, measuring, display)
@@ -104,10 +121,9 @@ def _measured(
     display: Display,
 ) -> HeadStats:
     """The statistics, once it is known that the model can be run on the texts."""
-    from cahp_opt.torch.calibration.calibration import measure
-    from cahp_opt.torch.calibration.collectors import collectors_for
     from cahp_opt.torch.checkpoints.model_loading import output_of
     from cahp_opt.torch.evaluation.fidelity import embedding_notes
+    from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
     from cahp_opt.torch.texts.encoding import encode, notes_on_empty
     from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
@@ -124,14 +140,14 @@ def _measured(
     note([*examples.notes, *notes_on_empty(TextSplit(examples.calibration, ()), batches)])
     rehearse_texts(named.prunable, batches[0], fidelity)
     with display.stage("calibrate") as progress:
-        return measure(
+        return calibrate_kinds(
             named.prunable,
             batches,
-            collectors_for(measuring),
+            measuring,
             fidelity=fidelity,
             seed=statistics.seed,
             progress=progress,
-        )
+        ).stats
 
 
 def too_many(given: Given, texts: int) -> Iterable[str]:
@@ -175,7 +191,11 @@ class ProfileOutput:
 
 
 def latency(
-    given: Given, timing: ProfiledOptions, written: ProfileOutput, model: MeasuredModel
+    given: Given,
+    timing: ProfiledOptions,
+    written: ProfileOutput,
+    kinds: MeasuredKinds,
+    model: MeasuredModel,
 ) -> None:
     """Measure the seconds of every block at every number of kept units, on this machine.
 
@@ -184,6 +204,7 @@ def latency(
     the same command is run again.
     """
     note(given.check())
+    wanted = kinds.measured()
     hardware = Hardware.load(timing.estimate) if timing.estimate else None
     if hardware is not None and timing.execution is not Execution.EAGER:
         raise ValueError(
@@ -195,11 +216,13 @@ def latency(
     display = Display()
     loaded = model_of(model if hardware is None else replace(model, device="cpu"), display)
 
-    from cahp_opt.torch import find_attention
     from cahp_opt.torch.pipeline.profiles import estimate_profile, measure_profile
+    from cahp_opt.torch.pipeline.run import Named
 
-    prunable = find_attention(loaded, unit=model.units.unit)
-    note(idle_units(model.units, prunable.space))
+    named = in_kinds(Named(model.model, loaded, None), wanted, model.units)
+    print(f"measured: {named.kinds.sentence}", flush=True)
+    note(given.check(prunes=named.kinds.prune))
+    prunable = named.prunable
     if hardware is not None:
         profile = estimate_profile(prunable, workloads, hardware, display)
         profile.save(output)
@@ -243,8 +266,8 @@ def hardware(options: HardwareOptions) -> None:
     with display.stage("load"):
         import torch
 
+        from cahp_opt.torch import measure_hardware
         from cahp_opt.torch.checkpoints.model_loading import device_named
-        from cahp_opt.torch.latency.peak_rates import measure_hardware
 
         told = set_threads(options.threads)
         place = device_named(options.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cahp_opt.cli.display import Display
-from cahp_opt.cli.loading import embeds, idle_units, named_of
+from cahp_opt.cli.loading import embeds, in_kinds, named_of
 from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
@@ -15,6 +15,7 @@ from cahp_opt.cli.outputs import check_folder, kept_runs, show
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.workloads import Workload, recorded_workloads
 from cahp_opt.runs.budget_options import BudgetOptions, limited
+from cahp_opt.runs.kinds import KindOptions
 from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import (
@@ -45,11 +46,13 @@ def prune(
     choice: MeasuredSelection,
     recovery: RecoveryOptions,
     output: OutputOptions,
+    kinds: KindOptions,
     model: MeasuredModel,
 ) -> None:
     """Measure, select, slice, recover, check and save: the whole way at once.
 
-    Without any limit, the budget is 0.8 of the unpruned end-to-end time. What is timed is
+    Without any limit, the budget is 0.8 of the unpruned end-to-end time. The first line says which kinds of
+    units are pruned. What is timed is
     --workload; without it, --latency-batch-size and --sequence-length for prefill and decode, as
     the goals name them; with --latency-table, what the table was measured with. After Ctrl-C, the same
     command resumes with the timings that it has.
@@ -58,17 +61,19 @@ def prune(
     target = limited(budget.target())
     profile = budget.profile()
     note(given.check(table_times=profile is not None and bool(profile.latency)))
+    wanted = kinds.chosen(target, choice.objective, choice.solver, profile)
     note(given.check(goals=target.goals, latency_goals=(*target.latencies, *target.metered)))
     examples = texts.read(choice.seed)
     note(too_many(given, len(examples.calibration)))
     workloads = timing.timed.workloads(target, profile)
     check_folder(output, model.model)
     display = Display()
-    named = replace(named_of(model, display, pooling=texts.pooling), unit=model.units.unit)
+    named = in_kinds(named_of(model, display, pooling=texts.pooling), wanted, model.units)
+    print(f"pruned: {named.kinds.sentence}", flush=True)
+    note(given.check(prunes=named.kinds.prune))
     method = choice.method(recovery.recovery, embeds=embeds(named))
     note(given.check(solvers=(method.solver,)))
     note(given.check(needs=method.objective.needs))
-    note(idle_units(model.units, named.prunable.space))
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 

@@ -12,8 +12,10 @@ from cahp_opt.cli.notes import note
 from cahp_opt.cli.outputs import check_file
 from cahp_opt.cli.tables import selection_tables
 from cahp_opt.cli.unused_options import Given
+from cahp_opt.costs.prune import Prune
 from cahp_opt.identity import coverage_note
 from cahp_opt.runs.budget_options import BudgetOptions, limited
+from cahp_opt.runs.kinds import WORDS
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import RecoveryOptions, SelectionOptions
 from cahp_opt.runs.recovery import Recovery
@@ -53,6 +55,7 @@ def select(
     target = budget.target()
     check_file(records.output, "cahp-selection")
     stats = read_stats(records.stats)
+    tell_kinds(stats)
     profile = budget.profile()
     if profile is not None and profile.latency:
         target = limited(target)
@@ -65,6 +68,11 @@ def select(
     selection.save(records.output)
     Console().print(selection_tables(selection))
     print(f"written: {records.output}")
+
+
+def tell_kinds(stats: HeadStats) -> None:
+    """Say what there is to choose from: all kinds of units that statistics are of."""
+    print(f"chosen from: {WORDS[Prune.in_space(stats.space)]}, as measured", flush=True)
 
 
 def read_stats(path: Path) -> HeadStats:

@@ -138,11 +138,19 @@ def _unneeded(number: str) -> _Rule:
     )
 
 
+_NEURONS = _Rule(
+    ("neuron_group",),
+    lambda given: not given["prunes"].neurons,
+    "no neurons are pruned",
+    facts=("prunes",),
+)
+
 _UNNEEDED = tuple(map(_unneeded, DECIDED))
 
 _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "prune": (
         *_UNNEEDED,
+        _NEURONS,
         _TRAINING,
         _REFITTING,
         _Rule(
@@ -167,7 +175,9 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         ),
         _TIME_LIMIT,
     ),
+    "calibrate": (_NEURONS,),
     "latency": (
+        _NEURONS,
         _SIZED,
         _Rule(
             ("repeats", "device", "threads"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
@@ -82,7 +83,9 @@ def removal(
     return Removal(np.concatenate(order)[::-1], np.concatenate(prices)[::-1])
 
 
-def in_order_of_price(stats: HeadStats, *, ridge: float = 1e-2) -> HeadStats:
+def in_order_of_price(
+    stats: HeadStats, *, ridge: float = 1e-2, fixed: Collection[str] = ()
+) -> HeadStats:
     """Statistics with the neurons of every feed-forward part grouped by their worth, the most valuable
     in the first group and those of a group as they stand in the model.
 
@@ -92,6 +95,7 @@ def in_order_of_price(stats: HeadStats, *, ridge: float = 1e-2) -> HeadStats:
     Args:
         stats: calibration statistics, with none but moments and sensitivity.
         ridge: as in :class:`~cahp_opt.objectives.ExplainedVariance`.
+        fixed: names of blocks whose groups stay as they are, such as those that were sliced.
 
     Raises:
         ValueError: if neither was measured, or something that is about whole groups was.
@@ -113,7 +117,7 @@ def in_order_of_price(stats: HeadStats, *, ridge: float = 1e-2) -> HeadStats:
     blocks = list(stats.space.blocks)
     orders: list[Ints | None] = [None] * len(blocks)
     for b, (block, (covariance, form)) in enumerate(zip(blocks, deciding, strict=True)):
-        if not block.unit.of_attention:
+        if not block.unit.of_attention and block.name not in fixed:
             found = removal(covariance, form.factor, ridge=ridge).order
             standing = np.arange(len(found)) if block.order is None else np.array(block.order)
             # Inside of a group neurons stand as in the model: it is kept or goes as one.

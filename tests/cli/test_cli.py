@@ -33,10 +33,12 @@ from cahp_opt.torch import SampleFile, find_attention, from_pretrained
 from cahp_opt.torch.blocks import finder
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.latency.block_times import Timing
-from cahp_opt.torch.pipeline import applying, profiles, pruning_run
+from cahp_opt.torch.pipeline import applying, calibrating, profiles
 from cahp_opt.torch.running.batches import inputs_of
 
 pytestmark = pytest.mark.usefixtures("threads")
+
+HEADS = ("--prune", "heads")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_prune_writes_everything_and_shows_it(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "pruned"
-    assert prune(model, output, "--text", text, "--latency", "0.6") == 0
+    assert prune(model, output, "--text", text, "--latency", "0.6", *HEADS) == 0
     shown = capsys.readouterr().out
     report = Report.read(output / "report.json")
     assert {
@@ -122,11 +124,11 @@ def test_stages_give_the_selection_of_prune(
     model: Path, text: Path, tmp_path: Path, steady_clock: None
 ) -> None:
     whole = tmp_path / "whole"
-    assert prune(model, whole, "--text", text, "--latency", "0.6") == 0
+    assert prune(model, whole, "--text", text, "--latency", "0.6", *HEADS) == 0
     stats, latency, selection = (tmp_path / n for n in ("s.safetensors", "l.json", "sel.json"))
-    common = ["--text", str(text), *SMALL[:4], "--threads", "1"]
+    common = ["--text", str(text), *SMALL[:4], "--threads", "1", *HEADS]
     assert main(["calibrate", str(model), "--output", str(stats), *common]) == 0
-    timed = ["--batch-size", "2", "--sequence-length", "8", "--repeats", "1"]
+    timed = ["--batch-size", "2", "--sequence-length", "8", "--repeats", "1", *HEADS]
     assert main(["latency", str(model), "--output", str(latency), *timed]) == 0
     records = ["--stats", str(stats), "--latency-table", str(latency)]
     assert main(["select", *records, "--latency", "0.6", "--output", str(selection)]) == 0
@@ -165,7 +167,7 @@ def test_a_goal_that_is_missed_is_solved_again(
     monkeypatch.setenv("COLUMNS", "200")
     times = SteadyTimes(slower=1.25)
     monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", times)
-    goal: list[str | Path] = ["--text", text, "--latency", "8.8ms"]
+    goal: list[str | Path] = ["--text", text, "--latency", "8.8ms", *HEADS]
     assert prune(model, tmp_path / "out", *goal) == 0
     report = Report.read(tmp_path / "out" / "report.json")
     assert times.calls == [[12, 7], [12, 6], [12, 6]]
@@ -185,7 +187,7 @@ def test_a_goal_that_is_missed_is_solved_again(
     assert "missed by 10.8 %" in capsys.readouterr().out
     assert any("goal latency was missed by 10.8 %" in note for note in report["notes"])
 
-    run = partial(prune, model, tmp_path / "no", "--text", text, "--latency", "4.5ms")
+    run = partial(prune, model, tmp_path / "no", "--text", text, "--latency", "4.5ms", *HEADS)
     refused(capsys, 2, "with 1 unit per block, was measured to take 4.75 ms", run=run)
     assert not (tmp_path / "no").exists()
 
@@ -195,7 +197,7 @@ def test_a_table_that_says_unreachable_is_not_believed_unmeasured(
 ) -> None:
     times = SteadyTimes(slower=0.5)
     monkeypatch.setattr("cahp_opt.torch.latency.measured_selection.time_models", times)
-    assert prune(model, tmp_path / "out", "--text", text, "--latency", "3.5ms") == 0
+    assert prune(model, tmp_path / "out", "--text", text, "--latency", "3.5ms", *HEADS) == 0
     assert times.calls == [[12, 3], [12, 5], [12, 5]]
     report = Report.read(tmp_path / "out" / "report.json")
     assert [r["fastest"] for r in report["selection"]["rounds"]] == [True, False]
@@ -213,7 +215,7 @@ def test_attention_is_found_in_the_model_and_in_what_was_saved_of_it_alone(
         check(model)
 
     monkeypatch.setattr(finder, "_check_uncompiled", counted)
-    limits = ["--latency", "10s", "--heads", "6", "--repeats", "1"]
+    limits = ["--latency", "10s", "--heads", "6", "--repeats", "1", *HEADS]
     assert prune(model, tmp_path / "out", "--text", text, *limits) == 0
     assert len(found) == 2
 
@@ -566,7 +568,7 @@ def test_an_interrupted_prune_keeps_its_timings(
 
     with monkeypatch.context() as patched:
         if late:
-            patched.setattr(pruning_run, "measure", stop)
+            patched.setattr(calibrating, "measure", stop)
         else:
             patched.setattr(SampleFile, "add", interrupted)
         runs = tmp_path / "out.prefill.jsonl"
@@ -665,7 +667,8 @@ def test_a_device_that_is_not_there(model: Path, capsys: pytest.CaptureFixture[s
 
 def test_select_needs_no_torch(model: Path, text: Path, tmp_path: Path) -> None:
     stats = tmp_path / "stats.safetensors"
-    assert main(["calibrate", str(model), "--text", str(text), "--output", str(stats)]) == 0
+    measured = ["--text", str(text), "--output", str(stats), *HEADS]
+    assert main(["calibrate", str(model), *measured]) == 0
     code = (
         "import sys; from cahp_opt.cli import main; "
         f"code = main(['select', '--stats', {str(stats)!r}, '--heads', '6', '--output', "
@@ -689,7 +692,7 @@ def test_unreachable_budget(
     model: Path, text: Path, tmp_path: Path, steady_clock: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> int:
-        return prune(model, tmp_path / "out", "--text", text, "--latency", "0.01")
+        return prune(model, tmp_path / "out", "--text", text, "--latency", "0.01", *HEADS)
 
     refused(capsys, 2, "cannot be met", "was measured to take 4 ms", run=run)
     assert not any(tmp_path.iterdir())
@@ -701,7 +704,10 @@ def test_unreachable_budget(
         (["--latency", "fast"], "`--latency` must be"),
         (["--latency", "-1"], "`--latency` must be"),
         (["--latency", "nanms"], "`--latency` must be"),
-        (["--solver", "brute-force", "--objective", "gauss-newton", "--minimum", "9"], "minimum"),
+        (
+            ["--solver", "brute-force", "--objective", "gauss-newton", "--minimum", "9", *HEADS],
+            "minimum",
+        ),
         (["--solver", "dynamic-program", "--objective", "facility-location"], "lazy-greedy"),
         (["--device", "abacus"], "`--device`"),
         (["--sequence-length", "1000"], "positions"),
@@ -962,6 +968,7 @@ def test_signals_reach_a_process(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("pruned: ")
         assert process.stdout.readline() == "calibrating\n"
         time.sleep(0.1)
         process.send_signal(number)
@@ -981,7 +988,7 @@ def test_records_that_do_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
-    assert prune(model, out, "--text", text, "--latency", "0.6") == 0
+    assert prune(model, out, "--text", text, "--latency", "0.6", *HEADS) == 0
     stats, table, chosen = (
         out / n for n in ("stats.safetensors", "latency.json", "cahp_selection.json")
     )

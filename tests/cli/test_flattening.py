@@ -134,5 +134,5 @@ def test_the_topics_of_prune() -> None:
     topics = re.findall(r"╭─ (.+?) ─", result.output)
     assert topics == [
         *("Arguments", "Options", "Texts", "Budget", "Timing", "Selection", "Statistics"),
-        *("Recovery", "Output", "Model and machine"),
+        *("Recovery", "Output", "Units", "Model and machine"),
     ]

@@ -30,8 +30,8 @@ def calibrated(model: Path, folder: Path, *options: str) -> HeadStats:
 @pytest.mark.parametrize(
     ("objective", "numbers"),
     [
-        ("gauss-newton", ["--gradient-examples", "8"]),
-        ("explained-output", ["--sensitivity-examples", "9"]),
+        ("gauss-newton", ["--gradient-examples", "8", "--prune", "both"]),
+        ("explained-output", ["--sensitivity-examples", "9", "--prune", "both"]),
         ("facility-location", ["--gradient-examples", "8", "--divergence-examples", "4"]),
     ],
 )

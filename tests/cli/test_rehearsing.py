@@ -21,7 +21,7 @@ from cahp_opt.cli import main
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import find_attention, slice_heads
 from cahp_opt.torch.blocks.finder import Prunable
-from cahp_opt.torch.pipeline import applying, profiles, pruning_run
+from cahp_opt.torch.pipeline import applying, calibrating, profiles
 from cahp_opt.torch.pipeline.rehearsing import rehearse_saving
 from cahp_opt.torch.recovery.refitting import check_refittable, refit
 
@@ -40,7 +40,7 @@ def late(*args: Any, **options: Any) -> NoReturn:
 def nothing_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiles, "time_blocks", late)
     monkeypatch.setattr(profiles, "count_held", late)
-    monkeypatch.setattr(pruning_run, "measure", late)
+    monkeypatch.setattr(calibrating, "measure", late)
     monkeypatch.setattr(applying, "slice_found", late)
 
 

@@ -15,6 +15,7 @@ from records_by_hand import SPACE, make_stats, make_table
 from cahp_opt import Budget, Problem
 from cahp_opt.cli import app, main
 from cahp_opt.cli.unused_options import _RULES, Given, UnusedOptionError
+from cahp_opt.costs.prune import Prune
 from cahp_opt.runs.measuring import DECIDED
 from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.runs.recovery import Recovery
@@ -35,6 +36,7 @@ FACTS: dict[str, Any] = {
     "table_times": False,
     "goals": ("0.8",),
     "latency_goals": ("0.8",),
+    "prunes": Prune.BOTH,
     "solvers": (SolverName("tabu"),),
     "needs": frozenset().union(*DECIDED.values()),
 }
@@ -68,6 +70,10 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
             ("latency", "latency_batch_size"),
             ("latency", "sequence_length"),
         ]
+    ),
+    *(
+        (command, "neuron_group", {}, {"prunes": Prune.HEADS}, False)
+        for command in ("prune", "calibrate", "latency")
     ),
     ("prune", "rounds", {}, {"latency_goals": ()}, False),
     ("prune", "latency_table", {}, {"goals": ()}, False),

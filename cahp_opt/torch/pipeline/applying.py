@@ -30,6 +30,7 @@ from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.pipeline.saving import check_reload, finish
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.refitting import refit_found
+from cahp_opt.torch.running.gates import find_for
 from cahp_opt.torch.slicing.bypass import bypass_where_possible
 from cahp_opt.torch.slicing.slicing import slice_found
 from cahp_opt.torch.slicing.verification import compare_slice
@@ -91,8 +92,7 @@ def apply_selection(
     """
     recorded = recorded_pooling(selection.provenance)
     pooling = named.pooling or (recorded if texts else None)
-    named = replace(named, unit=selection.space.unit, pooling=pooling)
-    check_same_model(named.prunable, selection)
+    named = replace(named, blocks=blocks_chosen(named.model, selection), pooling=pooling)
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
         run = PruningRun.start(
             named,
@@ -113,6 +113,17 @@ def apply_selection(
                 f"{in_words(named.pooling)}, as asked."
             )
         return save(run, sliced, closeness, times, {})
+
+
+def blocks_chosen(model: nn.Module, selection: Selection) -> Prunable:
+    """The blocks of a model that a selection chose units of, the neurons in its groups.
+
+    Raises:
+        ValueError: if it is a selection of other blocks, or of other weights.
+    """
+    prunable = find_for(model, selection, None)
+    check_same_model(prunable, selection)
+    return prunable
 
 
 def check_same_model(prunable: Prunable, selection: Selection) -> None:
@@ -230,7 +241,7 @@ def time_slice(run: PruningRun, sliced: Sliced) -> FinalTimes:
 
 
 def left_alone(prunable: Prunable) -> str | None:
-    """A sentence on modules that look like attention and are not pruned; None without any."""
+    """A sentence on modules that look prunable and are not pruned; None without any."""
     skipped = prunable.skipped
     if not skipped:
         return None

@@ -86,7 +86,7 @@ def measure_profile(
                 repeats=about.repeats,
                 progress=progress,
             )
-    return Profile(prunable.space, tables, resources)
+    return Profile(prunable.space.unordered(), tables, resources)
 
 
 def estimate_profile(
@@ -125,7 +125,7 @@ def estimate_profile(
                 phase=workload.phase,
                 progress=progress,
             )
-    return Profile(prunable.space, tables, resources)
+    return Profile(prunable.space.unordered(), tables, resources)
 
 
 def _counted(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +19,12 @@ from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.promise import Measure, Promise
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.fingerprint import structure
-from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.class_maps import class_labels
-from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
 from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_slice
+from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
+from cahp_opt.torch.pipeline.floors import naming_floor_of_both
 from cahp_opt.torch.pipeline.profiles import measure_profile
 from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.running.batches import device_of
@@ -67,7 +66,7 @@ def run_pipeline(
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
         run = check(named, texts, plan, profile, folder, output, stages or Stages())
         prices = measure_prices(run, plan, profile, samples)
-        stats = measure_statistics(run, plan)
+        run, stats = measure_statistics(run, plan)
         selection = choose(run, plan, prices, stats)
         sliced = slice_model(run, selection)
         closeness = recover(run, sliced)
@@ -122,9 +121,7 @@ def _check_plan(
     if profile is not None:
         profile.check(structure(prunable.model))
     plan.method.rehearse(space)
-    # Numbers of units need no measuring; all of them are not a limit.
-    most = space.n if target.heads is None else target.heads
-    replace(target, goals=(), heads=most).budget(space, None)
+    target.numbers(space)  # they need no measuring
     objective = plan.method.objective
     plan.measuring.check(objective.value, objective.needs)
     if "signatures" in objective.needs and any(
@@ -170,36 +167,41 @@ def measure_prices(
             samples=samples,
         )
     run.notes.extend(target.loose(space, profile))
-    try:
-        target.budget(space, profile)
-        return Prices(profile, None)
-    except BudgetError:
-        if profile is None or not target.verified(profile):
-            raise
-    with run.stages.stage("floor") as progress:
-        reached = _promise(plan).reach(
-            profile,
-            target,
-            _measure(run, plan, profile, progress),
-            device=device_name(device_of(run.model)),
-        )
+    with naming_floor_of_both(run, target, profile, repeats=_promise(plan).repeats):
+        try:
+            target.budget(space, profile)
+            return Prices(profile, None)
+        except BudgetError:
+            if profile is None or not target.verified(profile):
+                raise
+        with run.stages.stage("floor") as progress:
+            reached = _promise(plan).reach(
+                profile.restricted(space),
+                target,
+                _measure(run, plan, profile, progress),
+                device=device_name(device_of(run.model)),
+            )
     return Prices(profile, reached)
 
 
-def measure_statistics(run: PruningRun, plan: PruningPlan) -> HeadStats:
-    """Measure the statistics that the objective needs."""
+def measure_statistics(run: PruningRun, plan: PruningPlan) -> tuple[PruningRun, HeadStats]:
+    """Measure the statistics that the objective needs.
+
+    Returns:
+        The run with the neurons in the order of their prices, and the statistics.
+    """
     with run.stages.stage("calibrate") as progress:
-        stats = measure(
+        found = calibrate_kinds(
             run.prunable,
             run.texts.calibration,
-            collectors_for(plan.measuring.of(plan.method.objective.needs)),
+            plan.measuring.of(plan.method.objective.needs),
             token_weights=run.weights,
             fidelity=run.fidelity,
             seed=plan.method.seed,
             progress=progress,
         )
-    run.notes.extend(plan.method.objective.remarks(stats))
-    return stats
+    run.notes.extend(plan.method.objective.remarks(found.stats))
+    return run.over(found.prunable), found.stats
 
 
 def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats) -> Selection:
@@ -208,15 +210,17 @@ def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats)
     with run.stages.stage("select") as progress:
         if profile is None or not target.verified(profile):
             return method.choose(stats, target, profile)
-        selection = _promise(plan).keep(
-            method.objective.build(stats),
-            profile,
-            target,
-            method.solver.build(),
-            _measure(run, plan, profile, progress),
-            device=device_name(device_of(run.model)),
-            reached=prices.reached,
-        )
+        promise = _promise(plan)
+        with naming_floor_of_both(run, target, profile, repeats=promise.repeats):
+            selection = promise.keep(
+                method.objective.build(stats),
+                profile.restricted(stats.space),
+                target,
+                method.solver.build(),
+                _measure(run, plan, profile, progress),
+                device=device_name(device_of(run.model)),
+                reached=prices.reached,
+            )
         return method.recorded(selection, stats, target, profile)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from cahp_opt.progress import Stages
+from cahp_opt.runs.kinds import Kinds
 from cahp_opt.runs.plan import Applying, Reading
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention, find_prunable
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.pipeline.profiles import timed_batches
@@ -37,19 +38,62 @@ class Named:
         model: the model.
         tokenizer: its tokenizer.
         pooling: how it embeds texts; None for the pooling that the files beside it state.
-        unit: as for :func:`~cahp_opt.torch.find_attention`.
+        kinds: the kinds of blocks that are pruned.
+        blocks: the blocks, if they were found already; None to find those of the kinds.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     pooling: Pooling | None = None
-    unit: Unit | None = None
+    kinds: Kinds = field(default_factory=Kinds)
+    blocks: Prunable | None = None
 
     @cached_property
     def prunable(self) -> Prunable:
         """The prunable blocks of the model, found on first use."""
-        return find_attention(self.model, unit=self.unit)
+        return find_kinds(self.model, self.kinds) if self.blocks is None else self.blocks
+
+    def settled(self) -> Named:
+        """The model with kinds of blocks that it has: attention alone, where no feed-forward part is
+        understood, unless the user named the neurons.
+
+        Raises:
+            ValueError: if the user did.
+        """
+        kinds = self.kinds
+        if not kinds.prune.neurons or self.prunable.feed_forward:
+            return self
+        why = _lacks_neurons(self.prunable, kinds.unit)
+        if kinds.asked:
+            raise ValueError(
+                f"`--prune {kinds.prune.value}` is about feed-forward parts, and {why}; give `--prune heads`."
+            )
+        return replace(self, kinds=kinds.without_neurons(why))
+
+
+def find_kinds(model: nn.Module, kinds: Kinds) -> Prunable:
+    """The blocks of a model of some kinds, the neurons grouped as they stand.
+
+    Raises:
+        UnsupportedModelError: as :func:`~cahp_opt.torch.find_prunable`.
+        ValueError: if the neurons cannot be put into such groups.
+    """
+    return find_prunable(
+        model,
+        heads=kinds.prune.heads,
+        neurons=kinds.prune.neurons,
+        unit=kinds.unit,
+        neuron_group=kinds.neuron_group if kinds.prune.neurons else None,
+    )
+
+
+def _lacks_neurons(prunable: Prunable, unit: Unit | None) -> str:
+    """A clause on why no feed-forward part of a model is pruned."""
+    of_attention = find_attention(prunable.model, unit=unit).skipped
+    others = [each for each in prunable.skipped if each not in of_attention]
+    why = f" ({others[0][0]}: {others[0][1]})" if others else ""
+    return f"no feed-forward part of this model is understood{why}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +179,10 @@ class PruningRun:
     def prunable(self) -> Prunable:
         """Its prunable blocks."""
         return self.named.prunable
+
+    def over(self, prunable: Prunable) -> PruningRun:
+        """The same run with the neurons of its blocks in other groups."""
+        return replace(self, named=replace(self.named, blocks=prunable))
 
     @property
     def probe(self) -> Mapping[str, Tensor]:

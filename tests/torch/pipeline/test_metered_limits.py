@@ -26,7 +26,7 @@ def metered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_joules_are_limited_and_verified(model: Path, text: Path, tmp_path: Path) -> None:
     output, name = tmp_path / "out", "energy of prefill"
-    limits = ["--limit", f"{name}=0.8", "--limit", "parameters=0.99"]
+    limits = ["--limit", f"{name}=0.8", "--limit", "parameters=0.99", "--prune", "heads"]
     assert prune(model, output, "--text", text, *limits, "--recovery", "none") == 0
     table = Profile.load(output / "latency.json").resources[name]
     assert table.unit == "J" and table.measured and table.floor < 0.8 * table.dense
@@ -44,7 +44,7 @@ def test_a_profile_holds_what_is_metered(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "profile.json"
-    sized = ["--workload", "prefill:2x8", "--repeats", "1", "--threads", "1"]
+    sized = ["--workload", "prefill:2x8", "--repeats", "1", "--threads", "1", "--prune", "heads"]
     assert main(["latency", str(model), "--output", str(path), *sized]) == 0
     assert "energy of prefill: unpruned 0.3215 mJ" in capsys.readouterr().out
     assert Profile.load(path).resources["energy of prefill"].unit == "J"

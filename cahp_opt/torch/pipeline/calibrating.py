@@ -1,0 +1,93 @@
+"""Statistics of both kinds of blocks: the neurons are put in order between two passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cahp_opt.progress import Progress, silent
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.neuron_order import in_order_of_price
+from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.torch.calibration.calibration import measure
+from cahp_opt.torch.calibration.collector import Collector
+from cahp_opt.torch.calibration.collectors import collectors_for
+from cahp_opt.torch.calibration.gate_gradients import GateGradients
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.running.batches import batch_size
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+class Calibrated(NamedTuple):
+    """What was measured.
+
+    Args:
+        prunable: the blocks, their neurons in the order of their prices.
+        stats: the statistics of their units.
+    """
+
+    prunable: Prunable
+    stats: HeadStats
+
+
+def calibrate_kinds(
+    prunable: Prunable,
+    batches: Batches,
+    measuring: Measuring,
+    *,
+    token_weights: TokenWeights | None = None,
+    fidelity: Fidelity | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Calibrated:
+    """Measure statistics, and put neurons into groups of those that are worth as much.
+
+    What tells the worth of single neurons is measured first, and put in order with them. Statistics of gates
+    on the groups take a second pass over the examples that they are taken on. Feed-forward parts that were
+    sliced keep their groups.
+
+    Args:
+        prunable: the blocks, the neurons grouped in any way.
+        batches: tensors ``[batch, tokens]``; everything else as for
+            :func:`~cahp_opt.torch.calibration.calibration.measure`.
+        measuring: the statistics to measure.
+    """
+
+    def measured(of: Prunable, on: Batches, collectors: list[Collector]) -> HeadStats:
+        return measure(
+            of,
+            on,
+            collectors,
+            token_weights=token_weights,
+            fidelity=fidelity,
+            seed=seed,
+            progress=progress,
+        )
+
+    every = collectors_for(measuring)
+    sliced = {b.name for b in prunable.feed_forward if len(b.cut.kept) < b.cut.units}
+    if len(sliced) == len(prunable.feed_forward):
+        return Calibrated(prunable, measured(prunable, batches, every))
+    of_columns = [each for each in every if not isinstance(each, GateGradients)]
+    stats = in_order_of_price(measured(prunable, batches, of_columns), fixed=sliced)
+    prunable = prunable.grouped(stats.space)
+    gates = GateGradients.wanted(measuring)
+    second = measured(prunable, list(_first(batches, gates.examples)), [gates])
+    stats = replace(stats, statistics={**stats.statistics, **second.statistics})
+    return Calibrated(prunable, stats)
+
+
+def _first(batches: Batches, examples: int | None) -> Iterator[Mapping[str, Tensor]]:
+    """The batches that hold the first examples; at least one."""
+    seen = 0
+    for batch in batches:
+        yield batch
+        seen += batch_size(batch)
+        if examples is not None and seen >= examples:
+            return
