@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.accuracy.data import Data
 from benchmarks.both_kinds.kwon import EXAMPLES, Fisher
 from cahp_opt import HeadStats, LatencyTable
+from cahp_opt.objectives import ExplainedVariance
 from cahp_opt.runs.texts import Example
 from cahp_opt.stats.neuron_order import in_order_of_price
 from cahp_opt.torch import Prunable, TokenWeights, find_prunable
@@ -96,6 +97,11 @@ class Draw:
         asked = [TokenGradients(self.texts)]
         found = measure(self.grouped, self.batches, asked, token_weights=self.weights)
         return in_order_of_price(found)
+
+    @cached_property
+    def explained(self) -> ExplainedVariance:
+        """The objective of the library, which remembers the best units of every block."""
+        return ExplainedVariance.from_sensitivity(self.stats)
 
     @cached_property
     def ordered(self) -> Prunable:

@@ -9,9 +9,9 @@ import numpy as np
 
 from benchmarks.both_kinds import kwon
 from benchmarks.both_kinds.draws import Draw
-from cahp_opt import Budget, HeadSpace, HeadStats, LatencyTable, Objective, Problem, Solver, select
+from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem, Solver, select
 from cahp_opt.arrays import Bools, Floats, Ints
-from cahp_opt.objectives import ExplainedVariance, Modular
+from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram, RandomSubset
 from cahp_opt.torch import Prunable, refit
 
@@ -52,11 +52,6 @@ def tuned(small: Prunable, draw: Draw, chosen: Chosen) -> None:
     kwon.tune(small, chosen.dense, draw.labelled)
 
 
-def explained(stats: HeadStats, budget: Budget) -> Bools:
-    """What explains most of the output, in its distance to the unpruned model's, exactly."""
-    return _best(ExplainedVariance.from_sensitivity(stats), budget)
-
-
 def _best(
     objective: Objective, budget: Budget, solver: Solver | None = None, seed: int = 0
 ) -> Bools:
@@ -70,7 +65,7 @@ def _among(kinds: Callable[[HeadSpace], Bools]) -> Callable[[Draw, float], Chose
         space = draw.stats.space
         fewest = np.where(kinds(space), 0, space.units)
         budget = Budget.latency(draw.table, share, minimum=fewest.tolist())
-        return Chosen(draw.ordered, explained(draw.stats, budget))
+        return Chosen(draw.ordered, _best(draw.explained, budget))
 
     return choose
 
@@ -78,21 +73,26 @@ def _among(kinds: Callable[[HeadSpace], Bools]) -> Callable[[Draw, float], Chose
 def _even(draw: Draw, share: float) -> Chosen:
     counts = even(draw.table, share)
     fixed = Budget(draw.stats.space, (), counts.tolist(), counts.tolist())
-    return Chosen(draw.ordered, explained(draw.stats, fixed))
+    return Chosen(draw.ordered, _best(draw.explained, fixed))
 
 
 def even(table: LatencyTable, share: float) -> Ints:
-    """Units per block, ``[blocks]``: the largest share that is the same in every block and within the time.
+    """Units per block, ``[blocks]``, at least one: shares as even over all blocks as the time has room for.
 
     Raises:
-        ValueError: if one unit per block takes too long.
+        BudgetError: if one unit per block takes too long.
     """
-    units = table.space.units
-    for kept in np.linspace(1, 0, 1 + 8 * int(units.max()), endpoint=False):
-        counts = np.maximum(1, np.rint(kept * units)).astype(np.int64)
-        if table.predict(counts) <= share * table.dense:
-            return counts
-    raise ValueError(f"no even share takes {share:g} of the unpruned time.")
+    units, budget = table.space.units, Budget.latency(table, share, minimum=1)
+    counts = np.ones_like(units)
+    grown = True
+    while grown:
+        grown = False
+        for block in np.argsort(counts / units, kind="stable"):
+            more = counts + (np.arange(len(units)) == block)
+            if more[block] <= units[block] and budget.allows(more):
+                counts, grown = more, True
+                break
+    return counts
 
 
 def _kwon(draw: Draw, share: float) -> Chosen:
