@@ -8,6 +8,9 @@ so that any ``Y`` bounds it from below. Where ``Y`` is confined to a few matrice
 of them is a problem of the same kind whose units are a few columns wide instead of hundreds, and all of
 its subsets can be tabulated. With the matrices that are best for some sets, the bound is exact for these
 and close for others; only subsets that could be the best by it are fitted in full.
+
+The inverse of nearly singular equations is not exact. What the first units explain is known without it, so
+that the two ways to this number show how far off it is; the bounds are widened by that.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _SHARES = (
 )  # of the units, removed from the back: sets with exact bounds
 _MOST_WORK, _MOST_FITS = 2e10, 2000  # floating-point operations in full fits of one block, and fits
 _CLOSE, _RIDGE = 1e-8, 1e-7  # so that rounding lies far below what counts as equal
+_WIDER = 10.0  # times the rounding that was seen
 
 _CHEAP = 4e9
 
@@ -68,19 +72,23 @@ def group_subsets(
         The subsets; ``bound`` is None where all of them are proved best.
     """
     fit = _Fit(gram, target, units)
+    lowest = _prefixes(fit)
+    first: Bools = np.tri(units + 1, units, -1, dtype=np.bool_)
     inverse: Floats = np.linalg.inv(gram).astype(np.float64, copy=False)
     weights: Floats = target @ inverse
-    total = float(np.vdot(weights, target))
-    first: Bools = np.tri(units + 1, units, -1, dtype=np.bool_)
-    suffix, answers = _suffixes(inverse, weights, units)
-    lowest = total - suffix  # value of the first k
-    lowest[0] = 0.0
+    total = float(lowest[-1])
+    try:
+        suffix, answers = _suffixes(inverse, weights, units)
+    except np.linalg.LinAlgError:  # not even the signs are right: nothing but the whole is a bound
+        return BestSubsets(lowest, first, np.array([0.0, *[total] * units]))
+    rounding = float(np.max(np.abs(total - suffix - lowest)))
     relaxed = _Relaxed.of(fit, inverse, weights, answers)
     if units <= MOST_UNITS:
-        return _bounded(_searched(fit, relaxed, lowest, first, total, subset_values), total)
+        found = _searched(fit, relaxed, lowest, first, total, subset_values)
+        return _bounded(found, total, rounding)
     bound = total - relaxed.losses_in_parts(subset_values)[::-1]
     bound[0], bound[units] = lowest[0], lowest[units]
-    return _bounded(BestSubsets(lowest, first, bound), total)
+    return _bounded(BestSubsets(lowest, first, bound), total, rounding)
 
 
 def is_cheaper_whole(rows: int, width: int, units: int) -> bool:
@@ -94,20 +102,28 @@ def is_cheaper_whole(rows: int, width: int, units: int) -> bool:
     if units > MOST_UNITS:
         return False
     d, directions = units * width, len(_SHARES) + 2
-    relaxed = 5.0 * d**3 + 2.0 * directions * rows * d**2 + _MOST_WORK
+    relaxed = 6.0 * d**3 + 2.0 * directions * rows * d**2 + _MOST_WORK
     work = 16.0 * width**3 * float(2**units)
     return work <= max(_CHEAP, relaxed if width > 1 else math.inf)
 
 
-def _bounded(found: BestSubsets, total: float) -> BestSubsets:
+def _bounded(found: BestSubsets, total: float, rounding: float) -> BestSubsets:
     """With bounds that rise with the size, as the best values do; without, where they prove nothing more."""
     assert found.bound is not None  # it was just made
-    slack = _CLOSE * total
+    close = _CLOSE * total
     bound = np.minimum.accumulate(np.minimum(found.bound, total)[::-1])[::-1]
     values = found.values
-    if np.all(bound <= values + slack):
+    if rounding <= close and np.all(bound <= values + close):
         return BestSubsets(values, found.kept)
-    return BestSubsets(values, found.kept, np.maximum(bound + slack, values))
+    return BestSubsets(values, found.kept, np.maximum(bound + close + _WIDER * rounding, values))
+
+
+def _prefixes(fit: _Fit) -> Floats:
+    """What the first ``k`` units explain, ``[units + 1]``."""
+    lower = np.linalg.cholesky(fit.gram)
+    taken = np.linalg.solve(lower, fit.target.T)
+    energy = np.einsum("ij,ij->i", taken, taken).reshape(fit.units, fit.width).sum(axis=1)
+    return np.concatenate([[0.0], np.cumsum(energy)])
 
 
 def _suffixes(inverse: Floats, weights: Floats, units: int) -> tuple[Floats, list[Floats]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,6 +53,39 @@ def test_bounds_hold_for_every_subset_and_proofs_are_right(
     objective = ExplainedVariance([covariance], [ColumnForm.small(factor)], [units])
     for kept, value in zip(found.kept, found.values, strict=True):
         assert objective.value(kept) == pytest.approx(value, rel=1e-6, abs=slack)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1e-6, 1e-9])
+@pytest.mark.parametrize("degenerate", ["duplicates", "one direction", "zeros", "scales"])
+def test_nearly_singular_equations_prove_nothing_that_is_not_so(
+    monkeypatch: pytest.MonkeyPatch, degenerate: str, ridge: float
+) -> None:
+    monkeypatch.setattr(explained_variance, "is_cheaper_whole", lambda *_: False)
+    units, width = 5, 2
+    space = HeadSpace((Block("part", units, Unit.NEURON_GROUP),))
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        z = rng.normal(size=(30, units * width))
+        if degenerate == "duplicates":
+            z = z[:, rng.integers(0, 4, units * width)]
+        elif degenerate == "one direction":
+            z = z[:, :1] * rng.normal(size=units * width)
+        elif degenerate == "zeros":
+            z[:, :width] = 0.0
+        else:
+            z = z * np.repeat(10.0 ** rng.uniform(-6, 6, units), width)
+        factor = rng.normal(size=(3, units * width))
+        objective = ExplainedVariance([z.T @ z], [ColumnForm.small(factor)], [units], ridge=ridge)
+        found = objective.separable(space)[0]
+        best = np.zeros(units + 1)
+        for chosen in product((False, True), repeat=units):
+            kept = np.array(chosen)
+            best[kept.sum()] = max(best[kept.sum()], objective.value(kept))
+        slack = 1e-6 * best[-1]
+        assert np.all(found.most >= best - slack)
+        assert found.bound is not None or np.all(found.values >= best - slack)
+        for kept, value in zip(found.kept, found.values, strict=True):
+            assert objective.value(kept) == pytest.approx(value, abs=slack)
 
 
 @pytest.mark.parametrize("seed", range(3))
