@@ -285,7 +285,7 @@ class Equations(NamedTuple):
         return Equations(gram, rest - first @ x, True), explained
 
     def traces(self, units: npt.NDArray[np.intp], width: int) -> Floats:
-        """``tr(gram_uu^-1 target_uu)`` for each unit ``u``."""
+        """``tr(gram_uu^-1 target_uu)``, ``[m]``, for these units ``u``, ``[m]``, of this width."""
         if not self.small:
             return _traces(self.gram, self.target, units, width)
         parts = (self.of(_columns([int(u)], width)) for u in units)

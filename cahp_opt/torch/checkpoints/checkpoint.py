@@ -141,11 +141,13 @@ def _write(
     told = dataclasses.replace(
         blueprint.selection, provenance=origin_of(model, blueprint.selection.provenance)
     )
+    blocks = told.space.blocks
+    unstated = any(not block.unit.of_attention and block.order is None for block in blocks)
     card = model_card(
         told,
         architecture=type(model).__name__,
         base_model=told.provenance.get(BASE_MODEL),
-        neurons=_neurons(model),
+        neurons=_neurons(model) if unstated else None,  # an order states the number too
     )
     with whole_folder(directory, overwrite=overwrite) as folder:
         stock.save_pretrained(str(folder), **options)

@@ -134,7 +134,9 @@ def test_encoder_decoders_read_texts_through_every_command(
     few = ["--gradient-examples", "4", "--sensitivity-examples", "4", "--output", str(stats)]
     assert main(["calibrate", str(model), "--text", str(text), *few]) == 0
     measured = HeadStats.load(stats)
-    assert measured.examples == 30 - 6 and measured.salience.sum.all()
+    # Of tiny feed-forward parts ReLU may let nothing through.
+    heads = measured.space.of_attention[measured.space.block_of]
+    assert measured.examples == 30 - 6 and measured.salience.sum[heads].all()
     sizes = ["--repeats", "1", "--batch-size", "2", "--sequence-length", "8"]
     assert main(["latency", str(model), *sizes, "--output", str(tmp_path / "latency.json")]) == 0
 
