@@ -102,7 +102,7 @@ def searched(
             f"`limit` is {limit:.3g} s, and the blocks take {limit - left:.3g} s whatever they keep."
         )
     for ranking, count in zip((first, second), best, strict=True):
-        for block, unit in ranking.order[:count]:
+        for block, unit in ranking.order[:count].tolist():
             kept[block][unit] = True
     return kept
 
@@ -120,11 +120,13 @@ class _Ranking(NamedTuple):
 
     @staticmethod
     def of(importance: Sequence[Floats], kept: Sequence[Bools], blocks: Bools) -> _Ranking:
-        places = [(b, u) for b in np.flatnonzero(blocks).tolist() for u in np.flatnonzero(~kept[b])]
-        values = np.array([importance[b][u] for b, u in places], dtype=np.float64)
+        numbers = np.flatnonzero(blocks).tolist()
+        free = {b: np.flatnonzero(~kept[b]) for b in numbers}
+        places = [np.stack([np.full_like(own, b), own], axis=1) for b, own in free.items()]
+        values = np.concatenate([importance[b][own] for b, own in free.items()])
         ranks = np.argsort(-values, kind="stable")
         lost = np.append(np.cumsum(values[ranks][::-1])[::-1], 0.0)
-        return _Ranking(np.array(places, dtype=np.int64).reshape(-1, 2)[ranks], lost)
+        return _Ranking(np.concatenate(places)[ranks], lost)
 
 
 def _largest(values: Floats, count: int) -> Bools:
