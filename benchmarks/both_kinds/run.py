@@ -50,6 +50,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "both_kinds"
 SHARES, DRAWS = "0.7,0.6,0.5,0.4", 3
 ONLY: dict[str, tuple[float, ...]] = {
     "heads": (0.7,),
+    "kwon": (0.7, 0.5),
     **dict.fromkeys(("neurons", "even", "kwon-refit", "magnitude", "random"), (0.5,)),
 }
 """Methods that are compared at some shares of the time only: heads alone reach no less, and the others would
