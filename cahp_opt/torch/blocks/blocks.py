@@ -168,7 +168,14 @@ class FeedForwardBlock(PrunableBlock):
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The neuron at every place, group after group, ``[width]``; as they stand inside of a group."""
+        """The neuron at every place, group after group, ``[width]``, numbered as in the original model while all
+        are left and that is known, and else as they stand; as they stand inside of a group."""
+        known = self.cut.order
+        return known if known is not None and len(known) == self.width else self.standing
+
+    @property
+    def standing(self) -> tuple[int, ...]:
+        """The input column of ``out`` at every place, group after group, ``[width]``."""
         return tuple(np.argsort(self.columns, kind="stable").tolist())
 
     @property
@@ -190,8 +197,11 @@ class FeedForwardBlock(PrunableBlock):
         Raises:
             ValueError: if the groups would not be as wide, or the block was cut, which fixed its groups.
         """
-        standing = tuple(range(self.width))
-        neurons = standing if order is None else tuple(order)
+        # Cutting without a loss stores the neurons group by group, and they keep their numbers.
+        mark: Cut | None = vars(self.module).get(CUT)
+        known = None if mark is None or self.cut.units != self.units else mark.order
+        stored = tuple(range(self.width)) if known is None else known
+        neurons = stored if order is None else tuple(order)
         if units == self.units and neurons == self.order:
             return self
         if self.cut.units != self.units or self.ghost:
@@ -199,21 +209,18 @@ class FeedForwardBlock(PrunableBlock):
                 f"the feed-forward part {self.name!r} was cut already, and its groups of neurons stay as they "
                 "are; group the neurons of the unpruned model."
             )
-        if self.width % units or sorted(neurons) != list(standing):
+        if self.width % units or sorted(neurons) != list(range(self.width)):
             raise ValueError(
                 f"the {self.width} neurons of {self.name!r} cannot be put into {units} groups in an order of "
                 f"{len(neurons)} neurons; the model is another, or the number must divide the width."
             )
         columns = np.empty(self.width, dtype=np.int64)
-        columns[list(neurons)] = np.repeat(np.arange(units), self.width // units)
+        columns[np.argsort(stored)[list(neurons)]] = np.repeat(np.arange(units), self.width // units)
         pieces = tuple(of_neurons(p.path, p.axis, columns, len(p.unit_of)) for p in self.pieces)
         found = replace(self, units=units, columns=columns, pieces=pieces)
-        whole = Cut.nothing(found.entry)
-        mark: Cut | None = vars(self.module).get(CUT)
-        if mark is not None:  # cut without a loss: what stands there is grouped in its order
-            stood = mark.order
-            order = None if stood is None else tuple(stood[i] for i in found.order)
-            whole = whole._replace(order=order)
+        numbers = tuple(stored[place] for place in found.standing)
+        unknown = mark is not None and mark.order is None
+        whole = Cut(self.unit, units, tuple(range(units)), None if unknown else numbers)
         return replace(found, cut=whole)
 
 

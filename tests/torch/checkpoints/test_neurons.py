@@ -26,6 +26,7 @@ from cahp_opt.torch import (
     find_attention,
     find_prunable,
     from_pretrained,
+    head_mask,
     save_pretrained,
     selection_of,
     slice_heads,
@@ -184,6 +185,24 @@ def test_a_part_that_keeps_all_stands_group_by_group() -> None:
     told = selection_of(third)
     assert told is not None and told.space != dense.space
     assert verify_slice(dense.model, third, told) <= 1e-9
+
+
+def test_a_selection_of_the_original_means_its_neurons_where_nothing_was_lost() -> None:
+    """Neurons that a cut only put side by side keep their numbers, also in statistics."""
+    dense = in_random_groups(find_prunable(tiny.BERT.build()))
+    wanted = Selection.from_kept(dense.space, tiny.uneven(dense.space))
+    whole = slice_heads(dense, np.ones(dense.space.n, dtype=bool))
+    assert find_prunable(whole).space == dense.space
+    at_once = slice_heads(dense.model, wanted)
+    for of in (whole, find_prunable(whole)):
+        small = slice_heads(of, wanted)
+        assert_same_units(small, at_once)
+        for name, weight in small.named_parameters():
+            assert torch.equal(at_once.get_parameter(name), weight), name
+    with head_mask(whole, wanted) as gates:
+        assert not gates.all()
+        masked = tiny.run(whole, tiny.batch())
+    torch.testing.assert_close(masked, tiny.run(at_once, tiny.batch()))
 
 
 def test_a_slice_in_place_that_fails_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
