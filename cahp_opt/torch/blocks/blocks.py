@@ -215,7 +215,9 @@ class FeedForwardBlock(PrunableBlock):
                 f"{len(neurons)} neurons; the model is another, or the number must divide the width."
             )
         columns = np.empty(self.width, dtype=np.int64)
-        columns[np.argsort(stored)[list(neurons)]] = np.repeat(np.arange(units), self.width // units)
+        columns[np.argsort(stored)[list(neurons)]] = np.repeat(
+            np.arange(units), self.width // units
+        )
         pieces = tuple(of_neurons(p.path, p.axis, columns, len(p.unit_of)) for p in self.pieces)
         found = replace(self, units=units, columns=columns, pieces=pieces)
         numbers = tuple(stored[place] for place in found.standing)

@@ -84,7 +84,7 @@ def read_feed_forward(
             )
     else:
         each = group_width(width) if group is None else group
-        if each < 1 or width % each:
+        if width % each:
             raise ValueError(
                 f"`neuron_group` is {each}, and the {width} neurons of {name!r} cannot be put into groups of "
                 f"that many; give a divisor of {width}, such as {group_width(width)}."

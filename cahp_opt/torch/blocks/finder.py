@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from torch import nn
 
+from cahp_opt.arrays import is_whole
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.blocks import (
     CUT,
@@ -104,10 +105,16 @@ def find_prunable(
             f"`unit` must be None, Unit.KV_GROUP or Unit.QUERY_SLOT, got {unit!r}; heads that share no "
             "keys are always single units."
         )
+    if neuron_group is not None and not (is_whole(neuron_group) and neuron_group >= 1):
+        raise ValueError(
+            f"`neuron_group` must be a whole number of neurons, at least 1, or None for the usual width, got "
+            f"{neuron_group!r}."
+        )
+    group = None if neuron_group is None else int(neuron_group)
     _check_uncompiled(model)
     sites = _attention_sites(model)
     attention, strange = _attention(model, sites, unit) if heads else ((), ())
-    parts, unlike = _feed_forward(model, sites, neuron_group) if neurons else ((), ())
+    parts, unlike = _feed_forward(model, sites, group) if neurons else ((), ())
     if not (attention or parts):
         known = ", ".join(dict.fromkeys(feed.out for feed in FEEDS))
         raise UnsupportedModelError(

@@ -46,7 +46,8 @@ def parts(prunable: Prunable, block: PrunableBlock, called: Sequence[str]) -> tu
         if largest is None:
             return ()
         found.append(largest)
-    start, end = called.index(block.layout.ins[0]), _last(called, block.layout.out)
+    start = called.index(block.layout.ins[0])
+    end = called.index(block.layout.out, start)  # of its first run, if several layers share it
     inside: Mapping[str, nn.Module] = dict(submodules(block.site))
     for path in called[start:end]:
         if not _has_weights(inside[path]) and not any(_within(path, part) for part in found):
@@ -84,7 +85,3 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _within(path: str, part: str) -> bool:
     return not part or path == part or path.startswith(f"{part}.")
-
-
-def _last(called: Sequence[str], path: str) -> int:
-    return len(called) - 1 - called[::-1].index(path)

@@ -250,7 +250,8 @@ def _alike(
     for b, (block, own) in enumerate(zip(prunable, found, strict=True)):
         kinds = tuple(_kind(modules[b, path], calls[b, path]) for path in own)
         alike.append(first.setdefault((block.units, kinds), b) if own else None)
-    times = [called[b].count(own[-1]) if own else 0 for b, own in enumerate(found)]
+    # The first part holds a layer of the block; what runs between those may run elsewhere too.
+    times = [called[b].count(own[0]) if own else 0 for b, own in enumerate(found)]
     return found, alike, times
 
 

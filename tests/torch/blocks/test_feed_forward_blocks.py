@@ -148,6 +148,9 @@ def test_what_cannot_be_grouped_is_refused() -> None:
         blocks_cut(small).grouped(find_prunable(model, neuron_group=4).space)
     with pytest.raises(ValueError, match="both false"):
         find_prunable(model, heads=False, neurons=False)
+    for bad in (0, -4, 2.5, True):
+        with pytest.raises(ValueError, match=f"`neuron_group` must be a whole number.* got {bad}"):
+            find_prunable(model, neuron_group=bad)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match="without any feed-forward part"):
         find_prunable(torch.nn.Sequential(torch.nn.Linear(2, 2)), heads=False)
 

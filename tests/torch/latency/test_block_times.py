@@ -20,7 +20,7 @@ from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.files.records import RecordError
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock
 from cahp_opt.torch.blocks.finder import find_attention, find_prunable
-from cahp_opt.torch.latency import stopwatch
+from cahp_opt.torch.latency import block_times, stopwatch
 from cahp_opt.torch.latency.block_parts import parts, watched
 from cahp_opt.torch.latency.block_times import Timing, measure_latency
 from cahp_opt.torch.latency.decoding_step import decoding_step
@@ -217,10 +217,22 @@ def test_what_runs_between_bare_layers_is_timed_too() -> None:
     called = ["self_attn_layer_norm", "fc1", "activation_fn", "fc2"]
     assert parts(prunable, block, called) == ("fc1", "fc2", "activation_fn")
     assert parts(prunable, block, ["fc1"]) == ()
+    shared = [*called, "dropout", *called]  # a second layer with the same weights
+    assert parts(prunable, block, shared) == ("fc1", "fc2", "activation_fn")
     bert = find_prunable(tiny_models.BERT.build())
     inside = ["intermediate", "intermediate.dense", "intermediate.intermediate_act_fn"]
     called = [*inside, "output", "output.dense", "output.dropout"]
     assert parts(bert, bert.feed_forward[0], called) == ("intermediate", "output")
+
+
+def test_a_module_that_runs_elsewhere_too_is_no_run_of_the_block() -> None:
+    """One activation between the layers and again behind them."""
+    model: Any = tiny_models.named("opt").build()
+    for layer in model.model.decoder.layers:
+        layer.fc2.register_forward_hook(lambda _, args, out, f=layer.activation_fn: f(out))
+    prunable, runs = find_prunable(model), tiny_models.batch(size=2, length=6)
+    _, _, times = block_times._alike(prunable, runs, Phase.PREFILL, Execution.EAGER)
+    assert times == [1] * len(prunable)
 
 
 def test_feed_forward_blocks_that_are_alike_share_one_measurement(
