@@ -2,8 +2,8 @@
 
 An attention block is one module. A feed-forward part is one in most decoders; in BERT it is two siblings, which
 hold the activation, or the norm and the residual, too; in OPT its layers lie bare in the module of the layer,
-beside attention. So its parts are the largest modules that run and hold a layer of the block and none of another
-block, and what runs between its layers outside of these. Arithmetic that is in no module of its own, such
+beside attention. So its parts are the largest modules that run and hold a layer of the block and no other linear
+layer, and what runs between its layers outside of these. Arithmetic that is in no module of its own, such
 as a product of gates, is left to the fit of whole models.
 """
 
@@ -15,6 +15,7 @@ from itertools import accumulate
 from torch import nn
 
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, PrunableBlock, submodules
+from cahp_opt.torch.blocks.linear_layers import is_linear
 
 
 def watched(prunable: Prunable, block: PrunableBlock) -> dict[str, nn.Module]:
@@ -22,11 +23,11 @@ def watched(prunable: Prunable, block: PrunableBlock) -> dict[str, nn.Module]:
     if not isinstance(block, FeedForwardBlock):
         return {"": block.site}
     wanted = {path for chain in _chains(prunable, block) for path in chain}
-    foreign = _foreign(prunable, block)
+    others = _in_attention(prunable)
     return {
         path: module
         for path, module in submodules(block.site)
-        if path in wanted or (id(module) not in foreign and not _has_weights(module))
+        if path in wanted or (id(module) not in others and not _has_weights(module))
     }
 
 
@@ -56,27 +57,23 @@ def parts(prunable: Prunable, block: PrunableBlock, called: Sequence[str]) -> tu
 
 
 def _chains(prunable: Prunable, block: FeedForwardBlock) -> Iterator[list[str]]:
-    """For every layer of the block the modules around it that hold no other block's, largest first."""
-    foreign = _foreign(prunable, block)
+    """For every layer of the block the modules around it that hold no attention and no other linear layer, which
+    may be one of attention that is no block; largest first."""
+    others = _in_attention(prunable)
+    own = {id(module) for layer in (*block.ins, block.out) for module in layer.modules()}
     for path in (*block.layout.ins, block.layout.out):
-        around = ["", *accumulate(path.split("."), "{}.{}".format)]
         yield [
             place
-            for place in around
-            if not any(id(m) in foreign for m in block.site.get_submodule(place).modules())
+            for place in ["", *accumulate(path.split("."), "{}.{}".format)]
+            if all(
+                id(m) in own or not (id(m) in others or is_linear(m))
+                for m in block.site.get_submodule(place).modules()
+            )
         ]
 
 
-def _foreign(prunable: Prunable, block: PrunableBlock) -> set[int]:
-    """The modules of other blocks: the sites of attention, and the layers of feed-forward parts."""
-    found = set[int]()
-    for other in prunable:
-        if isinstance(other, FeedForwardBlock):
-            layers = (*other.ins, other.out) if other is not block else ()
-            found |= {id(layer) for layer in layers}
-        else:
-            found |= {id(module) for module in other.site.modules()}
-    return found
+def _in_attention(prunable: Prunable) -> set[int]:
+    return {id(module) for block in prunable.attention for module in block.site.modules()}
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -209,19 +209,24 @@ def test_feed_forward_blocks_are_timed_part_by_part(
     assert table.provenance.error < 1e-6
 
 
-def test_what_runs_between_bare_layers_is_timed_too() -> None:
-    """OPT's activation is a module beside its two layers."""
-    prunable = find_prunable(tiny_models.named("opt").build())
+@pytest.mark.parametrize("heads", [True, False])
+def test_what_runs_between_bare_layers_is_timed_too(heads: bool) -> None:
+    """OPT's activation is a module beside its two layers; and attention beside them is not timed with them, be it
+    a block or not."""
+    prunable = find_prunable(tiny_models.named("opt").build(), heads=heads)
     block = prunable.feed_forward[0]
     assert {"fc1", "fc2", "activation_fn"} <= watched(prunable, block).keys()
     called = ["self_attn_layer_norm", "fc1", "activation_fn", "fc2"]
     assert parts(prunable, block, called) == ("fc1", "fc2", "activation_fn")
     assert parts(prunable, block, ["fc1"]) == ()
+    assert parts(prunable, block, ["", *called]) == ("fc1", "fc2", "activation_fn")
+    assert "" not in watched(prunable, block)
     shared = [*called, "dropout", *called]  # a second layer with the same weights
     assert parts(prunable, block, shared) == ("fc1", "fc2", "activation_fn")
-    bert = find_prunable(tiny_models.BERT.build())
+    bert = find_prunable(tiny_models.BERT.build(), heads=heads)
     inside = ["intermediate", "intermediate.dense", "intermediate.intermediate_act_fn"]
     called = [*inside, "output", "output.dense", "output.dropout"]
+    assert "" not in watched(bert, bert.feed_forward[0])
     assert parts(bert, bert.feed_forward[0], called) == ("intermediate", "output")
 
 
