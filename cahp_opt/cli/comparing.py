@@ -58,7 +58,7 @@ class ComparedProblems:
         metadata=option(
             "--heads",
             min=0,
-            help="Maximum number of units kept in all blocks together. May be repeated; each one is a "
+            help="Maximum number of units (heads or key/value groups) kept in all attention blocks together. May be repeated; each one is a "
             "separate problem.",
         ),
     )

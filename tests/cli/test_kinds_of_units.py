@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ pytest.importorskip("torch", reason="models need PyTorch")
 import tiny_models
 from command_line import QUICK, SMALL, make_tokenizer, prune, refused, save_model
 from safetensors.numpy import load_file
+from stand_ins import stand_in_for_the_demo
 
 from cahp_opt import HeadStats, LatencyTable, Profile, Selection, Unit
 from cahp_opt.cli import main
+from cahp_opt.costs.budget import BudgetError
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import calibrate, find_prunable, from_pretrained
 from cahp_opt.torch.blocks import finder
 from cahp_opt.torch.checkpoints.model_loading import load_model, load_tokenizer
-from cahp_opt.torch.pipeline import profiles
+from cahp_opt.torch.pipeline import profiles, pruning_run
 from cahp_opt.torch.texts.encoding import encode
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -191,3 +194,20 @@ def test_save_model_is_of_both_kinds(tmp_path: Path) -> None:
     """What the tests above rest on."""
     found = find_prunable(load_model(str(save_model(tmp_path / "model"))))
     assert len(found.attention) == len(found.feed_forward) == 3
+
+
+@pytest.mark.parametrize(("prune_what", "limit"), [((), "0.7"), (("--prune", "heads"), "0.8")])
+def test_the_demonstration_asks_heads_alone_for_no_more_than_they_take(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prune_what: tuple[str, ...], limit: str
+) -> None:
+    stand_in_for_the_demo(monkeypatch, tmp_path)
+    asked: list[str] = []
+
+    def run(named: Any, texts: Any, plan: Any, *others: Any, **more: Any) -> None:
+        asked.extend(str(goal) for goal in plan.target.goals)
+        raise BudgetError("enough")
+
+    monkeypatch.setattr(pruning_run, "run_pipeline", run)
+    with suppress(BudgetError):
+        main(["demo", "--output-dir", str(tmp_path / "out"), *prune_what])
+    assert asked == [limit]
