@@ -99,6 +99,7 @@ def find_for(model: nn.Module | Prunable, selection: object, unit: Unit | None) 
         return blocks_of(model, unit)
     space = selection.space
     if isinstance(model, Prunable):
+        _check_kinds(model.space, space)
         stated = any(block.order is not None for block in space.blocks)
         return blocks_of(model.grouped(space) if stated else model, unit)
     unstated = [b.name for b in space.blocks if not b.unit.of_attention and b.order is None]
@@ -112,17 +113,32 @@ def find_for(model: nn.Module | Prunable, selection: object, unit: Unit | None) 
     heads, neurons = bool(of_attention.any()), not bool(of_attention.all())
     prunable = find_prunable(model, heads=heads, neurons=neurons, unit=space.unit)
     if neurons:
+        _check_kinds(prunable.space, space)
         prunable = prunable.grouped(space)
     if unit is not None:
         asked = find_attention(model, unit=unit).space
-        own = HeadSpace(tuple(block for block in space.blocks if block.unit.of_attention))
-        if asked.kinds != own.kinds:
+        own = tuple(block for block in space.blocks if block.unit.of_attention)
+        if asked.kinds != [(block.units, block.unit) for block in own]:
+            difference = asked.difference(HeadSpace(own)) if own else "of neurons alone"
             raise ValueError(
                 f"`unit` is Unit.{unit.name}, and `selection` was made in other units "
-                f"({asked.difference(own)}); leave `unit` out, because a selection knows its own, or select "
+                f"({difference}); leave `unit` out, because a selection knows its own, or select "
                 "again in these units."
             )
     return prunable
+
+
+def _check_kinds(space: HeadSpace, asked: HeadSpace) -> None:
+    """Refuse a selection over blocks of other kinds than there are in ``space``."""
+    if space.of_attention.tolist() != asked.of_attention.tolist():
+        theirs, mine = (
+            f"{int(s.of_attention.sum())} blocks of attention and {int((~s.of_attention).sum())} feed-forward parts"
+            for s in (asked, space)
+        )
+        raise ValueError(
+            f"`selection` is over {theirs}, and `model` has {mine}; pass the model that it was made for, or "
+            "its blocks of the same kinds (by `find_prunable`)."
+        )
 
 
 def kept_units(space: HeadSpace, selection: Selection | npt.ArrayLike) -> Bools:

@@ -148,6 +148,17 @@ def test_what_cannot_be_grouped_is_refused() -> None:
         blocks_cut(small).grouped(find_prunable(model, neuron_group=4).space)
     with pytest.raises(ValueError, match="both false"):
         find_prunable(model, heads=False, neurons=False)
+    both = Selection.from_kept(prunable.space, some(prunable.space))
+    for alone in (find_attention(model), find_prunable(model, heads=False)):
+        with pytest.raises(
+            ValueError, match=r"`selection` is over 3 .* and 3 .*by `find_prunable`"
+        ):
+            slice_heads(alone, both)
+    neurons = find_prunable(model, heads=False).space
+    with pytest.raises(
+        ValueError, match=r"`unit` is Unit.KV_GROUP.*of neurons alone.*leave `unit`"
+    ):
+        slice_heads(model, Selection.from_kept(neurons, some(neurons)), unit=Unit.KV_GROUP)
     for bad in (0, -4, 2.5, True):
         with pytest.raises(ValueError, match=f"`neuron_group` must be a whole number.* got {bad}"):
             find_prunable(model, neuron_group=bad)  # type: ignore[arg-type]
