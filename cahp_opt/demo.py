@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from cahp_opt.runs.texts import Example
@@ -68,3 +70,36 @@ def demo_texts() -> list[Example]:
         for sentence in re.split(r"(?<=[.!?:])\s+(?=[A-Z])", " ".join(paragraph.split()))
     )
     return [Example(s) for s in dict.fromkeys(sentences) if len(s) >= _SHORTEST]
+
+
+def random_words(vocabulary: Mapping[str, int], number: int, *, seed: int = 0) -> list[Example]:
+    """Texts of words at random, the frequent ones more often.
+
+    Python's reference is about Python, and a model that is measured and refitted on it alone forgets the rest
+    of its language. A text has 6 to 23 words; the rank of each is drawn evenly in its logarithm, as Zipf's law
+    has it.
+
+    Args:
+        vocabulary: of a tokenizer, the number of every token; those of BERT stand in the order of their
+            frequency.
+        number: of the texts.
+        seed: of the words.
+
+    Raises:
+        DemoError: if it has no words.
+    """
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    words = [token for token in tokens if len(token) > 1 and token.isalpha()]
+    if not words:
+        raise DemoError(
+            "`vocabulary` has no token that is a word; give that of a tokenizer of words."
+        )
+    rng = random.Random(seed)
+    return [
+        Example(
+            " ".join(
+                words[int(len(words) ** rng.random()) - 1] for _ in range(rng.randrange(6, 24))
+            )
+        )
+        for _ in range(number)
+    ]

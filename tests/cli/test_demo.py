@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cahp_opt import Budget, Problem, Selection, select
-from cahp_opt.demo import PACKAGE, DemoError, check_weights, demo_model, demo_texts
+from cahp_opt.demo import PACKAGE, DemoError, check_weights, demo_model, demo_texts, random_words
 from cahp_opt.objectives import ExplainedVariance, Modular
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import split
@@ -33,6 +33,28 @@ def test_texts_are_distinct_and_long_enough_to_calibrate_on() -> None:
     assert not set(halves.calibration) & set(halves.held_out)
     assert halves == split(texts, most=2000, held_out=256, seed=0)
     assert halves != split(texts, most=2000, held_out=256, seed=1)
+
+
+def test_random_words_are_of_the_whole_vocabulary_and_the_frequent_ones_come_more_often() -> None:
+    names = [
+        "[PAD]",
+        "a",
+        "the",
+        "##s",
+        *(f"word{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(400)),
+    ]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    texts = random_words(dict(sorted(vocabulary.items(), reverse=True)), 500, seed=1)
+    assert len(texts) == 500 and texts == random_words(vocabulary, 500, seed=1)
+    assert texts != random_words(vocabulary, 500, seed=2)
+    words = [text.text.split() for text in texts]
+    assert {len(some) for some in words} == set(range(6, 24))
+    found = [word for some in words for word in some]
+    assert not {*found} & {"[PAD]", "a", "##s"} and len({*found}) > 380
+    # Of 401 ranks the first has ln 2 of ln 401 of the draws.
+    assert abs(found.count("the") / len(found) - np.log(2) / np.log(401)) < 0.01
+    with pytest.raises(DemoError, match="no token that is a word"):
+        random_words({"[PAD]": 0, "a": 1}, 3)
 
 
 def test_other_weights_are_refused(tmp_path: Path) -> None:
