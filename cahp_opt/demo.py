@@ -89,7 +89,7 @@ def random_words(vocabulary: Mapping[str, int], number: int, *, seed: int = 0) -
         DemoError: if it has no words.
     """
     tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-    words = [token for token in tokens if len(token) > 1 and token.isalpha()]
+    words = [token for token in tokens if len(token) > 1 and token.isalnum()]
     if not words:
         raise DemoError(
             "`vocabulary` has no token that is a word; give that of a tokenizer of words."
