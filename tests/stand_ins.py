@@ -47,9 +47,12 @@ def save(folder: Path, family: tiny_models.Family, *, bare: bool = False, **fiel
 
 
 def stand_in_for_the_demo(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """The demonstration's model is a tiny encoder, whose vocabulary is about as large."""
+    """The demonstration's model is a tiny encoder, whose vocabulary is about as large, of bytes."""
     model = save(folder / "encoder", tiny_models.BERT, bare=True, vocab_size=20_000)
     monkeypatch.setattr(demo, "demo_model", lambda: model)
+    words = {word: number for number, word in enumerate(("of", "the", "words"))}
+    drawn = demo.random_words
+    monkeypatch.setattr(demo, "random_words", lambda _, *n, seed: drawn(words, *n, seed=seed))
 
 
 def count_weights_as_time(monkeypatch: pytest.MonkeyPatch) -> None:
