@@ -79,7 +79,7 @@ def test_the_whole_demonstration(folder: Path, tmp_path: Path) -> None:
     report = Report.read(output / "report.json")
     goal, fidelity = report["goals"]["latency"], report["fidelity"]
     assert report["reloaded"] is True
-    assert report["selection"]["status"] == "OPTIMAL"
+    assert report["selection"]["gap"] < 1e-3  # as a share of the value
     assert goal["over"] < 0.1
     assert fidelity["after"]["cosine_distance"] < fidelity["before"]["cosine_distance"] / 2
 
