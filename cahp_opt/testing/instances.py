@@ -217,7 +217,8 @@ def _launch_bound(rng: Rng, space: HeadSpace) -> Budget:
 
 
 def _units(space: HeadSpace, limit: int) -> Budget:
-    return Budget.table(space, [np.arange(units + 1) for units in space.units], limit, name="units")
+    costs = [range(block.units + 1) for block in space.blocks]
+    return Budget.table(space, costs, limit, name="units")
 
 
 def _both_kinds(rng: Rng, space: HeadSpace) -> Budget:

@@ -333,3 +333,9 @@ def out_bias(block: PrunableBlock) -> Tensor | None:
 def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module in ``module``, itself first, each once, with its path."""
     return cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+
+
+def within(path: str, around: str) -> bool:
+    """Whether the module at ``path`` is the one at ``around`` or inside of it; the model's own path is
+    empty."""
+    return not around or path == around or path.startswith(f"{around}.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 
-from cahp_opt.torch.blocks.blocks import submodules
+from cahp_opt.torch.blocks.blocks import submodules, within
 from cahp_opt.torch.blocks.feed_forward_layouts import ELSEWHERE, TIES, Feed
 from cahp_opt.torch.blocks.linear_layers import row_weight
 
@@ -89,7 +89,7 @@ def unlike(model: nn.Module, known: Sequence[str]) -> Iterator[tuple[str, str]]:
     """
     told: list[str] = []
     for place, module in submodules(model):
-        if not place or any(_within(place, other) for other in (*told, *known)):
+        if not place or any(within(place, other) for other in (*told, *known)):
             continue
         *_, around, name = ("", *place.split("."))
         label = type(module).__name__.lower()
@@ -99,7 +99,7 @@ def unlike(model: nn.Module, known: Sequence[str]) -> Iterator[tuple[str, str]]:
             continue
         own = [path for path, p in module.named_parameters() if p.ndim > 1]
         leaf = next(module.children(), None) is None
-        if leaf or not own or any(_within(other, place) for other in known):
+        if leaf or not own or any(within(other, place) for other in known):
             continue
         told.append(place)
         if any(isinstance(inner, _ConvNd) for inner in module.modules()):
@@ -119,7 +119,3 @@ def unlike(model: nn.Module, known: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _names_attention(module: nn.Module) -> bool:
     label = type(module).__name__.lower()
     return "attention" in label or "attn" in label
-
-
-def _within(path: str, site: str) -> bool:
-    return path == site or path.startswith(f"{site}.")

@@ -19,6 +19,7 @@ from cahp_opt.torch.blocks.blocks import (
     Prunable,
     PrunableBlock,
     submodules,
+    within,
 )
 from cahp_opt.torch.blocks.feed_forward_layouts import FEEDS
 from cahp_opt.torch.blocks.feed_forward_reader import feeds_of, read_feed_forward
@@ -124,7 +125,7 @@ def find_prunable(
         )
     blocks: tuple[PrunableBlock, ...] = (*attention, *parts)
     _check_unshared(blocks)
-    return Prunable(model, _along_the_path(model, blocks), (*strange, *unlike))
+    return Prunable(model, along_the_path(model, blocks), (*strange, *unlike))
 
 
 def blocks_of(model: nn.Module | Prunable, unit: Unit | None = None) -> Prunable:
@@ -158,7 +159,7 @@ def with_all_cut(prunable: Prunable) -> Prunable:
     if all(id(module) in own for module in model.modules() if CUT in vars(module)):
         return prunable
     others = [block for block in blocks_cut(model) if id(block.module) not in own]
-    return replace(prunable, blocks=_along_the_path(model, (*prunable, *others)))
+    return replace(prunable, blocks=along_the_path(model, (*prunable, *others)))
 
 
 def reread(prunable: Prunable) -> Prunable:
@@ -190,7 +191,7 @@ def _reread(old: PrunableBlock) -> PrunableBlock:
         _refuse(old.name, old.site, str(misfit))
 
 
-def _along_the_path(model: nn.Module, blocks: Sequence[PrunableBlock]) -> tuple[PrunableBlock, ...]:
+def along_the_path(model: nn.Module, blocks: Sequence[PrunableBlock]) -> tuple[PrunableBlock, ...]:
     """The blocks in the order of the model's modules."""
     places = {id(module): place for place, (_, module) in enumerate(submodules(model))}
     return tuple(sorted(blocks, key=lambda block: places[id(block.out)]))
@@ -200,7 +201,7 @@ def _attention_sites(model: nn.Module) -> list[tuple[str, nn.Module, Layout]]:
     """The modules that hold one attention each, with their paths and layouts."""
     sites: list[tuple[str, nn.Module, Layout]] = []
     for name, module in submodules(model):
-        if any(_within(name, site) for site, _, _ in sites):
+        if any(within(name, site) for site, _, _ in sites):
             continue
         layout = best_layout(module)
         if layout is None or _is_around(module, layout.owners):
@@ -223,7 +224,7 @@ def _attention(
         except Misfit as misfit:
             strange.append((name, module, str(misfit)))
     for name, module in submodules(model):
-        if any(_within(name, site) or _within(site, name) for site in sites):
+        if any(within(name, site) or within(site, name) for site in sites):
             continue  # part of a block, or around one
         reason = _not_understood(module)
         if reason:
@@ -243,7 +244,7 @@ def _feed_forward(
     known = [site for site, _, _ in attention]
     closed = list(known)  # nothing inside is looked at
     for place, module in submodules(model):
-        if any(_within(place, site) for site in closed):
+        if any(within(place, site) for site in closed):
             continue
         if holds_experts(place, module):
             closed.append(place)
@@ -314,10 +315,6 @@ def _looks_like_attention(module: nn.Module) -> bool:
         return True  # learnt, and something has changed it since
     label = type(module).__name__.lower()
     return "attention" in label or "attn" in label
-
-
-def _within(path: str, site: str) -> bool:
-    return not site or path == site or path.startswith(site + ".")
 
 
 def _check_unshared(blocks: Sequence[PrunableBlock]) -> None:

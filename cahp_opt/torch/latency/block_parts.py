@@ -14,7 +14,13 @@ from itertools import accumulate
 
 from torch import nn
 
-from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, PrunableBlock, submodules
+from cahp_opt.torch.blocks.blocks import (
+    FeedForwardBlock,
+    Prunable,
+    PrunableBlock,
+    submodules,
+    within,
+)
 from cahp_opt.torch.blocks.linear_layers import is_linear
 
 
@@ -51,7 +57,7 @@ def parts(prunable: Prunable, block: PrunableBlock, called: Sequence[str]) -> tu
     end = called.index(block.layout.out, start)  # of its first run, if several layers share it
     inside: Mapping[str, nn.Module] = dict(submodules(block.site))
     for path in called[start:end]:
-        if not _has_weights(inside[path]) and not any(_within(path, part) for part in found):
+        if not _has_weights(inside[path]) and not any(within(path, part) for part in found):
             found.append(path)
     return tuple(dict.fromkeys(found))
 
@@ -78,7 +84,3 @@ def _in_attention(prunable: Prunable) -> set[int]:
 
 def _has_weights(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
-
-
-def _within(path: str, part: str) -> bool:
-    return not part or path == part or path.startswith(f"{part}.")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, submodules
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.torch.blocks.finder import along_the_path, find_attention
 from cahp_opt.torch.recovery.feed_forward import find_feed_forward, place_of_block
 from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place
 from cahp_opt.torch.running.batches import Batch, examples
@@ -26,9 +26,8 @@ def with_attention(prunable: Prunable) -> Prunable:
         return prunable
     with suppress(ValueError):
         attention = find_attention(prunable.model)
-        at = {id(module): index for index, (_, module) in enumerate(submodules(prunable.model))}
-        blocks = sorted((*attention, *prunable), key=lambda block: at[id(block.out)])
-        both = Prunable(prunable.model, tuple(blocks), prunable.skipped)
+        blocks = along_the_path(prunable.model, (*attention, *prunable))
+        both = Prunable(prunable.model, blocks, prunable.skipped)
         LayerWalk(both, 0)
         return both
     return prunable
