@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.accuracy.report import RESULTS as ACCURACY
 from benchmarks.accuracy.report import headline
+from benchmarks.both_kinds.report import RESULTS as BOTH_KINDS
+from benchmarks.both_kinds.report import headline as both_kinds
 from benchmarks.pages import records
 
 ROOT = Path(__file__).parent.parent
@@ -63,9 +65,19 @@ def accuracy_table() -> str:
     )
 
 
+def both_kinds_table() -> str:
+    """Divergence, accuracy and measured time where heads and neurons are pruned under one latency."""
+    return both_kinds(records(BOTH_KINDS).values())
+
+
 def filled(text: str) -> str:
     """``text`` with the tables between their markers."""
-    for name, table in (("fidelity", fidelity_table), ("accuracy", accuracy_table)):
+    tables = {
+        "fidelity": fidelity_table,
+        "accuracy": accuracy_table,
+        "both kinds": both_kinds_table,
+    }
+    for name, table in tables.items():
         if f"<!-- {name} -->" in text:
             start, _, rest = text.partition(f"<!-- {name} -->\n")
             _, end, after = rest.partition(f"<!-- /{name} -->")

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from benchmarks.accuracy.training import Recipe, fine_tuned
 from benchmarks.both_kinds.draws import Draw, Source
 from benchmarks.both_kinds.kwon import seconds
 from benchmarks.both_kinds.methods import METHODS
+from benchmarks.both_kinds.report import table
 from benchmarks.machine import described, facts, load
 from cahp_opt import HeadSpace, LatencyTable
 from cahp_opt.arrays import Bools
@@ -195,31 +195,6 @@ def cells(methods: Sequence[str], shares: Sequence[float], draws: int) -> list[C
     ]
 
 
-def table_of(rows: Sequence[Row]) -> list[str]:
-    """The means over the draws, as lines of a table."""
-    lines = [
-        "| time | what | draws | KL | accuracy | measured | predicted | heads kept | neurons kept |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    found: dict[tuple[float, str], list[Row]] = {}
-    for row in rows:
-        found.setdefault((row["share"], row["method"]), []).append(row)
-    order = list(METHODS)
-    for (share, method), own in sorted(
-        found.items(), key=lambda i: (-i[0][0], order.index(i[0][1]))
-    ):
-
-        def mean(name: str, own: list[Row] = own) -> float:
-            return float(np.mean([row[name] for row in own]))
-
-        kept = (" ".join(map(str, own[0][name])) for name in ("heads", "neurons"))
-        lines.append(
-            f"| {share:g} | {METHODS[method].name} | {len(own)} | {mean('kl'):.4f} | {100 * mean('accuracy'):.1f} % "
-            f"| {mean('measured'):.3f} | {mean('predicted'):.3f} | {' | '.join(kept)} |"
-        )
-    return lines
-
-
 def record(bench: Bench, rows: Sequence[Row], checkpoint: Path | None) -> Row:
     """All that is done, with where it was done."""
     dropped = ("key", "device")
@@ -291,8 +266,9 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
     rows = [row for row in there if row is not None]
     path = given.output or RESULTS / f"{data.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record(bench, rows, given.checkpoint), indent=1) + "\n", "utf-8")
-    for line in table_of(rows):
+    found = record(bench, rows, given.checkpoint)
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    for line in table(rows, found["names"]):
         tell(line)
     tell(f"written: {path}")
     return 0

@@ -12,6 +12,7 @@ from scripts import run_script
         "accuracy/report.py",
         "architectures/support.py",
         "architectures/report.py",
+        "both_kinds/report.py",
         "knees/report.py",
         "latency/report.py",
         "objectives/report.py",
