@@ -124,12 +124,12 @@ def _measured(
     from cahp_opt.torch.checkpoints.model_loading import output_of
     from cahp_opt.torch.evaluation.fidelity import embedding_notes
     from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
-    from cahp_opt.torch.texts.encoding import encode, notes_on_empty
+    from cahp_opt.torch.texts.encoding import encode_and_count
     from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
     fidelity = output_of(named.name, named.model, named.pooling)
     note(embedding_notes(named.model, fidelity))
-    batches = encode(
+    batches, counts = encode_and_count(
         examples.calibration,
         named.tokenizer,
         named.model,
@@ -137,7 +137,8 @@ def _measured(
         max_length=texts.reading.max_length,
         seed=statistics.seed,
     )
-    note([*examples.notes, *notes_on_empty(TextSplit(examples.calibration, ()), batches)])
+    note([*examples.notes, *counts.notes()])
+    print(f"read: {counts.in_words()}", flush=True)
     rehearse_texts(named.prunable, batches[0], fidelity)
     with display.stage("calibrate") as progress:
         return calibrate_kinds(

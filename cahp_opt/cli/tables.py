@@ -265,6 +265,7 @@ def _result(report: Report, folder: str) -> Table:
     table.add_row("recovery", report.recovery.value)
     if report.calibration_texts:
         table.add_row("calibration texts", f"{report.calibration_texts:,}")
+        table.add_row("read, with held-out texts", report.counts.in_words())
     stages = ", ".join(f"{name} {taken:.1f}" for name, taken in report.seconds.items())
     table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({stages})")
     files = ", ".join(f"{name} ({_bytes(size)})" for name, size in report.files.items())

@@ -100,6 +100,12 @@ def _unseeded(given: Mapping[str, Any]) -> bool:
     return all(isinstance(solver, SolverName) and not solver.seeded for solver in given["solvers"])
 
 
+_COLUMNS = _Rule(
+    ("text_column", "pair_column", "label_column", "messages_column", "subset", "split"),
+    lambda given: given["data"] is None,
+    "there is no `--data`",
+    refused=True,
+)
 _TRAINING = _Rule(
     ("epochs", "learning_rate"),
     lambda given: given["recovery"] is not Recovery.FINETUNE,
@@ -150,6 +156,7 @@ _UNNEEDED = tuple(map(_unneeded, DECIDED))
 _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "prune": (
         *_UNNEEDED,
+        _COLUMNS,
         _NEURONS,
         _TRAINING,
         _REFITTING,
@@ -175,7 +182,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         ),
         _TIME_LIMIT,
     ),
-    "calibrate": (_NEURONS,),
+    "calibrate": (_COLUMNS, _NEURONS),
     "latency": (
         _NEURONS,
         _SIZED,
@@ -210,6 +217,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         ),
     ),
     "apply": (
+        _COLUMNS,
         _Rule(
             ("recovery",),
             lambda given: given["recovery"].refits and not _texts(given),

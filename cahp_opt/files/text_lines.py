@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +17,8 @@ _MARKS = {  # the long ones first: the mark of UTF-16 begins the one of UTF-32
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+_LONGEST_LINE = 1 << 25  # characters; a file without line breaks would not fit into memory
 
 
 class TextError(ValueError):
@@ -46,12 +49,17 @@ class TextLines:
         """Every line without its end.
 
         Raises:
-            TextError: for bytes that are not text.
+            TextError: for bytes that are not text, or a line that is too long.
         """
-        number = 0
         with self._bytes() as file, io.TextIOWrapper(file, encoding=self._encoding) as lines:
+            each = iter(partial(lines.readline, _LONGEST_LINE), "")
             try:
-                for number, line in enumerate(lines, start=1):
+                for number, line in enumerate(each, start=1):
+                    if len(line) == _LONGEST_LINE and line[-1] != "\n":
+                        raise TextError(
+                            f"line {number} of {self.path} has {_LONGEST_LINE:,} characters or more; break "
+                            "it into texts, one per line."
+                        )
                     if "\0" in line:
                         raise TextError(
                             f"line {number} of {self.path} holds a NUL, as UTF-16 without a byte-order "

@@ -9,11 +9,14 @@ from typing import ClassVar
 
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload
+from cahp_opt.runs.columns import ColumnOptions
 from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
 from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
-from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit, split
+from cahp_opt.runs.sources import texts_in
+from cahp_opt.runs.texts import LineTexts, TableTexts, TextSplit
+from cahp_opt.runs.texts import split as split_texts
 from cahp_opt.runs.timing_options import TimingOptions
 from cahp_opt.stats.pooling import Pooling
 
@@ -41,15 +44,28 @@ class TextOptions:
 
     text: Path | None = field(
         default=None,
-        metadata=option("--text", metavar="FILE", help="Texts, one per line (UTF-8)."),
+        metadata=option("--text", metavar="FILE", help="Texts, one per line."),
     )
-    data: Path | None = field(
+    data: str | None = field(
         default=None,
         metadata=option(
             "--data",
-            metavar="TSV",
-            help="Texts as tab-separated values with a header: text, and optionally text_pair and "
-            "label; quoted as csv and pandas do, or not at all.",
+            metavar="SOURCE",
+            help="Texts, pairs, labels or conversations: a file .tsv, .csv, .jsonl, .parquet or .txt, or a data "
+            "set of the hub, such as owner/name.",
+        ),
+    )
+    columns: ColumnOptions = ColumnOptions()
+    subset: str | None = field(
+        default=None,
+        metadata=option(
+            "--subset", metavar="NAME", help="Which of the subsets that a data set of the hub has."
+        ),
+    )
+    split: str | None = field(
+        default=None,
+        metadata=option(
+            "--split", metavar="NAME", help="Split of a data set of the hub. Default: train."
         ),
     )
     max_texts: int = field(
@@ -91,10 +107,13 @@ class TextOptions:
             ValueError: if there is not exactly one file, or it cannot be understood.
             OSError: if it cannot be read.
         """
-        if (self.text is None) == (self.data is None):
-            raise ValueError("give the texts either as `--text FILE` or as `--data TSV`.")
-        examples = LineTexts(self.text) if self.text is not None else TableTexts(self.data or "")
-        return split(examples, most=self.max_texts, held_out=self.held_out, seed=seed)
+        if self.text is not None and self.data is None:
+            found: LineTexts | TableTexts = LineTexts(self.text)
+        elif self.data is not None and self.text is None:
+            found = texts_in(self.data, self.columns, subset=self.subset, split=self.split)
+        else:
+            raise ValueError("give the texts either as `--text FILE` or as `--data SOURCE`.")
+        return split_texts(found, most=self.max_texts, held_out=self.held_out, seed=seed)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from cahp_opt.costs.checks import TOLERANCE, Check
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.text_counts import TextCounts
 from cahp_opt.selection import Selection
 
 _KIND, _VERSION = "cahp-report", 1
@@ -53,6 +54,7 @@ class Report:
         files: files written, with their bytes.
         notes: sentences that the user should read.
         recovery: what was done for the sliced model.
+        counts: how many texts and tokens of the data were read, held-out ones too, and how many not.
     """
 
     model: str
@@ -68,6 +70,7 @@ class Report:
     files: Mapping[str, int] = field(default_factory=lambda: dict[str, int]())
     notes: tuple[str, ...] = ()
     recovery: Recovery = Recovery.NONE
+    counts: TextCounts = TextCounts()
 
     def save(self, path: PathLike) -> None:
         """Write the report as JSON; NaN and infinity become null."""
@@ -86,6 +89,7 @@ class Report:
             "fidelity": None if self.fidelity is None else vars(self.fidelity),
             "parameters": list(self.parameters),
             "calibration_texts": self.calibration_texts,
+            "read": vars(self.counts),
             "seconds": dict(self.seconds),
             "files": dict(self.files),
             "notes": list(self.notes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain, islice
@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cahp_opt.files.formats import rows_of
 from cahp_opt.files.records import PathLike
+from cahp_opt.files.rows import TextRows
 from cahp_opt.files.text_lines import TextError as TextError
 from cahp_opt.files.text_lines import TextLines
-from cahp_opt.files.text_tables import TextTable
+from cahp_opt.runs.columns import ColumnOptions
+from cahp_opt.runs.conversations import conversation
 
 _POOL = 1 << 20  # distinct texts that are drawn from, at least; they bound the memory
 _CHUNK = 1 << 18
@@ -32,11 +35,13 @@ class Example:
         text: the text.
         pair: the second text of a pair.
         label: the label, as it stands in the file.
+        chat: whether the text is a conversation as JSON, which the tokenizer's chat template is to write.
     """
 
     text: str
     pair: str | None = None
     label: str | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,39 +101,99 @@ class LineTexts:
 
 
 class TableTexts:
-    """The texts of a table, see :class:`~cahp_opt.files.text_tables.TextTable`.
+    """The texts of a table; rows without one are left out.
 
-    Going through it reads the file anew, row by row.
+    Going through it reads the table anew, row by row.
 
     Args:
-        path: the file.
+        rows: the table, see :mod:`cahp_opt.files.formats`.
+        columns: what to read, where the columns have other than the usual names.
 
     Raises:
-        TextError: if it is not such a table.
-        OSError: if it cannot be read.
+        TextError: if a column is not there.
     """
 
-    def __init__(self, path: PathLike) -> None:
-        self._path = path
-        self._table = TextTable(path)
-        self.notes: tuple[str, ...] = self._table.notes
-        """Sentences on what was read in an unexpected way."""
+    def __init__(self, rows: TextRows, columns: ColumnOptions = ColumnOptions()) -> None:
+        self._rows = rows
+        self._columns = columns.of(rows.columns, rows.source)
+        self.notes: tuple[str, ...] = ()
+        """After going through it: sentences on what was read, and what was not."""
 
     def __iter__(self) -> Iterator[Example]:
         """The texts.
 
         Raises:
-            TextError: if there is none, or a row has none.
+            TextError: if there is none, or a cell is not what its column should hold.
         """
-        number = 0
-        for number, row in self._table:
-            if not _shows(row["text"]):
-                raise TextError(
-                    f"line {number} of {self._path} has no text; fill it in, or remove the row."
-                )
-            yield Example(row["text"], row.get("text_pair"), row.get("label"))
-        if not number:
-            raise TextError(f"{self._path} has a header and no text below it.")
+        columns, rows = self._columns, self._rows
+        found, hollow, first = 0, 0, 0
+        for number, row in rows.read(columns.read):
+            try:
+                text = _chat(row, columns.text) if columns.chat else _text(row, columns.text)
+                if not _shows(text):
+                    hollow, first = hollow + 1, first or number
+                    continue
+                pair = None if columns.pair is None else _text(row, columns.pair)
+                label = None if columns.label is None else _label(row, columns.label)
+            except _CellError as error:
+                raise TextError(f"{rows.counted} {number} of {rows.source}: {error}.") from None
+            found += 1
+            yield Example(text, pair, label, columns.chat)
+        if not found:
+            raise TextError(
+                f"{rows.source} has no text in its column {columns.text!r}; name another by `text_column`, or "
+                "other data."
+            )
+        notes = [*columns.notes(rows.source), *rows.notes]
+        if hollow:
+            notes.append(
+                f"rows of {rows.source} without a text, left out: {hollow} (the first in {rows.counted} {first})."
+            )
+        self.notes = tuple(notes)
+
+
+class _CellError(Exception):
+    """A cell does not hold what its column should; without a full stop."""
+
+
+def _chat(row: Mapping[str, object], column: str) -> str:
+    if row.get(column) in (None, "", []):
+        return ""
+    try:
+        return conversation(row[column])
+    except ValueError as error:
+        raise _CellError(f"the column {column!r} {error}") from None
+
+
+def _text(row: Mapping[str, object], column: str) -> str:
+    cell = row.get(column)
+    if isinstance(cell, str):
+        return cell.strip()
+    if cell is None or cell != cell:  # NaN is how pandas says None
+        return ""
+    raise _CellError(
+        f"the column {column!r} holds {_shown(cell)}, and texts were expected; name another by `text_column` "
+        "or `pair_column`"
+    )
+
+
+def _label(row: Mapping[str, object], column: str) -> str | None:
+    cell = row.get(column)
+    if isinstance(cell, str):
+        return cell.strip()
+    if isinstance(cell, (int, float)):
+        return str(int(cell) if isinstance(cell, bool) else cell)
+    if cell is None:
+        return None
+    raise _CellError(
+        f"the column {column!r} holds {_shown(cell)}, and a label is a text or a number; name another by "
+        "`label_column`"
+    )
+
+
+def _shown(cell: object) -> str:
+    told = repr(cell)
+    return told if len(told) <= 60 else f"{told[:60]}..."
 
 
 def read_table(path: PathLike) -> list[Example]:
@@ -138,7 +203,7 @@ def read_table(path: PathLike) -> list[Example]:
         TextError: if it is not such a table, see :class:`TableTexts`.
         OSError: if the file cannot be read.
     """
-    return list(TableTexts(path))
+    return list(TableTexts(rows_of(path)))
 
 
 def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -> TextSplit:

@@ -110,6 +110,7 @@ def test_prune_writes_everything_and_shows_it(
     assert fidelity["examples"] == 10
     assert fidelity["after"]["cosine_distance"] < fidelity["before"]["cosine_distance"]
     assert report["calibration_texts"] == 50
+    assert report["read"]["texts"] == 60 and report["read"]["cut_tokens"] == 0
     assert report["reloaded"] is True
     assert report["notes"]
     for part in ("upper bound", "gap", "Latency goals", "after refit", "exactly", "speed-up"):
@@ -737,13 +738,13 @@ def test_bad_options(
         ("--text", b"w1\ncaf\xe9\n", "line 2"),
         ("--text", "w1\nw2\n".encode("utf-16-le"), "convert it to UTF-8"),
         ("--text", b"\xe2\x80\x8b\n\xef\xbb\xbf\n", "holds no text"),
-        ("--data", b"text\tlabels\nw1\t1\nw2\t0\n", "rename it to 'label'"),
+        ("--data", b"words\tlabel\nw1\t1\nw2\t0\n", "'words', 'label', none of which"),
         ("--data", b"text\tlabel\nw1\t1\nw2\tnan\n", "'nan'"),
         ("--data", b"", "header"),
-        ("--data", b"sentence\tlabel\na\t1\n", "'text'"),
-        ("--data", b"text\tlabel\n", "no text below"),
+        ("--data", b"words\tlabel\na\t1\n", "by `--text-column`"),
+        ("--data", b"text\tlabel\n", "has no text in its column 'text'"),
         ("--data", b"text\tlabel\na\t1\t2\n", "line 2"),
-        ("--data", b"text\tlabel\n\t1\n", "line 2"),
+        ("--data", b"text\tlabel\n\t1\n", "has no text in its column 'text'"),
         ("--data", b"text\tlabel\nw1\t1\nw2\tmaybe\n", "'maybe'"),
     ],
 )

@@ -59,6 +59,18 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
         for values in ({}, FINETUNE)
     ),
     *(
+        (command, option, {"data": "d"}, {}, True)
+        for command in ("prune", "calibrate", "apply")
+        for option in (
+            "text_column",
+            "pair_column",
+            "label_column",
+            "messages_column",
+            "subset",
+            "split",
+        )
+    ),
+    *(
         ("prune", option, {}, {"table_times": True}, True)
         for option in ("workload", "execution", "latency_batch_size", "sequence_length")
     ),

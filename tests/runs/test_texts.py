@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cahp_opt.files.formats import rows_of
 from cahp_opt.runs import texts as module
 from cahp_opt.runs.texts import (
     Example,
@@ -28,6 +29,10 @@ from cahp_opt.runs.texts import (
 def lines(path: Path, content: bytes) -> LineTexts:
     path.write_bytes(content)
     return LineTexts(path)
+
+
+def table_texts(path: Path) -> TableTexts:
+    return TableTexts(rows_of(path))
 
 
 def table(path: Path, content: str) -> list[Example]:
@@ -51,7 +56,7 @@ def test_wide_characters_without_a_mark_are_refused(tmp_path: Path, encoding: st
         list(lines(tmp_path / "a", "one\ntwo\n".encode(encoding)))
     (tmp_path / "b").write_bytes("text\tlabel\none\t1\n".encode(encoding))
     with pytest.raises(TextError, match="convert it to UTF-8"):
-        TableTexts(tmp_path / "b")
+        table_texts(tmp_path / "b")
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
@@ -70,8 +75,12 @@ def test_lines_that_show_nothing_are_left_out_and_counted(tmp_path: Path) -> Non
     assert split(found, most=9, held_out=0, seed=0).notes == found.notes
     with pytest.raises(TextError, match="holds no text"):
         list(lines(tmp_path / "a", "\ufeff\u200b\n\u2060\n \n".encode()))
-    with pytest.raises(TextError, match="line 3 of .* has no text; fill it in"):
-        table(tmp_path / "a", "text\tlabel\none\t1\n\u200b\t1\n")
+    (tmp_path / "b").write_text("text\tlabel\none\t1\n\u200b\t1\n\t0\ntwo\t0\n", encoding="utf-8")
+    rows = table_texts(tmp_path / "b")
+    assert [e.text for e in rows] == ["one", "two"]
+    assert "left out: 2 (the first in line 3)" in rows.notes[-1]
+    with pytest.raises(TextError, match="has no text in its column 'text'"):
+        table(tmp_path / "b", "text\tlabel\n\t1\n\t0\n")
 
 
 def test_a_pipe_is_read_once_and_gone_through_twice(tmp_path: Path) -> None:
@@ -94,7 +103,7 @@ def test_tables_as_csv_writes_them(tmp_path: Path) -> None:
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
         with (tmp_path / "a").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, delimiter="\t", quoting=quoting).writerows(rows)
-        found = TableTexts(tmp_path / "a")
+        found = table_texts(tmp_path / "a")
         assert list(found) == [Example(a, b, label) for a, b, label in rows[1:]]
         assert found.notes == ()
 
@@ -115,7 +124,7 @@ def test_a_table_written_without_quoting_is_read_as_it_is(
     tmp_path: Path, text: str, reason: str
 ) -> None:
     (tmp_path / "a").write_text(f'text\tlabel\n"all of it"\t1\n{text}\t0\nlast\t1\n')
-    found = TableTexts(tmp_path / "a")
+    found = table_texts(tmp_path / "a")
     assert [e.text for e in found] == ['"all of it"', text, "last"]
     (note,) = found.notes
     assert "quotes" in note and "read as characters" in note
@@ -125,9 +134,9 @@ def test_a_table_written_without_quoting_is_read_as_it_is(
 def test_a_quote_that_is_never_closed_is_not_sought_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cahp_opt.files.text_tables._LONGEST_CELL", 100)
+    monkeypatch.setattr("cahp_opt.files.delimited._LONGEST_CELL", 100)
     (tmp_path / "a").write_text('text\n"open\n' + "words\n" * 50 + 'closed"\n')
-    assert len(list(TableTexts(tmp_path / "a"))) == 52
+    assert len(list(table_texts(tmp_path / "a"))) == 52
 
 
 def test_rows_of_another_width_are_refused_in_either_reading(tmp_path: Path) -> None:
@@ -137,31 +146,11 @@ def test_rows_of_another_width_are_refused_in_either_reading(tmp_path: Path) -> 
         table(tmp_path / "a", 'text\tlabel\n"a\tb"\t1\n"b\nc\t2\n')
 
 
-@pytest.mark.parametrize(
-    ("header", "wrong", "right"),
-    [
-        ("text\tlabels", "labels", "label"),
-        ("Label\ttext", "Label", "label"),
-        ("sentence\tlabel", "sentence", "text"),
-        ("sentence1\tsentence2\tlabel", "sentence1", "text"),
-        ("premise\thypothesis\tlabel", "premise", "text"),
-        ("text\thypothesis", "hypothesis", "text_pair"),
-        ("text\tText_Pair\tlabel", "Text_Pair", "text_pair"),
-        ("Text\tlabel", "Text", "text"),
-    ],
-)
-def test_columns_that_are_meant_for_others_are_refused(
-    tmp_path: Path, header: str, wrong: str, right: str
-) -> None:
-    with pytest.raises(TextError, match=f"column '{wrong}' and none named '{right}'"):
-        table(tmp_path / "a", header + "\n" + "\t".join("x" * len(header.split("\t"))) + "\n")
-
-
 def test_columns_that_are_not_read_are_noted(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("id\ttext\tlabel\tsentence\n1\tone\t0\tx\n")
-    found = TableTexts(tmp_path / "a")
+    found = table_texts(tmp_path / "a")
     assert list(found) == [Example("one", None, "0")]
-    assert "'id', 'sentence'" in found.notes[0]
+    assert "not read are 'id', 'sentence'" in found.notes[0]
 
 
 def sides(found: TextSplit) -> tuple[set[str], set[str]]:
@@ -230,7 +219,7 @@ def test_memory_is_bounded_by_what_is_kept(tmp_path: Path, kind: str) -> None:
             file.write(text + ("\n" if kind == "lines" else "\t0\n"))
     size = path.stat().st_size
     tracemalloc.start()
-    split(LineTexts(path) if kind == "lines" else TableTexts(path), most=50, held_out=10, seed=0)
+    split(LineTexts(path) if kind == "lines" else table_texts(path), most=50, held_out=10, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < size / 8, f"{peak:,} of {size:,} bytes"

@@ -284,6 +284,7 @@ def save(
         run.texts.number,
         notes=tuple(run.notes),
         recovery=_recovery(run),
+        counts=run.texts.counts,
     )
     return finish(report, run.folder, run.stages)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from cahp_opt.progress import Stages
 from cahp_opt.runs.kinds import Kinds
 from cahp_opt.runs.plan import Applying, Reading
-from cahp_opt.runs.texts import TextSplit
+from cahp_opt.runs.text_counts import TextCounts
+from cahp_opt.runs.texts import Example, TextSplit
 from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.blocks.finder import Prunable, find_attention, find_prunable
@@ -23,7 +24,7 @@ from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.pipeline.profiles import timed_batches
 from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
 from cahp_opt.torch.running.batches import batch_size
-from cahp_opt.torch.texts.encoding import encode, notes_on_empty
+from cahp_opt.torch.texts.encoding import Encoded, encode_and_count
 from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -104,11 +105,13 @@ class EncodedTexts:
         calibration: to calibrate and refit on.
         held_out: to judge by.
         notes: sentences that the user should read.
+        counts: how many texts and tokens of both these are.
     """
 
     calibration: Batches = ()
     held_out: Batches = ()
     notes: tuple[str, ...] = ()
+    counts: TextCounts = TextCounts()
 
     @property
     def number(self) -> int:
@@ -125,8 +128,8 @@ class EncodedTexts:
             ValueError: if the model cannot be run on them, or its outputs not be compared.
         """
 
-        def encoded(part: Any) -> Batches:
-            return encode(
+        def encoded(part: Sequence[Example]) -> Encoded:
+            return encode_and_count(
                 part,
                 named.tokenizer,
                 named.model,
@@ -135,11 +138,12 @@ class EncodedTexts:
                 seed=seed,
             )
 
-        held_out: Batches = encoded(texts.held_out) if texts.held_out else ()
+        held_out = encoded(texts.held_out) if texts.held_out else Encoded([], TextCounts())
         calibration = encoded(texts.calibration)
-        rehearse_texts(named.prunable, calibration[0], fidelity)
-        notes = (*texts.notes, *notes_on_empty(texts, [*calibration, *held_out]))
-        return EncodedTexts(calibration, held_out, notes)
+        rehearse_texts(named.prunable, calibration.batches[0], fidelity)
+        counts = calibration.counts + held_out.counts
+        notes = (*texts.notes, *counts.notes())
+        return EncodedTexts(calibration.batches, held_out.batches, notes, counts)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cahp_opt.runs.texts import Example, TextError, TextSplit
-from cahp_opt.torch.running.batches import batch_size, device_of, examples, inputs_of, prepare
+from cahp_opt.runs.text_counts import TextCounts
+from cahp_opt.runs.texts import Example, TextError
+from cahp_opt.torch.running.batches import device_of, examples, inputs_of, prepare
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.running.unfit_inputs import (
@@ -28,6 +29,18 @@ _WINDOW = (
 )
 
 
+class Encoded(NamedTuple):
+    """Texts as batches.
+
+    Args:
+        batches: tensors ``[batch, tokens]`` by name of the input.
+        counts: how many texts and tokens they hold, and how many not.
+    """
+
+    batches: list[dict[str, Tensor]]
+    counts: TextCounts
+
+
 def encode(
     examples: Sequence[Example],
     tokenizer: Any,
@@ -37,6 +50,21 @@ def encode(
     max_length: int,
     seed: int = 0,
 ) -> list[dict[str, Tensor]]:
+    """The batches, ``[batch, tokens]``, of :func:`encode_and_count` alone."""
+    return encode_and_count(
+        examples, tokenizer, model, batch_size=batch_size, max_length=max_length, seed=seed
+    ).batches
+
+
+def encode_and_count(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    model: nn.Module,
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: int = 0,
+) -> Encoded:
     """Batches for ``model(**batch)``, ``[batch, tokens]``, padded on the right to their longest
     example.
 
@@ -71,11 +99,13 @@ def encode(
             "some texts have a pair and some have none; give all of them pairs or none."
         )
     labels = _labels(examples, model)
-    rows: list[dict[str, Any]] = [
-        row | ({} if labels is None else {"labels": labels[i]})
-        for i, row in enumerate(token_rows(examples, tokenizer, length))
-        if row is not None
-    ]
+    rows, counts = list[dict[str, Any]](), TextCounts()
+    for i, (values, cut_off) in enumerate(token_rows(examples, tokenizer, length)):
+        if values is None:
+            counts += TextCounts(empty=1)
+            continue
+        counts += TextCounts(1, len(values["input_ids"]), 0, int(cut_off > 0), cut_off)
+        rows.append(values | ({} if labels is None else {"labels": labels[i]}))
     if not rows:
         raise TextError("the tokenizer leaves no token of any text; check that it is the model's.")
     pad = _filler(tokenizer, model)
@@ -92,21 +122,7 @@ def encode(
     for batch in batches:
         refuse_unfit_inputs(batch, model, "texts")
         check.check(batch, "texts")
-    return batches
-
-
-def notes_on_empty(texts: TextSplit, batches: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A sentence about the texts that :func:`encode` left out; none if there are none.
-
-    Args:
-        texts: the texts that were encoded.
-        batches: all of their batches.
-    """
-    given = len(texts.calibration) + len(texts.held_out)
-    left_out = given - sum(map(batch_size, batches))
-    if not left_out:
-        return []
-    return [f"texts of which the tokenizer leaves no token, left out: {left_out} of {given}."]
+    return Encoded(batches, counts)
 
 
 def timing_batch(
@@ -219,8 +235,13 @@ def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[f
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return None
     texts = [e.label for e in examples if e.label is not None]
-    if len(texts) < len(examples):
+    if not texts:
         return None
+    if len(texts) < len(examples):
+        raise TextError(
+            f"{len(examples) - len(texts)} of {len(examples)} texts have no label; give all of them labels, or "
+            "none."
+        )
     config: Any = getattr(model, "config", None)
     count = int(config.num_labels)
     if count == 1 or config.problem_type == "regression":
@@ -240,7 +261,8 @@ def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[f
     if unknown:
         raise TextError(
             f"`label` {unknown[0]!r} is not one of the model's: "
-            f"{'' if numbered else f'0 to {count - 1}, or '}{', '.join(names) or 'no names'}."
+            f"{'' if numbered else f'0 to {count - 1}, or '}{', '.join(names) or 'no names'}; correct it, or name "
+            "another column by `label_column`."
         )
     return [known[_plain(text, known)] for text in texts]
 

@@ -62,9 +62,13 @@ def test_rows_are_those_of_the_tokenizer(kind: str, side: str, paired: bool) -> 
             max_length=length,
         )
         rows = list(token_rows(examples, tokenizer, length))
-        for i, row in enumerate(rows):
+        whole = tokenizer(
+            [e.text for e in examples], [e.pair for e in examples] if paired else None
+        )
+        for i, (row, cut_off) in enumerate(rows):
             assert row == {key: expected[key][i] for key in expected}
-    assert max(len(row["input_ids"]) for row in rows if row) == 13
+            assert cut_off == len(whole["input_ids"][i]) - len(expected["input_ids"][i])
+    assert max(len(row["input_ids"]) for row, _ in rows if row) == 13
 
 
 def test_long_pairs_take_no_more_memory_than_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +88,7 @@ def test_long_pairs_take_no_more_memory_than_their_rows(monkeypatch: pytest.Monk
     long = words(2000, rng)
     examples = [Example(f"w{i} {long}", long) for i in range(20)]
     tracemalloc.start()
-    rows = [row for row in token_rows(examples, tokenizer, 16) if row is not None]
+    rows = [row for row, _ in token_rows(examples, tokenizer, 16) if row is not None]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [len(row["input_ids"]) for row in rows] == [16] * 20
@@ -101,9 +105,9 @@ def test_a_length_below_what_is_added_to_a_text_is_refused(text: str) -> None:
     """The tokenizer itself does not cut such a text at all."""
     with pytest.raises(TextError, match="`max_length` is 1, and the tokenizer adds 2 .* a text;"):
         list(token_rows([Example("w1 w2 w3"), Example(text)], make_tokenizer(), 1))
-    [row] = token_rows([Example("w1 w2 w3")], made("ends"), 1)  # adds one
+    [(row, _)] = token_rows([Example("w1 w2 w3")], made("ends"), 1)  # adds one
     assert row is not None and row["input_ids"] == [3]
-    [row] = token_rows([Example("w1 w2 w3")], made("none"), 1)
+    [(row, _)] = token_rows([Example("w1 w2 w3")], made("none"), 1)
     assert row is not None and len(row["input_ids"]) == 1
 
 
@@ -111,7 +115,7 @@ def test_a_length_below_what_is_added_to_a_text_is_refused(text: str) -> None:
 def test_texts_that_become_no_token_are_left_out(kind: str) -> None:
     examples = [Example("w1 w2"), Example("\ufffd"), Example("unknown"), Example("w3")]
     tokenizer: Any = made(kind)
-    assert [row is None for row in token_rows(examples, tokenizer, 9)] == [
+    assert [row is None for row, _ in token_rows(examples, tokenizer, 9)] == [
         False,
         True,
         False,
@@ -123,9 +127,9 @@ def test_texts_that_become_no_token_are_left_out(kind: str) -> None:
     with pytest.raises(TextError, match="no token of any text"):
         encode(examples[1:2], tokenizer, model, batch_size=8, max_length=9)
     pairs = [Example("w1", "\ufffd"), Example("\ufffd", "\ufffd")]
-    assert [row is None for row in token_rows(pairs, tokenizer, 9)] == [False, True]
+    assert [row is None for row, _ in token_rows(pairs, tokenizer, 9)] == [False, True]
 
 
 def test_texts_that_are_cut_to_nothing_are_no_empty_texts() -> None:
-    (row,) = token_rows([Example("w1 w2")], make_tokenizer(), 2)
-    assert row is not None and row["input_ids"] == [2, 3]
+    [(row, cut_off)] = token_rows([Example("w1 w2")], make_tokenizer(), 2)
+    assert row is not None and row["input_ids"] == [2, 3] and cut_off == 2
