@@ -538,6 +538,23 @@ def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return output[batch["attention_mask"] != 0] if output.ndim == 3 else output
 
 
+class OfTokens(nn.Module):
+    """A model from tokens alone to its first output, for tracers that take nothing but tensors.
+
+    Args:
+        inner: the model.
+        **options: for every call of it.
+    """
+
+    def __init__(self, inner: nn.Module, **options: Any) -> None:
+        super().__init__()
+        self.inner, self.options = inner, options
+
+    def forward(self, ids: Tensor) -> Tensor:
+        output: Tensor = self.inner(input_ids=ids, **self.options)[0]
+        return output
+
+
 def to(batch: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The batch with its floating-point inputs in another dtype."""
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}

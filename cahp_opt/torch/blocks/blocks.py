@@ -286,7 +286,8 @@ class Prunable:
             b.unit.of_attention for b in space.blocks
         ]:
             raise ValueError(
-                f"`space` has {_kinds(space)}, and the model {_kinds(self.space)}; it is of another model."
+                f"`space` has {kinds_in_words(space)}, and the model {kinds_in_words(self.space)}; it is of "
+                "another model."
             )
 
         def alike(block: PrunableBlock, entry: Block) -> PrunableBlock:
@@ -312,7 +313,8 @@ class Prunable:
         return len(self.blocks)
 
 
-def _kinds(space: HeadSpace) -> str:
+def kinds_in_words(space: HeadSpace) -> str:
+    """How many blocks of either kind a space has."""
     heads = int(space.of_attention.sum())
     return f"{heads} blocks of attention and {len(space.blocks) - heads} feed-forward parts"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.torch.blocks.blocks import kinds_in_words
 from cahp_opt.torch.blocks.finder import Prunable, blocks_of, find_attention, find_prunable
 
 Sink = Callable[[int, Tensor], None]
@@ -131,13 +132,9 @@ def find_for(model: nn.Module | Prunable, selection: object, unit: Unit | None) 
 def _check_kinds(space: HeadSpace, asked: HeadSpace) -> None:
     """Refuse a selection over blocks of other kinds than there are in ``space``."""
     if space.of_attention.tolist() != asked.of_attention.tolist():
-        theirs, mine = (
-            f"{int(s.of_attention.sum())} blocks of attention and {int((~s.of_attention).sum())} feed-forward parts"
-            for s in (asked, space)
-        )
         raise ValueError(
-            f"`selection` is over {theirs}, and `model` has {mine}; pass the model that it was made for, or "
-            "its blocks of the same kinds (by `find_prunable`)."
+            f"`selection` is over {kinds_in_words(asked)}, and `model` has {kinds_in_words(space)}; pass the "
+            "model that it was made for, or its blocks of the same kinds (by `find_prunable`)."
         )
 
 

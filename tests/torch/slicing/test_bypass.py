@@ -214,19 +214,8 @@ def test_compile_and_export(family: Family) -> None:
     assert bypass_empty(small) == 1
     ids = tiny.batch(padded=False)["input_ids"]
 
-    class Wrapped(nn.Module):
-        """Only tensors in and out."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = small
-
-        def forward(self, ids: Tensor) -> Tensor:
-            options = {} if family is tiny.BERT else {"use_cache": False}
-            output: Tensor = self.inner(input_ids=ids, **options)[0]
-            return output
-
-    wrapped = Wrapped().eval()
+    options = {} if family is tiny.BERT else {"use_cache": False}
+    wrapped = tiny.OfTokens(small, **options).eval()
     with torch.no_grad():
         expected = wrapped(ids)
         compiled: Any = torch.compile(wrapped, backend="eager", fullgraph=True)

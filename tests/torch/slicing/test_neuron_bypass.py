@@ -195,19 +195,7 @@ def test_compiled_and_exported() -> None:
     _, _, small = emptied(tiny.LLAMA_GQA, precision=torch.float32)
     assert bypass_empty(small) == 1
     ids = tiny.batch(padded=False)["input_ids"]
-
-    class Wrapped(nn.Module):
-        """Only tensors in and out."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = small
-
-        def forward(self, ids: Tensor) -> Tensor:
-            output: Tensor = self.inner(input_ids=ids, use_cache=False)[0]
-            return output
-
-    wrapped = Wrapped().eval()
+    wrapped = tiny.OfTokens(small, use_cache=False).eval()
     with torch.no_grad():
         expected = wrapped(ids)
         compiled: Any = torch.compile(wrapped, backend="eager", fullgraph=True)
