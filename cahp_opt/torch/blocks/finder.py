@@ -90,14 +90,16 @@ def find_prunable(
         model: the model.
         heads: whether to find attention, as :func:`find_attention` does.
         neurons: whether to find feed-forward parts.
-        unit: as for :func:`find_attention`.
+        unit: as for :func:`find_attention`; only with ``heads``.
         neuron_group: neurons in a group, a divisor of every inner width; None for 8 to 16 groups of a
-            multiple of 64 neurons, if there are such. Parts that were sliced keep their groups.
+            multiple of 64 neurons, if there are such. Only with ``neurons``. Parts that were sliced keep
+            their groups.
 
     Raises:
         UnsupportedModelError: as :func:`find_attention` does, or if neurons alone are asked for and no
             feed-forward part is understood.
-        ValueError: if neither is asked for, or for a bad ``unit`` or ``neuron_group``.
+        ValueError: if neither is asked for, or for a ``unit`` or ``neuron_group`` that is bad or about
+            blocks that are not asked for.
     """
     if not (heads or neurons):
         raise ValueError("`heads` and `neurons` are both false; find at least one of them.")
@@ -105,6 +107,15 @@ def find_prunable(
         raise ValueError(
             f"`unit` must be None, Unit.KV_GROUP or Unit.QUERY_SLOT, got {unit!r}; heads that share no "
             "keys are always single units."
+        )
+    if unit is not None and not heads:
+        raise ValueError(
+            f"`unit` is Unit.{Unit(unit).name}, which is about attention, and `heads` is false; leave one of them out."
+        )
+    if neuron_group is not None and not neurons:
+        raise ValueError(
+            f"`neuron_group` is {neuron_group!r}, which is about neurons, and `neurons` is false; leave one of "
+            "them out."
         )
     if neuron_group is not None and not (is_whole(neuron_group) and neuron_group >= 1):
         raise ValueError(

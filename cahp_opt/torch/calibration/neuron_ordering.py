@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from torch import nn
+
 from cahp_opt.progress import Progress, silent
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.neuron_order import in_order_of_price
-from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.torch.blocks.finder import Prunable, find_prunable
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.output_moments import HeadOutputs
 from cahp_opt.torch.calibration.token_gradients import TokenGradients
@@ -17,7 +19,7 @@ from cahp_opt.torch.running.batches import Batch
 
 
 def order_neurons(
-    prunable: Prunable,
+    model: nn.Module | Prunable,
     batches: Iterable[Batch],
     *,
     sensitivity_examples: int | None = 256,
@@ -35,14 +37,14 @@ def order_neurons(
 
     ::
 
-        prunable = order_neurons(find_prunable(model), batches)
+        prunable = order_neurons(model, batches)
         stats = calibrate(prunable, batches, sensitivity_examples=2048)
 
     Statistics of moments and sensitivity alone can be ordered afterwards, which saves this pass:
     :func:`~cahp_opt.stats.neuron_order.in_order_of_price`.
 
     Args:
-        prunable: the blocks of a model.
+        model: the model, of which heads and neurons are found, or its blocks if they were found already.
         batches: as for :func:`~cahp_opt.torch.calibrate`; read once.
         sensitivity_examples: the number of examples, from the start, that tell how strongly the output depends
             on each token; None for all, 0 to count all tokens alike, over all examples.
@@ -50,8 +52,10 @@ def order_neurons(
         fidelity, seed, progress: as for :func:`~cahp_opt.torch.calibrate`.
 
     Raises:
+        UnsupportedModelError: as :func:`~cahp_opt.torch.find_prunable` does, for a model.
         ValueError: as :func:`~cahp_opt.torch.calibrate` does.
     """
+    prunable = model if isinstance(model, Prunable) else find_prunable(model)
     parts = tuple(b for b in prunable.feed_forward if len(b.cut.kept) == b.cut.units == b.units)
     if not parts:
         return prunable

@@ -84,7 +84,7 @@ def find_kinds(model: nn.Module, kinds: Kinds) -> Prunable:
         model,
         heads=kinds.prune.heads,
         neurons=kinds.prune.neurons,
-        unit=kinds.unit,
+        unit=kinds.unit if kinds.prune.heads else None,
         neuron_group=kinds.neuron_group if kinds.prune.neurons else None,
     )
 

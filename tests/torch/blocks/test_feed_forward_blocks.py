@@ -162,6 +162,13 @@ def test_what_cannot_be_grouped_is_refused() -> None:
     for bad in (0, -4, 2.5, True):
         with pytest.raises(ValueError, match=f"`neuron_group` must be a whole number.* got {bad}"):
             find_prunable(model, neuron_group=bad)  # type: ignore[arg-type]
+    for unit in (Unit.KV_GROUP, Unit.QUERY_SLOT):
+        said = f"`unit` is Unit.{unit.name}.*`heads` is false; leave"
+        with pytest.raises(ValueError, match=said):
+            find_prunable(model, heads=False, unit=unit)
+    for group in (4, 2.5):
+        with pytest.raises(ValueError, match=f"`neuron_group` is {group}.*`neurons` is false"):
+            find_prunable(model, neurons=False, neuron_group=group)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match="without any feed-forward part"):
         find_prunable(torch.nn.Sequential(torch.nn.Linear(2, 2)), heads=False)
 

@@ -45,6 +45,7 @@ def test_gates_on_groups_are_those_of_their_neurons() -> None:
     """A unit's gauss-newton and salience are about what its gate moves, and blocks keep their places."""
     model = tiny_models.BERT.build().double()
     prunable = order_neurons(find_prunable(model, neuron_group=8), BATCHES)
+    assert order_neurons(model, BATCHES).space == order_neurons(find_prunable(model), BATCHES).space
     before = trace(model)
     stats = calibrate(prunable, BATCHES)
     assert trace(model) == before
