@@ -27,20 +27,26 @@ class Cut(NamedTuple):
     """The units of a block that slicing kept, numbered as in the original model.
 
     The remaining counts are ambiguous (one group of two heads could be two heads), and a second cut
-    must count in the same units.
+    must count in the same units. Neurons of a feed-forward part that lost some stand group by group; one
+    that keeps all is not touched, so that whoever loads its weights finds every neuron where it was.
 
     Args:
         unit: the kind of the units.
         units: the original number.
         kept: those that are left; if none is, the block is a ghost (see surgery.py).
         order: the original's neuron at every place, group after group, ``[width]``; None for attention, and
-            where it is not known any more.
+            where it is not known any more, of a part that lost some.
     """
 
     unit: Unit
     units: int
     kept: tuple[int, ...]
     order: tuple[int, ...] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all units are left."""
+        return len(self.kept) == self.units
 
     @staticmethod
     def nothing(block: Block) -> Cut:
@@ -168,14 +174,8 @@ class FeedForwardBlock(PrunableBlock):
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The neuron at every place, group after group, ``[width]``, numbered as in the original model while all
-        are left and that is known, and else as they stand; as they stand inside of a group."""
-        known = self.cut.order
-        return known if known is not None and len(known) == self.width else self.standing
-
-    @property
-    def standing(self) -> tuple[int, ...]:
-        """The input column of ``out`` at every place, group after group, ``[width]``."""
+        """The neuron at every place, group after group, ``[width]``, as the input columns of ``out`` are
+        numbered; in a group as they stand."""
         return tuple(np.argsort(self.columns, kind="stable").tolist())
 
     @property
@@ -197,14 +197,10 @@ class FeedForwardBlock(PrunableBlock):
         Raises:
             ValueError: if the groups would not be as wide, or the block was cut, which fixed its groups.
         """
-        # Cutting without a loss stores the neurons group by group, and they keep their numbers.
-        mark: Cut | None = vars(self.module).get(CUT)
-        known = None if mark is None or self.cut.units != self.units else mark.order
-        stored = tuple(range(self.width)) if known is None else known
-        neurons = stored if order is None else tuple(order)
+        neurons = tuple(range(self.width)) if order is None else tuple(order)
         if units == self.units and neurons == self.order:
             return self
-        if self.cut.units != self.units or self.ghost:
+        if not self.cut.whole:
             raise ValueError(
                 f"the feed-forward part {self.name!r} was cut already, and its groups of neurons stay as they "
                 "are; group the neurons of the unpruned model."
@@ -214,16 +210,22 @@ class FeedForwardBlock(PrunableBlock):
                 f"the {self.width} neurons of {self.name!r} cannot be put into {units} groups in an order of "
                 f"{len(neurons)} neurons; the model is another, or the number must divide the width."
             )
-        columns = np.empty(self.width, dtype=np.int64)
-        columns[np.argsort(stored)[list(neurons)]] = np.repeat(
-            np.arange(units), self.width // units
-        )
+        columns = in_groups(neurons, units)
         pieces = tuple(of_neurons(p.path, p.axis, columns, len(p.unit_of)) for p in self.pieces)
         found = replace(self, units=units, columns=columns, pieces=pieces)
-        numbers = tuple(stored[place] for place in found.standing)
-        unknown = mark is not None and mark.order is None
-        whole = Cut(self.unit, units, tuple(range(units)), None if unknown else numbers)
-        return replace(found, cut=whole)
+        return replace(found, cut=Cut.nothing(found.entry))
+
+
+def in_groups(order: Sequence[int], units: int) -> Ints:
+    """The group of every neuron, ``[width]``, of groups that are all as wide.
+
+    Args:
+        order: the neuron at every place, group after group, ``[width]``.
+        units: the number of groups, a divisor of the width.
+    """
+    columns = np.empty(len(order), dtype=np.int64)
+    columns[list(order)] = np.repeat(np.arange(units), len(order) // units)
+    return columns
 
 
 def of_neurons(path: str, axis: int, columns: Ints, size: int) -> Piece:

@@ -6,12 +6,18 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 
-import numpy as np
 from torch import nn
 
 from cahp_opt.arrays import Ints
 from cahp_opt.space import Block, Unit
-from cahp_opt.torch.blocks.blocks import CUT, Cut, FeedForwardBlock, Piece, of_neurons
+from cahp_opt.torch.blocks.blocks import (
+    CUT,
+    Cut,
+    FeedForwardBlock,
+    Piece,
+    in_groups,
+    of_neurons,
+)
 from cahp_opt.torch.blocks.feed_forward_layouts import ELSEWHERE, FEEDS, Feed
 from cahp_opt.torch.blocks.feed_forward_refusals import tie
 from cahp_opt.torch.blocks.linear_layers import (
@@ -76,12 +82,17 @@ def read_feed_forward(
     cut: Cut | None = getattr(module, CUT, None)
     if cut is None and (tied := tie(site, feed, width)):
         raise Misfit(tied)
+    order = tuple(range(width))
     if cut is not None:
         units = max(len(cut.kept), 1)
         if width % units:
             raise Misfit(
                 f"{feed.out} reads {width} neurons, which {units} groups cannot share equally"
             )
+        if cut.whole and cut.order is not None:  # its neurons stand where they always did
+            order = cut.order
+        if len(order) != width:
+            raise Misfit(f"{feed.out} reads {width} neurons, and had {len(order)} when it was cut")
     else:
         each = group_width(width) if group is None else group
         if width % each:
@@ -90,8 +101,8 @@ def read_feed_forward(
                 f"that many; give a divisor of {width}, such as {group_width(width)}."
             )
         units = width // each
-    columns = np.repeat(np.arange(units), width // units)
-    entry = Block(name, units, Unit.NEURON_GROUP, tuple(range(width)))
+    columns = in_groups(order, units)
+    entry = Block(name, units, Unit.NEURON_GROUP, order)
     return FeedForwardBlock(
         name=name,
         place=place,

@@ -193,7 +193,7 @@ def _reread(old: PrunableBlock) -> PrunableBlock:
             group = old.width // old.units
             found = read_feed_forward(old.place, old.site, old.layout, group)
             anew = CUT in vars(found.module) or found.width != old.width
-            return found if anew else found.grouped(old.units, old.standing)
+            return found if anew else found.grouped(old.units, old.order)
         layout = best_layout(old.site)
         if layout is None:
             _refuse(old.name, old.site, "it fits no known layout any more")

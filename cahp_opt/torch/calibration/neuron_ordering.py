@@ -56,7 +56,7 @@ def order_neurons(
         ValueError: as :func:`~cahp_opt.torch.calibrate` does.
     """
     prunable = model if isinstance(model, Prunable) else find_prunable(model)
-    parts = tuple(b for b in prunable.feed_forward if len(b.cut.kept) == b.cut.units == b.units)
+    parts = tuple(b for b in prunable.feed_forward if b.cut.whole)
     if not parts:
         return prunable
     weighted = sensitivity_examples != 0

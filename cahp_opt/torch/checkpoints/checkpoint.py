@@ -483,9 +483,10 @@ class _Slicer:
         renamed = dataclasses.replace(selection, space=space)
         cut(prunable, renamed.kept, Journal())
         for block, entry in zip(prunable, space.blocks, strict=True):
-            # The record may not tell which neurons these were; as they stand is not the answer.
+            # The record may not tell which neurons are left; as they stand is not the answer.
             mark: Cut = getattr(block.module, CUT)
-            setattr(block.module, CUT, mark._replace(order=entry.order))
+            if not mark.whole:
+                setattr(block.module, CUT, mark._replace(order=entry.order))
         self.known = prunable
         setattr(model, SELECTION, renamed)
         send_along(model, renamed)

@@ -71,7 +71,7 @@ def calibrate_kinds(
         )
 
     every = collectors_for(measuring)
-    sliced = {b.name for b in prunable.feed_forward if len(b.cut.kept) < b.cut.units}
+    sliced = {b.name for b in prunable.feed_forward if not b.cut.whole}
     if len(sliced) == len(prunable.feed_forward):
         return Calibrated(prunable, measured(prunable, batches, every))
     of_columns = [each for each in every if not isinstance(each, GateGradients)]

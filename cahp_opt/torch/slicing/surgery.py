@@ -60,7 +60,7 @@ def cut(prunable: Prunable, kept: Bools, journal: Journal) -> None:
             continue
         ids = np.array(block.cut.kept)[kept[where]]
         journal.put(block.module, CUT, block.cut._replace(kept=tuple(ids.tolist())))
-        if not kept[where].all() or _scattered(block):
+        if not kept[where].all():
             _cut_block(prunable.model, block, kept[where], journal)
 
 
@@ -69,11 +69,6 @@ def freeze_ghosts(prunable: Prunable) -> None:
     for block in prunable:
         if block.ghost:
             _freeze(block)
-
-
-def _scattered(block: PrunableBlock) -> bool:
-    """Whether neurons of a group stand apart; once a part has its mark, they stand group by group."""
-    return isinstance(block, FeedForwardBlock) and bool((np.diff(block.columns) < 0).any())
 
 
 def _cut_block(model: nn.Module, block: PrunableBlock, kept: Bools, journal: Journal) -> None:

@@ -3,7 +3,8 @@
 The stock ``save_pretrained`` and the checkpoints of ``transformers.Trainer`` write the configuration, and
 know nothing of slicing: with the selection in it, such a folder can be loaded. Which neurons form a group
 stays out: those are thousands of numbers per block, and loading needs the kept groups alone, because what
-is left of a block lies group by group.
+is left of a block lies group by group. A part that lost none stands as in the original, and is read in
+groups as it stands.
 """
 
 from __future__ import annotations

@@ -72,9 +72,14 @@ def assert_same(loaded: nn.Module, saved: nn.Module, family: Family = tiny.BERT)
 
 
 def assert_same_units(loaded: nn.Module, saved: nn.Module, *, ordered: bool = True) -> None:
+    """With ``ordered`` false: without knowing which neurons were left of those parts that lost some."""
     mine, theirs = selection_of(loaded), selection_of(saved)
     assert mine is not None and theirs is not None and mine.heads() == theirs.heads()
-    assert mine.space == (theirs.space if ordered else theirs.space.unordered())
+    assert mine.space.unordered() == theirs.space.unordered()
+    assert mine.space == (theirs.space if ordered else mine.space)
+    for block, count in zip(mine.space.blocks, mine.counts, strict=True):
+        whole = not block.unit.of_attention and count == block.units
+        assert ordered or (block.order is not None) == whole
 
 
 @some_families
@@ -129,7 +134,8 @@ def test_slicing_twice_is_slicing_once(known: str, tmp_path: Path) -> None:
     whole = selection_of(second)
     assert whole is not None and whole.space.kinds == dense.space.kinds
     assert (whole.space == dense.space) == (known != "configuration")
-    at_once = slice_heads(dense, whole.kept)
+    # A part that the first cut left whole is grouped as it stands where no order is known.
+    at_once = slice_heads(dense.grouped(whole.space.ordered_as(dense.space)), whole.kept)
     for name, weight in second.named_parameters():
         assert torch.equal(at_once.get_parameter(name), weight), name
     save_pretrained(second, tmp_path / "second")
@@ -165,12 +171,13 @@ def test_one_kind_after_the_other(heads_first: bool, second: str, tmp_path: Path
     assert_same_units(loaded, small.model, ordered=False)
 
 
-def test_a_part_that_keeps_all_stands_group_by_group() -> None:
-    """Otherwise a second cut would take other neurons than it says."""
+def test_a_part_that_keeps_all_stays_as_it_stands() -> None:
+    """And a second cut takes the neurons that it says."""
     dense = in_random_groups(find_prunable(tiny.BERT.build().double(), heads=False))
     everything = np.ones(dense.space.n, dtype=bool)
     first = slice_heads(dense, everything)
-    assert verify_slice(dense, first, everything) <= 1e-9
+    for name, weight in dense.model.named_parameters():
+        assert torch.equal(first.get_parameter(name), weight), name
     left = blocks_cut(first)
     kept = tiny.uneven(left.space)
     second = slice_heads(left, kept)
@@ -203,6 +210,24 @@ def test_a_selection_of_the_original_means_its_neurons_where_nothing_was_lost() 
         assert not gates.all()
         masked = tiny.run(whole, tiny.batch())
     torch.testing.assert_close(masked, tiny.run(at_once, tiny.batch()))
+
+
+@pytest.mark.parametrize("family", [tiny.BERT, tiny.GPT2, tiny.named("phi3")], ids=lambda f: f.name)
+def test_a_cut_without_a_loss_is_the_original_for_the_stock_loader(
+    family: Family, tmp_path: Path
+) -> None:
+    """Who knows nothing of the cut finds the original's neurons where they were: in weights that fit the
+    configuration nothing else could tell."""
+    dense = in_random_groups(find_prunable(family.build()))
+    wanted = Selection.from_kept(dense.space, tiny.uneven(dense.space))
+    whole: Any = slice_heads(dense, np.ones(dense.space.n, dtype=bool))
+    whole.save_pretrained(str(tmp_path))
+    at_once = slice_heads(dense.model, wanted)
+    for loaded in (type(whole).from_pretrained(tmp_path), from_pretrained(tmp_path)):
+        small = slice_heads(loaded, wanted)
+        assert_same_units(small, at_once)
+        for name, weight in small.named_parameters():
+            assert torch.equal(at_once.get_parameter(name), weight), name
 
 
 def test_a_slice_in_place_that_fails_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
