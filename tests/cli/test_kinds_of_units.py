@@ -23,8 +23,12 @@ from cahp_opt.costs.budget import BudgetError
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import calibrate, find_prunable, from_pretrained
 from cahp_opt.torch.blocks import finder
+from cahp_opt.torch.blocks.finder import FeedForwardBlock, blocks_cut
 from cahp_opt.torch.checkpoints.model_loading import load_model, load_tokenizer
-from cahp_opt.torch.pipeline import profiles, pruning_run
+from cahp_opt.torch.pipeline import applying, profiles, pruning_run
+from cahp_opt.torch.pipeline.final_times import final_times
+from cahp_opt.torch.slicing.bypass import Bypass
+from cahp_opt.torch.slicing.neuron_bypass import is_skipped
 from cahp_opt.torch.texts.encoding import encode
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -89,6 +93,42 @@ def test_both_kinds_at_once_and_by_stages(
     mine, theirs = (load_file(folder / "cahp_weights.safetensors") for folder in (staged, whole))
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(array, theirs[name]) for name, array in mine.items())
+
+
+def skipped(model: Any) -> list[bool]:
+    """Whether each block without kept units is skipped."""
+    ghosts = [block for block in blocks_cut(model) if block.ghost]
+    return [
+        is_skipped(block)
+        if isinstance(block, FeedForwardBlock)
+        else isinstance(vars(block.module).get("forward"), Bypass)
+        for block in ghosts
+    ]
+
+
+def test_blocks_of_both_kinds_may_be_emptied(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are skipped when the model is timed and when it is loaded, and it says the same then."""
+    timed: list[tuple[Any, list[bool]]] = []
+
+    def times(dense: Any, small: Any, *others: Any, **options: Any) -> Any:
+        timed.append((small, skipped(small)))
+        return final_times(dense, small, *others, **options)
+
+    monkeypatch.setattr(applying, "final_times", times)
+    limits = ["--prune", "both", "--heads", "2", "--neurons", "0.1", "--neuron-group", "5"]
+    assert prune(model, tmp_path / "out", "--text", text, *limits, "--minimum", "0") == 0
+    chosen = Selection.load(tmp_path / "out" / "cahp_selection.json")
+    empty, attention = chosen.counts == 0, chosen.space.of_attention
+    assert empty[attention].any() and empty[~attention].any() and not empty.all()
+    ((small, when_timed),) = timed
+    loaded = from_pretrained(tmp_path / "out")
+    assert when_timed == skipped(loaded) == [True] * int(empty.sum())
+    mine, theirs = (tiny_models.run(of, tiny_models.batch()) for of in (loaded, small))
+    assert (mine == theirs).all()
+    for name, weight in small.named_parameters():
+        assert (loaded.get_parameter(name) == weight).all(), name
 
 
 def test_neurons_stand_in_the_order_of_their_prices_before_gates_are_taken(

@@ -17,8 +17,7 @@ from torch import nn
 
 from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
-from cahp_opt.space import Unit
-from cahp_opt.torch.blocks.finder import Prunable, find_attention
+from cahp_opt.torch.blocks.finder import Prunable, find_attention, find_prunable
 from cahp_opt.torch.checkpoints import checkpoint
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.running.made_up_inputs import sample_inputs
@@ -96,11 +95,11 @@ def test_blocks_matched_in_another_order_are_caught_on_reload(
         run(from_pretrained(tmp_path / "small"), tiny.batch()), expected, rtol=0, atol=0
     )
 
-    def reversed_blocks(model: nn.Module, *, unit: Unit | None = None) -> Prunable:
-        found = find_attention(model, unit=unit)
+    def reversed_blocks(model: nn.Module, **options: Any) -> Prunable:
+        found = find_prunable(model, **options)
         return replace(found, blocks=found.blocks[::-1])
 
-    monkeypatch.setattr(checkpoint, "find_attention", reversed_blocks)
+    monkeypatch.setattr(checkpoint, "find_prunable", reversed_blocks)
     # With the same counts every shape fits, and only the numbers tell: heads get the biases of others.
     sentence = (
         "shapes are those of another selection" if uneven else "whose outputs, loaded again, differ"

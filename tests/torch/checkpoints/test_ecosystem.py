@@ -12,7 +12,7 @@ import pytest
 import tiny_models as tiny
 import torch
 import transformers
-from tiny_models import Family, outputs, sliced, to, uneven
+from tiny_models import Family, in_random_groups, outputs, sliced, to, uneven
 from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.finder import UnsupportedModelError, find_attention, find_prunable
@@ -57,9 +57,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("empty", [None, 0])
 def test_every_way_of_generating(family: Family, empty: int | None) -> None:
     """A static cache too: it is sized by the first keys it sees, block by block."""
-    model: Any = family.build(seed=6).double()  # a seed whose tokens are not all the same
-    kept = uneven(find_attention(model).space, empty=empty)
-    small: Any = slice_heads(model, kept, batch=to(family.batch(), torch.float64))
+    # Of heads and neurons, and a seed whose tokens are not all the same.
+    model: Any = family.build(seed=6).double()
+    both = in_random_groups(find_prunable(model))
+    kept = uneven(both.space, empty=empty)
+    if empty is not None:
+        kept[both.space.slices[both.blocks.index(both.feed_forward[empty])]] = False
+    small: Any = slice_heads(both, kept, batch=to(family.batch(), torch.float64))
     fixed = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
     several = family.prompt()
     single = {name: value[:1] for name, value in family.prompt(padded=False).items()}
@@ -68,7 +72,7 @@ def test_every_way_of_generating(family: Family, empty: int | None) -> None:
         prompt = single if name in ("chunked", "lookup") else several
         if prompt is single and not generates(model, {**prompt, **fixed, **options}):
             continue  # not every release of transformers has these, nor for every kind of model
-        with head_mask(model, kept):
+        with head_mask(both, kept):
             expected = model.generate(**prompt, **fixed, **options)
         found = small.generate(**prompt, **fixed, **options)
         assert torch.equal(found, expected), name
@@ -205,6 +209,23 @@ def compile_and_compare(family: Family, backend: str, tolerance: float) -> None:
 @chosen(FEW)
 def test_compiles_in_one_graph(family: Family) -> None:
     compile_and_compare(family, "eager", 1e-6)
+
+
+def test_a_compiled_decoding_step() -> None:
+    """Of a model cut in heads and neurons, after a prompt that has filled its cache."""
+    small = sliced(tiny.LLAMA_GQA, neurons=True)
+    ids = tiny.batch(padded=False)["input_ids"]
+    torch.compiler.reset()
+    compiled: Any = torch.compile(small, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        expected = small(input_ids=ids)[0]
+        cache = small(input_ids=ids[:, :-2], use_cache=True).past_key_values
+        for place in (-2, -1):
+            step = slice(place, place + 1 or None)
+            found = compiled(input_ids=ids[:, step], past_key_values=cache, use_cache=True)[0]
+            torch.testing.assert_close(found, expected[:, step], rtol=0, atol=1e-5)
+    assert cache.get_seq_length() == ids.shape[1]
+    torch.compiler.reset()
 
 
 @pytest.mark.slow

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from torch import nn
 from cahp_opt.arrays import Bools
 from cahp_opt.files.records import RecordError
 from cahp_opt.selection import Selection
-from cahp_opt.space import HeadSpace, Unit
+from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.torch import (
+    Prunable,
     UnsupportedModelError,
     find_attention,
     find_prunable,
@@ -372,6 +375,47 @@ def test_another_order_in_the_record_is_only_a_label(tmp_path: Path) -> None:
     assert_same_units(loaded, small, ordered=False)
     for name, weight in small.named_parameters():
         assert torch.equal(loaded.get_parameter(name), weight), name
+
+
+def lost(block: Block) -> Block:
+    return block._replace(order=None)
+
+
+def permuted(block: Block) -> Block:
+    return block._replace(order=block.order and (*block.order[1:], block.order[0]))
+
+
+@pytest.mark.parametrize("wrong", [lost, permuted])
+@pytest.mark.parametrize("where", ["record", "groups"])
+def test_an_order_that_is_wrong_on_load_is_caught(
+    where: str, wrong: Callable[[Block], Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the tests above ask of every folder, though the weights and the answers are right: as it is
+    read, and as the blocks are put into its groups."""
+    small = cut_in_both()
+    save_pretrained(small, tmp_path)
+    assert_same(from_pretrained(tmp_path), small)
+    read, grouped = Selection.load, Prunable.grouped
+
+    def wrongly(space: HeadSpace) -> HeadSpace:
+        return HeadSpace(tuple(map(wrong, space.blocks)))
+
+    def read_wrongly(path: Path) -> Selection:
+        found = read(path)
+        return dataclasses.replace(found, space=wrongly(found.space))
+
+    def grouped_wrongly(self: Prunable, space: HeadSpace) -> Prunable:
+        return grouped(self, wrongly(space))
+
+    if where == "record":
+        monkeypatch.setattr(Selection, "load", read_wrongly)
+    else:
+        monkeypatch.setattr(Prunable, "grouped", grouped_wrongly)
+    loaded = from_pretrained(tmp_path)
+    for name, weight in small.named_parameters():
+        assert torch.equal(loaded.get_parameter(name), weight), name
+    with pytest.raises(AssertionError):
+        assert_same_units(loaded, small)
 
 
 def test_the_card_states_the_intermediate_sizes(tmp_path: Path) -> None:
