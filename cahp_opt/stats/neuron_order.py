@@ -40,14 +40,16 @@ def removal(
 
     The fit of ``F z`` on ``z`` has the weights ``B = F C Q``, with ``Q`` the inverse of ``C`` plus its
     ridge; without column ``j`` it explains ``|B_j|^2 / Q_jj`` less, and both are conditioned on that
-    (optimal brain surgeon, Hassibi and Stork 1993). The cheapest are priced and removed together, so
-    that all is products of matrices; their prices are those of one after another.
+    (optimal brain surgeon, Hassibi and Stork 1993). All prices are exact after every removal, so that of
+    two columns that say the same one stays. The matrices follow many removals later, by products of
+    matrices; until then only one row of ``Q`` and the product of one column of ``B`` with the others
+    are made up to date, for the column that goes.
 
     Args:
         covariance: ``C``, ``[d, d]``.
         factor: ``F``, ``[rows, d]``.
         ridge: added to the diagonal, as a share of its mean.
-        at_once: the columns that are removed together; 1 prices anew after each.
+        at_once: removals after which the matrices follow; it changes the time alone.
     """
     d = len(covariance)
     mean = float(np.mean(np.diagonal(covariance)))
@@ -58,29 +60,36 @@ def removal(
     weights: Floats = factor @ covariance @ inverse
     column = np.arange(d)  # of every place of the matrices
     gone = np.zeros(d, dtype=np.bool_)
-    order: list[Ints] = []
-    prices: list[Floats] = []
+    order: list[int] = []
+    prices: list[float] = []
     for left in range(d, 0, -at_once):
         if left <= _DENSE * len(column):
             stay = np.flatnonzero(~gone)
             column, gone = column[stay], gone[stay]
             inverse, weights = inverse[np.ix_(stay, stay)], weights[:, stay]
         energy = np.einsum("ij,ij->j", weights, weights)
-        diagonal = np.where(gone, 1.0, np.diagonal(inverse))
-        price = np.where(gone, np.inf, energy / diagonal)
-        count = min(at_once, left)
-        next_ = np.argpartition(price, count - 1)[:count]
-        next_ = next_[np.lexsort((column[next_], price[next_]))]
-        # With L L' = Q_EE, the columns of B_E L'^-1 are what each of them takes with it.
-        lower = np.linalg.cholesky(inverse[np.ix_(next_, next_)])
-        rows = np.linalg.solve(lower, inverse[next_]).astype(np.float64, copy=False)
-        taken = np.linalg.solve(lower, weights[:, next_].T).astype(np.float64, copy=False)
+        diagonal = np.diagonal(inverse).copy()
+        # By the removals so far `inverse` is too large by rows' rows, and `weights` by taken' rows.
+        rows = np.zeros((min(at_once, left), len(column)))
+        taken = np.zeros((len(rows), len(weights)))
+        for k in range(len(rows)):
+            price = np.where(gone, np.inf, energy / np.where(gone, 1.0, diagonal))
+            next_ = int(np.argmin(price))
+            before, those = rows[:k], taken[:k]
+            row = inverse[next_] - before[:, next_] @ before
+            root = np.sqrt(row[next_])
+            row /= root
+            goes = (weights[:, next_] - before[:, next_] @ those) / root
+            along = goes @ weights - (those @ goes) @ before
+            worth = float(goes @ goes)
+            energy += row * (worth * row - 2 * along)
+            diagonal -= row**2
+            rows[k], taken[k], gone[next_] = row, goes, True
+            order.append(int(column[next_]))
+            prices.append(worth)
         inverse -= rows.T @ rows
         weights -= taken.T @ rows
-        gone[next_] = True
-        order.append(column[next_])
-        prices.append(np.einsum("ij,ij->i", taken, taken))
-    return Removal(np.concatenate(order)[::-1], np.concatenate(prices)[::-1])
+    return Removal(np.array(order[::-1]), np.array(prices[::-1]))
 
 
 def in_order_of_price(
