@@ -56,8 +56,14 @@ def model_of(options: ModelOptions, display: Display) -> nn.Module:
 
         quiet()
         told = set_threads(options.threads)
-        model = load_model(name, device=options.device, precision=options.precision, leave_out=lost)
-    note([*told, *foreign_code(name, model)])
+        model = load_model(
+            name,
+            device=options.device,
+            precision=options.precision,
+            leave_out=lost,
+            trust_remote_code=options.trust_remote_code,
+        )
+    note([*told, *([] if options.trust_remote_code else foreign_code(name, model))])
     note(f"the weights of {module} in {name} are left out." for module in lost)
     return model
 
@@ -76,12 +82,12 @@ def named_of(
     from cahp_opt.torch.pipeline.run import Named
 
     try:
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
     except ModelError:
         if texts_needed:
             raise
         tokenizer = None
-    note(foreign_tokens(name, tokenizer))
+    note([] if options.trust_remote_code else foreign_tokens(name, tokenizer))
     return Named(name, model, tokenizer, pooling)
 
 

@@ -26,6 +26,13 @@ class ModelOptions:
             "May be repeated.",
         ),
     )
+    trust_remote_code: bool = field(
+        default=False,
+        metadata=option(
+            "--trust-remote-code",
+            help="Run the code that comes with the model, if you trust it; it is never run otherwise.",
+        ),
+    )
     threads: int | None = field(
         default=None,
         metadata=option(

@@ -22,6 +22,7 @@ from cahp_opt.torch.calibration.neuron_ordering import order_neurons
 from cahp_opt.torch.calibration.staged_selection import select_staged
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
+from cahp_opt.torch.checkpoints.pushing import push_to_hub
 from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.latency.block_times import measure_latency
@@ -74,6 +75,7 @@ __all__ = [
     "measure_hardware",
     "measure_latency",
     "order_neurons",
+    "push_to_hub",
     "refit",
     "save_pretrained",
     "select_measured",

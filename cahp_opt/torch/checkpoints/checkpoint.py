@@ -47,6 +47,8 @@ from cahp_opt.torch.blocks.finder import (
     with_all_cut,
 )
 from cahp_opt.torch.checkpoints.card import model_card, write_card
+from cahp_opt.torch.checkpoints.foreign_classes import own_class
+from cahp_opt.torch.checkpoints.hub import PLACES, sliced_folder
 from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
@@ -171,20 +173,28 @@ def _neurons(model: nn.Module) -> dict[str, int] | None:
 
 
 def from_pretrained(
-    directory: PathLike, *, model_class: type[nn.Module] | None = None, **kwargs: Any
+    directory: PathLike,
+    *,
+    model_class: type[nn.Module] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **kwargs: Any,
 ) -> Any:
-    """Load a model written by :func:`save_pretrained`; it equals the saved one exactly.
+    """Load a model written by :func:`save_pretrained`, from a folder or the hub; it equals the saved one exactly.
 
     A folder that the stock ``save_pretrained`` wrote of a sliced model loads too, such as a checkpoint of
     ``transformers.Trainer``: the selection is in its configuration.
 
     Args:
-        directory: the folder.
+        directory: the folder, or an id on the hub such as ``owner/name``; a folder of that name wins.
         model_class: the transformers class to make; None for the one that was saved. It is needed for
             classes that transformers does not export, and may be another class of the same model, with
             or without a head. Weights that the folder lacks are then new, and a warning names them.
+        revision: a branch, tag or commit on the hub.
+        token: of an account on the hub; None for the one that is logged in, if any.
         **kwargs: for the stock ``from_pretrained`` of the model's class, such as ``dtype`` or
-            ``device_map``. The dtype is that of the file unless given.
+            ``device_map``. The dtype is that of the file unless given. ``trust_remote_code=True`` runs code
+            beside the model if transformers does not export its class.
 
     Returns:
         The sliced model, an instance of its stock class. If it can be run on made-up inputs, a few
@@ -196,6 +206,7 @@ def from_pretrained(
             not fit each other or the class, or the outputs of the loaded model differ from those of
             the saved one.
         FileNotFoundError: if there is no such folder.
+        ModelError: if the hub does not give it.
         ValueError: if ``model_class`` is not a transformers class, or ``ignore_mismatched_sizes``,
             ``output_loading_info`` or ``variant`` is given.
     """
@@ -204,7 +215,13 @@ def from_pretrained(
             raise ValueError(
                 f"`{name}` cannot be used here: weights that do not fit must end in an error."
             )
-    folder = Path(directory)
+    folder = sliced_folder(
+        directory,
+        revision=revision,
+        token=token,
+        weights="*.safetensors" if kwargs.get("use_safetensors") is not False else "*.bin",
+        places={place: kwargs.pop(place) for place in PLACES if place in kwargs},
+    )
     name, writer = _weights(folder)
     blueprint = _blueprint(folder, writer)
     slicer = _Slicer(blueprint)
@@ -213,7 +230,11 @@ def from_pretrained(
             f"{folder} has no file of weights (or of their index); save the model again."
         )
     named = _architecture(folder)
-    stock = _exported_class(named, folder) if model_class is None else _given_class(model_class)
+    trusted = bool(kwargs.pop("trust_remote_code", False))
+    if model_class is None:
+        stock = _named_class(named, folder, trusted=trusted)
+    else:
+        stock = _given_class(model_class)
     if "torch_dtype" not in kwargs:
         kwargs.setdefault("dtype", "auto")
     if writer is Writer.CAHP:
@@ -409,14 +430,19 @@ def _architecture(folder: Path) -> str:
         ) from None
 
 
-def _exported_class(name: str, folder: Path) -> Any:
+def _named_class(name: str, folder: Path, *, trusted: bool) -> Any:
+    """The class that transformers exports, or the one whose code is in the folder, if that may be run."""
     stock: object = getattr(transformers, name, None)
-    if not _is_model_class(stock):
+    if _is_model_class(stock):
+        return stock
+    own = own_class(folder) if trusted else None
+    if own is None:
+        code = "" if trusted else ", or `trust_remote_code=True` if its code is in the folder"
         raise RecordError(
             f"{folder / 'config.json'} names the architecture {name!r}, and the installed transformers "
-            f"{transformers.__version__} exports no such model; pass the class as `model_class`."
+            f"{transformers.__version__} exports no such model; pass the class as `model_class`{code}."
         )
-    return stock
+    return own
 
 
 def _given_class(given: object) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,8 @@ ADAPTER_FILE = "adapter_config.json"
 _OBJECTS = ("config", "tokenizer", "special_tokens_map", "generation_config", ADAPTER_FILE)
 _LONG = 200  # characters; a line that is longer is cut to its first sentence
 _OWN_CODE = (
-    "it comes with code of its own, which the command line never runs; load it in Python with "
-    "`trust_remote_code=True`, if you trust it, and use the functions of `cahp_opt.torch`"
+    "it comes with code of its own, which is not run unasked; if you trust it, pass "
+    "`trust_remote_code=True`"
 )
 _NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
@@ -186,26 +186,31 @@ def _why_hub(name: str, error: Exception) -> str:
         return (
             "it is gated on the hub; ask for access on its page, then log in with `hf auth login`"
         )
-    if found(errors.RepositoryNotFoundError):
+    unknown = found(errors.RepositoryNotFoundError)
+    if unknown is not None:
+        if _logged_in(unknown):
+            return (
+                f"{nowhere}the hub shows no such model to this account; check the name, and for a private one "
+                "ask its owner for access"
+            )
         return (
             f"{nowhere}the hub shows no such model; check the name, and for a private one log in with "
             "`hf auth login`"
         )
+    if found(errors.RevisionNotFoundError):
+        return "it has no such revision on the hub; name a branch, a tag or a commit of it"
     refused = found(errors.HfHubHTTPError)
     if refused is not None and not isinstance(refused, errors.EntryNotFoundError):
         return _why_status(refused)
     if found(errors.HFValidationError):
         return f"{nowhere}a hub id has the form `owner/name`; check the name"
-    unreachable = found(ConnectionError, TimeoutError) or next(
-        (e for e in chain if type(e).__module__.split(".")[0] in _NETWORK), None
-    )
     offline = found(errors.OfflineModeIsEnabled) is not None or is_offline()
     if offline and found(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         return (
             f"{nowhere}it has not been downloaded, and HF_HUB_OFFLINE forbids to do so; check the name, or "
             "unset HF_HUB_OFFLINE"
         )
-    if unreachable or found(errors.LocalEntryNotFoundError):
+    if _unreached(chain) or found(errors.LocalEntryNotFoundError):
         return (
             f"{nowhere}it has not been downloaded, and the hub cannot be reached; check the name and the "
             "connection"
@@ -217,6 +222,49 @@ def _why_hub(name: str, error: Exception) -> str:
     if isinstance(error, ValueError) and "model type" in text:
         return text.partition(". ")[0].strip() or sentence_of(error)
     return sentence_of(error)
+
+
+def why_not_pushed(error: Exception) -> str:
+    """Why the hub did not take a model, without a full stop."""
+    chain = list(_chain(error))
+    if is_offline() or any(isinstance(e, errors.OfflineModeIsEnabled) for e in chain):
+        return "HF_HUB_OFFLINE forbids to use the network; unset it"
+    if any(isinstance(e, errors.HFValidationError) for e in chain):
+        return "a hub id has the form `owner/name`; check the name"
+    if any(isinstance(e, errors.RevisionNotFoundError) for e in chain):
+        return "it has no such revision; make the branch first, or leave `revision` out"
+    refused = next((e for e in chain if isinstance(e, errors.HfHubHTTPError)), None)
+    status: object = getattr(getattr(refused, "response", None), "status_code", None)
+    if status == 401 or any(isinstance(e, errors.LocalTokenNotFoundError) for e in chain):
+        return "nobody is logged in, or the token is not valid; log in with `hf auth login`, or pass `token`"
+    if status in (403, 404):
+        return (
+            f"this account may not write there ({status}); name a repository of your own, or pass a `token` "
+            "that may write"
+        )
+    if refused is not None:
+        return _why_status(refused)
+    return (
+        "the hub cannot be reached; check the connection"
+        if _unreached(chain)
+        else sentence_of(error)
+    )
+
+
+def _unreached(chain: Sequence[BaseException]) -> bool:
+    """Whether one of these errors is about the network."""
+    return any(
+        isinstance(e, (ConnectionError, TimeoutError))
+        or type(e).__module__.split(".")[0] in _NETWORK
+        for e in chain
+    )
+
+
+def _logged_in(error: BaseException) -> bool:
+    """Whether the request that was refused named an account."""
+    request: Any = getattr(getattr(error, "response", None), "request", None)
+    headers: Any = getattr(request, "headers", None) or {}
+    return any(str(name).lower() == "authorization" for name in headers)
 
 
 def _why_status(error: BaseException) -> str:

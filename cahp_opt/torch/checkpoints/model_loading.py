@@ -20,6 +20,8 @@ from cahp_opt.files.belongings import some
 from cahp_opt.runs.method import Precision
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, is_sliced
+from cahp_opt.torch.checkpoints.foreign_classes import own_class
+from cahp_opt.torch.checkpoints.hub import is_hub_id, sliced_folder
 from cahp_opt.torch.checkpoints.load_errors import (
     ADAPTER_FILE,
     ModelError,
@@ -62,10 +64,11 @@ def load_model(
     device: str | None = None,
     precision: Precision | None = None,
     leave_out: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """A model of texts with the head that its checkpoint has, in evaluation mode.
 
-    Code that comes with a model is never run.
+    Code that comes with a model is not run unasked.
 
     Args:
         name: a folder, also one of a sliced model, or a hub id.
@@ -73,6 +76,7 @@ def load_model(
         precision: of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
         leave_out: modules of the checkpoint that its class does not take and that may be lost, such as
             ``cls.seq_relationship`` under a language model.
+        trust_remote_code: run the code that comes with the model.
 
     Raises:
         ModelError: if it cannot be loaded whole but for ``leave_out``, or reads no texts.
@@ -81,17 +85,17 @@ def load_model(
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
     if precision is not None:
         dtype = getattr(torch, precision.value)
-    folder = Path(name)
-    if is_sliced(folder):
+    folder = _sliced_on_hub(name) if is_hub_id(name) else Path(name)
+    if folder is not None and is_sliced(folder):
         if leave_out:
             raise ModelError(
                 f"`--leave-out` does not apply to {name}, a sliced model, which is always loaded whole; "
                 "leave the option out."
             )
         with explained(name, "the sliced model"):
-            model = from_pretrained(folder, dtype=dtype)
+            model = from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
     else:
-        model = _load_whole(name, dtype, leave_out)
+        model = _load_whole(name, dtype, leave_out, trust_remote_code)
     _refuse_other_inputs(model, name)
     try:
         return cast("nn.Module", model).to(where).eval()
@@ -99,8 +103,12 @@ def load_model(
         raise ModelError(f"{name} cannot be put on {where}: {sentence_of(error)}") from None
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer saved beside a model.
+
+    Args:
+        name: a folder or a hub id.
+        trust_remote_code: run the code that comes with it.
 
     Raises:
         ModelError: if there is none that can be loaded.
@@ -108,7 +116,7 @@ def load_tokenizer(name: str) -> Any:
     with explained(name, "the tokenizer"):
         tokenizers: Any = transformers.AutoTokenizer
         tokenizer = tokenizers.from_pretrained(
-            name, local_files_only=Path(name).is_dir(), trust_remote_code=False
+            name, local_files_only=Path(name).is_dir(), trust_remote_code=trust_remote_code
         )
         # Without files, some classes are made with their special tokens alone, and know no word.
         if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -190,13 +198,15 @@ def _same_numbers() -> Generator[None]:
         yield
 
 
-def _load_whole(name: str, dtype: torch.dtype | str, leave_out: Sequence[str]) -> nn.Module:
+def _load_whole(
+    name: str, dtype: torch.dtype | str, leave_out: Sequence[str], trusted: bool
+) -> nn.Module:
     local = Path(name).is_dir()
     if (Path(name) / ADAPTER_FILE).is_file():
         raise ModelError(f"{name} cannot be loaded: {adapter_reason(Path(name) / ADAPTER_FILE)}.")
     with explained(name, "the configuration"):
         configs: Any = transformers.AutoConfig
-        config = configs.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+        config = configs.from_pretrained(name, local_files_only=local, trust_remote_code=trusted)
     _refuse_quantised(name, config)
 
     def load(cls: Any) -> tuple[nn.Module, dict[str, list[str]]]:
@@ -208,7 +218,7 @@ def _load_whole(name: str, dtype: torch.dtype | str, leave_out: Sequence[str]) -
                 config=config,
                 dtype=dtype,
                 local_files_only=local,
-                trust_remote_code=False,
+                trust_remote_code=trusted,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told below: the stock error says it in a log only
             )
@@ -219,7 +229,9 @@ def _load_whole(name: str, dtype: torch.dtype | str, leave_out: Sequence[str]) -
         keys["unexpected"] = [key for key in keys["unexpected"] if not key.endswith(_CONSTANTS)]
         return model, keys
 
-    model, keys = load(_class(name, config))
+    with explained(name, "the code"):
+        own = own_class(name) if trusted else None
+    model, keys = load(own or _class(name, config))
     keys["unexpected"] = _without(name, model, keys["unexpected"], leave_out)
     if keys["missing"] or keys["unexpected"]:
         bare, bare_keys = load(transformers.AutoModel)
@@ -247,7 +259,7 @@ def _class(name: str, config: Any) -> Any:
     cls: Any = getattr(transformers, named, None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         own = (
-            " and the code that comes with the model is never run"
+            " and the code that comes with the model is not run without `trust_remote_code`"
             if getattr(config, "auto_map", None)
             else ""
         )
@@ -334,18 +346,31 @@ def _missing(model: nn.Module, keys: Iterable[str]) -> list[str]:
 
 def _embeds_sentences(name: str) -> bool:
     """Whether sentence-transformers saved it."""
+    return _file_of(name, _MODULES_FILE) is not None
+
+
+def _sliced_on_hub(name: str) -> Path | None:
+    """The folder of a sliced model of the hub; None for another model, or if the hub does not answer."""
+    found = _file_of(name, "config.json")
+    if found is None or not is_sliced(found.parent):
+        return None
+    return sliced_folder(name)
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """A file of a folder or of the hub; None if it is not there, or cannot be had."""
     helpers: Any = transformers.utils  # which does not list what it exports
     try:
-        found: object = helpers.cached_file(
+        found: str | None = helpers.cached_file(
             name,
-            _MODULES_FILE,
+            file,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
             _raise_exceptions_for_gated_repo=False,
         )
     except OSError:
-        return False
-    return found is not None
+        return None
+    return Path(found) if found else None
 
 
 def _refuse_quantised(name: str, config: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError
 from cahp_opt.torch.checkpoints.checkpoint import Saveable, check_saveable
+from cahp_opt.torch.checkpoints.foreign_classes import is_foreign
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.recovery.finetuning import check_trainable
 from cahp_opt.torch.recovery.refitting import check_refittable
@@ -69,7 +70,7 @@ def rehearse_saving(prunable: Prunable, tokenizer: Saveable | None, folder: Path
     model = prunable.model
     check_saveable(prunable)
     name, stock = type(model).__name__, cast("Any", model)
-    if not isinstance(getattr(transformers, name, None), type):
+    if not isinstance(getattr(transformers, name, None), type) and not is_foreign(type(model)):
         raise ValueError(
             f"`model` is a {name}, which the installed transformers {transformers.__version__} does not "
             "export, so that the saved model could not be loaded again to check it; use "

@@ -16,6 +16,7 @@ from cahp_opt.files.belongings import LIST_FILE
 from cahp_opt.progress import Stages
 from cahp_opt.runs.report import REPORT_FILE, Report
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained
+from cahp_opt.torch.checkpoints.foreign_classes import is_foreign
 from cahp_opt.torch.running.batches import device_of, inputs_of, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
 
@@ -32,7 +33,9 @@ def check_reload(model: nn.Module, folder: Path, batches: Sequence[Mapping[str, 
     """
     device = device_of(model)
     # Weights that lie in memory as the file has them may be summed in another order: a copy is aligned.
-    loaded = copy.deepcopy(cast("nn.Module", from_pretrained(folder))).to(device)
+    cls = type(model) if is_foreign(type(model)) else None
+    again = cast("nn.Module", from_pretrained(folder, model_class=cls))
+    loaded = copy.deepcopy(again).to(device)
     with torch.no_grad(), evaluating(model, loaded):
         for batch in batches:
             inputs = inputs_of(prepare(batch, model, "batches", device))

@@ -59,8 +59,8 @@ def token_rows(examples: Sequence[Example], tokenizer: Any, length: int) -> Iter
             )
 
         told: dict[str, Any] = {"add_special_tokens": False} if chat else {}
-        cut = {"truncation": False} if cut_here else {"truncation": True, "max_length": length}
-        found = encoded(chunk, **told, **cut)
+        cut: dict[str, Any] = {} if cut_here else {"max_length": length}
+        found = encoded(chunk, **told, **cut, truncation=not cut_here)
         for i, example in enumerate(chunk):
             row = {key: list(found[key][i]) for key in found}
             whole = len(row["input_ids"])

@@ -242,7 +242,7 @@ def test_a_multi_label_classifier_is_refused_without_words_of_python(
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantised (gptq)"]),
         (
             {"architectures": ["MyBert"], "auto_map": {"AutoModel": "modeling.MyBert"}},
-            ["MyBert", "never run"],
+            ["MyBert", "is not run without `trust_remote_code`"],
         ),
     ],
     ids=str,
