@@ -60,9 +60,24 @@ class DataSetRows:
         except TextError:
             raise
         except Exception as error:  # the package has an error of its own for nearly everything
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            why = (lines[0] if lines else type(error).__name__).rstrip(".:")
-            raise TextError(
-                f"{self.source} cannot be read: {why}. Check its name, `subset` and `split`; for one that is "
-                "gated or private, ask for access on its page and log in with `hf auth login`."
-            ) from None
+            raise TextError(f"{self.source} cannot be read: {_why(error)}.") from None
+
+
+def _why(error: Exception) -> str:
+    """What the package says, and the way out where it is known; without a full stop."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = (told[0] if told else type(error).__name__).rstrip(".:")
+    if isinstance(error, ConnectionError):
+        return f"{first}; check its name and the connection, or unset HF_HUB_OFFLINE"
+    if "gated" in first:
+        return (
+            "it is gated on the hub; ask for access on its page, then log in with `hf auth login`"
+        )
+    if type(error).__name__ == "DatasetNotFoundError":
+        return f"{first}; check the name, and for a private one log in with `hf auth login`"
+    if "split" in first:
+        return f"{first}; name one by `split`"
+    if "onfig" in first:  # what the package calls a subset
+        choice = [line for line in told[1:2] if line.startswith("Please pick")]
+        return f"{'. '.join([first, *choice])}; name one by `subset`"
+    return first

@@ -254,7 +254,7 @@ def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -
 
 def _shows(text: str) -> bool:
     """Whether any character is neither white space nor invisible."""
-    return any(unicodedata.category(c) not in _INVISIBLE for c in text)
+    return text[:1].isalnum() or any(unicodedata.category(c) not in _INVISIBLE for c in text)
 
 
 def _plain(example: Example) -> Example:

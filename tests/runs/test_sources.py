@@ -250,10 +250,22 @@ class FakeSet:
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
+    class DatasetNotFoundError(FileNotFoundError):
+        """As `datasets` has it."""
+
+    errors = {
+        "other": ValueError("BuilderConfig 'other' not found. Available: ['x']\nmore"),
+        "which": ValueError("Config name is missing.\nPlease pick one among: ['x', 'y']\nUsage"),
+        "bad": ValueError("Bad split: bad. Available splits: ['train']"),
+        "gated": DatasetNotFoundError("Dataset 'owner/name' is a gated dataset on the Hub."),
+        "gone": DatasetNotFoundError("Dataset 'owner/name' doesn't exist or cannot be accessed."),
+        "offline": ConnectionError("Couldn't reach 'owner/name' on the Hub (Offline)"),
+    }
+
     def load_dataset(name: str, subset: str | None, *, split: str, streaming: bool) -> FakeSet:
         asked.append((name, subset, split, streaming))
-        if subset == "other":
-            raise ValueError("BuilderConfig 'other' not found. Available: ['x']\nmore")
+        if subset in errors:
+            raise errors[subset]
         return FakeSet([{**row, "idx": i} for i, row in enumerate(ROWS)])
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
@@ -261,8 +273,16 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found) == EXAMPLES and "not read are 'idx'" in found.notes[0]
     assert list(texts_in("owner/name", subset="x", split="test")) == EXAMPLES
     assert asked == [("owner/name", None, "train", True), ("owner/name", "x", "test", True)]
-    with pytest.raises(TextError, match=r"no file owner/name, and .*Available: \['x'\]\. Check"):
-        texts_in("owner/name", subset="other")
+    for subset, part in {
+        "other": r"no file owner/name, and .*Available: \['x'\]; name one by `subset`",
+        "which": r"is missing\. Please pick one among: \['x', 'y'\]; name one by `subset`",
+        "bad": r"Available splits: \['train'\]; name one by `split`",
+        "gated": "it is gated on the hub; ask for access",
+        "gone": "doesn't exist .*; check the name, and for a private one log in",
+        "offline": "Couldn't reach .* check its name and the connection, or unset",
+    }.items():
+        with pytest.raises(TextError, match=part):
+            texts_in("owner/name", subset=subset)
     monkeypatch.setattr(data_sets, "_MOST", 3)
     assert list(found) == EXAMPLES[:3] and "only the first 3 rows" in found.notes[-1]
     monkeypatch.setitem(sys.modules, "datasets", None)
