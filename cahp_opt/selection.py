@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -217,6 +217,8 @@ def select(
         )
     if time_limit is not None and not time_limit > 0:
         raise ValueError(f"`time_limit` must be seconds above 0 or None, got {time_limit}.")
+    if problem.budget.even:
+        return _select_even(problem, solver, time_limit, seed)
     name = type(solver).__name__
     start = time.monotonic()
     proposal = solver.solve(
@@ -273,6 +275,45 @@ def select(
         repr(solver),
         time.monotonic() - start,
         proposal.stats,
+    )
+
+
+def _select_even(
+    problem: Problem, solver: Solver, time_limit: float | None, seed: int
+) -> Selection:
+    """The best of the answers for every number that the blocks may have in common.
+
+    Together these problems are the whole one, so the largest of their bounds is its bound. Where more units
+    are never worse, a number that another one exceeds in every block need not be tried.
+    """
+    start = time.monotonic()
+    choices = list(problem.budget.even_counts)
+    if problem.objective.monotone:
+        choices = [c for c in choices if not any((o >= c).all() and (o > c).any() for o in choices)]
+    found: list[Selection] = []
+    for left, counts in zip(range(len(choices), 0, -1), choices, strict=True):
+        share = None
+        if time_limit is not None:
+            share = max(start + time_limit - time.monotonic(), 0.01 * time_limit) / left
+        pinned = Problem(problem.objective, problem.budget.pinned(counts))
+        found.append(select(pinned, solver, time_limit=share, seed=seed))
+    best = max(found, key=lambda one: one.value)
+    highest = max(found, key=lambda one: one.bound)
+    status = best.status
+    if highest.bound <= best.value + rounding_slack(best.value, highest.bound):
+        status = Status.OPTIMAL
+    elif any(one.status is Status.TIME_LIMIT for one in found):
+        status = Status.TIME_LIMIT
+    elif status is Status.OPTIMAL:
+        status = Status.FEASIBLE
+    return replace(
+        best,
+        bound=highest.bound,
+        status=status,
+        certificate=f"the same number of units in all blocks of a kind, {len(found)} such numbers tried; "
+        f"{highest.certificate}",
+        seconds=time.monotonic() - start,
+        stats={**best.stats, "even numbers tried": len(found)},
     )
 
 

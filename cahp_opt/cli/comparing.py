@@ -75,7 +75,12 @@ class ComparedProblems:
     def targets(self, stats: HeadStats, profile: Profile | None) -> list[Target]:
         """A target for every limit; without any, limits that suit the records."""
         each = self.blocks
-        ranges = Target(minimum=each.minimum, maximum=each.maximum, multiple_of=each.multiple_of)
+        ranges = Target(
+            minimum=each.minimum,
+            maximum=each.maximum,
+            multiple_of=each.multiple_of,
+            even=each.even,
+        )
         latency, heads = self.latency, self.heads
         if not latency and not heads:
             if profile is not None and profile.latency:

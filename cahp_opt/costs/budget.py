@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from cahp_opt.arrays import Bools, Floats, Ints, is_whole
 from cahp_opt.costs.count_table import Cost, CountTable, count_arrays, distinct
-from cahp_opt.costs.knapsack import best_counts
+from cahp_opt.costs.knapsack import BestCounts, best_counts
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.space import HeadSpace
 
@@ -41,6 +42,9 @@ class Budget:
         multiple_of: every block keeps a multiple of this many units, one number for all attention or one
             per block; all units of a block may be kept in any case. Some hardware runs only such widths
             fast.
+        even: whether all blocks of attention keep the same number of units, and so do all feed-forward
+            blocks, as a configuration of the ordinary kind can state it. :func:`~cahp_opt.select` asks its
+            solver once for each such number; a solver itself never sees such a budget.
 
     Raises:
         BudgetError: if no keep-set meets it.
@@ -52,6 +56,7 @@ class Budget:
     minimum: Counts = 0
     maximum: Counts | None = None
     multiple_of: Counts = 1
+    even: bool = False
 
     def __post_init__(self) -> None:
         space = self.space
@@ -227,6 +232,7 @@ class Budget:
             np.maximum(self.fewest, other.fewest),
             np.minimum(self.most, other.most),
             np.lcm(self.multiples, other.multiples),
+            self.even or other.even,
         )
 
     def with_limit(self, limit: float, *, table: str | None = None) -> Budget:
@@ -242,7 +248,7 @@ class Budget:
         """
         chosen = self.table_named(table)
         tables = tuple(replace(t, limit=float(limit)) if t is chosen else t for t in self.tables)
-        return Budget(self.space, tables, self.minimum, self.maximum, self.multiple_of)
+        return replace(self, tables=tables)
 
     def table_named(self, name: str | None) -> CountTable:
         """The table of this name, or the first.
@@ -277,7 +283,26 @@ class Budget:
 
     def floors(self) -> dict[str, float]:
         """By table name: the smallest cost that this table alone can reach within the ranges."""
-        return {table.name: table.smallest(self._in_range()) for table in self.tables}
+        return {table.name: self._floor(table) for table in self.tables}
+
+    def cheapest_by(self, table: CountTable) -> Ints:
+        """The counts that one of its tables alone makes cheapest, ``[blocks]``, with the fewest units among
+        equals; they may break the limits of others."""
+        if self.even:
+            return min(self._common, key=table.cost)
+        pairs = zip(table.costs, self.allowed, strict=True)
+        counts = [int(np.flatnonzero(fine)[np.argmin(cost[fine])]) for cost, fine in pairs]
+        return np.array(counts, dtype=np.int64)
+
+    @cached_property
+    def even_counts(self) -> tuple[Ints, ...]:
+        """The counts within the budget, ``[blocks]`` each, that are the same in all blocks of a kind; if it
+        is :attr:`even`, there are no others."""
+        return tuple(c for c in self._common if all(table.fits(c) for table in self.tables))
+
+    def pinned(self, counts: Ints) -> Budget:
+        """The budget that allows only these of its counts, ``[blocks]``, with the same costs."""
+        return Budget(self.space, self.tables, counts, counts)
 
     def costs(self, counts: Ints) -> dict[str, Cost]:
         """By table name: the cost of these counts, ``[blocks]``, its limit and its unit."""
@@ -297,6 +322,14 @@ class Budget:
                 return (
                     f"block {block.name!r} keeps {count} of {block.units} units, which is not a "
                     f"multiple of {multiple}."
+                )
+        for kind in self._kinds if self.even else ():
+            first, other = kind[0], kind[int(np.argmax(counts[kind] != counts[kind[0]]))]
+            if counts[other] != counts[first]:
+                names = [self.space.blocks[b].name for b in (first, other)]
+                return (
+                    f"block {names[0]!r} keeps {counts[first]} units and block {names[1]!r} "
+                    f"{counts[other]}, and all blocks of a kind are to keep the same number."
                 )
         for table in self.tables:
             if not table.fits(counts):
@@ -341,15 +374,18 @@ class Budget:
         best = self._independent_cheapest()
         if best is not None:
             return best
-        zeros = [np.zeros(units + 1) for units in self.space.units]
-        found = best_counts(zeros, self.allowed, self.coupling)
+        if self.even:
+            found = BestCounts(next(iter(self.even_counts), None), 0.0, -np.inf)
+        else:
+            zeros = [np.zeros(units + 1) for units in self.space.units]
+            found = best_counts(zeros, self.allowed, self.coupling)
         if found.counts is None:
             missing = "meet" if found.bound == -np.inf else "were found that meet"
             floors = "; ".join(
-                f"{t.name} alone can reach {_amount(t, t.smallest(self.allowed))} "
+                f"{t.name} alone can reach {_amount(t, t.cost(self.cheapest_by(t)))} "
                 f"(limit {_amount(t, t.limit)})"
                 for t in self.tables
-                if t.only_block is None
+                if t.only_block is None or self.even
             )
             raise BudgetError(
                 f"no counts {missing} all limits at once: {floors}. Raise one of the limits."
@@ -372,6 +408,39 @@ class Budget:
         array = np.array(counts, dtype=np.int64)
         return array if self.allows(array) else None
 
+    def _floor(self, table: CountTable) -> float:
+        """The smallest cost that a table alone can reach within the ranges."""
+        if self.even:
+            return min(map(table.cost, self._common))
+        return table.smallest(self._in_range())
+
+    @property
+    def _kinds(self) -> list[list[int]]:
+        """The blocks of attention and the feed-forward blocks, by their places, without what is empty."""
+        attention = self.space.of_attention
+        kinds: list[list[int]] = [np.flatnonzero(a).tolist() for a in (attention, ~attention)]
+        return [kind for kind in kinds if kind]
+
+    @cached_property
+    def _common(self) -> tuple[Ints, ...]:
+        """The counts within the ranges that are the same in all blocks of a kind, fewest units first."""
+        ranges, kinds = self._in_range(), self._kinds
+        choices = [
+            [
+                k
+                for k in range(int(min(self.space.units[kind])) + 1)
+                if all(ranges[b][k] for b in kind)
+            ]
+            for kind in kinds
+        ]
+        found: list[Ints] = []
+        for choice in itertools.product(*choices):
+            counts = np.zeros(len(self.space.blocks), dtype=np.int64)
+            for kind, count in zip(kinds, choice, strict=True):
+                counts[kind] = count
+            found.append(counts)
+        return tuple(sorted(found, key=lambda counts: int(counts.sum())))
+
     def _in_range(self) -> list[Bools]:
         """For every block a bool ``[units + 1]``: the multiples from the least to the most."""
         result: list[Bools] = []
@@ -379,8 +448,8 @@ class Budget:
             self.space.blocks, self.fewest, self.most, self.multiples, strict=True
         ):
             k = np.arange(block.units + 1)
-            even = (k % multiple == 0) | (k == block.units)
-            result.append(even & (k >= least) & (k <= most))
+            whole = (k % multiple == 0) | (k == block.units)
+            result.append(whole & (k >= least) & (k <= most))
         return result
 
     def _refuse_unreachable(self) -> None:
@@ -398,8 +467,13 @@ class Budget:
                     f"{block.units} units, and none of that is a multiple of {self.multiples[b]}; change "
                     "`minimum`, `maximum` or `multiple_of`."
                 )
+        if self.even and not self._common:
+            raise BudgetError(
+                "no number of units is allowed in all blocks of a kind at once, and `even` asks for one; change "
+                "`minimum`, `maximum` or `multiple_of`, or leave `even` out."
+            )
         for table in self.tables:
-            floor = table.smallest(ranges)
+            floor = self._floor(table)
             if floor > table.limit:
                 raise BudgetError(_unreachable(table, floor, table.cost(self.space.units)))
         for block, fine in zip(self.space.blocks, self.allowed, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cahp_opt.costs.basis import Basis, recorded
 from cahp_opt.costs.budget import Budget
@@ -27,6 +27,7 @@ class Target:
         maximum: the most units kept per block of attention; None for all of them.
         multiple_of: units kept per block of attention are a multiple of it, or all.
         neurons: the largest share of all feed-forward neurons that is kept, above 0 and at most 1.
+        even: whether all blocks of a kind keep the same number of units.
 
     Raises:
         ValueError: for another share of the neurons.
@@ -38,6 +39,7 @@ class Target:
     maximum: int | None = None
     multiple_of: int = 1
     neurons: float | None = None
+    even: bool = False
 
     def __post_init__(self) -> None:
         if self.neurons is not None and not 0 < self.neurons <= 1:
@@ -125,8 +127,7 @@ class Target:
                 t.without_limit() if name in names else t
                 for name, t in zip(distinct(t.name for t in tables), tables, strict=True)
             )
-        ranges = (numbers.minimum, numbers.maximum, numbers.multiple_of)
-        return Budget(space, (*tables, *numbers.tables), *ranges)
+        return replace(numbers, tables=(*tables, *numbers.tables))
 
     def numbers(self, space: HeadSpace) -> Budget:
         """The budget over ``space`` of all that needs no table: numbers of units and ranges per block.
@@ -136,7 +137,7 @@ class Target:
             ValueError: if the space lacks the kind of blocks that a number is about.
         """
         self._check_kinds(space)
-        budget = Budget(space, (), self.minimum, self.maximum, self.multiple_of)
+        budget = Budget(space, (), self.minimum, self.maximum, self.multiple_of, self.even)
         if self.heads is not None:
             budget &= Budget.heads(space, self.heads)
         if self.neurons is not None:

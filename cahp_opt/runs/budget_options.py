@@ -52,6 +52,14 @@ class BlockLimits:
             "fast at such widths. Neurons go in groups that are as wide as hardware likes anyway.",
         ),
     )
+    even: bool = field(
+        default=False,
+        metadata=option(
+            "--even",
+            help="All attention blocks keep the same number of units, and all feed-forward blocks too, so that "
+            "`cahp export --to stock` can write an ordinary model.",
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class BudgetOptions:
         goals += [asked_limit(text) for text in self.limit]
         each = self.blocks
         ranges = (each.minimum, each.maximum, each.multiple_of)
-        return Target(tuple(goals), self.heads, *ranges, self.neurons)
+        return Target(tuple(goals), self.heads, *ranges, self.neurons, each.even)
 
     def profile(self) -> Profile | None:
         """The profile, if one is named."""

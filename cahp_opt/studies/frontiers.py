@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -166,7 +166,9 @@ def frontier(
         here = Problem(problem.objective, budget)
         selection = select(here, solver, time_limit=time_limit, seed=seed)
         if found and found[-1].value > selection.value:
-            selection = select(here, _Known(found[-1].kept, solver), seed=seed)
+            # A bound for all keep-sets is one for even ones too.
+            free = Problem(problem.objective, replace(budget, even=False))
+            selection = select(free, _Known(found[-1].kept, solver), seed=seed)
         found.append(selection)
         progress("frontier", done, len(budgets))
     return Frontier(name, np.array(rising), tuple(found))

@@ -329,17 +329,11 @@ def _fastest(target: Target, tables: Profile) -> Budget:
     worst, counts = 0.0, budget.cheapest
     for name, goal in target.verified(tables):
         table = budget.table_named(name)
-        cheapest = np.array(
-            [
-                int(np.flatnonzero(fine)[np.argmin(costs[fine])])
-                for costs, fine in zip(table.costs, budget.allowed, strict=True)
-            ],
-            dtype=np.int64,
-        )
+        cheapest = budget.cheapest_by(table)
         share = table.cost(cheapest) / goal.limit(_dense(tables))
         if share > worst and budget.allows(cheapest):
             worst, counts = share, cheapest
-    return Budget(tables.space, budget.tables, counts, counts)
+    return budget.pinned(counts)
 
 
 def _refusal(found: Round, goals: Sequence[tuple[str, Goal]], tables: Profile) -> str:

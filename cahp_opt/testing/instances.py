@@ -227,6 +227,10 @@ def _both_kinds(rng: Rng, space: HeadSpace) -> Budget:
     return heads if space.of_attention.all() else heads & Budget.neurons(space, share)
 
 
+def _even(rng: Rng, space: HeadSpace) -> Budget:
+    return Budget(space, even=True) & Budget.heads(space, int(rng.integers(0, space.n + 1)))
+
+
 BUDGETS: Mapping[str, BudgetMaker] = {
     "heads": lambda rng, space: Budget.heads(space, int(rng.integers(0, space.n + 1))),
     "heads and neurons": _both_kinds,
@@ -240,5 +244,6 @@ BUDGETS: Mapping[str, BudgetMaker] = {
     "latency per block": _latency_per_block,
     "multiples": _multiples,
     "launch bound": _launch_bound,
+    "even": _even,
 }
 """Makers of every kind of budget, by name."""

@@ -40,6 +40,7 @@ def check_relabelling(solver: Solver, problem: Problem, rng: np.random.Generator
         problem.budget.fewest[blocks],
         problem.budget.most[blocks],
         problem.budget.multiples[blocks],
+        problem.budget.even,
     )
     second = answer(solver, Problem(_Relabelled(problem.objective, order), budget))
     # The relabelled view hides structure, which an exact solver may need.

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cahp_opt.costs.budget import Budget
 from cahp_opt.problem import Problem
 from cahp_opt.selection import Selection
 from cahp_opt.solver import Solver, Status
@@ -177,6 +176,11 @@ def _check_costs(name: str, problem: Problem, selection: Selection) -> None:
         f"`{name}` keeps {counts.tolist()} units per block, and the budget allows from "
         f"{budget.fewest.tolist()} to {budget.most.tolist()} in multiples of {budget.multiples.tolist()}.",
     )
+    for kind in (problem.space.of_attention, ~problem.space.of_attention):
+        require(
+            not budget.even or len(set(counts[kind].tolist())) <= 1,
+            f"`{name}` keeps {counts.tolist()} units per block, and the budget is even.",
+        )
     for table in budget.tables:
         own = sum(c[k] for c, k in zip(table.costs, counts, strict=True))
         cost, told = max(table.least, table.fixed + own), selection.costs[table.name]
@@ -194,7 +198,7 @@ def check_launch_time(solver: Solver, problem: Problem, seed: int) -> None:
         return
     free = tuple(dataclasses.replace(t, least=0.0) for t in problem.budget.tables)
     budget = problem.budget
-    without = Budget(problem.space, free, budget.fewest, budget.most, budget.multiples)
+    without = dataclasses.replace(budget, tables=free)
     first = answer(solver, problem, seed)
     second = answer(solver, Problem(problem.objective, without), seed)
     require(

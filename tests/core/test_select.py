@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -10,7 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from cahp_opt import Budget, HeadSpace, Objective, Problem, Proposal, Solver, Status, select
+from cahp_opt import (
+    Block,
+    Budget,
+    HeadSpace,
+    Objective,
+    Problem,
+    Proposal,
+    Solver,
+    Status,
+    Unit,
+    select,
+)
 from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular, Quadratic
 from cahp_opt.solvers import BruteForce, DynamicProgram, Greedy, LazyGreedy, TopK
 
@@ -191,3 +203,47 @@ def test_importing_stays_light() -> None:
     heavy = "{'torch', 'transformers', 'ortools', 'cvxpy', 'scipy', 'networkx'}"
     code = f"import cahp_opt, cahp_opt.solvers, sys; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("monotone", [False, True])
+@pytest.mark.parametrize("solver", [BruteForce(), Greedy(), DynamicProgram()])
+def test_even_selections_are_the_best_of_all_even_ones(solver: Solver, monotone: bool) -> None:
+    """The bound holds for every keep-set that is even, found here by trying them."""
+    space = HeadSpace((Block("a", 3), Block("b", 2, Unit.NEURON_GROUP), Block("c", 3)))
+    rng = np.random.default_rng(5)
+    weights = rng.normal(size=space.n)
+    objective = Modular(np.abs(weights) if monotone else weights)
+    budget = Budget(space, even=True) & Budget.table(
+        space, [[0, 1, 2, 3], [0, 3, 4], [0, 1, 2, 3]], 7
+    )
+    within = [
+        objective.value(kept)
+        for kept in np.array(list(itertools.product([False, True], repeat=space.n)))
+        if budget.allows(space.counts(kept))
+    ]
+    selection = select(Problem(objective, budget), solver, time_limit=5)
+    assert selection.counts[0] == selection.counts[2] and budget.allows(selection.counts)
+    assert math.isclose(selection.value, max(within)) and selection.status is Status.OPTIMAL
+    assert math.isclose(selection.bound, max(within))
+    tried = selection.stats["even numbers tried"]
+    assert tried == (3 if monotone else len(budget.even_counts)) and len(budget.even_counts) > 2
+    assert f"{tried} such numbers tried" in selection.certificate
+
+
+def test_an_even_selection_is_as_uncertain_as_its_most_uncertain_number() -> None:
+    """A bound of one number that is above the best value of all leaves the gap open."""
+
+    class Counting(Bare):
+        def value(self, kept: np.ndarray) -> float:
+            return float(kept.sum())
+
+    class Doubting(Solver):
+        def solve(self, problem: Problem, *, deadline: float, rng: np.random.Generator) -> Proposal:
+            count = problem.budget.fewest[0]
+            kept = problem.space.join({b.name: range(count) for b in problem.space.blocks})
+            return Proposal(kept, 99.0 if count == 1 else 2.0 * count, certificate="own")
+
+    budget = Budget(SPACE, minimum=1, even=True) & Budget.heads(SPACE, 4)
+    selection = select(Problem(Counting(), budget), Doubting())
+    assert selection.counts.tolist() == [2, 2] and selection.bound == 99
+    assert selection.status is Status.FEASIBLE and "own" in selection.certificate

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cahp_opt import Budget, BudgetError, CountTable, HeadSpace, LatencyTable
+from cahp_opt import Block, Budget, BudgetError, CountTable, HeadSpace, LatencyTable, Unit
 from cahp_opt.costs import knapsack
 from cahp_opt.costs.knapsack import best_counts
 from cahp_opt.testing import BUDGETS, SPACES
@@ -257,3 +257,32 @@ def test_costs_of_any_magnitude(scale: float) -> None:
     budget = Budget.table(space, [[0, scale, 2 * scale]] * 2, 3 * scale)
     values = [np.array([0, 3.0, 4.0]), np.array([0, 2.0, 2.5])]
     assert best_counts(values, budget.allowed, budget.coupling).value == 6
+
+
+def test_even_budgets_allow_the_same_number_in_all_blocks_of_a_kind() -> None:
+    budget = Budget(SPACE, even=True) & Budget.heads(SPACE, 7)
+    assert counts_of(budget) == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
+    assert [tuple(c) for c in budget.even_counts] == counts_of(budget)
+    assert "'block.0' keeps 2 units and block 'block.1' 1, and all blocks of a kind" in str(
+        budget.violation(np.array([2, 1, 1]))
+    )
+    assert counts_of(budget.with_limit(12)) == [(k, k, k) for k in range(5)]
+    neurons = Unit.NEURON_GROUP
+    kinds = (Block("a", 4), Block("b", 4, neurons), Block("c", 3), Block("d", 2, neurons))
+    mixed = Budget(HeadSpace(kinds), minimum=1, multiple_of=[1, 1, 2, 1], even=True)
+    assert set(counts_of(mixed)) == {(h, n, h, n) for h in (2, 3) for n in (1, 2)}
+
+
+def test_even_budgets_have_a_floor_of_their_own() -> None:
+    """The cheapest counts of every block cost less, and are not the same."""
+    costs = [[0, 5, 1], [0, 1, 5]]
+    space = HeadSpace.uniform(2, 2)
+    budget = Budget.table(space, costs, 6, minimum=1) & Budget(space, even=True)
+    assert budget.floors() == {"cost": 6} and set(counts_of(budget)) == {(1, 1), (2, 2)}
+    with pytest.raises(BudgetError, match="smallest reachable is 6"):
+        budget.with_limit(2)
+    with pytest.raises(BudgetError, match="no number of units is allowed in all blocks of a kind"):
+        Budget(space, minimum=[0, 2], maximum=[1, 2], even=True)
+    other = Budget.table(space, [[0, 1, 0], [0, 1, 0]], 1, name="other")
+    with pytest.raises(BudgetError, match="all limits at once: cost alone can reach 6"):
+        Budget.table(space, [[0, 3, 9], [0, 3, 9]], 6, minimum=1) & Budget(space, even=True) & other

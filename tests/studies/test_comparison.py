@@ -180,6 +180,17 @@ def test_a_frontier_rises(solver: Solver, tmp_path: Path) -> None:
     assert any(found.knee() is selection for selection in found)
 
 
+def test_an_even_frontier_rises_and_stays_even() -> None:
+    """Where the solver's answer to a larger limit is worse, that to the smaller one counts."""
+    space = HeadSpace.uniform(3, 4)
+    budget = Budget(space, even=True) & Budget.heads(space, 12)
+    objective = Modular(np.random.default_rng(1).normal(size=space.n))
+    found = frontier(Problem(objective, budget), RandomSubset(), [3, 4, 6, 8, 9])
+    values = [selection.value for selection in found.selections]
+    assert values == sorted(values) and len(set(values)) > 1
+    assert all(len(set(selection.counts.tolist())) == 1 for selection in found.selections)
+
+
 def test_frontier_refusals() -> None:
     with pytest.raises(ValueError, match="`limits` is empty"):
         frontier(small_problem(), Greedy(), [])

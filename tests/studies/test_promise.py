@@ -98,7 +98,7 @@ class Device:
 
 
 def keep(
-    device: Device, *goals: LatencyGoal, promise: Promise | None = None, **limits: int
+    device: Device, *goals: LatencyGoal, promise: Promise | None = None, **limits: Any
 ) -> Selection:
     profile = Profile(SPACE, device.tables)
     target = Target(tuple(goals), **limits)
