@@ -45,6 +45,10 @@ LESS: Mapping[str, str] = {
 """By script under ``benchmarks``, the options behind its own so that it ends in seconds, not hours."""
 
 INSTEAD: Mapping[str, tuple[str, str]] = {
+    "cahp export pruned-evenly/ --to gguf --output pruned.gguf": (
+        "! cahp export pruned-evenly/ --to gguf --output pruned.gguf",
+        "the tiny model's tokenizer splits texts in a way that llama.cpp does not know, which is refused",
+    ),
     "cahp latency --estimate hardware.json": (
         "cahp hardware --output hardware.json && "
         "cahp latency MODEL --estimate hardware.json --output estimate.json",

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("torch/slicing",),
     ("torch/evaluation", "torch/latency"),
     ("torch/calibration", "torch/checkpoints"),
-    ("torch/recovery", "torch/texts"),
+    ("torch/recovery", "torch/texts", "torch/export"),
     ("torch",),
     ("torch/pipeline",),
     ("cli",),

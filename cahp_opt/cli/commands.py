@@ -9,12 +9,13 @@ import typer
 import cahp_opt
 from cahp_opt.cli.comparing import compare
 from cahp_opt.cli.demonstrating import demo
+from cahp_opt.cli.exporting import export
 from cahp_opt.cli.flattening import flattened
 from cahp_opt.cli.measuring import calibrate, hardware, latency
 from cahp_opt.cli.pruning import apply, prune
 from cahp_opt.cli.selecting import select
 
-COMMANDS = (prune, calibrate, latency, hardware, select, compare, apply, demo)
+COMMANDS = (prune, calibrate, latency, hardware, select, compare, apply, export, demo)
 
 app = typer.Typer(
     name="cahp",

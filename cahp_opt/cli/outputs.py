@@ -44,17 +44,28 @@ def kept_runs(output: Path, workloads: Iterable[Workload]) -> Generator[dict[str
         path.unlink(missing_ok=True)
 
 
-def check_folder(output: OutputOptions, model: str | None = None) -> None:
-    """Refuse an output folder that could not be written, and note which files go and which stay."""
+def check_folder(
+    output: OutputOptions, model: str | None = None, option: str = "--output-dir"
+) -> None:
+    """Refuse an output folder that could not be written, and note which files go and which stay.
+
+    Args:
+        output: the folder.
+        model: the model that is read, which must not be there.
+        option: the option that names the folder.
+
+    Raises:
+        ValueError: if it could not.
+    """
     path = output.output_dir
     if model is not None and path.is_dir() and Path(model).resolve() == path.resolve():
         raise ValueError(
-            f"`--output-dir` {path} is the folder of the model that is to be pruned; name another one."
+            f"`{option}` {path} is the folder of the model that is to be pruned; name another one."
         )
     try:
         there = check_free(path, overwrite=output.overwrite)
     except FileExistsError as error:
-        raise ValueError(f"`--output-dir` {error}") from None
+        raise ValueError(f"`{option}` {error}") from None
     if there.ours:
         note([f"{path}: {some(there.ours)} will be replaced in the end."])
     if there.foreign:

@@ -25,6 +25,10 @@ from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrain
 from cahp_opt.torch.checkpoints.pushing import push_to_hub
 from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.export.gguf_file import export_gguf
+from cahp_opt.torch.export.onnx_folder import OnnxGraph, export_onnx
+from cahp_opt.torch.export.refusals import ExportError
+from cahp_opt.torch.export.stock import export_stock
 from cahp_opt.torch.latency.block_times import measure_latency
 from cahp_opt.torch.latency.exact_counts import count_resources
 from cahp_opt.torch.latency.measured_selection import ForeignTableWarning, select_measured
@@ -46,9 +50,11 @@ __all__ = [
     "Attention",
     "AttentionBlock",
     "BlockFit",
+    "ExportError",
     "FeedForwardBlock",
     "Fidelity",
     "ForeignTableWarning",
+    "OnnxGraph",
     "Pooling",
     "Prunable",
     "PrunableBlock",
@@ -64,6 +70,9 @@ __all__ = [
     "estimate_latency",
     "evaluate",
     "explicit_attention",
+    "export_gguf",
+    "export_onnx",
+    "export_stock",
     "fidelity_of",
     "find_attention",
     "find_prunable",

@@ -18,7 +18,9 @@ from cahp_opt.runs import budget_options, plan, timing_options
 from cahp_opt.runs.options import option, option_of, same
 from cahp_opt.runs.recovery import Weighting
 
-COMMANDS = ("prune", "calibrate", "latency", "hardware", "select", "compare", "apply", "demo")
+COMMANDS = (
+    *("prune", "calibrate", "latency", "hardware", "select", "compare", "apply", "export", "demo"),
+)
 
 
 @dataclass(frozen=True)

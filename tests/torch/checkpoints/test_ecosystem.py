@@ -265,30 +265,6 @@ def export_and_compare(family: Family) -> None:
     torch.testing.assert_close(found, small(**keywords)[0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.support("onnx")
-@pytest.mark.filterwarnings("ignore")  # of the exporter's own
-@chosen("bert gpt2 llama-gqa vit")
-def test_onnx(family: Family, tmp_path: Path) -> None:
-    """Blocks without units too: onnxruntime refuses empty tensors, and there are none."""
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package)
-    runtime: Any = pytest.importorskip("onnxruntime")
-    small = sliced(family, neurons=True)
-    batch = family.batch()
-    if family.generates:
-        small.config.use_cache = False
-    file = str(tmp_path / "model.onnx")
-    torch.onnx.export(small, (), file, kwargs=batch, dynamo=True, verbose=False)
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
-    expected = small(**batch)[0].detach().numpy()
-    if expected.ndim == 3:
-        real = batch["attention_mask"].numpy() != 0
-        found, expected = found[real], expected[real]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 # --- adapters -----------------------------------------------------------------------------------
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
