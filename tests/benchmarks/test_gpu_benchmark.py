@@ -20,6 +20,7 @@ def rows(builds: str, target: Path) -> tuple[int, dict[str, Any]]:
     return code, json.loads(target.read_text(encoding="utf-8"))
 
 
+@pytest.mark.documents(8)
 def test_every_build_and_dtype_has_a_row(tmp_path: Path) -> None:
     code, record = rows("torch-encoder,llama-gqa", tmp_path / "cpu.json")
     made = {(row["build"], row["dtype"]): row for row in record["rows"]}

@@ -33,6 +33,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["--model", str(model), *data, *FAST, "--step", "1", "--output", str(tmp_path / "out")]
 
 
+@pytest.mark.documents(10)
 def test_a_run_goes_on_and_has_a_page(arguments: list[str], tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
