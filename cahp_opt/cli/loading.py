@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.runs.kinds import Kinds
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import Units
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.pooling import Pooling
@@ -72,23 +73,57 @@ def named_of(
     options: ModelOptions,
     display: Display,
     *,
-    texts_needed: bool = True,
+    medium: Medium | None = Medium.TEXT,
     pooling: Pooling | None = None,
 ) -> Named:
-    """The model with its tokenizer, without one only where no texts are read."""
+    """The model with what makes its inputs; without a tokenizer only where no texts are read.
+
+    Args:
+        options: the model.
+        display: shows the stage.
+        medium: what the examples are; None without any.
+        pooling: how the model embeds texts.
+    """
     name, model = options.model, model_of(options, display)
 
-    from cahp_opt.torch.checkpoints.model_loading import ModelError, foreign_tokens, load_tokenizer
+    from cahp_opt.torch.checkpoints.model_loading import (
+        ModelError,
+        foreign_tokens,
+        load_tokenizer,
+        refuse_other_medium,
+    )
     from cahp_opt.torch.pipeline.run import Named
 
-    try:
-        tokenizer = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
-    except ModelError:
-        if texts_needed:
-            raise
-        tokenizer = None
-    note([] if options.trust_remote_code else foreign_tokens(name, tokenizer))
-    return Named(name, model, tokenizer, pooling)
+    if medium is not None:
+        refuse_other_medium(name, model, medium)
+    processor = processor_of(options, model)
+    if processor is None:
+        try:
+            processor = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
+        except ModelError:
+            if medium is not None:
+                raise
+        note([] if options.trust_remote_code else foreign_tokens(name, processor))
+    return Named(name, model, processor, pooling)
+
+
+def processor_of(options: ModelOptions, model: nn.Module) -> Any:
+    """What makes a model's inputs from images or recordings; None for a model of texts."""
+    from cahp_opt.torch.checkpoints.processors import load_processor
+    from cahp_opt.torch.running.main_input import medium_of
+
+    medium = medium_of(model)
+    if medium in (None, Medium.TEXT):
+        return None
+    return load_processor(options.model, medium, trust_remote_code=options.trust_remote_code)
+
+
+def read_by(model: nn.Module) -> dict[str, object]:
+    """What a model reads, and whether tokens are among it, as facts for the rules on idle options."""
+    from cahp_opt.torch.running.main_input import medium_of, writes
+
+    medium = medium_of(model)
+    return {"medium": medium, "tokens": medium in (None, Medium.TEXT) or writes(model)}
 
 
 def embeds(named: Named) -> bool:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cahp_opt.cli.display import Display
-from cahp_opt.cli.loading import embeds, in_kinds, model_of, named_of, set_threads
+from cahp_opt.cli.loading import (
+    embeds,
+    in_kinds,
+    model_of,
+    named_of,
+    processor_of,
+    read_by,
+    set_threads,
+)
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
 from cahp_opt.cli.outputs import check_file, kept_runs
@@ -20,6 +28,7 @@ from cahp_opt.costs.quantities import metered
 from cahp_opt.costs.target import Target
 from cahp_opt.runs.kinds import OF_ATTENTION, MeasuredKinds
 from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import ObjectiveName, Precision
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import SelectionOptions, TextOptions
@@ -99,7 +108,9 @@ def calibrate(
         )
     check_file(statistics.output, "cahp-stats")
     display = Display()
-    named = in_kinds(named_of(model, display, pooling=texts.pooling), wanted, model.units)
+    loaded = named_of(model, display, medium=texts.medium, pooling=texts.pooling)
+    note(given.check(**read_by(loaded.model)))
+    named = in_kinds(loaded, wanted, model.units)
     print(f"measured: {named.kinds.sentence}", flush=True)
     note(given.check(prunes=named.kinds.prune))
     if not statistics.objective and embeds(named) and "sensitivity_examples" not in given.explicit:
@@ -108,7 +119,8 @@ def calibrate(
     stats.save(statistics.output)
     note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))
     print(
-        f"{statistics.output}: {stats.examples:,} texts, {stats.tokens:,} tokens, {stats.space.n} units"
+        f"{statistics.output}: {stats.examples:,} {texts.medium.value}, "
+        f"{f'{stats.tokens:,} tokens, ' if texts.medium is Medium.TEXT else ''}{stats.space.n} units"
     )
 
 
@@ -124,22 +136,18 @@ def _measured(
     from cahp_opt.torch.checkpoints.model_loading import output_of
     from cahp_opt.torch.evaluation.fidelity import embedding_notes
     from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
-    from cahp_opt.torch.texts.encoding import encode_and_count
+    from cahp_opt.torch.texts.reading import encode_examples
     from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
     fidelity = output_of(named.name, named.model, named.pooling)
     note(embedding_notes(named.model, fidelity))
-    batches, counts = encode_and_count(
-        examples.calibration,
-        named.tokenizer,
-        named.model,
-        batch_size=texts.reading.batch_size,
-        max_length=texts.reading.max_length,
-        seed=statistics.seed,
+    batches, counts = encode_examples(
+        examples.calibration, named.tokenizer, named.model, texts.reading, statistics.seed
     )
     note([*examples.notes, *counts.notes()])
-    print(f"read: {counts.in_words()}", flush=True)
-    rehearse_texts(named.prunable, batches[0], fidelity)
+    if texts.medium is Medium.TEXT:
+        print(f"read: {counts.in_words()}", flush=True)
+    rehearse_texts(named.prunable, batches[0], fidelity, texts.medium)
     with display.stage("calibrate") as progress:
         return calibrate_kinds(
             named.prunable,
@@ -220,17 +228,26 @@ def latency(
     from cahp_opt.torch.pipeline.profiles import estimate_profile, measure_profile
     from cahp_opt.torch.pipeline.run import Named
 
-    named = in_kinds(Named(model.model, loaded, None), wanted, model.units)
+    processor = processor_of(model, loaded)
+    note(given.check(**read_by(loaded)))
+    named = in_kinds(Named(model.model, loaded, processor), wanted, model.units)
     print(f"measured: {named.kinds.sentence}", flush=True)
     note(given.check(prunes=named.kinds.prune))
     prunable = named.prunable
     if hardware is not None:
-        profile = estimate_profile(prunable, workloads, hardware, display)
+        profile = estimate_profile(prunable, workloads, hardware, display, processor)
         profile.save(output)
     else:
         with kept_runs(output, workloads) as samples:
             also = metered(workload.name for workload in workloads)
-            profile = measure_profile(prunable, workloads, display, measured=also, samples=samples)
+            profile = measure_profile(
+                prunable,
+                workloads,
+                display,
+                measured=also,
+                samples=samples,
+                processor=processor,
+            )
             profile.save(output)
     for line in profile_lines(profile):
         print(line)

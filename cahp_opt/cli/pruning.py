@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cahp_opt.cli.display import Display
-from cahp_opt.cli.loading import embeds, in_kinds, named_of
+from cahp_opt.cli.loading import embeds, in_kinds, named_of, read_by
 from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
@@ -68,7 +68,9 @@ def prune(
     workloads = timing.timed.workloads(target, profile)
     check_folder(output, model.model)
     display = Display()
-    named = in_kinds(named_of(model, display, pooling=texts.pooling), wanted, model.units)
+    loaded = named_of(model, display, medium=texts.medium, pooling=texts.pooling)
+    note(given.check(**read_by(loaded.model)))
+    named = in_kinds(loaded, wanted, model.units)
     print(f"pruned: {named.kinds.sentence}", flush=True)
     note(given.check(prunes=named.kinds.prune))
     method = choice.method(recovery.recovery, embeds=embeds(named))
@@ -143,7 +145,9 @@ def apply(
     examples = texts.read(applied.seed) if texts.given else None
     check_folder(output, model.model)
     display = Display()
-    named = named_of(model, display, texts_needed=examples is not None, pooling=texts.pooling)
+    medium = None if examples is None else examples.medium
+    named = named_of(model, display, medium=medium, pooling=texts.pooling)
+    note(given.check(**read_by(named.model)))
     if examples is not None:  # refuses an output that cannot be compared
         embeds(replace(named, pooling=texts.pooling or recorded_pooling(selection.provenance)))
 

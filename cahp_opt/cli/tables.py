@@ -15,6 +15,7 @@ from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Execution, Provenance
 from cahp_opt.costs.quantities import QUANTITIES, amount, unit_of_measure
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.report import FidelityReport, Report, verdict
 from cahp_opt.selection import Selection, listed
@@ -35,7 +36,7 @@ def tables(report: Report, folder: str) -> RenderableType:
     if report.selection.rounds:
         parts.append(_rounds(report.selection))
     if report.fidelity is not None:
-        parts.append(_fidelity(report.fidelity, report.recovery))
+        parts.append(_fidelity(report.fidelity, report.recovery, report.medium))
     parts.append(_result(report, folder))
     parts.extend(f"Note: {note}" for note in report.notes)
     return Group(*(_unwrapped(part) for part in parts))
@@ -240,9 +241,10 @@ def _rounds(selection: Selection) -> Table:
     return table
 
 
-def _fidelity(fidelity: FidelityReport, recovery: Recovery) -> Table:
+def _fidelity(fidelity: FidelityReport, recovery: Recovery, medium: Medium) -> Table:
     pooled = f", {fidelity.pooling} pooling" if fidelity.pooling else ""
-    table = _table(f"Fidelity to the dense model ({fidelity.examples} texts kept back{pooled})")
+    compared = f"{fidelity.examples} {medium.value} kept back{pooled}"
+    table = _table(f"Fidelity to the dense model ({compared})")
     table.add_column("")
     table.add_column("sliced", justify="right")
     if fidelity.after is not None:
@@ -264,8 +266,9 @@ def _result(report: Report, folder: str) -> Table:
     table.add_row("loaded again", "outputs equal the sliced model's exactly")
     table.add_row("recovery", report.recovery.value)
     if report.calibration_texts:
-        table.add_row("calibration texts", f"{report.calibration_texts:,}")
-        table.add_row("read, with held-out texts", report.counts.in_words())
+        table.add_row(f"calibration {report.medium.value}", f"{report.calibration_texts:,}")
+        if report.medium is Medium.TEXT:
+            table.add_row("read, with held-out texts", report.counts.in_words())
     stages = ", ".join(f"{name} {taken:.1f}" for name, taken in report.seconds.items())
     table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({stages})")
     files = ", ".join(f"{name} ({_bytes(size)})" for name, size in report.files.items())

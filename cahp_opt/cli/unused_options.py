@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from cahp_opt.runs.measuring import DECIDED
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import SolverName
 from cahp_opt.runs.recovery import Recovery
 
@@ -88,8 +89,11 @@ class _Rule:
     facts: tuple[str, ...] = ()
 
 
+_SOURCES = ("text", "data", "images", "audio")
+
+
 def _texts(given: Mapping[str, Any]) -> bool:
-    return given["text"] is not None or given["data"] is not None
+    return any(given[source] is not None for source in _SOURCES)
 
 
 def _untimed(given: Mapping[str, Any]) -> bool:
@@ -151,12 +155,31 @@ _NEURONS = _Rule(
     facts=("prunes",),
 )
 
+
+def _sized(*options: str) -> _Rule:
+    return _Rule(
+        options,
+        lambda given: not given["tokens"],
+        "the model reads no tokens, and images and recordings have the size that its processor gives them",
+        facts=("tokens",),
+    )
+
+
+_LONG = _Rule(
+    ("max_seconds",),
+    lambda given: _texts(given) and given["medium"] is not Medium.SOUND,
+    "only recordings have a length in seconds",
+    facts=("medium",),
+)
+
 _UNNEEDED = tuple(map(_unneeded, DECIDED))
 
 _RULES: Mapping[str, tuple[_Rule, ...]] = {
     "prune": (
         *_UNNEEDED,
         _COLUMNS,
+        _sized("max_length", "sequence_length"),
+        _LONG,
         _NEURONS,
         _TRAINING,
         _REFITTING,
@@ -182,8 +205,9 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         ),
         _TIME_LIMIT,
     ),
-    "calibrate": (_COLUMNS, _NEURONS),
+    "calibrate": (_COLUMNS, _sized("max_length"), _LONG, _NEURONS),
     "latency": (
+        _sized("sequence_length"),
         _NEURONS,
         _SIZED,
         _Rule(
@@ -218,10 +242,12 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
     ),
     "apply": (
         _COLUMNS,
+        _sized("max_length", "sequence_length"),
+        _LONG,
         _Rule(
             ("recovery",),
             lambda given: given["recovery"].refits and not _texts(given),
-            "without `--text` or `--data` there is nothing to recover with",
+            "without `--text`, `--data`, `--images` or `--audio` there is nothing to recover with",
             refused=True,
         ),
         _TRAINING,
@@ -229,13 +255,13 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _Rule(
             ("weighting", "feed_forward"),
             lambda given: not _texts(given),
-            "without `--text` or `--data` nothing is refitted",
+            "without `--text`, `--data`, `--images` or `--audio` nothing is refitted",
             refused=True,
         ),
         _Rule(
-            ("max_texts", "held_out", "max_length", "batch_size", "pooling", "seed"),
+            ("max_texts", "held_out", "max_length", "max_seconds", "batch_size", "pooling", "seed"),
             lambda given: not _texts(given),
-            "there is neither `--text` nor `--data`",
+            "there is none of `--text`, `--data`, `--images` and `--audio`",
         ),
         _Rule(
             ("max_texts",),
@@ -243,7 +269,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
             "with `--recovery none` only the texts kept back are looked at",
         ),
         _Rule(
-            ("text", "data"),
+            _SOURCES,
             lambda given: not given["recovery"].refits and given["held_out"] == 0,
             "`--recovery none` learns nothing from texts, and `--held-out 0` judges by none",
         ),

@@ -1,7 +1,8 @@
-"""Which columns of a table are the text, its pair, the label, or a conversation."""
+"""Which columns of a table are the text, its pair, the label, the choices, or a conversation."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -34,6 +35,8 @@ _PAIRS = (
 """The usual names of a text and its pair, in small letters without what is between words; the first two that
 a table has are read."""
 _LABELS = ("label", "labels")
+_CHOICE = re.compile(r"(?:choice|ending|option)s?(\d+)", re.ASCII)
+_CHOICES = ("choices", "endings", "options")
 _SHOWN, _WIDE = 12, 40
 
 
@@ -114,10 +117,12 @@ class ColumnOptions:
         else:
             text, pair, chat = self._text(names, source)
         label = self.label_column or _first(_LABELS, names)
-        used = [name for name in (text, pair, label) if name is not None]
+        choices = _choices(names)
+        used = [name for name in (text, pair, label, *choices) if name is not None]
         if len(set(used)) < len(used):
             raise TextError(f"of {source} each column is read once, got {_listed(used)}.")
-        return Columns(text, pair, label, chat, tuple(name for name in names if name not in used))
+        spare = tuple(name for name in names if name not in used)
+        return Columns(text, pair, label, chat, spare, choices)
 
     def _text(self, names: Sequence[str], source: str) -> tuple[str, str | None, bool]:
         """The text, its pair, and whether it is a conversation."""
@@ -147,6 +152,7 @@ class Columns:
         label: of the labels; None for none.
         chat: whether the texts are conversations.
         spare: all others.
+        choices: of the texts to choose between: choice0, choice1 and so on, or one of lists.
     """
 
     text: str
@@ -154,11 +160,13 @@ class Columns:
     label: str | None
     chat: bool
     spare: tuple[str, ...]
+    choices: tuple[str, ...] = ()
 
     @property
     def read(self) -> list[str]:
         """The names of all that are read."""
-        return [name for name in (self.text, self.pair, self.label) if name is not None]
+        told = (self.text, self.pair, self.label, *self.choices)
+        return [name for name in told if name is not None]
 
     def notes(self, source: str) -> Iterator[str]:
         """A sentence on what is read, unless all columns are and have the names that say so."""
@@ -167,12 +175,28 @@ class Columns:
             "text_pair": self.pair,
             "label": self.label,
         }
-        if self.spare or any(name not in (None, what) for what, name in parts.items()):
+        if (
+            self.spare
+            or self.choices
+            or any(name not in (None, what) for what, name in parts.items())
+        ):
             told = ", ".join(
                 f"{name!r} is the {what}" for what, name in parts.items() if name is not None
             )
+            if self.choices:
+                told += f", {_listed(self.choices)} the choices"
             spare = f"; not read are {_listed(self.spare)}" if self.spare else ""
             yield f"columns of {source}: {told}{spare}."
+
+
+def _choices(names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of choices, in the order of their numbers."""
+    found = {name: _CHOICE.fullmatch(_plain(name)) for name in names}
+    numbered = [(int(match[1]), name) for name, match in found.items() if match is not None]
+    if len(numbered) > 1:
+        return tuple(name for _, name in sorted(numbered))
+    listed = _first(_CHOICES, names)
+    return () if listed is None else (listed,)
 
 
 def _by_plain_name(names: Sequence[str]) -> Mapping[str, str]:

@@ -3,7 +3,7 @@ here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +11,8 @@ from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.runs.columns import ColumnOptions
 from cahp_opt.runs.measuring import MeasuringOptions
+from cahp_opt.runs.media import Medium
+from cahp_opt.runs.media_folders import MediaFolder
 from cahp_opt.runs.method import Method, ObjectiveName, SolverName
 from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
@@ -31,8 +33,18 @@ class Reading:
         default=128,
         metadata=option("--max-length", min=1, help="Maximum number of tokens per text."),
     )
+    max_seconds: float = field(
+        default=10.0,
+        metadata=option(
+            "--max-seconds",
+            min=0.1,
+            metavar="SECONDS",
+            help="Maximum number of seconds of a recording; what is longer is cut.",
+        ),
+    )
     batch_size: int = field(
-        default=32, metadata=option("--batch-size", min=1, help="Texts per batch.")
+        default=32,
+        metadata=option("--batch-size", min=1, help="Texts, images or recordings per batch."),
     )
 
 
@@ -68,10 +80,29 @@ class TextOptions:
             "--split", metavar="NAME", help="Split of a data set of the hub. Default: train."
         ),
     )
+    images: Path | None = field(
+        default=None,
+        metadata=option(
+            "--images",
+            metavar="FOLDER",
+            help="Images in place of texts, for models that read them; the name of the folder that an image lies "
+            "in is its label.",
+        ),
+    )
+    audio: Path | None = field(
+        default=None,
+        metadata=option(
+            "--audio",
+            metavar="FOLDER",
+            help="Recordings (WAV) in place of texts, for models that read them; labels as for --images.",
+        ),
+    )
     max_texts: int = field(
         default=2000,
         metadata=option(
-            "--max-texts", min=1, help="Maximum number of texts to calibrate and refit on."
+            "--max-texts",
+            min=1,
+            help="Maximum number of texts, images or recordings to calibrate and refit on.",
         ),
     )
     held_out: int = field(
@@ -94,26 +125,41 @@ class TextOptions:
 
     @property
     def given(self) -> bool:
-        """Whether there are any texts."""
-        return self.text is not None or self.data is not None
+        """Whether there are any texts, images or recordings."""
+        return any(each is not None for each in (self.text, self.data, self.images, self.audio))
+
+    @property
+    def medium(self) -> Medium:
+        """What the examples are."""
+        if self.images is not None:
+            return Medium.IMAGE
+        return Medium.TEXT if self.audio is None else Medium.SOUND
 
     def read(self, seed: int) -> TextSplit:
-        """The texts.
+        """The texts, images or recordings.
 
         Args:
             seed: of the shuffle.
 
         Raises:
-            ValueError: if there is not exactly one file, or it cannot be understood.
+            ValueError: if there is not exactly one file or folder, or it cannot be understood.
             OSError: if it cannot be read.
         """
-        if self.text is not None and self.data is None:
-            found: LineTexts | TableTexts = LineTexts(self.text)
-        elif self.data is not None and self.text is None:
+        sources = (self.text, self.data, self.images, self.audio)
+        if sum(each is not None for each in sources) != 1:
+            raise ValueError(
+                "give the texts either as `--text FILE` or as `--data SOURCE`, or in their place images as "
+                "`--images FOLDER` or recordings as `--audio FOLDER`."
+            )
+        found: LineTexts | TableTexts | MediaFolder
+        if self.text is not None:
+            found = LineTexts(self.text)
+        elif self.data is not None:
             found = texts_in(self.data, self.columns, subset=self.subset, split=self.split)
         else:
-            raise ValueError("give the texts either as `--text FILE` or as `--data SOURCE`.")
-        return split_texts(found, most=self.max_texts, held_out=self.held_out, seed=seed)
+            found = MediaFolder(self.images or self.audio or "", self.medium)
+        taken = split_texts(found, most=self.max_texts, held_out=self.held_out, seed=seed)
+        return replace(taken, notes=tuple(found.notes), medium=self.medium)
 
 
 @dataclass(frozen=True)

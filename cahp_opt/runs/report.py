@@ -10,6 +10,7 @@ from typing import Any
 from cahp_opt.costs.checks import TOLERANCE, Check
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.text_counts import TextCounts
 from cahp_opt.selection import Selection
@@ -55,6 +56,7 @@ class Report:
         notes: sentences that the user should read.
         recovery: what was done for the sliced model.
         counts: how many texts and tokens of the data were read, held-out ones too, and how many not.
+        medium: what the model was calibrated and judged on.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Report:
     notes: tuple[str, ...] = ()
     recovery: Recovery = Recovery.NONE
     counts: TextCounts = TextCounts()
+    medium: Medium = Medium.TEXT
 
     def save(self, path: PathLike) -> None:
         """Write the report as JSON; NaN and infinity become null."""
@@ -94,6 +97,7 @@ class Report:
             "files": dict(self.files),
             "notes": list(self.notes),
             "recovery": self.recovery.value,
+            "medium": self.medium.value,
         }
         write_json(path, _KIND, _VERSION, _finite(body))
 

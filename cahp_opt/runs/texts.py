@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from cahp_opt.files.text_lines import TextError as TextError
 from cahp_opt.files.text_lines import TextLines
 from cahp_opt.runs.columns import ColumnOptions
 from cahp_opt.runs.conversations import conversation
+from cahp_opt.runs.media import Medium
 
 _POOL = 1 << 20  # distinct texts that are drawn from, at least; they bound the memory
 _CHUNK = 1 << 18
@@ -36,12 +37,14 @@ class Example:
         pair: the second text of a pair.
         label: the label, as it stands in the file.
         chat: whether the text is a conversation as JSON, which the tokenizer's chat template is to write.
+        choices: the texts to choose between, for models that do; the pair is the beginning of each.
     """
 
     text: str
     pair: str | None = None
     label: str | None = None
     chat: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class TextSplit:
         calibration: the texts to measure and refit on.
         held_out: the held-out texts.
         notes: sentences about the file that the user should read.
+        medium: what they are; the text of an image or a recording is the path of its file.
     """
 
     calibration: tuple[Example, ...]
     held_out: tuple[Example, ...]
     notes: tuple[str, ...] = ()
+    medium: Medium = Medium.TEXT
 
 
 class LineTexts:
@@ -135,10 +140,11 @@ class TableTexts:
                     continue
                 pair = None if columns.pair is None else _text(row, columns.pair)
                 label = None if columns.label is None else _label(row, columns.label)
+                choices = tuple(_choices(row, columns.choices))
             except _CellError as error:
                 raise TextError(f"{rows.counted} {number} of {rows.source}: {error}.") from None
             found += 1
-            yield Example(text, pair, label, columns.chat)
+            yield Example(text, pair, label, columns.chat, choices)
         if not found:
             raise TextError(
                 f"{rows.source} has no text in its column {columns.text!r}; name another by `text_column`, or "
@@ -175,6 +181,17 @@ def _text(row: Mapping[str, object], column: str) -> str:
         f"the column {column!r} holds {_shown(cell)}, and texts were expected; name another by `text_column` "
         "or `pair_column`"
     )
+
+
+def _choices(row: Mapping[str, object], columns: Iterable[str]) -> Iterator[str]:
+    """The choices of a row, from columns of texts or of lists of them; empty ones are left out."""
+    for column in columns:
+        cell = row.get(column)
+        several = cast("Sequence[object]", cell) if isinstance(cell, (list, tuple)) else (cell,)
+        for each in several:
+            text = _text({column: each}, column)
+            if _shows(text):
+                yield text
 
 
 def _label(row: Mapping[str, object], column: str) -> str | None:
@@ -268,6 +285,8 @@ def _key(example: Example) -> int:
     text = " ".join(example.text.split())
     if example.pair is not None:
         text += "\0" + " ".join(example.pair.split())
+    for choice in example.choices:
+        text += "\0\0" + " ".join(choice.split())
     digest = blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 

@@ -496,7 +496,7 @@ def test_what_cannot_be_timed_is_refused_before_anything_is(
     sound: Any = whisper.build(bare=False)
     sound.save_pretrained(tmp_path / "whisper")
     measure[1] = str(tmp_path / "whisper")
-    refused(capsys, 2, "takes texts only", run=lambda: main(measure))
+    refused(capsys, 2, "the feature extractor of", "cannot be loaded", run=lambda: main(measure))
     assert [p.name for p in tmp_path.iterdir()] == ["whisper"]
 
 

@@ -17,12 +17,15 @@ from cahp_opt.cli import app, main
 from cahp_opt.cli.unused_options import _RULES, Given, UnusedOptionError
 from cahp_opt.costs.prune import Prune
 from cahp_opt.runs.measuring import DECIDED
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import ObjectiveName, SolverName
 from cahp_opt.runs.recovery import Recovery
 
 DEFAULTS: dict[str, Any] = {
     "text": Path("t"),
     "data": None,
+    "images": None,
+    "audio": None,
     "recovery": Recovery.REFIT,
     "held_out": 256,
     "workload": None,
@@ -39,11 +42,24 @@ FACTS: dict[str, Any] = {
     "prunes": Prune.BOTH,
     "solvers": (SolverName("tabu"),),
     "needs": frozenset().union(*DECIDED.values()),
+    "medium": Medium.SOUND,
+    "tokens": True,
 }
 NO_TEXT, NO_RECOVERY = {"text": None}, {"recovery": Recovery.NONE}
 FINETUNE = {"recovery": Recovery.FINETUNE}
 DRY = (SolverName("top-k"), SolverName("dynamic-program"))
 
+
+def flags_of(command: str) -> dict[str, str]:
+    group: Any = typer.main.get_command(app)
+    return {parameter.name: parameter.opts[0] for parameter in group.commands[command].params}
+
+
+_OF_MEDIA: list[tuple[str, dict[str, Any]]] = [
+    ("max_length", {"tokens": False}),
+    ("sequence_length", {"tokens": False}),
+    ("max_seconds", {"medium": Medium.IMAGE}),
+]
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     # command, option, values beside which it does something, and nothing, whether that is refused
     *(
@@ -87,6 +103,12 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
         (command, "neuron_group", {}, {"prunes": Prune.HEADS}, False)
         for command in ("prune", "calibrate", "latency")
     ),
+    *(
+        (command, option, {}, idle, False)
+        for option, idle in _OF_MEDIA
+        for command in ("prune", "calibrate", "apply", "latency")
+        if option in flags_of(command)
+    ),
     ("prune", "rounds", {}, {"latency_goals": ()}, False),
     ("prune", "latency_table", {}, {"goals": ()}, False),
     ("prune", "time_limit", {}, {"solvers": DRY[:1]}, False),
@@ -108,16 +130,14 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     ("apply", "feed_forward", {}, NO_TEXT, True),
     *(
         ("apply", option, {}, NO_TEXT, False)
-        for option in ("max_texts", "held_out", "max_length", "batch_size", "pooling", "seed")
+        for option in (
+            *("max_texts", "held_out", "max_length", "max_seconds", "batch_size", "pooling"),
+            "seed",
+        )
     ),
     ("apply", "max_texts", {}, NO_RECOVERY, False),
     ("apply", "text", NO_RECOVERY, {**NO_RECOVERY, "held_out": 0}, False),
 ]
-
-
-def flags_of(command: str) -> dict[str, str]:
-    group: Any = typer.main.get_command(app)
-    return {parameter.name: parameter.opts[0] for parameter in group.commands[command].params}
 
 
 def notes_of(command: str, option: str, changes: dict[str, Any]) -> list[str]:
@@ -146,7 +166,8 @@ def test_every_rule_is_tried_and_names_options_that_there_are() -> None:
         known = flags_of(command).keys()
         for rule in rules:
             assert set(rule.options) <= known
-            assert {(command, option) for option in rule.options} - {("apply", "data")} <= tried
+            others = {("apply", source) for source in ("data", "images", "audio")}
+            assert {(command, option) for option in rule.options} - others <= tried
 
 
 def test_defaults_are_never_told() -> None:

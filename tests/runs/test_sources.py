@@ -357,3 +357,25 @@ def test_a_large_file_is_sampled_in_bounded_memory(form: str, tmp_path: Path) ->
     )
     number, kilobytes = map(int, done.stdout.split())
     assert number == 2000 and kilobytes < 300_000, f"{kilobytes} kB"
+
+
+def test_choices_stand_in_columns_of_their_own_or_in_lists(tmp_path: Path) -> None:
+    found = Example("w1", "w2", "1", choices=("a", "b", "c"))
+    rows = [{"text": "w1", "text_pair": "w2", "choice10": "c", "choice1": "b", "choice0": "a"}]
+    delimited(tmp_path / "a.tsv", [{**row, "label": "1"} for row in rows])
+    assert list(texts_in(tmp_path / "a.tsv")) == [found]
+    listed = {"text": "w1", "text_pair": "w2", "endings": ["a", "", "b", "c"], "label": 1}
+    json_lines(tmp_path / "a.jsonl", [listed])
+    texts = texts_in(tmp_path / "a.jsonl")
+    assert list(texts) == [found]
+    assert "'endings' the choices" in texts.notes[0]
+    one = {"text": "w1", "choice": "a", "option2": "b"}  # a single one of its kind is no choice
+    delimited(tmp_path / "b.tsv", [one])
+    assert list(texts_in(tmp_path / "b.tsv")) == [Example("w1")]
+
+
+def test_other_choices_are_another_example(tmp_path: Path) -> None:
+    rows = [{"text": "w1", "choice0": str(i), "choice1": "b"} for i in range(5)]
+    delimited(tmp_path / "a.tsv", rows)
+    found = split(texts_in(tmp_path / "a.tsv"), most=9, held_out=1, seed=0)
+    assert len(found.calibration) == 4 and len(found.held_out) == 1

@@ -6,6 +6,7 @@ that it does not take, or that would be random, end in an error.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import transformers
 from torch import nn
 
 from cahp_opt.files.belongings import some
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import Precision
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, is_sliced
@@ -30,6 +32,7 @@ from cahp_opt.torch.checkpoints.load_errors import (
     sentence_of,
 )
 from cahp_opt.torch.evaluation.fidelity import Fidelity, PoolingError, fidelity_of
+from cahp_opt.torch.running.main_input import main_input, medium_of, reads_decoder_ids, writes
 
 __all__ = [
     "ModelError",
@@ -40,11 +43,13 @@ __all__ = [
     "load_tokenizer",
     "output_of",
     "quiet",
+    "refuse_other_medium",
 ]
 
 _MODULES_FILE = "modules.json"  # of sentence-transformers, which loads the class without a head
 _OTHER_TOWERS = ("vision_config", "audio_config")
-_SEVERAL_TEXTS = ("ForMultipleChoice", "DoubleHeadsModel")  # inputs [batch, choices, tokens]
+_ONE_TOWER = ("ForImageClassification",)  # of models with two, this uses one alone
+_SEVERAL_TEXTS = ("DoubleHeadsModel",)  # choices, and a place in each of them
 _CONSTANTS = (".masked_bias",)  # of GPT-2, which earlier releases of transformers saved as weights
 
 
@@ -66,7 +71,7 @@ def load_model(
     leave_out: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A model of texts with the head that its checkpoint has, in evaluation mode.
+    """A model of texts, images or sound with the head that its checkpoint has, in evaluation mode.
 
     Code that comes with a model is not run unasked.
 
@@ -79,7 +84,8 @@ def load_model(
         trust_remote_code: run the code that comes with the model.
 
     Raises:
-        ModelError: if it cannot be loaded whole but for ``leave_out``, or reads no texts.
+        ModelError: if it cannot be loaded whole but for ``leave_out``, or reads anything else, or several of
+            them.
     """
     where = device_named(device)
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
@@ -394,19 +400,39 @@ def _refuse_adapted(name: str, model: nn.Module) -> None:
         )
 
 
+def refuse_other_medium(name: str, model: nn.Module, given: Medium) -> None:
+    """Refuse a model that reads something else than is given.
+
+    Raises:
+        ModelError: naming the option that it wants.
+    """
+    reads = medium_of(model)
+    if reads is not None and reads is not given:
+        raise ModelError(
+            f"{name} is a {type(model).__name__}, which reads {reads.value}; give them as {reads.option}, in "
+            f"place of {given.option}."
+        )
+
+
 def _refuse_other_inputs(model: nn.Module, name: str) -> None:
-    """Refuse a model that reads anything but one text per example."""
-    cls = type(model).__name__
-    config, main = getattr(model, "config", None), getattr(model, "main_input_name", "input_ids")
-    if main != "input_ids":
-        reads = f"`{main}`"
-    elif any(getattr(config, part, None) is not None for part in _OTHER_TOWERS):
-        reads = "more than texts"
+    """Refuse a model that reads anything but one text, image or sound per example."""
+    cls, config, medium = type(model).__name__, getattr(model, "config", None), medium_of(model)
+    towers = any(getattr(config, part, None) is not None for part in _OTHER_TOWERS)
+    if medium is None:
+        reads = f"`{main_input(model)}`"
+    elif towers and not cls.endswith(_ONE_TOWER):
+        reads = "more than texts" if medium is Medium.TEXT else f"more than {medium.value}"
+    elif medium is not Medium.TEXT and reads_decoder_ids(model) and not writes(model):
+        reads = f"{medium.value} and the tokens of a decoder"
+    elif "Video" in cls:
+        reads = "videos"
+    elif "bbox" in inspect.signature(type(model).forward).parameters:
+        reads = "texts and their places on a page"
     elif cls.endswith(_SEVERAL_TEXTS):
         reads = "several texts per example"
     else:
         return
     raise ModelError(
-        f"{name} is a {cls}, which reads {reads}, and the command line takes texts only; prune it in "
-        "Python, with `cahp_opt.torch` and batches of your own."
+        f"{name} is a {cls}, which reads {reads}, and the command line takes texts, images or recordings only, one "
+        "of them; prune it in Python, with `cahp_opt.torch` and batches of your own."
     )

@@ -9,6 +9,7 @@ backward pass per probe, whatever the size of the output.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from cahp_opt.torch.evaluation.embedders import embedder_of, pooled
 from cahp_opt.torch.evaluation.figures import (
     ClassTally,
     EmbeddingTally,
+    FrameTally,
+    LabelTally,
     RegressionTally,
     SpanTally,
     Tally,
     TokenTally,
 )
-from cahp_opt.torch.evaluation.labels import class_numbers, numbers
+from cahp_opt.torch.evaluation.labels import class_numbers, numbers, yes_or_no
 from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens, real_tokens, wide
 
 Generators = Sequence[np.random.Generator]
@@ -105,7 +108,10 @@ class Fidelity(ABC):
 
 @dataclass(frozen=True)
 class ClassLogits(Fidelity):
-    """Classifiers, logits ``[batch, classes]``: KL divergence (nats) from the dense probabilities."""
+    """Classifiers, logits ``[batch, classes]``: KL divergence (nats) from the dense probabilities.
+
+    The classes of models for multiple choice are the choices.
+    """
 
     def output(self, model_output: Any, batch: Batch) -> Tensor:
         del batch
@@ -144,6 +150,61 @@ class ClassLogits(Fidelity):
 
     def tally(self) -> Tally:
         return ClassTally()
+
+
+@dataclass(frozen=True)
+class LabelLogits(Fidelity):
+    """Multi-label classifiers, logits ``[batch, labels]``: the KL divergences (nats) from the dense
+    probabilities of yes and no, summed over the labels."""
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        del batch
+        return _field(model_output, "logits", 2, "[batch, labels]")
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return kl_divergence(_as_classes(dense), _as_classes(other)).sum(dim=-1)
+
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
+        return temperature**2 * distance
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        """``s sqrt(p (1 - p))`` with random signs ``s``: the Hessian is diagonal."""
+        del batch
+        return random_signs(output, rngs) * _spread(output)
+
+    def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
+        """For few labels one probe per label."""
+        labels = output.shape[-1]
+        if labels > _FEW:
+            return super().probes(output, batch, rngs)
+        spread = _spread(output)
+        one = torch.eye(labels, dtype=spread.dtype, device=spread.device)
+        return [one[label] * spread for label in range(labels)]
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
+        """Binary cross entropy, summed over the labels."""
+        labels = yes_or_no(batch, output.shape, output.device)
+        if labels is None:
+            return None
+        wanted = labels.to(wide(output))
+        losses = functional.binary_cross_entropy_with_logits(wide(output), wanted, reduction="none")
+        return losses.sum(dim=-1)
+
+    def tally(self) -> Tally:
+        return LabelTally()
+
+
+def _as_classes(logits: Tensor) -> Tensor:
+    """Logits of yes or no, ``[...]``, as those of two classes, ``[..., 2]``."""
+    return torch.stack([torch.zeros_like(logits), logits], dim=-1)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """The standard deviations of yes or no, ``[...]``."""
+    p = wide(logits).sigmoid()
+    return (p * (1 - p)).sqrt()
 
 
 @dataclass(frozen=True)
@@ -238,6 +299,47 @@ class TokenLogits(Fidelity):
 
     def tally(self) -> Tally:
         return TokenTally(self.causal)
+
+
+@dataclass(frozen=True)
+class FrameLogits(Fidelity):
+    """Classifiers of the frames of a recording, and its transcription by them (CTC), logits ``[batch, frames,
+    classes]``: the mean over the frames of the KL divergence (nats) from the dense probabilities.
+
+    All frames count: what is padded by a feature extractor is read as sound by the models.
+    """
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        del batch
+        return _field(model_output, "logits", 3, "[batch, frames, classes]")
+
+    def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        del batch
+        return kl_divergence(dense, other).mean(dim=1)
+
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
+        return temperature**2 * distance
+
+    def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
+        del batch
+        frames = output.shape[1]
+        uniforms = torch.as_tensor(np.stack([rng.random(frames) for rng in rngs]))
+        return softmax_probe(output, uniforms) / math.sqrt(frames)
+
+    def tally(self) -> Tally:
+        return FrameTally()
+
+
+@dataclass(frozen=True)
+class PixelLogits(FrameLogits):
+    """Semantic segmentation, logits ``[batch, classes, height, width]``: as :class:`FrameLogits`, over the
+    places of the map; the output is ``[batch, places, classes]``."""
+
+    def output(self, model_output: Any, batch: Batch) -> Tensor:
+        del batch
+        logits = _field(model_output, "logits", 4, "[batch, classes, height, width]")
+        return logits.flatten(2).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -382,8 +484,8 @@ def fidelity_of(model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
         return PooledEmbedding(known.pooling or Pooling.MEAN)
     raise ValueError(
         f"`model` is a {names[0]}, whose output no fidelity is known for; pass "
-        "`fidelity=ClassLogits()`, `Regression()`, `TokenLogits(causal=...)`, `SpanLogits()`, "
-        "`PooledEmbedding()` or your own `Fidelity`."
+        "`fidelity=ClassLogits()`, `LabelLogits()`, `Regression()`, `TokenLogits(causal=...)`, "
+        "`FrameLogits()`, `PixelLogits()`, `SpanLogits()`, `PooledEmbedding()` or your own `Fidelity`."
     )
 
 
@@ -408,10 +510,7 @@ def _refuse_pooling(name: str, pooling: Pooling | None) -> None:
 def _sequence_head(config: Any) -> Fidelity:
     kind = getattr(config, "problem_type", None)
     if kind == "multi_label_classification":
-        raise ValueError(
-            "`model` is a multi-label classifier, for which no fidelity is known; pass a `fidelity` of "
-            "your own."
-        )
+        return LabelLogits()
     if kind == "regression" or (kind is None and getattr(config, "num_labels", 2) == 1):
         return Regression()
     return _told_apart(config, ClassLogits())
@@ -451,6 +550,19 @@ def _classes(config: Any) -> Fidelity:
     return ClassLogits()
 
 
+def _frames(config: Any) -> Fidelity:
+    return _told_apart(config, FrameLogits())
+
+
+def _transcript(config: Any) -> Fidelity:
+    del config
+    return FrameLogits()
+
+
+def _pixels(config: Any) -> Fidelity:
+    return _told_apart(config, PixelLogits())
+
+
 def _span(config: Any) -> Fidelity:
     del config
     return SpanLogits()
@@ -459,11 +571,15 @@ def _span(config: Any) -> Fidelity:
 _HEADS: tuple[tuple[str, Callable[[Any], Fidelity]], ...] = (
     ("ForSequenceClassification", _sequence_head),
     ("ForNextSentencePrediction", _classes),
+    ("ForMultipleChoice", _classes),
     ("ForQuestionAnswering", _span),
     ("ForImageClassification", _sequence_head),
     ("ForImageClassificationWithTeacher", _sequence_head),
     ("ForVideoClassification", _sequence_head),
     ("ForAudioClassification", _sequence_head),
+    ("ForAudioFrameClassification", _frames),
+    ("ForCTC", _transcript),
+    ("ForSemanticSegmentation", _pixels),
     ("ForCausalLM", _causal),
     ("LMHeadModel", _causal),
     ("ForConditionalGeneration", _conditional),

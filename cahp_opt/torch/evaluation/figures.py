@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cahp_opt.torch.evaluation.labels import class_numbers, numbers
+from cahp_opt.torch.evaluation.labels import class_numbers, numbers, yes_or_no
 from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens
 from cahp_opt.torch.running.centring import in_double
 
@@ -79,6 +79,31 @@ class ClassTally(Tally):
         return _of_one_class(self._classes, self._labels)
 
 
+class LabelTally(Tally):
+    """``kl`` (nats) and ``agreement``, the share of answers that are alike over examples and labels; with labels
+    ``dense_accuracy`` and ``accuracy``, the shares that are right."""
+
+    def __init__(self) -> None:
+        self._kl, self._agreement = Mean(), Mean()
+        self._dense_accuracy, self._accuracy = Mean(), Mean()
+
+    def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
+        expected, predicted = dense > 0, other > 0
+        self._kl.add(distance)
+        self._agreement.add(expected == predicted)
+        labels = yes_or_no(batch, dense.shape, dense.device)
+        if labels is not None:
+            self._dense_accuracy.add(expected == (labels > 0))
+            self._accuracy.add(predicted == (labels > 0))
+
+    def figures(self) -> dict[str, float]:
+        found = {"kl": self._kl.value, "agreement": self._agreement.value}
+        if self._accuracy.count:
+            found["dense_accuracy"] = self._dense_accuracy.value
+            found["accuracy"] = self._accuracy.value
+        return found
+
+
 class RegressionTally(Tally):
     """``rms_difference`` of the predictions; with labels ``dense_rms_error`` and ``rms_error``."""
 
@@ -146,6 +171,27 @@ class TokenTally(Tally):
 
     def notes(self) -> tuple[str, ...]:
         return _of_one_class(self._classes, self._labels)
+
+
+class FrameTally(Tally):
+    """``kl`` (nats) per frame or place, and ``agreement`` of the likeliest classes there."""
+
+    def __init__(self) -> None:
+        self._kl, self._agreement = Mean(), Mean()
+        self._classes = _Seen()
+
+    def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
+        del batch
+        expected, predicted = dense.argmax(dim=-1), other.argmax(dim=-1)
+        self._kl.add(distance)
+        self._agreement.add(expected == predicted)
+        self._classes.add(expected)
+
+    def figures(self) -> dict[str, float]:
+        return {"kl": self._kl.value, "agreement": self._agreement.value}
+
+    def notes(self) -> tuple[str, ...]:
+        return _of_one_class(self._classes, _Seen())
 
 
 class SpanTally(Tally):

@@ -57,6 +57,22 @@ def numbers(batch: Batch, shape: Sequence[int], device: torch.device) -> Tensor 
     return labels.reshape(tuple(shape))
 
 
+def yes_or_no(batch: Batch, shape: Sequence[int], device: torch.device) -> Tensor | None:
+    """The labels of a batch of this shape, ``[batch, labels]``, 1 where a label holds and 0 where not, on ``device``; None
+    without labels.
+
+    Raises:
+        ValueError: for labels of another shape, or other numbers.
+    """
+    labels = numbers(batch, shape, device)
+    if labels is not None and bool(((labels != 0) & (labels != 1)).any()):
+        raise ValueError(
+            "`labels` hold other numbers than 0 and 1, and this model says yes or no to every label; give "
+            "1 where a label holds, and 0 elsewhere."
+        )
+    return labels
+
+
 def _check_size(labels: Tensor, shape: Sequence[int]) -> None:
     given, wanted = ([n for n in sizes if n != 1] for sizes in (labels.shape, shape))
     if given != wanted:  # axes of one entry stand for nothing

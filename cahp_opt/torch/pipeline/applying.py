@@ -163,7 +163,7 @@ def recover(run: PruningRun, sliced: Sliced) -> FidelityReport | None:
     if _recovery(run).refits:
         if run.texts.number < ADVISED_TEXTS:
             run.notes.append(
-                f"the refit saw {run.texts.number} texts; with fewer than {ADVISED_TEXTS} it fits them "
+                f"the refit saw {run.texts.number} {run.texts.medium.value}; with fewer than {ADVISED_TEXTS} it fits them "
                 "too closely."
             )
         _refit(run, sliced)
@@ -285,6 +285,7 @@ def save(
         notes=tuple(run.notes),
         recovery=_recovery(run),
         counts=run.texts.counts,
+        medium=run.texts.medium,
     )
     return finish(report, run.folder, run.stages)
 

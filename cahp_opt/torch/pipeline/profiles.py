@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from cahp_opt.costs.provenance import Execution, Phase
 from cahp_opt.costs.quantities import resource_of, workload_of
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.progress import Stages
+from cahp_opt.runs.media import Medium
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.latency.block_times import time_blocks
 from cahp_opt.torch.latency.decoding_step import decoding_step
@@ -25,8 +27,10 @@ from cahp_opt.torch.latency.roofline import estimate
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.latency.weightless import skeleton
 from cahp_opt.torch.running.batches import device_of
+from cahp_opt.torch.running.main_input import medium_of
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.texts.encoding import timing_batch
+from cahp_opt.torch.texts.files import timing_files
 
 
 def measure_profile(
@@ -37,6 +41,7 @@ def measure_profile(
     timed: bool = True,
     measured: Sequence[str] = (),
     samples: Mapping[str, Path] | None = None,
+    processor: Any = None,
 ) -> Profile:
     """The latency tables of a model on this machine, and the exact counts of its weights and cache.
 
@@ -49,12 +54,13 @@ def measure_profile(
         timed: whether there are latency tables, and not only the counts.
         measured: names of other tables to measure, each of a resource and a workload.
         samples: by name of the workload, a file that keeps every run; the caller removes it.
+        processor: as for :func:`batch_of`.
     """
     model = prunable.model
     if timed:
-        batches = timed_batches(model, workloads)
+        batches = timed_batches(model, workloads, processor)
     else:
-        batches = {workload.name: batch_of(model, workload) for workload in workloads}
+        batches = {workload.name: batch_of(model, workload, processor) for workload in workloads}
     resources = _counted(prunable, workloads, batches, display)
     tables: dict[str, LatencyTable] = {}
     for workload in workloads if timed else ():
@@ -94,6 +100,7 @@ def estimate_profile(
     workloads: Sequence[Workload],
     hardware: Hardware,
     display: Stages,
+    processor: Any = None,
 ) -> Profile:
     """As :func:`measure_profile`, with estimates for a device that is not here.
 
@@ -102,6 +109,7 @@ def estimate_profile(
         workloads: the workloads to estimate, all run eagerly, at least one.
         hardware: the rates of the device.
         display: shows the stages.
+        processor: as for :func:`batch_of`.
 
     Raises:
         ExecutionError: for a workload that is not run eagerly.
@@ -112,7 +120,7 @@ def estimate_profile(
                 f"`execution` is {workload.execution.value}, and only eager execution can be estimated; "
                 "measure on the device."
             )
-    batches = {workload.name: batch_of(prunable.model, workload) for workload in workloads}
+    batches = {each.name: batch_of(prunable.model, each, processor) for each in workloads}
     bare = prunable.at(skeleton(prunable.model))
     resources = _counted(bare, workloads, batches, display)
     tables: dict[str, LatencyTable] = {}
@@ -140,13 +148,13 @@ def _counted(
 
 
 def timed_batches(
-    model: nn.Module, workloads: Sequence[Workload]
+    model: nn.Module, workloads: Sequence[Workload], processor: Any = None
 ) -> dict[str, Mapping[str, Tensor]]:
-    """The batch of every workload, tensors ``[batch, tokens]``; refuses unfit ones before long
-    work."""
+    """The batch of every workload, tensors ``[batch, ...]`` as :func:`batch_of` makes them; refuses unfit ones
+    before long work."""
     batches: dict[str, Mapping[str, Tensor]] = {}
     for workload in workloads:
-        batches[workload.name] = batch_of(model, workload)
+        batches[workload.name] = batch_of(model, workload, processor)
         refuse_unfit(workload.execution, device_of(model))
         if workload.phase is Phase.DECODE:
             with evaluating(model):
@@ -154,8 +162,26 @@ def timed_batches(
     return batches
 
 
-def batch_of(model: nn.Module, workload: Workload) -> dict[str, Tensor]:
-    """The batch of a workload, tensors ``[batch, tokens]``; for decoding, the context."""
+def batch_of(model: nn.Module, workload: Workload, processor: Any = None) -> dict[str, Tensor]:
+    """The batch of a workload: texts, ``[batch, tokens]``, for decoding the context; or images or recordings.
+
+    Args:
+        model: the model.
+        workload: the sizes; of images and recordings the number alone.
+        processor: the :class:`~cahp_opt.torch.checkpoints.processors.Preparation` of a model that reads such,
+            which has their size; not looked at for models of texts.
+
+    Raises:
+        ValueError: if the model cannot be run on what is made up.
+    """
+    if medium_of(model) in (Medium.IMAGE, Medium.SOUND):
+        return timing_files(
+            model,
+            processor.processor,
+            batch_size=workload.batch_size,
+            sequence_length=workload.sequence_length,
+            new_tokens=int(workload.phase is Phase.DECODE),
+        )
     return timing_batch(
         model,
         batch_size=workload.batch_size,

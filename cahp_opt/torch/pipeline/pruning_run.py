@@ -165,6 +165,7 @@ def measure_prices(
             timed=bool(target.latencies),
             measured=target.metered,
             samples=samples,
+            processor=run.named.tokenizer,
         )
     run.notes.extend(target.loose(space, profile))
     with naming_floor_of_both(run, target, profile, repeats=_promise(plan).repeats):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cahp_opt.progress import Stages
 from cahp_opt.runs.kinds import Kinds
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.plan import Applying, Reading
 from cahp_opt.runs.text_counts import TextCounts
 from cahp_opt.runs.texts import Example, TextSplit
@@ -24,7 +25,8 @@ from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.pipeline.profiles import timed_batches
 from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
 from cahp_opt.torch.running.batches import batch_size
-from cahp_opt.torch.texts.encoding import Encoded, encode_and_count
+from cahp_opt.torch.texts.encoding import Encoded
+from cahp_opt.torch.texts.reading import encode_examples
 from cahp_opt.torch.texts.rehearsal import rehearse_texts
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -32,12 +34,13 @@ Batches = Sequence[Mapping[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class Named:
-    """A model, its tokenizer, and the name it was loaded by.
+    """A model, what makes its inputs, and the name it was loaded by.
 
     Args:
         name: a folder or a hub id.
         model: the model.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; of a model of images or recordings its
+            :class:`~cahp_opt.torch.checkpoints.processors.Preparation`.
         pooling: how it embeds texts; None for the pooling that the files beside it state.
         kinds: the kinds of blocks that are pruned.
         blocks: the blocks, if they were found already; None to find those of the kinds.
@@ -99,19 +102,21 @@ def _lacks_neurons(prunable: Prunable, unit: Unit | None) -> str:
 
 @dataclass(frozen=True, eq=False)
 class EncodedTexts:
-    """Texts as batches of tensors ``[batch, tokens]``.
+    """Texts as batches of tensors ``[batch, tokens]``, or images or recordings as what the model reads.
 
     Args:
         calibration: to calibrate and refit on.
         held_out: to judge by.
         notes: sentences that the user should read.
         counts: how many texts and tokens of both these are.
+        medium: what they are.
     """
 
     calibration: Batches = ()
     held_out: Batches = ()
     notes: tuple[str, ...] = ()
     counts: TextCounts = TextCounts()
+    medium: Medium = Medium.TEXT
 
     @property
     def number(self) -> int:
@@ -129,21 +134,14 @@ class EncodedTexts:
         """
 
         def encoded(part: Sequence[Example]) -> Encoded:
-            return encode_and_count(
-                part,
-                named.tokenizer,
-                named.model,
-                batch_size=reading.batch_size,
-                max_length=reading.max_length,
-                seed=seed,
-            )
+            return encode_examples(part, named.tokenizer, named.model, reading, seed)
 
         held_out = encoded(texts.held_out) if texts.held_out else Encoded([], TextCounts())
         calibration = encoded(texts.calibration)
-        rehearse_texts(named.prunable, calibration.batches[0], fidelity)
+        rehearse_texts(named.prunable, calibration.batches[0], fidelity, texts.medium)
         counts = calibration.counts + held_out.counts
         notes = (*texts.notes, *counts.notes())
-        return EncodedTexts(calibration.batches, held_out.batches, notes, counts)
+        return EncodedTexts(calibration.batches, held_out.batches, notes, counts, texts.medium)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -225,7 +223,7 @@ class PruningRun:
             if texts:
                 encoded = EncodedTexts.of(named, texts, applying.reading, applying.seed, fidelity)
         rehearse_saving(named.prunable, named.tokenizer, folder)
-        timed = timed_batches(named.model, applying.workloads)
+        timed = timed_batches(named.model, applying.workloads, named.tokenizer)
         if encoded.calibration:
             if fidelity is not None:
                 rehearse_judging(named.model, fidelity, encoded.calibration[0])

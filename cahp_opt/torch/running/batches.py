@@ -139,12 +139,14 @@ def real_tokens(batch: Batch) -> Tensor:
     """Which positions of the main input are real tokens rather than padding, bool ``[batch, tokens]``.
 
     Without an attention mask every token is real; inputs without tokens (images) count one per
-    example.
+    example. Several choices per example are as many texts, ``[batch * choices, tokens]``.
     """
     mask = batch.get("attention_mask")
     if isinstance(mask, Tensor):
-        return mask != 0
+        return texts_of(mask) != 0
     main = _main(batch)
+    if "input_ids" in batch:
+        main = texts_of(main)
     tokens = main.shape[1] if "input_ids" in batch or "inputs_embeds" in batch else 1
     return torch.ones(main.shape[0], tokens, dtype=torch.bool, device=main.device)
 
@@ -163,14 +165,21 @@ def decoder_tokens(batch: Batch) -> Tensor:
     return torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
 
 
+def texts_of(values: Tensor) -> Tensor:
+    """One row per text, ``[texts, tokens]``, of numbers by token, ``[batch, tokens]``, or of several
+    choices per example, ``[batch, choices, tokens]``."""
+    return values.flatten(0, 1) if values.ndim == 3 else values
+
+
 def contents_of(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Every input of the model with one entry per example, in the order of their names.
 
     Masks and positions are left out: they describe the padding, not the example.
 
     Yields:
-        The name, the values ``[batch, ...]``, and, if their second axis is that of tokens, which of
-        these are real, bool ``[batch, tokens]``; otherwise None.
+        The name, the values ``[batch, ...]``, and, if their axis behind that of examples (and of
+        choices) is that of tokens, which of these are real, bool ``[batch, tokens]`` or ``[batch,
+        choices, tokens]``; otherwise None.
     """
     size = batch_size(batch)
     for key, value in sorted(inputs_of(batch).items()):
@@ -179,7 +188,11 @@ def contents_of(batch: Batch) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         if value.shape[0] != size:
             continue
         real = decoder_tokens(batch) if key.startswith("decoder_") else real_tokens(batch)
-        by_token = value.ndim == (3 if key.endswith("inputs_embeds") else 2)
+        vectors = key.endswith("inputs_embeds")
+        if value.ndim == 3 and not vectors and texts_of(value).shape == real.shape:
+            yield key, value, real.reshape(value.shape)
+            continue
+        by_token = value.ndim == (3 if vectors else 2)
         yield key, value, real if by_token and value.shape[:2] == real.shape else None
 
 

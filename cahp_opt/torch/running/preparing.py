@@ -23,7 +23,7 @@ from cahp_opt.torch.running.batches import (
     real_tokens,
 )
 from cahp_opt.torch.running.undisturbed import evaluating
-from cahp_opt.torch.running.unfit_inputs import padding_id
+from cahp_opt.torch.running.unfit_inputs import chooses, padding_id
 
 _ALLOWED, _ALLOWED_IN_HALF = 1e-3, 0.1
 """Length of a difference over that of the values, their mean apart. A token that is read by mistake makes
@@ -99,6 +99,11 @@ class PaddingCheck:
         for doubt, rows in _doubts(batch, self._model).items():
             if (doubt, told) in self._cleared or not bool(rows.any()):
                 continue
+            if chooses(self._model):
+                raise ValueError(
+                    f"`{argument}` has {doubt.value} among its choices, and whether this "
+                    f"{type(self._model).__name__} reads that is not known; {self._advice_on_choices()}."
+                )
             row = _most_padded(batch, rows)
             batch = prepare(batch, self._model, argument)
             difference = self._difference(batch, row)
@@ -117,7 +122,10 @@ class PaddingCheck:
         alone = _alone(batch, row)
         if alone is None:
             return None
-        expected = self._run(alone)
+        try:
+            expected = self._run(alone)
+        except Exception:  # it wants other inputs, which is told where it is run for its output
+            return None
         try:
             found = self._run(company)
         except ValueError as error:
@@ -130,6 +138,11 @@ class PaddingCheck:
         if not math.isfinite(share):
             return "comes out as NaN in the batch, and alone it does not"
         return f"comes out otherwise in the batch than alone, by {share:.0%} of the output"
+
+    def _advice_on_choices(self) -> str:
+        """The way out where several choices per example are padded, half a sentence."""
+        pad = padding_id(self._model)
+        return f"pad on the right{'' if pad is None else f' with {pad}'}, and give the masks"
 
     def _advice(self, doubt: Doubt, batch: Batch, row: int) -> str:
         """The way out, half a sentence."""

@@ -33,10 +33,10 @@ def refuse_unfit_inputs(batch: Mapping[str, Any], model: nn.Module, argument: st
         MissingMaskWarning: if the ids look padded and there is no mask.
 
     Raises:
-        ValueError: naming ``argument`` and the entry: for several choices per example, a mask that is not
-            ``[batch, tokens]`` of zeros and ones or that leaves an example without a token, a filled
-            key/value cache, several texts packed into one row, more tokens than positions, or a number
-            behind the table that it is looked up in.
+        ValueError: naming ``argument`` and the entry: for several choices per example where the model does
+            not choose, a mask that is not ``[batch, tokens]`` of zeros and ones or that leaves an example
+            without a token, a filled key/value cache, several texts packed into one row, more tokens than
+            positions, or a number behind the table that it is looked up in.
     """
     for name in _CACHES:
         if batch.get(name) is not None:
@@ -45,8 +45,8 @@ def refuse_unfit_inputs(batch: Mapping[str, Any], model: nn.Module, argument: st
                 "out and give all tokens."
             )
     for prefix in ("", "decoder_"):
-        _refuse_choices(batch, f"{prefix}input_ids", argument)
-        _refuse_mask(batch, f"{prefix}attention_mask", argument)
+        _refuse_choices(batch, f"{prefix}input_ids", model, argument)
+        _refuse_mask(batch, prefix, argument)
         _refuse_packed(batch, prefix, argument)
     _miss_mask(batch, model, argument)
     _refuse_behind_tables(batch, model, argument)
@@ -84,20 +84,35 @@ def _text_config(model: nn.Module) -> Any:
     return config
 
 
-def _refuse_choices(batch: Mapping[str, Any], name: str, argument: str) -> None:
+def chooses(model: nn.Module) -> bool:
+    """Whether the model reads several choices per example, ``[batch, choices, tokens]``, and nothing
+    else."""
+    return type(model).__name__.endswith("ForMultipleChoice")
+
+
+def _refuse_choices(batch: Mapping[str, Any], name: str, model: nn.Module, argument: str) -> None:
     ids = batch.get(name)
-    if isinstance(ids, Tensor) and ids.ndim == 3:
+    if not isinstance(ids, Tensor) or chooses(model) == (ids.ndim == 3):
+        return
+    cls, shape = type(model).__name__, list(ids.shape)
+    if ids.ndim == 3:
         raise ValueError(
-            f"`{argument}` has `{name}` of shape {list(ids.shape)}, several choices per example, and only "
-            "`[batch, tokens]` is understood; take the model as a classifier of single texts "
-            "(`AutoModelForSequenceClassification` with one label), and every choice as an example."
+            f"`{argument}` has `{name}` of shape {shape}, several choices per example, and a {cls} reads "
+            "`[batch, tokens]`; give every choice as an example, or a model for multiple choice."
         )
+    raise ValueError(
+        f"`{argument}` has `{name}` of shape {shape}, and a {cls} reads several choices per example, "
+        "`[batch, choices, tokens]`; give the choices of an example together."
+    )
 
 
-def _refuse_mask(batch: Mapping[str, Any], name: str, argument: str) -> None:
+def _refuse_mask(batch: Mapping[str, Any], prefix: str, argument: str) -> None:
+    name, ids = f"{prefix}attention_mask", batch.get(f"{prefix}input_ids")
     mask = batch.get(name)
     if mask is None:
         return
+    if isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.shape == ids.shape:
+        mask = mask.reshape(-1, mask.shape[-1])
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         shape = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
@@ -201,9 +216,9 @@ def _refuse_long(batch: Mapping[str, Any], model: nn.Module, argument: str) -> N
     )
     for prefix in ("", "decoder_"):
         ids, mask = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}attention_mask")
-        if not isinstance(ids, Tensor) or ids.ndim != 2:
+        if not isinstance(ids, Tensor) or ids.ndim not in (2, 3):
             continue
-        length, positions = ids.shape[1], batch.get(f"{prefix}position_ids")
+        length, positions = ids.shape[-1], batch.get(f"{prefix}position_ids")
         if isinstance(positions, Tensor) and positions.numel():
             last, entries = int(positions.max()), learned[0].num_embeddings
             if last >= entries:
@@ -213,7 +228,7 @@ def _refuse_long(batch: Mapping[str, Any], model: nn.Module, argument: str) -> N
                 )
             continue
         if counts_real and isinstance(mask, Tensor):
-            length = int((mask != 0).sum(dim=1).max())
+            length = int((mask != 0).sum(dim=-1).max())
         if length > most:
             raise ValueError(
                 f"`{argument}` has {length} tokens in a row of its `{prefix}input_ids`, and this "

@@ -20,6 +20,7 @@ from cahp_opt.arrays import Bools
 from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
 from cahp_opt.torch.blocks.finder import Prunable, UnsupportedModelError, blocks_cut
+from cahp_opt.torch.running.batches import real_tokens
 from cahp_opt.torch.running.centring import in_double
 from cahp_opt.torch.running.gates import find_for, gated, kept_units
 from cahp_opt.torch.running.trials import Trial, failure, make_trials
@@ -128,13 +129,14 @@ def run_outputs(prunable: Prunable, trial: Trial, kept: Bools | None) -> Outputs
     """Run the model, masked to ``kept``, bool ``[n]``, if given, and keep the outputs to compare."""
     model, found = prunable.model, dict[str, Tensor]()
     calls = [0] * len(prunable)  # a block that layers share runs several times
-    mask = trial.batch.get("attention_mask")
+    masked = isinstance(trial.batch.get("attention_mask"), Tensor)
+    real = real_tokens(trial.batch) if masked else None
 
     def keep(name: str, value: object) -> None:
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
             # Padding rows differ between backends for reasons that have nothing to do with heads.
-            by_token = isinstance(mask, Tensor) and value.ndim > 2 and value.shape[:2] == mask.shape
-            found[name] = (value[mask != 0] if by_token else value).detach().clone()
+            by_token = real is not None and value.ndim > 2 and value.shape[:2] == real.shape
+            found[name] = (value[real] if by_token else value).detach().clone()
 
     def listen(index: int) -> Callable[[nn.Module, object, object], None]:
         def heard(module: nn.Module, args: object, output: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -13,16 +14,18 @@ from torch import Tensor, nn
 from cahp_opt.runs.text_counts import TextCounts
 from cahp_opt.runs.texts import Example, TextError
 from cahp_opt.torch.running.batches import device_of, examples, inputs_of, prepare
+from cahp_opt.torch.running.main_input import main_input, reads_decoder_ids
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.running.unfit_inputs import (
+    chooses,
     longest,
     padding_id,
     refuse_unfit_inputs,
     vocabulary_size,
 )
-from cahp_opt.torch.texts.decoder_inputs import reads_decoder_ids, with_same_text
-from cahp_opt.torch.texts.tokenizing import token_rows
+from cahp_opt.torch.texts.decoder_inputs import with_same_text
+from cahp_opt.torch.texts.rows import EncodedRow, batch_of_rows, encoded_rows
 
 _WINDOW = (
     16  # batches that are sorted by length together: little padding, and still a shuffled order
@@ -73,8 +76,9 @@ def encode_and_count(
 
     Examples of a window are sorted by length, to pad little, and its batches shuffled, so that the
     first batches are not special. Classifiers get ``labels`` if the examples have them. Texts of
-    which the tokenizer leaves no token are left out. The decoder of an encoder-decoder reads the text too, one
-    token later, unless the model makes its input itself.
+    which the tokenizer leaves no token are left out. Models for multiple choice get ``[batch, choices,
+    tokens]``. The decoder of an encoder-decoder reads the second text of a pair, one token later, as it would
+    have written it; without pairs the text itself, unless the model makes its input itself.
 
     Args:
         examples: the texts.
@@ -85,7 +89,8 @@ def encode_and_count(
         seed: of the shuffle.
 
     Raises:
-        TextError: if no token is left of any text, or a label is not one of the model's.
+        TextError: if no token is left of any text, a label is not one of the model's, or the examples have
+            no choices where the model chooses, or have some where it does not.
         ValueError: for a size below 1, a tokenizer of another model, or a model that reads the filler.
     """
     if batch_size < 1 or max_length < 1:
@@ -98,26 +103,20 @@ def encode_and_count(
         raise TextError(
             "some texts have a pair and some have none; give all of them pairs or none."
         )
-    labels = _labels(examples, model)
-    rows, counts = list[dict[str, Any]](), TextCounts()
-    for i, (values, cut_off) in enumerate(token_rows(examples, tokenizer, length)):
-        if values is None:
-            counts += TextCounts(empty=1)
-            continue
-        counts += TextCounts(1, len(values["input_ids"]), 0, int(cut_off > 0), cut_off)
-        rows.append(values | ({} if labels is None else {"labels": labels[i]}))
+    rows, counts = encoded_rows(examples, tokenizer, model, length)
     if not rows:
         raise TextError("the tokenizer leaves no token of any text; check that it is the model's.")
     pad = _filler(tokenizer, model)
     shuffler = random.Random(seed)
     batches: list[dict[str, Tensor]] = []
     for start in range(0, len(rows), _WINDOW * batch_size):
-        window = sorted(
-            rows[start : start + _WINDOW * batch_size], key=lambda row: len(row["input_ids"])
-        )
-        own = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+        window = sorted(rows[start : start + _WINDOW * batch_size], key=lambda row: row.size)
+        own = list[list[EncodedRow]]()
+        for _, alike in groupby(window, key=lambda row: len(row.texts)):
+            same = list(alike)
+            own += [same[i : i + batch_size] for i in range(0, len(same), batch_size)]
         shuffler.shuffle(own)
-        batches.extend(with_same_text(_batch(part, pad), model) for part in own)
+        batches.extend(with_same_text(batch_of_rows(part, pad, model), model) for part in own)
     check = PaddingCheck(model)
     for batch in batches:
         refuse_unfit_inputs(batch, model, "texts")
@@ -159,14 +158,16 @@ def timing_batch(
         )
     config = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
-    main = getattr(model, "main_input_name", "input_ids")
+    main = main_input(model)
     if not isinstance(vocabulary, int) or main != "input_ids":
         raise ValueError(
-            f"`model` is a {type(model).__name__} that reads {main} or does not state its vocabulary; "
-            "only models of text can be timed from the command line."
+            f"`model` is a {type(model).__name__} that reads {main} or does not state its vocabulary, so that "
+            "no texts can be made up to time it; give `measure_latency` a batch of your own, from Python."
         )
     ids = _random_ids(config, vocabulary, (batch_size, sequence_length))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if chooses(model):  # every text is the only choice of its example
+        batch = {name: tensor[:, None] for name, tensor in batch.items()}
     if reads_decoder_ids(model):
         batch["decoder_input_ids"] = ids
     batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
@@ -212,69 +213,3 @@ def _filler(tokenizer: Any, model: nn.Module) -> int:
 def _limit(tokenizer: Any) -> int | None:
     limit = getattr(tokenizer, "model_max_length", None)
     return int(limit) if limit is not None and limit < 10**9 else None
-
-
-def _batch(rows: Sequence[Mapping[str, Any]], pad: int) -> dict[str, Tensor]:
-    longest_row = max(len(row["input_ids"]) for row in rows)
-    batch: dict[str, Tensor] = {}
-    for key in rows[0]:
-        if key == "labels":
-            batch[key] = torch.tensor([row[key] for row in rows])
-            continue
-        filler = pad if key == "input_ids" else 0
-        padded = [[*row[key], *[filler] * (longest_row - len(row[key]))] for row in rows]
-        batch[key] = torch.tensor(padded, dtype=torch.long)
-    if "attention_mask" not in batch:
-        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        batch["attention_mask"] = (torch.arange(longest_row) < lengths[:, None]).long()
-    return batch
-
-
-def _labels(examples: Sequence[Example], model: nn.Module) -> list[int] | list[float] | None:
-    """Labels as the model counts them; None without labels, or if the model is not a classifier."""
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        return None
-    texts = [e.label for e in examples if e.label is not None]
-    if not texts:
-        return None
-    if len(texts) < len(examples):
-        raise TextError(
-            f"{len(examples) - len(texts)} of {len(examples)} texts have no label; give all of them labels, or "
-            "none."
-        )
-    config: Any = getattr(model, "config", None)
-    count = int(config.num_labels)
-    if count == 1 or config.problem_type == "regression":
-        numbers = [_number(text) for text in texts]
-        odd = sorted({t for t, x in zip(texts, numbers, strict=True) if not math.isfinite(x)})
-        if odd:
-            raise TextError(
-                f"`label` must be a finite number for this regression model, got {odd[:5]}."
-            )
-        return numbers
-    by_name: Mapping[str, int] = config.label2id or {}
-    names = {str(name): int(i) for name, i in by_name.items()}
-    # If names are numbers themselves, a number is a name and not a position.
-    numbered = any(math.isfinite(_number(name)) for name in names)
-    known = names if numbered else {str(i): i for i in range(count)} | names
-    unknown = sorted({text for text in texts if _plain(text, known) not in known})
-    if unknown:
-        raise TextError(
-            f"`label` {unknown[0]!r} is not one of the model's: "
-            f"{'' if numbered else f'0 to {count - 1}, or '}{', '.join(names) or 'no names'}; correct it, or name "
-            "another column by `label_column`."
-        )
-    return [known[_plain(text, known)] for text in texts]
-
-
-def _plain(label: str, known: Mapping[str, int]) -> str:
-    """A label without the ``.0`` that a table of numbers may have put behind it."""
-    number = _number(label)
-    return str(int(number)) if label not in known and number.is_integer() else label
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

@@ -201,7 +201,7 @@ def test_a_model_that_texts_do_not_run_through_is_refused_at_the_door(
     ("cls", "part"),
     [
         ("BertForPreTraining", "cannot compare before and after"),
-        ("BertForMultipleChoice", "several texts per example"),
+        ("BertForMultipleChoice", "the texts have no choices"),
         ("GPT2DoubleHeadsModel", "several texts per example"),
     ],
 )
@@ -215,12 +215,13 @@ def test_heads_that_are_not_understood_are_refused_at_the_door(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_multi_label_classifier_is_refused_without_words_of_python(
-    copied: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_multi_label_classifier_says_yes_or_no_to_every_label(
+    copied: Path, text: Path, tmp_path: Path
 ) -> None:
     edit(copied, problem_type="multi_label_classification")
-    run = partial(prune, copied, text, tmp_path / "out")
-    refused(capsys, 2, "(multi_label_classification)", run=run)
+    assert prune(copied, text, tmp_path / "out", "--recovery", "none") == 0
+    fidelity = json.loads((tmp_path / "out" / "report.json").read_text())["fidelity"]
+    assert fidelity["before"].keys() == {"kl", "agreement"}
 
 
 @pytest.mark.parametrize(
@@ -386,19 +387,31 @@ def test_what_transformers_leaves_out_on_purpose_is_no_loss(tmp_path: Path) -> N
 # -- what is no model of texts ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["vit", "clip", "whisper", "swin"])
+@pytest.mark.parametrize(
+    ("family", "of_texts", "untimed"),
+    [
+        ("vit", "reads images; give them as `--images FOLDER`", "the image processor of"),
+        ("whisper", "give them as `--audio FOLDER`", "the feature extractor of"),
+        ("clip", "takes texts, images or recordings only", "in Python"),
+    ],
+)
 def test_models_of_other_inputs_are_refused_at_the_door(
-    family: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str,
+    of_texts: str,
+    untimed: str,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model: Any = BY_NAME[family].build(bare=family == "clip")
     model.save_pretrained(tmp_path / "model")
-    for command in (
-        ["prune", "--text", str(text), "--output-dir", str(tmp_path / "out")],
-        ["calibrate", "--text", str(text), "--output", str(tmp_path / "no.st")],
-        ["latency", "--output", str(tmp_path / "no.json")],
+    for told, command in (
+        (of_texts, ["prune", "--text", str(text), "--output-dir", str(tmp_path / "out")]),
+        (of_texts, ["calibrate", "--text", str(text), "--output", str(tmp_path / "no.st")]),
+        (untimed, ["latency", "--output", str(tmp_path / "no.json")]),
     ):
         run = partial(main, [command[0], str(tmp_path / "model"), *command[1:]])
-        refused(capsys, 2, type(model).__name__, "takes texts only", "in Python", run=run)
+        refused(capsys, 2, told, run=run)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

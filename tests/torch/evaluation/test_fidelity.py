@@ -16,6 +16,9 @@ from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.evaluation.fidelity import (
     ClassLogits,
     Fidelity,
+    FrameLogits,
+    LabelLogits,
+    PixelLogits,
     PooledEmbedding,
     Regression,
     SpanLogits,
@@ -23,6 +26,8 @@ from cahp_opt.torch.evaluation.fidelity import (
     fidelity_of,
 )
 from cahp_opt.torch.evaluation.figures import neighbour_agreement
+
+MANY = "multi_label_classification"
 
 
 def rngs(size: int, seed: int = 0) -> list[np.random.Generator]:
@@ -42,6 +47,8 @@ def padded(size: int, length: int) -> dict[str, Tensor]:
         (Regression(), (3,)),
         (TokenLogits(causal=True), (4, 3)),
         (PooledEmbedding(), (5,)),
+        (LabelLogits(), (4,)),
+        (FrameLogits(), (3, 3)),
         (SpanLogits(), (2, 4)),
     ],
     ids=repr,
@@ -66,7 +73,7 @@ def test_mean_of_probes_is_hessian_of_distance(fidelity: Fidelity, shape: tuple[
 
 
 @pytest.mark.parametrize("classes", [2, 5, 8])
-@pytest.mark.parametrize("fidelity", [ClassLogits(), Regression()], ids=repr)
+@pytest.mark.parametrize("fidelity", [ClassLogits(), LabelLogits(), Regression()], ids=repr)
 def test_few_outputs_are_probed_exactly(fidelity: Fidelity, classes: int) -> None:
     torch.manual_seed(2)
     output, batch = torch.randn(3, classes, dtype=torch.float64), padded(3, 4)
@@ -163,11 +170,36 @@ def test_pooled_embedding_ignores_padding() -> None:
     torch.testing.assert_close(pooled, hidden[:, :3].mean(dim=1))
 
 
+def test_pixels_are_places_with_classes() -> None:
+    logits = torch.randn(2, 3, 4, 5)
+    found = PixelLogits().output(SimpleNamespace(logits=logits), {})
+    torch.testing.assert_close(found[1, 7], logits[1, :, 1, 2])
+
+
+def test_yes_and_no_are_judged_label_by_label() -> None:
+    dense, other = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 1.0]])
+    p, q = dense.sigmoid(), other.sigmoid()
+    kl = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(dim=1)
+    batch = {**padded(1, 4), "labels": torch.tensor([[1.0, 0.0]])}
+    fidelity = LabelLogits()
+    torch.testing.assert_close(fidelity.distance(dense, other, batch), kl)
+    loss = fidelity.loss(dense, batch)
+    assert loss is not None
+    torch.testing.assert_close(loss, -(p[:, 0].log() + (1 - p[:, 1]).log()))
+    tally = fidelity.tally()
+    tally.add(dense, other, kl, batch)
+    expected = {"kl": float(kl), "agreement": 0.5, "dense_accuracy": 1.0, "accuracy": 0.5}
+    assert tally.figures() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="other numbers than 0 and 1"):
+        fidelity.loss(dense, {**batch, "labels": torch.tensor([[2, 0]])})
+
+
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
         (lambda: tiny_models.BERT.build(), ClassLogits()),
         (lambda: tiny_models.BERT.build(num_labels=1), Regression()),
+        (lambda: tiny_models.BERT.build(problem_type=MANY), LabelLogits()),
         (lambda: tiny_models.BERT.build(bare=True), PooledEmbedding()),
         (lambda: tiny_models.GPT2.build(), TokenLogits(causal=True)),
         (lambda: tiny_models.LLAMA_GQA.build(), TokenLogits(causal=True)),
@@ -181,9 +213,6 @@ def test_fidelity_fits_the_head(build: Callable[[], nn.Module], expected: Fideli
 def test_unknown_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="Linear, whose output no fidelity is known for; pass"):
         fidelity_of(nn.Linear(2, 2))
-    many = tiny_models.BERT.build(problem_type="multi_label_classification")
-    with pytest.raises(ValueError, match="multi-label"):
-        fidelity_of(many)
     with pytest.raises(ValueError, match="has no `logits` of shape"):
         ClassLogits().output(SimpleNamespace(last_hidden_state=torch.ones(1, 2, 3)), {})
 

@@ -12,13 +12,13 @@ from cahp_opt.runs.texts import Example, TextError
 from cahp_opt.torch.texts.encoding import encode
 
 
-def labels(given: list[str], **config: Any) -> list[float]:
+def labels(given: list[str], **config: Any) -> list[Any]:
     model: Any = tiny_models.BERT.build(num_labels=config.pop("num_labels", 3))
     for name, value in config.items():
         setattr(model.config, name, value)
     examples = [Example(f"w{i}", None, label) for i, label in enumerate(given)]
     batches = encode(examples, make_tokenizer(), model, batch_size=len(given), max_length=9)
-    found: list[float] = batches[0]["labels"].tolist()
+    found: list[Any] = batches[0]["labels"].tolist()
     return found
 
 
@@ -57,6 +57,17 @@ def test_classes(given: list[str], names: dict[str, int], expected: list[int]) -
 def test_what_is_no_class(given: list[str], names: dict[str, int], odd: str) -> None:
     with pytest.raises(TextError, match=odd):
         labels(given, label2id=names)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("bad, good", [1, 0, 1]), ("fair", [0, 1, 0]), ("", [0, 0, 0]), ("2,0", [1, 0, 1])],
+)
+def test_several_labels_in_one_cell(given: str, expected: list[float]) -> None:
+    several = {"label2id": NAMES, "problem_type": "multi_label_classification"}
+    assert labels([given], **several) == [expected]
+    with pytest.raises(TextError, match="'awful' is not one of"):
+        labels(["bad, awful"], **several)
 
 
 def test_numbers() -> None:

@@ -699,7 +699,8 @@ def test_calibration_hands_over_the_weights_of_whole_batches(
 def test_an_unknown_output_is_told_with_the_ways_out() -> None:
     dense = tiny_models.BERT.build()
     model = slice_heads(dense, np.arange(12) > 2)
-    dense.config.problem_type = "multi_label_classification"
+    dense.config.num_labels = 1
+    dense.config.problem_type = "single_label_classification"
     with pytest.raises(ValueError, match=r"TokenWeights\(dense, fidelity=.*Weighting.EQUAL"):
         refit(model, dense, BATCHES)
     refit(model, dense, BATCHES, weighting=Weighting.EQUAL)

@@ -435,9 +435,8 @@ def test_rotary_positions_have_no_end() -> None:
     calibrate(model, [tiny.batch(length=most + 1, padded=False)])
 
 
-def test_several_choices_per_example_are_refused_by_a_sentence() -> None:
-    family = dataclasses.replace(tiny.BERT, headed="BertForMultipleChoice")
-    model = family.build()
+def test_several_choices_per_example_are_refused_where_the_model_does_not_choose() -> None:
+    model = tiny.BERT.build()
     batch = {k: v.expand(2, 3, 7) for k, v in tiny.batch().items()}
     kept = np.arange(12) % 2 == 0
     small = slice_heads(model, kept)
@@ -449,3 +448,6 @@ def test_several_choices_per_example_are_refused_by_a_sentence() -> None:
             refit(small, model, [given])
         with pytest.raises(ValueError, match="several choices per example"):
             slice_heads(model, kept, batch=given)
+    family = dataclasses.replace(tiny.BERT, headed="BertForMultipleChoice")
+    with pytest.raises(ValueError, match="a BertForMultipleChoice reads several choices"):
+        calibrate(family.build(), [tiny.batch()])
