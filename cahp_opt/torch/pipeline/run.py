@@ -221,6 +221,16 @@ class PruningRun:
         if texts or named.pooling:
             fidelity = fidelity_of(named.model, named.pooling)
             if texts:
+                if texts.medium is not Medium.TEXT:  # files take long: a few are tried first
+                    few = replace(
+                        texts,
+                        calibration=texts.calibration[: applying.reading.batch_size],
+                        held_out=(),
+                    )
+                    tried = EncodedTexts.of(named, few, applying.reading, applying.seed, fidelity)
+                    rehearse_recovery(
+                        named.prunable, applying.recovery.recovery, tried.calibration[0]
+                    )
                 encoded = EncodedTexts.of(named, texts, applying.reading, applying.seed, fidelity)
         rehearse_saving(named.prunable, named.tokenizer, folder)
         timed = timed_batches(named.model, applying.workloads, named.tokenizer)
