@@ -13,6 +13,7 @@ from cahp_opt.cli.display import Display
 from cahp_opt.cli.loading import named_of
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.cli.outputs import check_folder, check_writable
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import Precision
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import OutputOptions
@@ -92,7 +93,9 @@ def export(written: ExportOptions, exported: ExportedModel) -> None:
     else:
         check_folder(OutputOptions(output, written.overwrite), option="--output")
     display = Display()
-    named = named_of(exported.options(form), display, texts_needed=form is Format.GGUF)
+    named = named_of(
+        exported.options(form), display, medium=Medium.TEXT if form is Format.GGUF else None
+    )
     with display.stage("export"):
         if form is Format.STOCK:
             from cahp_opt.torch.export.stock import export_stock

@@ -93,17 +93,21 @@ def named_of(
         refuse_other_medium,
     )
     from cahp_opt.torch.pipeline.run import Named
+    from cahp_opt.torch.running.main_input import medium_of
 
     if medium is not None:
         refuse_other_medium(name, model, medium)
-    processor = processor_of(options, model)
-    if processor is None:
-        try:
-            processor = load_tokenizer(name, trust_remote_code=options.trust_remote_code)
-        except ModelError:
-            if medium is not None:
-                raise
-        note([] if options.trust_remote_code else foreign_tokens(name, processor))
+    trusted, of_texts = options.trust_remote_code, medium_of(model) in (None, Medium.TEXT)
+    processor = None
+    try:
+        if of_texts:
+            processor = load_tokenizer(name, trust_remote_code=trusted)
+        else:
+            processor = processor_of(options, model)
+    except ModelError:
+        if medium is not None:
+            raise
+    note(foreign_tokens(name, processor) if of_texts and not trusted else [])
     return Named(name, model, processor, pooling)
 
 

@@ -175,6 +175,11 @@ def batch_of(model: nn.Module, workload: Workload, processor: Any = None) -> dic
         ValueError: if the model cannot be run on what is made up.
     """
     if medium_of(model) in (Medium.IMAGE, Medium.SOUND):
+        if processor is None:
+            raise ValueError(
+                f"the model, a {type(model).__name__}, is timed on what its processor makes, and there is none; "
+                "save the processor beside the model."
+            )
         return timing_files(
             model,
             processor.processor,
