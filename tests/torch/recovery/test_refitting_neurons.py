@@ -104,7 +104,7 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
     assert distance(dense, model, batches) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["bert", "llama-gqa", "gpt-neox"])
+@pytest.mark.parametrize("name", ["bert", "llama-gqa", "gpt-neox", "modernbert"])
 def test_redundant_neurons_are_replaced(name: str) -> None:
     """Every odd neuron is a copy of the one before it, and is read with other weights."""
     dense = tiny_models.named(name).build().double()
@@ -166,6 +166,7 @@ def real(values: Tensor, batch: dict[str, Tensor]) -> Tensor:
         Where("bert", "bert.encoder.layer.1.output.LayerNorm"),
         Where("llama-gqa", "model.layers.2.input_layernorm"),
         Where("gpt-neox", "gpt_neox.layers.2.input_layernorm"),
+        Where("modernbert", "model.layers.2.attn_norm"),
         Where("gemma2", "model.layers.1.mlp.down_proj", returns=True),
     ],
     ids=lambda where: where.name,
