@@ -51,6 +51,7 @@ from cahp_opt.torch.checkpoints.foreign_classes import own_class
 from cahp_opt.torch.checkpoints.hub import PLACES, sliced_folder
 from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
+from cahp_opt.torch.checkpoints.sentence_files import SentenceFiles
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.bypass import bypass_where_possible
@@ -91,7 +92,9 @@ def save_pretrained(
 ) -> None:
     """Write a sliced model, its selection, a model card and its tokenizer, whole or not at all.
 
-    Layouts from :func:`~cahp_opt.torch.learn_attention` are written too, and used in loading.
+    Layouts from :func:`~cahp_opt.torch.learn_attention` are written too, and used in loading. The files of
+    sentence-transformers in the folder or repository that the model was loaded from are copied: the list of
+    modules, pooling, normalisation, dense layers, prompts. A warning says why if they cannot be.
 
     Args:
         model: a model from :func:`~cahp_opt.torch.slice_heads` or :func:`from_pretrained`.
@@ -119,15 +122,24 @@ def save_pretrained(
     blueprint = blueprint_of(model, selection)
     _check_described(model, blueprint)
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    _write(model, blueprint, directory, tokenizer, overwrite=overwrite, **options)
+    beside = SentenceFiles.of(model)
+    if beside.note:
+        warnings.warn(beside.note, stacklevel=2)
+    _write(model, blueprint, directory, tokenizer, beside, overwrite=overwrite, **options)
 
 
 def save_sliced(
-    prunable: Prunable, directory: PathLike, *, tokenizer: Saveable | None = None
+    prunable: Prunable,
+    directory: PathLike,
+    *,
+    tokenizer: Saveable | None = None,
+    beside: SentenceFiles | None = None,
 ) -> None:
-    """:func:`save_pretrained` for a sliced model whose blocks were found already."""
+    """:func:`save_pretrained` for a sliced model whose blocks were found already, and the files that go
+    along."""
     blueprint = check_saveable(prunable)
-    _write(prunable.model, blueprint, directory, tokenizer, overwrite=False)
+    found = SentenceFiles() if beside is None else beside
+    _write(prunable.model, blueprint, directory, tokenizer, found, overwrite=False)
 
 
 def _write(
@@ -135,6 +147,7 @@ def _write(
     blueprint: Blueprint,
     directory: PathLike,
     tokenizer: Saveable | None,
+    beside: SentenceFiles,
     *,
     overwrite: bool,
     **options: Any,
@@ -159,6 +172,7 @@ def _write(
             save_layouts(folder / LAYOUTS_FILE, blueprint.layouts)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        beside.write(folder)
         write_check(model, folder)
         write_card(folder, card, old=Path(directory) / CARD_FILE)
 

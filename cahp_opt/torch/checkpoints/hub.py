@@ -12,6 +12,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from cahp_opt.files.records import PathLike
 from cahp_opt.torch.checkpoints.load_errors import ModelError, explained
+from cahp_opt.torch.evaluation.files_beside import FilesBeside
 from cahp_opt.torch.slicing.travelling import sent_along
 
 _RECORDS = ("*.json", "*.py")
@@ -74,4 +75,7 @@ def sliced_folder(
             ignore_patterns=[*_INSIDE],
             **options,
         )
+        inner = [f"{each}/*" for each in FilesBeside(str(folder)).folders() if each]
+        if inner:  # what sentence-transformers puts behind the model, dense layers say
+            hub.snapshot_download(str(name), revision=folder.name, allow_patterns=inner, **options)
     return folder

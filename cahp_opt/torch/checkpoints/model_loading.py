@@ -32,6 +32,7 @@ from cahp_opt.torch.checkpoints.load_errors import (
     sentence_of,
 )
 from cahp_opt.torch.evaluation.fidelity import Fidelity, PoolingError, fidelity_of
+from cahp_opt.torch.evaluation.files_beside import MODULES_FILE, FilesBeside, OutOfReach
 from cahp_opt.torch.running.main_input import main_input, medium_of, reads_decoder_ids, writes
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
     "refuse_other_medium",
 ]
 
-_MODULES_FILE = "modules.json"  # of sentence-transformers, which loads the class without a head
 _OTHER_TOWERS = ("vision_config", "audio_config")
 _ONE_TOWER = ("ForImageClassification",)  # of models with two, this uses one alone
 _SEVERAL_TEXTS = ("DoubleHeadsModel",)  # choices, and a place in each of them
@@ -76,7 +76,7 @@ def load_model(
     Code that comes with a model is not run unasked.
 
     Args:
-        name: a folder, also one of a sliced model, or a hub id.
+        name: a folder, also one of a sliced model or of sentence-transformers, or a hub id.
         device: the device; None for CUDA if there is one, otherwise the CPU.
         precision: of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
         leave_out: modules of the checkpoint that its class does not take and that may be lost, such as
@@ -91,6 +91,7 @@ def load_model(
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
     if precision is not None:
         dtype = getattr(torch, precision.value)
+    name = _transformer_in(name)
     folder = _sliced_on_hub(name) if is_hub_id(name) else Path(name)
     if folder is not None and is_sliced(folder):
         if leave_out:
@@ -119,6 +120,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: if there is none that can be loaded.
     """
+    name = _transformer_in(name)
     with explained(name, "the tokenizer"):
         tokenizers: Any = transformers.AutoTokenizer
         tokenizer = tokenizers.from_pretrained(
@@ -351,8 +353,33 @@ def _missing(model: nn.Module, keys: Iterable[str]) -> list[str]:
 
 
 def _embeds_sentences(name: str) -> bool:
-    """Whether sentence-transformers saved it."""
-    return _file_of(name, _MODULES_FILE) is not None
+    """Whether sentence-transformers, which loads the class without a head, saved it."""
+    try:
+        return FilesBeside.at(name).path(MODULES_FILE) is not None
+    except OutOfReach:
+        return False
+
+
+def _transformer_in(name: str) -> str:
+    """The folder of the model itself, in a folder of sentence-transformers that has it as a module, such as
+    ``0_Transformer``; any other name as it is.
+
+    Raises:
+        ModelError: if that module is not a model of transformers.
+    """
+    folder, beside = Path(name), FilesBeside(name)
+    inner = beside.first_folder()
+    first = next(iter(beside.modules() or ()), None) if inner else None
+    if first is None:
+        return name
+    if first.is_transformer:
+        return str(folder / inner)
+    if (folder / "config.json").is_file():
+        return name
+    raise ModelError(
+        f"{name} cannot be loaded: the first module that its {MODULES_FILE} lists, {inner}, is a "
+        f"{first.kind}, and not a Transformer that could be pruned; name the folder of a transformers model."
+    )
 
 
 def _sliced_on_hub(name: str) -> Path | None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import huggingface_hub
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
 from torch import Tensor, nn
 
 from cahp_opt.stats.pooling import Pooling, recorded_pooling
+from cahp_opt.torch.evaluation.files_beside import (
+    READING_FILES,
+    SETTINGS_FILE,
+    FilesBeside,
+    Module,
+    OutOfReach,
+)
 from cahp_opt.torch.slicing.slicing import label_of
 
-_MODULES, _PROMPTS = "modules.json", "config_sentence_transformers.json"
 _FIRST_FOLDER = "1_Pooling"  # where the configuration is in folders without a list of modules
 _NAMES = {
     "cls": Pooling.CLS,
@@ -38,7 +35,7 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_HARMLESS = ("Transformer", "Normalize", "Dropout")  # nothing that changes a direction
+_HARMLESS = ("Normalize", "Dropout")  # behind the pooling nothing that changes a direction
 
 
 @dataclass(frozen=True)
@@ -94,82 +91,33 @@ def embedder_of(model: nn.Module) -> Embedder:
     recorded = None if selection is None else recorded_pooling(selection.provenance)
     if recorded is not None:
         return Embedder(recorded)
-    config = getattr(model, "config", None)
-    name: object = getattr(config, "_name_or_path", None)
-    if not isinstance(name, str) or not name:
-        return Embedder()
-    return _read(_Files(name, getattr(config, "_commit_hash", None)))
+    files = FilesBeside.of(model)
+    return Embedder() if files is None else _read(files)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files beside a model.
-
-    Args:
-        name: a folder or a hub id.
-        revision: of the repository; None for the newest.
-    """
-
-    name: str
-    revision: str | None
-
-    def read(self, file: str) -> Any:
-        """The content of a JSON file; None if it is not there.
-
-        Raises:
-            _OutOfReach: if that cannot be known.
-        """
-        path = self._path(file)
-        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
-
-    def _path(self, file: str) -> Path | None:
-        folder = Path(self.name)
-        if folder.is_dir():
-            return folder / file if (folder / file).is_file() else None
-        try:
-            cached = huggingface_hub.try_to_load_from_cache(self.name, file, revision=self.revision)
-            if isinstance(cached, str):
-                return Path(cached)
-            if cached is not None:  # known not to be there
-                return None
-            hub: Any = huggingface_hub
-            return Path(hub.hf_hub_download(self.name, file, revision=self.revision))
-        except HFValidationError:  # a folder that is gone
-            return None
-        except LocalEntryNotFoundError:  # which is an EntryNotFoundError too
-            raise _OutOfReach from None
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, OSError):
-            raise _OutOfReach from None
-
-
-class _OutOfReach(Exception):
-    """A repository cannot be asked for a file."""
-
-
-def _read(files: _Files) -> Embedder:
+def _read(files: FilesBeside) -> Embedder:
     try:
-        modules = files.read(_MODULES)
+        modules = files.modules()
         if modules is None:
             found = files.read(f"{_FIRST_FOLDER}/config.json")
-            return Embedder() if found is None else _of_pooling(files, found)
-        paths = list[str]()
-        for module in modules:
-            kind = str(module["type"]).rsplit(".", 1)[-1]
-            if kind == "Pooling":
-                paths.append(str(module["path"]))
-            elif kind not in _HARMLESS:
-                return _unknown(files, f"puts a module of the type {kind} into the embedding")
-        if len(paths) != 1:
-            return _unknown(files, f"names {len(paths)} modules that pool")
-        found = files.read(f"{paths[0]}/config.json" if paths[0] else "config.json")
+            return Embedder() if found is None else _of_pooling(files, found, "")
+        pools = list[Module]()
+        for number, module in enumerate(modules):
+            if module.kind == "Pooling":
+                pools.append(module)
+            elif not (module.is_transformer if number == 0 else pools and module.kind in _HARMLESS):
+                return _unknown(
+                    files, f"puts a module of the type {module.kind} into the embedding"
+                )
+        if len(pools) != 1:
+            return _unknown(files, f"names {len(pools)} modules that pool")
+        found = files.read(_in(pools[0].path, "config.json"))
         return (
             _unknown(files, "lacks its configuration")
             if found is None
-            else _of_pooling(files, found)
+            else _of_pooling(files, found, modules[0].path)
         )
-    except _OutOfReach:
+    except OutOfReach:
         note = (
             f"the pooling of {files.name} could not be looked up, so the mean over all tokens is taken; "
             "give the pooling if it is another."
@@ -181,7 +129,7 @@ def _read(files: _Files) -> Embedder:
         )
 
 
-def _of_pooling(files: _Files, config: Mapping[str, Any]) -> Embedder:
+def _of_pooling(files: FilesBeside, config: Mapping[str, Any], reader: str) -> Embedder:
     given: Any = config.get("pooling_mode")
     if given is None:
         given = [name for flag, name in _FLAGS.items() if config.get(flag)] or ["mean"]
@@ -194,22 +142,43 @@ def _of_pooling(files: _Files, config: Mapping[str, Any]) -> Embedder:
     names = [given] if isinstance(given, str) else [str(name) for name in given]
     if len(names) != 1 or names[0] not in _NAMES:
         return _unknown(files, f"pools by {' and '.join(names)}")
-    return Embedder(_NAMES[names[0]], notes=_prompts(files, config))
+    try:
+        notes = [_prompts(files, config), _lower_case(files, reader)]
+    except OutOfReach:
+        notes = [f"the prompts of {files.name} could not be looked up."]
+    return Embedder(_NAMES[names[0]], notes=tuple(note for note in notes if note))
 
 
-def _prompts(files: _Files, config: Mapping[str, Any]) -> tuple[str, ...]:
-    told: Any = files.read(_PROMPTS)
+def _prompts(files: FilesBeside, config: Mapping[str, Any]) -> str:
+    """A sentence on the prompts that sentence-transformers puts before texts; empty without any."""
+    told: Any = files.read(SETTINGS_FILE)
     given = cast("Mapping[str, Any]", told).get("prompts") if isinstance(told, Mapping) else None
     prompts = cast("Mapping[str, Any]", given or {})
     named = [name for name, text in prompts.items() if text]
     if not named:
-        return ()
+        return ""
     kept = "" if config.get("include_prompt", True) else ", and leaves them out of the embedding"
     return (
         f"{files.name} puts the prompts {', '.join(named)} before texts{kept}; nothing puts them there "
-        "here, so give texts that begin with them.",
+        "here, so give texts that begin with them."
     )
 
 
-def _unknown(files: _Files, what: str) -> Embedder:
+def _lower_case(files: FilesBeside, folder: str) -> str:
+    """A sentence if sentence-transformers gives a model its texts in lower case; empty if not."""
+    told = (files.read(_in(folder, file)) for file in READING_FILES)
+    found: Any = next((each for each in told if each), None)
+    if not (isinstance(found, Mapping) and cast("Mapping[str, Any]", found).get("do_lower_case")):
+        return ""
+    return (
+        f"sentence-transformers gives {files.name} its texts in lower case; nothing does so here, so give "
+        "texts that are."
+    )
+
+
+def _in(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file
+
+
+def _unknown(files: FilesBeside, what: str) -> Embedder:
     return Embedder(problem=f"the pooling of {files.name} {what}, which cannot be done here")

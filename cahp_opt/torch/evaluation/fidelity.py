@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cahp_opt.stats.pooling import Pooling
+from cahp_opt.stats.pooling import Pooling, in_words
 from cahp_opt.torch.evaluation.embedders import embedder_of, pooled
 from cahp_opt.torch.evaluation.figures import (
     ClassTally,
@@ -496,7 +496,10 @@ def embedding_notes(model: nn.Module, fidelity: Fidelity | None) -> tuple[str, .
     known = embedder_of(model)
     if known.problem:
         return (f"{known.problem}; {fidelity.pooling.value} pooling was taken instead.",)
-    return known.notes
+    if known.pooling in (None, fidelity.pooling):
+        return known.notes
+    stated, taken = in_words(known.pooling), in_words(fidelity.pooling)
+    return (f"the model states {stated}, and its embeddings were judged by {taken}.", *known.notes)
 
 
 def _refuse_pooling(name: str, pooling: Pooling | None) -> None:

@@ -8,6 +8,7 @@ are compared.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,6 +25,7 @@ from cahp_opt.torch.blocks.feed_forward_layouts import INNER_WIDTHS
 from cahp_opt.torch.blocks.finder import blocks_cut
 from cahp_opt.torch.blocks.layouts import HEADS, KV_HEADS
 from cahp_opt.torch.checkpoints.checkpoint import Saveable
+from cahp_opt.torch.checkpoints.sentence_files import SentenceFiles
 from cahp_opt.torch.export.refusals import ExportError
 from cahp_opt.torch.running.batches import device_of
 from cahp_opt.torch.running.trials import Trial, failure, make_trials
@@ -59,7 +61,8 @@ def export_stock(
 
     Every layer must have kept the same number of heads and of neurons (see ``even`` of
     :class:`~cahp_opt.Budget`). The folder is opened again by the stock class, and its outputs must be equal to
-    those of ``model``, bit for bit.
+    those of ``model``, bit for bit. The files of sentence-transformers go along as in
+    :func:`~cahp_opt.torch.save_pretrained`.
 
     Args:
         model: a sliced transformers model; it is not changed.
@@ -75,6 +78,9 @@ def export_stock(
         ValueError: if ``batch`` cannot be used, or none is given and none can be made.
     """
     config = stock_config(model)
+    beside = SentenceFiles.of(model)
+    if beside.note:
+        warnings.warn(beside.note, stacklevel=2)
     check_free(Path(directory).resolve(), overwrite=overwrite)
     trials = [_whole(model, trial) for trial in make_trials(model, batch)]
     stock: Any = model
@@ -83,6 +89,7 @@ def export_stock(
         config.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
+        beside.write(folder)
         opened = _opened(model, str(folder))
         for trial in trials:
             _compare(model, opened, trial)

@@ -267,7 +267,8 @@ def save(
         records: measurements to save, by name of the file.
     """
     with run.stages.stage("save"):
-        save_sliced(sliced.prunable, run.folder, tokenizer=run.named.tokenizer)
+        tokenizer = run.named.tokenizer
+        save_sliced(sliced.prunable, run.folder, tokenizer=tokenizer, beside=run.beside)
         check_reload(sliced.model, run.folder, [run.probe, next(iter(run.timed.values()))])
     give_way(run.folder, run.output / CARD_FILE)
     for name, record in records.items():

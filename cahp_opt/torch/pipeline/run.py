@@ -21,6 +21,7 @@ from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.blocks.finder import Prunable, find_attention, find_prunable
 from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.checkpoints.sentence_files import SentenceFiles
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.pipeline.profiles import timed_batches
 from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
@@ -155,6 +156,7 @@ class PruningRun:
         timed: by name of the workload, the batch that is timed, tensors ``[batch, tokens]``.
         fidelity: how outputs are compared; None if nothing is compared.
         weights: the weights of tokens in the refit, taken once; None for 1 each, or no refit.
+        beside: the files of sentence-transformers that go along.
         folder: the temporary folder that the files are written to.
         output: the folder that it becomes.
         stages: shows the stages.
@@ -167,6 +169,7 @@ class PruningRun:
     timed: Mapping[str, Mapping[str, Tensor]]
     fidelity: Fidelity | None
     weights: TokenWeights | None
+    beside: SentenceFiles
     folder: Path
     output: Path
     stages: Stages
@@ -233,6 +236,7 @@ class PruningRun:
                     )
                 encoded = EncodedTexts.of(named, texts, applying.reading, applying.seed, fidelity)
         rehearse_saving(named.prunable, named.tokenizer, folder)
+        beside = SentenceFiles.of(named.model)
         timed = timed_batches(named.model, applying.workloads, named.tokenizer)
         if encoded.calibration:
             if fidelity is not None:
@@ -247,8 +251,9 @@ class PruningRun:
             timed=timed,
             fidelity=fidelity,
             weights=weights,
+            beside=beside,
             folder=folder,
             output=output,
             stages=stages,
-            notes=[*encoded.notes],
+            notes=[*encoded.notes, *filter(None, [beside.note])],
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +54,8 @@ def _tensors(output: Any) -> dict[str, Tensor]:
 
 def finish(report: Report, folder: Path, display: Stages) -> Report:
     """Add times and files to the report, and write it."""
-    with os.scandir(folder) as entries:
-        found = sorted((e for e in entries if e.name != LIST_FILE), key=lambda e: e.name)
-        files = {e.name: e.stat().st_size for e in found}
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LIST_FILE)
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
     report = replace(report, seconds=dict(display.seconds), files=files)
     report.save(folder / REPORT_FILE)
     size = (folder / REPORT_FILE).stat().st_size

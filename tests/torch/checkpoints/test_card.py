@@ -164,7 +164,7 @@ def test_the_base_model_is_named_only_if_it_is_certain(
 ) -> None:
     cached = tmp_path / "config.json"
 
-    def look_up(repo_id: str, filename: str) -> str | None:
+    def look_up(repo_id: str, filename: str, **_: object) -> str | None:
         return str(cached) if (repo_id, filename) == ("org/base", "config.json") else None
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look_up)

@@ -16,6 +16,7 @@ import torch
 from batches_by_hand import collate, texts
 from command_line import QUICK, refused, save_model, sentences
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from sentence_folders import describe
 from torch import Tensor
 
 from cahp_opt.cli import main
@@ -76,19 +77,6 @@ def legacy(*names: str) -> dict[str, Any]:
 def cosine_distance(one: Tensor, other: Tensor) -> float:
     a, b = one.detach().double(), other.detach().double()
     return 1 - float(a @ b / (a.norm() * b.norm()))
-
-
-def describe(folder: Path, pooling: dict[str, Any], *more: str, listed: bool = True) -> None:
-    """Write what sentence-transformers writes beside a model."""
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    kinds = ["Transformer", "Pooling", *more, "Normalize"]
-    modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"a.models.{kind}"}
-        for i, kind in enumerate(kinds)
-    ]
-    if listed:
-        (folder / "modules.json").write_text(json.dumps(modules))
 
 
 def loaded(folder: Path) -> Any:
@@ -198,6 +186,7 @@ def test_a_repository_decides_as_a_folder_does(
         (legacy("mean_tokens"), ("Dense",), "of the type Dense"),
         (legacy("mean_tokens"), ("WeightedLayerPooling",), "of the type WeightedLayerPooling"),
         (legacy("mean_tokens"), ("Pooling",), "names 2 modules that pool"),
+        (legacy("mean_tokens"), ("own.Normalize",), "of the type own.Normalize"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
@@ -235,6 +224,11 @@ def test_prompts_are_noted(folder: Path) -> None:
     describe(folder, {**legacy("cls_token"), "include_prompt": False})
     (note,) = embedding_notes(model, fidelity_of(model))
     assert "leaves them out of the embedding" in note
+    other, _ = embedding_notes(model, fidelity_of(model, Pooling.MAX))
+    assert other == "the model states cls pooling, and its embeddings were judged by max pooling."
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    _, note = embedding_notes(model, fidelity_of(model))
+    assert "its texts in lower case; nothing does so here" in note
 
 
 def test_pooling_is_refused_where_nothing_is_pooled() -> None:
