@@ -168,6 +168,18 @@ def _digest(body: bytes) -> str:
     return hashlib.sha1(body).hexdigest()
 
 
+def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    """Forbid or allow the client to use the network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    _forget_connections()
+
+
+def _forget_connections() -> None:
+    """Have the client make new ones: releases below 1 decide once whether a connection is allowed."""
+    tools: Any = huggingface_hub.utils
+    getattr(tools, "reset_sessions", getattr(tools, "close_session", None))()
+
+
 @contextmanager
 def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Generator[FakeHub]:
     """A hub that the client takes for the real one, with a cache of its own."""
@@ -180,7 +192,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Generator[FakeHub]
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    set_offline(monkeypatch, False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
@@ -188,6 +200,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Generator[FakeHub]
     try:
         yield hub
     finally:
+        _forget_connections()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -185,7 +185,7 @@ class Columns:
             )
             if self.choices:
                 told += f", {_listed(self.choices)} the choices"
-            spare = f"; not read are {_listed(self.spare)}" if self.spare else ""
+            spare = f"; not read: {_listed(self.spare)}" if self.spare else ""
             yield f"columns of {source}: {told}{spare}."
 
 

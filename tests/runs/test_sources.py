@@ -270,7 +270,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     found = texts_in("owner/name")
-    assert list(found) == EXAMPLES and "not read are 'idx'" in found.notes[0]
+    assert list(found) == EXAMPLES and "not read: 'idx'" in found.notes[0]
     assert list(texts_in("owner/name", subset="x", split="test")) == EXAMPLES
     assert asked == [("owner/name", None, "train", True), ("owner/name", "x", "test", True)]
     for subset, part in {

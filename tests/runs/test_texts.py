@@ -150,7 +150,7 @@ def test_columns_that_are_not_read_are_noted(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("id\ttext\tlabel\tsentence\n1\tone\t0\tx\n")
     found = table_texts(tmp_path / "a")
     assert list(found) == [Example("one", None, "0")]
-    assert "not read are 'id', 'sentence'" in found.notes[0]
+    assert "not read: 'id', 'sentence'" in found.notes[0]
 
 
 def sides(found: TextSplit) -> tuple[set[str], set[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 import tiny_models
 import torch
 from command_line import make_tokenizer, prune, refused, sentences
-from fake_hub import TOKEN, FakeHub, fake_hub
+from fake_hub import TOKEN, FakeHub, fake_hub, set_offline
 from torch import nn
 
 from cahp_opt.torch import (
@@ -75,7 +75,7 @@ def test_a_sliced_model_by_name(
     assert same(load_model("some/pruned"), sliced)
     assert len(there.asked) == asked  # from the cache
     assert load_tokenizer("some/pruned").get_vocab() == make_tokenizer().get_vocab()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    set_offline(monkeypatch, True)
     assert same(from_pretrained("some/pruned"), sliced)
 
 
@@ -122,10 +122,10 @@ def test_who_is_logged_in_is_told_what_helps(there: FakeHub, sliced: nn.Module) 
 
 
 def test_no_network(there: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    set_offline(monkeypatch, True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids"):
         from_pretrained("some/pruned")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    set_offline(monkeypatch, False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match="the hub cannot be reached; check the name and the conn"):
         from_pretrained("some/pruned")
@@ -176,7 +176,7 @@ def test_what_the_hub_does_not_take(
         push_to_hub(sliced, "me/a/b", token=TOKEN)
     with pytest.raises(ValueError, match="was not sliced"):
         push_to_hub(tiny_models.BERT.build(), "me/pruned", token=TOKEN)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    set_offline(monkeypatch, True)
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids to use the network; unset it"):
         push_to_hub(sliced, "me/pruned", token=TOKEN)
 
