@@ -19,6 +19,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "BigBird": {**_BLOCKS, "sep_token_id": 1},
     "BigBirdPegasus": _BLOCKS,
     "Bloom": {},
+    "CodeGen": {"n_head": 8, "rotary_dim": 2},
     "DebertaV2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "DeepseekV3": {  # latent attention
         "q_lora_rank": 12,
@@ -33,8 +34,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "GPTBigCode": {},
     "GptOss": {"num_attention_heads": 8, **_MOE},
     "LongT5": {"local_radius": 3, "global_block_size": 3, "decoder_start_token_id": 0},
+    "Longformer": {"attention_window": 4},
     "ModernBert": {},
     "Olmo2": {},
+    "ProphetNet": {
+        "num_encoder_attention_heads": 4,
+        "num_decoder_attention_heads": 4,
+        "num_encoder_layers": 2,
+    },
     "Phi3": {"num_attention_heads": 8},
     "Qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "Qwen3Next": {  # queries and their gates in one projection

@@ -32,6 +32,7 @@ class Order(Enum):
 
     PART_BY_PART = "all queries, then all keys, then all values"
     UNIT_BY_UNIT = "for every key/value head its queries, its key, its value"
+    SHARD_BY_SHARD = "for every shard of the heads all queries, then all keys, then all values"
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class Layout:
         widths: attributes that mean heads times head width, besides :data:`WIDTHS`.
         arguments: those with something for every head, besides :data:`ARGUMENTS`.
         headless: paths, from the site, of parameters that serve all heads alike, besides :data:`HEADLESS`.
+        shards: the attribute that holds the number of shards, for :attr:`Order.SHARD_BY_SHARD`. A cut stores
+            the rows as those of one shard, because others would have to lose as many heads.
     """
 
     name: str
@@ -154,6 +157,7 @@ class Layout:
     widths: tuple[str, ...] = ()
     arguments: tuple[HeadArgument, ...] = ()
     headless: tuple[str, ...] = ()
+    shards: str = ""
 
     def __str__(self) -> str:
         """The entry as Python, to be pasted."""
@@ -207,14 +211,18 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
     ),
     Layout(
-        "BERT, RoBERTa, ELECTRA, ALBERT",
-        (*_separate("query", "key", "value"), *_even("w2e_query", "e2w_query", "e2e_query")),
-        owners=("", "self", "attention", "att"),
+        "BERT, RoBERTa, ELECTRA, ALBERT, Longformer",
+        (
+            *_separate("query", "key", "value"),
+            *_even("w2e_query", "e2w_query", "e2e_query"),
+            *_even("query_global", "key_global", "value_global"),
+        ),
+        owners=("", "self", "attention", "att", "longformer_self_attn"),
     ),
     Layout("DistilBERT, XLM", _separate("q_lin", "k_lin", "v_lin")),
     Layout("T5, MPNet", _separate("q", "k", "v")),
     Layout(
-        "DeBERTa-v2",
+        "DeBERTa-v2, ProphetNet",
         (
             *_separate("query_proj", "key_proj", "value_proj"),
             *_even("pos_key_proj", "pos_query_proj"),
@@ -260,7 +268,18 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout("fused q, k, v: ModernBERT, MPT, DBRX", _fused("Wqkv")),
     Layout("fused q, k, v: Phi-3", _fused("qkv_proj")),
-    Layout("fused q, k, v: timm, BLIP, SAM", _fused("qkv"), owners=("", "attention")),
+    Layout(
+        "shard by shard: CodeGen",
+        (Projection("qkv_proj", (Part.QUERY, Part.VALUE, Part.KEY), Order.SHARD_BY_SHARD),),
+        when=(("mp_num", 4),),
+        shards="mp_num",
+    ),
+    Layout(
+        "fused q, k, v: timm, BLIP, SAM, DaViT",
+        _fused("qkv"),
+        owners=("", "attention"),
+        heads=("groups",),
+    ),
     Layout("fused q, k, v: Bark", _fused("att_proj")),
     Layout(
         "torch.nn.MultiheadAttention made explicit",
@@ -288,7 +307,7 @@ LAYOUTS: tuple[Layout, ...] = (
 """Every layout this library understands. Where several fit, the one with more conditions wins, then
 the one that finds more projections."""
 
-HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+HEADS = ("num_heads", "num_attention_heads", "num_attn_heads", "n_heads", "n_head", "heads")
 """Attributes that hold the number of query heads."""
 
 KV_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads", "kv_n_heads")
@@ -323,6 +342,7 @@ WIDTHS = (
 MAYBE_WIDTHS = (
     "embed_dim",
     "hidden_size",
+    "hidden_size_output",
     "dim",
     "d_model",
     "hidden_dim",
@@ -360,7 +380,16 @@ ARGUMENTS = (
     HeadArgument("rel_2d_pos"),
     HeadArgument(
         "attention_mask",
-        beside=("relative_position_bias", "shared_position_bias", "use_alibi", "attn_mask_probs"),
+        beside=(
+            "relative_position_bias",
+            "shared_position_bias",
+            "use_alibi",
+            "attn_mask_probs",
+            "box_rpb_embed_x",
+            "embeddings_layer_norm",
+            "encoder_attn_text",
+            "text_enhancer_layer",
+        ),
     ),
 )
 """Arguments with something for every head."""

@@ -141,9 +141,10 @@ class _Reader:
         try:
             for p in self.projections:
                 unit_of = self._unit_of(p, of_head, of_kv)
+                order = self._one_shard(p, len(unit_of))
                 for path, axis in _tensors(self.owner, p.path):
                     taken.add(self.prefix + path)
-                    yield Piece(self.prefix + path, axis, unit_of)
+                    yield Piece(self.prefix + path, axis, unit_of, order)
         except NotLinearError as error:
             raise Misfit(f"{self.prefix}{error}") from error
         try:
@@ -236,7 +237,21 @@ class _Reader:
             )
         if p.order is Order.PART_BY_PART:
             return np.concatenate(owners)
-        return np.concatenate([o.reshape(self.kv_heads, -1) for o in owners], axis=1).reshape(-1)
+        runs = self._shards() if p.order is Order.SHARD_BY_SHARD else self.kv_heads
+        return np.concatenate([o.reshape(runs, -1) for o in owners], axis=1).reshape(-1)
+
+    def _shards(self) -> int:
+        shards = _count(self.owner, self.layout.shards)
+        if self.heads % shards:
+            raise Misfit(f"its {self.heads} heads cannot be in {shards} shards equally")
+        return shards
+
+    def _one_shard(self, p: Projection, rows: int) -> Ints | None:
+        """The rows of a projection that is stored shard by shard, in the order of one shard."""
+        if p.order is not Order.SHARD_BY_SHARD:
+            return None
+        stored = np.arange(rows).reshape(self._shards(), len(p.parts), -1)
+        return stored.swapaxes(0, 1).reshape(-1)
 
     def _check_counts(self) -> None:
         sizes = {self.head_dim, self.key_dim}

@@ -33,7 +33,7 @@ from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.ghost_layers import adds_bias_alone, is_in_place
 from cahp_opt.torch.slicing.neuron_bypass import is_free, is_skipped, skip, unskip
-from cahp_opt.torch.slicing.plain_forward import PlainForward
+from cahp_opt.torch.slicing.own_width import OwnWidth
 
 _WEIGHTS_WANTED = ("output_attentions", "need_weights")
 """Arguments by which a caller asks for attention weights; a block that does not run has none."""
@@ -87,7 +87,7 @@ class Bypass:
         states: object = args[0] if args else kwargs.get(self.first)
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
         if not isinstance(states, Tensor) or not self._applies(states, cache, args, kwargs):
-            if isinstance(self.plain, PlainForward):
+            if isinstance(self.plain, OwnWidth):
                 return self.plain(*args, **kwargs)
             return type(self.module).forward(self.module, *args, **kwargs)
         if cache is not None and self.layer is not None:
@@ -396,7 +396,7 @@ def _is_free(block: PrunableBlock) -> bool:
     device map; or it is a bypass."""
     if isinstance(block, FeedForwardBlock):
         return is_free(block)
-    return isinstance(vars(block.module).get("forward"), PlainForward | None)
+    return isinstance(vars(block.module).get("forward"), OwnWidth | None)
 
 
 def _is_skipped(block: PrunableBlock) -> bool:

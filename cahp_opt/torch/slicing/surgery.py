@@ -36,8 +36,9 @@ from cahp_opt.torch.blocks.source_code import reads
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.argument_hooks import KeepHeads, argument_position
 from cahp_opt.torch.slicing.config_view import config_view
-from cahp_opt.torch.slicing.plain_forward import PlainForward, takes_width_from_input
+from cahp_opt.torch.slicing.own_width import OwnWidth, words_for_own_width
 from cahp_opt.torch.slicing.shared_bias import untied
+from cahp_opt.torch.slicing.width_rewriting import WIDTH
 
 
 def cut(prunable: Prunable, kept: Bools, journal: Journal) -> None:
@@ -104,10 +105,13 @@ def _follow_heads(
         if position is not None and _may_have_heads(model, block, argument):
             hook = KeepHeads(argument.name, position, heads.tolist(), block.heads)
             journal.call_later(owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
-    # A forward of a module's own is one of these already, or belongs to something else.
-    if takes_width_from_input(type(owner)) and "forward" not in vars(owner):
-        vars(owner)["forward"] = PlainForward(owner)
-        journal.call_later(lambda: vars(owner).pop("forward"))
+    words = words_for_own_width(block)
+    if words is not None:
+        journal.put(owner, WIDTH, int(staying[block.columns].sum()))
+        # A forward of a module's own is one of these already, or belongs to something else.
+        if "forward" not in vars(owner):
+            vars(owner)["forward"] = OwnWidth(owner, words)
+            journal.call_later(lambda: vars(owner).pop("forward"))
 
 
 def _follow_neurons(block: FeedForwardBlock, width: int, journal: Journal) -> None:
@@ -163,10 +167,15 @@ def _cut_counts(block: AttentionBlock, heads: int, kv_heads: int, journal: Journ
     sizes = (block.head_dim, block.key_dim)
     widths = {block.kv_heads * size: kv_heads * size for size in sizes}
     widths |= {block.heads * size: heads * size for size in sizes}
-    for attribute in (*layout.widths, *WIDTHS, *(a for a in MAYBE_WIDTHS if reads(type(owner), a))):
+    # A forward that names the width itself leaves them, which may be the width of the model to others.
+    named = words_for_own_width(block) is not None
+    maybe = () if named else (a for a in MAYBE_WIDTHS if reads(type(owner), a))
+    for attribute in (*layout.widths, *WIDTHS, *maybe):
         old: object = getattr(owner, attribute, None)
         if isinstance(old, int) and old in widths:
             journal.put(owner, attribute, widths[old])
+    if layout.shards:
+        journal.put(owner, layout.shards, 1)
     for module in _holders(block):  # such as one that holds a table of biases
         for attribute in head_words:
             if module is not owner and getattr(module, attribute, None) == block.heads:

@@ -235,6 +235,7 @@ def _from_json(data: Mapping[str, Any]) -> Layout:
             HeadArgument(str(a["name"]), _names(a["beside"])) for a in data["arguments"]
         ),
         headless=_names(data["headless"]),
+        shards=str(data.get("shards", "")),  # earlier records have none
     )
 
 

@@ -38,10 +38,12 @@ def batch_of(name: str, length: int, padded: bool) -> dict[str, Tensor]:
     """Images, or texts of this length."""
     if name in _IMAGES:
         made = tiny.image(size=2, length=length, padded=padded, seed=1)
-    elif name in ("LongT5", "BigBirdPegasus"):
+    elif name in ("LongT5", "BigBirdPegasus", "ProphetNet"):
         made = tiny.two_texts(size=3, length=length, padded=padded, seed=1)
     else:
         made = tiny.tokens(size=3, length=length, padded=padded, seed=1)
+    if name == "Longformer":
+        made["global_attention_mask"] = torch.eye(3, length, dtype=torch.long)
     return tiny.to(made, torch.float64)
 
 
@@ -50,6 +52,8 @@ CASES: dict[str, tuple[str, dict[str, Any], list[int]]] = {
     "a fused projection with one key": ("GPTBigCode", {"multi_query": True}, [4] * 3),
     "global tokens": ("LongT5", {"encoder_attention_type": "transient-global"}, [4] * 6),
     "local tokens": ("LongT5", {"encoder_attention_type": "local"}, [4] * 6),
+    "queries of global tokens": ("Longformer", {}, [4] * 3),
+    "shards of a fused projection": ("CodeGen", {}, [8] * 3),
     "two coordinates": ("Swinv2", {}, [4, 4, 4]),
     "two coordinates beside two heads": ("Swinv2", {"num_attention_heads": [2, 2]}, [2, 2, 2]),
     "a width of heads that equals the width of the coordinates' network": (
@@ -103,6 +107,17 @@ def test_a_parameter_as_large_as_what_is_left_of_the_heads_is_no_parameter_of_he
         expected = outputs(model, batch)
     for name, value in outputs(slice_heads(small, [True] * int(kept.sum())), batch).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CodeGen", "ProphetNet"])
+def test_what_is_stored_in_another_order_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    model = built(name)
+    small = slice_heads(model, tiny.uneven(find_attention(model).space))
+    save_pretrained(small, tmp_path)
+    batch = tiny.to(batch_of(name, 7, True), torch.float32)
+    loaded = outputs(from_pretrained(tmp_path), batch)
+    for key, value in outputs(small, batch).items():
+        assert torch.equal(value, loaded[key])
 
 
 BIG = ("BigBird", "BigBirdPegasus")

@@ -351,6 +351,7 @@ def test_layouts_survive_their_file_whatever_they_hold(tmp_path: Path) -> None:
         widths=("w",),
         arguments=(HeadArgument("m", beside=("b",)),),
         headless=("s",),
+        shards="t",
     )
     changed = {f.name for f in dataclasses.fields(Layout) if getattr(layout, f.name) != f.default}
     assert changed == {f.name for f in dataclasses.fields(Layout)}

@@ -1,4 +1,4 @@
-"""Attention that gives the heads' output the width of its input, as older releases of CLIP do."""
+"""Attention that gives the heads' output the width of its input: older CLIP, BLIP, TrOCR and many others."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from cahp_opt.torch import from_pretrained, head_mask, save_pretrained, slice_he
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.slicing import surgery
 from cahp_opt.torch.slicing.bypass import Bypass, bypass_empty
-from cahp_opt.torch.slicing.plain_forward import PlainForward, takes_width_from_input
+from cahp_opt.torch.slicing.own_width import OwnWidth, words_for_own_width
 from cahp_opt.torch.slicing.verification import SliceError
+from cahp_opt.torch.slicing.width_rewriting import WIDTH, Words, rewritten
 
 Batch = dict[str, Tensor]
 
@@ -166,8 +167,12 @@ def test_with_all_heads_it_computes_the_same_bits(implementation: str, training:
     model, batches = pair()
     model.config._attn_implementation = implementation
     model.train(training)
-    for block in model.blocks:
-        plain: Any = PlainForward(block)
+    for found in find_attention(model).attention:
+        block: Any = found.module
+        words = words_for_own_width(found)
+        assert words is not None
+        vars(block)[WIDTH] = 32
+        plain: Any = OwnWidth(block, words)
         # Some releases refuse a mask beside the flag.
         for batch in batches[:1] if block is model.blocks[1] else batches:
             x, mask, causal = batch["x"], batch.get("mask"), batch.get("causal")
@@ -175,10 +180,10 @@ def test_with_all_heads_it_computes_the_same_bits(implementation: str, training:
                 torch.manual_seed(1)
                 expected = block(x, mask, causal, output_attentions=asked)
                 torch.manual_seed(1)
-                found = plain(x, mask, causal_attention_mask=causal, output_attentions=asked)
-                assert torch.equal(found[0], expected[0])
-                assert (found[1] is None) == (expected[1] is None)
-                assert expected[1] is None or torch.equal(found[1], expected[1])
+                same = plain(x, mask, causal_attention_mask=causal, output_attentions=asked)
+                assert torch.equal(same[0], expected[0])
+                assert (same[1] is None) == (expected[1] is None)
+                assert expected[1] is None or torch.equal(same[1], expected[1])
 
 
 @pytest.mark.parametrize("in_place", [False, True])
@@ -188,7 +193,7 @@ def test_it_is_set_where_heads_are_cut_and_slicing_works(in_place: bool) -> None
     expected = [masked(model, kept, batch) for batch in batches]
     small = slice_heads(model, kept, batch=batches[0], in_place=in_place)
     first, second = (vars(block).get("forward") for block in small.blocks)
-    assert isinstance(first, PlainForward) and second is None
+    assert isinstance(first, OwnWidth) and second is None
     for again in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
         assert vars(again.blocks[0])["forward"].module is again.blocks[0]
         for batch, value in zip(batches, expected, strict=True):
@@ -205,7 +210,7 @@ def test_a_sliced_module_is_sliced_again() -> None:
 
 
 def test_nothing_of_it_stays_when_the_check_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wrong(PlainForward):
+    class Wrong(OwnWidth):
         """Forgets that the module is causal."""
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +220,7 @@ def test_nothing_of_it_stays_when_the_check_fails(monkeypatch: pytest.MonkeyPatc
 
     model, batches = pair()
     before = run(model, batches[0])
-    monkeypatch.setattr(surgery, "PlainForward", Wrong)
+    monkeypatch.setattr(surgery, "OwnWidth", Wrong)
     with pytest.raises(SliceError, match="differs"):
         slice_heads(model, keep(0, 1, 2, 3, 4, 5), batch=batches[0], in_place=True)
     assert not any("forward" in vars(module) for module in model.modules())
@@ -261,39 +266,108 @@ def test_a_model_is_saved_and_loaded(
     loaded = from_pretrained(tmp_path)
     with head_mask(model, kept):
         expected = tiny.outputs(model, batch)
-    assert any(isinstance(vars(m).get("forward"), PlainForward) for m in loaded.modules())
+    assert any(isinstance(vars(m).get("forward"), OwnWidth) for m in loaded.modules())
     for name, value in tiny.outputs(loaded, batch).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5)
 
 
-def variant(old: str, new: str) -> Callable[..., Any]:
-    """SigLIP's forward with another line."""
-    source = inspect.getsource(siglip_forward)
-    assert old in source
-    made: dict[str, Any] = {}
-    exec(source.replace(old, new), globals(), made)
-    forward: Callable[..., Any] = made["siglip_forward"]
-    return forward
+def renamed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that takes an argument by an older name too, as those of transformers do."""
+
+    @functools.wraps(forward)
+    def taking_both(*args: Any, **kwargs: Any) -> Any:
+        if "x" in kwargs:
+            kwargs["hidden_states"] = kwargs.pop("x")
+        return forward(*args, **kwargs)
+
+    return taking_both
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("length, embed_dim).contiguous", "length, -1).contiguous"),
-        ("self.q_proj(hidden_states)", "self.q_norm(self.q_proj(hidden_states))"),
-        ("self.scale,", "self.scale * 3,"),
-        ("self.training else self.dropout,", "self.training else self.dropout, **kwargs,"),
-        ("dropout=0.0", "sliding_window=self.is_causal, dropout=0.0"),
-        ("attention_mask: Any = None", "attention_mask: Any = True"),
-        ("attention_mask: Any = None", "attention_mask: Any = None, past: Any = None"),
-        ("def siglip", "@functools.wraps(print)\ndef siglip"),
-    ],
-)
-def test_forwards_that_do_anything_else_are_left_alone(old: str, new: str) -> None:
-    assert takes_width_from_input(type("Same", (), {"forward": variant("keys", "keys")}))
-    assert not takes_width_from_input(type("Other", (), {"forward": variant(old, new)}))
+class Windows(nn.Module):
+    """Attention in windows, with the width of its input in shapes of all kinds, of which some stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim, self.heads = 24, 3
+        self.qkv = nn.Linear(24, 72)
+        self.proj = nn.Linear(24, 24)
+
+    @renamed
+    def forward(self, hidden_states: Any, *, twice: Any = False) -> Any:
+        """The states after attention within pairs of tokens."""
+        batch, length, width = hidden_states.shape
+        if width != self.embed_dim:
+            raise ValueError("another width")
+        pairs = hidden_states.reshape(-1, 2, width)
+        fused = self.qkv(pairs).view(-1, 2, 3, self.heads, width // self.heads)
+        query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = query @ key.transpose(-1, -2) * width**-0.5
+        output = (scores.softmax(-1) @ value).transpose(1, 2)
+        for _ in range(2 if twice else 1):
+            output = output.reshape(output.shape[:-2] + (width,))  # noqa: RUF005
+            output = output.view(batch, length, self.heads, -1)
+        output = self.proj(output.reshape(batch, length, width))
+        return output.view(-1, width).view(batch, length, width)
 
 
-def test_classes_without_such_a_forward_are_left_alone() -> None:
-    assert takes_width_from_input(Old)
-    assert not any(map(takes_width_from_input, (nn.MultiheadAttention, nn.Linear, nn.Module)))
+def test_only_the_shapes_between_the_projections_get_the_own_width() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Windows(), Windows()).eval()
+    x = torch.randn(2, 4, 24)
+    kept = np.array([0, 1, 1, 1, 0, 1], dtype=bool)
+    with head_mask(model, kept):
+        expected = run(model, {"input": x})
+        more = model[0](x=x, twice=True)
+    small = slice_heads(model, kept, batch={"input": x})
+    for again in (small, copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
+        torch.testing.assert_close(run(again, {"input": x}), expected)
+        torch.testing.assert_close(again[0](x=x, twice=True), more)
+    first: Any = small[0]
+    assert (first.embed_dim, first.heads, vars(first)[WIDTH]) == (24, 2, 16)
+    # The rewritten code stands where the author's stands, for tracebacks and debuggers.
+    inner: Any = inspect.unwrap(vars(first)["forward"].function)
+    assert inner.__code__.co_firstlineno == inspect.unwrap(Windows.forward).__code__.co_firstlineno
+    with pytest.raises(ValueError, match="another width"):
+        small(torch.randn(2, 4, 16))
+
+
+def test_an_exported_model_has_it_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Windows()).eval()
+    x = torch.randn(2, 4, 24)
+    small = slice_heads(model, np.array([0, 1, 1], dtype=bool), batch={"input": x})
+    program: Any = torch.export.export(small, (x,))
+    torch.testing.assert_close(program.module()(x), small(x))
+
+
+WORDS = Words(("qkv",), "proj", ("heads",), ("embed_dim",))
+
+
+def test_a_forward_that_needs_none_or_cannot_be_read_stays() -> None:
+    width, made = 4, dict[str, Any]()
+
+    def inside(self: Any, states: Any) -> Any:
+        batch, width = states.shape
+        return self.qkv(states).view(batch, width)
+
+    def outside(self: Any, states: Any) -> Any:
+        batch, width = states.shape
+        return self.proj(self.qkv(states)).view(batch, width)
+
+    def closed(self: Any, states: Any) -> Any:
+        batch, last = states.shape
+        return self.qkv(states).view(batch, last + 0 * width)
+
+    exec(inspect.getsource(inside).replace("    def", "def").replace("        ", "    "), made)
+    assert rewritten(inside, WORDS) is not None
+    for other in (outside, closed, made["inside"], print, functools.wraps(print)(inside), None):
+        assert rewritten(other, WORDS) is None
+
+
+def test_a_source_that_changed_since_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(("q_proj", "k_proj", "v_proj"), "out_proj", (), ())
+    assert rewritten(siglip_forward, words) is not None
+    lines, first = inspect.findsource(siglip_forward)
+    edited = [line.replace("scaling=self.scale", "scaling=self.scales") for line in lines]
+    monkeypatch.setattr(inspect, "findsource", lambda code: (edited, first))
+    assert rewritten(siglip_forward, words) is None
