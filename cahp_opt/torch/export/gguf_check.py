@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ _ALLOWED_IN_HALF = 0.5
 half precision multiplies in it too."""
 
 
-def check_by_running(model: nn.Module, file: Path) -> None:
-    """Run a GGUF file, and compare its greedy tokens and their log-probabilities with those of the model.
+_TEXTS = (
+    "Hello world, it's 1234 o'clock!",
+    "  two  spaces\n\nand\ttabs, a na\u00efve caf\u00e9  ",
+    "\u4f60\u597d \U0001f600 WE'LL (see) 55555\r\n\r\nend   ",
+)
+"""Texts on which tokenizers differ."""
+
+
+def check_by_running(model: nn.Module, tokenizer: Any, file: Path) -> None:
+    """Run a GGUF file, and compare its greedy tokens and their log-probabilities with those of the model, and the
+    ids of a few texts with those of the tokenizer.
 
     Where llama.cpp takes another token than the model, the model must find both as likely, within rounding.
 
@@ -42,7 +52,13 @@ def check_by_running(model: nn.Module, file: Path) -> None:
         for n in _PROMPTS
     ]
     allowed = _ALLOWED.get(dtype, _ALLOWED_IN_HALF)
-    for prompt, steps in zip(prompts, greedy_tokens(file, prompts, _TOKENS), strict=True):
+    greedy, ids = run_file(file, prompts, _TOKENS, _TEXTS)
+    for text, made in zip(_TEXTS, ids, strict=True):
+        if made != tokenizer(text)["input_ids"]:
+            raise ExportError(
+                f"llama.cpp makes other tokens of {text!r} than the tokenizer; it cannot be written for llama.cpp."
+            )
+    for prompt, steps in zip(prompts, greedy, strict=True):
         told = _log_probabilities(exact, prompt, [token for token, _ in steps])
         for place, ((token, theirs), ours) in enumerate(zip(steps, told, strict=True)):
             difference = 0.0 if theirs is None else abs(float(ours[token]) - theirs)
@@ -55,11 +71,11 @@ def check_by_running(model: nn.Module, file: Path) -> None:
                 )
 
 
-def greedy_tokens(
-    file: Path, prompts: list[list[int]], tokens: int
-) -> list[list[tuple[int, float | None]]]:
+def run_file(
+    file: Path, prompts: list[list[int]], tokens: int, texts: Sequence[str] = ()
+) -> tuple[list[list[tuple[int, float | None]]], list[list[int]]]:
     """The greedy tokens of llama.cpp after every prompt of ids, each with its log-probability where it
-    tells that.
+    tells that, and the ids of texts.
 
     Raises:
         ExportError: if the file cannot be run.
@@ -68,6 +84,7 @@ def greedy_tokens(
         "file": str(file),
         "prompts": prompts,
         "tokens": tokens,
+        "texts": list(texts),
         "length": max(map(len, prompts)) + tokens + 32,
         "threads": torch.get_num_threads(),
     }
@@ -85,8 +102,8 @@ def greedy_tokens(
         raise ExportError(
             f"llama.cpp cannot run the file (exit status {run.returncode}): {' '.join(wrong[:2])}"
         )
-    answers: list[list[tuple[int, float | None]]] = json.loads(run.stdout.strip().splitlines()[-1])
-    return answers
+    greedy, ids = json.loads(run.stdout.strip().splitlines()[-1])
+    return greedy, ids
 
 
 def _log_probabilities(model: nn.Module, prompt: list[int], taken: list[int]) -> Tensor:

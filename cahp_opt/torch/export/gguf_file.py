@@ -65,7 +65,7 @@ def export_gguf(model: nn.Module, path: PathLike, *, tokenizer: Any, check: bool
     """Write a Llama-like decoder, pruned or not, as a GGUF file, whole or not at all.
 
     The file is run by llama.cpp, and greedy tokens and their probabilities are compared with those of
-    ``model``. Weights keep their precision; quantise the file with llama.cpp's own tools.
+    ``model``, and the ids of a few texts with those of ``tokenizer``. Weights keep their precision; quantise the file with llama.cpp's own tools.
 
     Args:
         model: a causal Llama or Mistral without biases; it is not changed.
@@ -103,7 +103,7 @@ def export_gguf(model: nn.Module, path: PathLike, *, tokenizer: Any, check: bool
         writer.write_tensors_to_file()
         writer.close()
         if check:
-            check_by_running(model, Path(name))
+            check_by_running(model, tokenizer, Path(name))
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)  # temporary files are private; this is an ordinary one

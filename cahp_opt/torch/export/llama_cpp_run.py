@@ -1,7 +1,7 @@
 """Runs a GGUF file in a process of its own, because what llama.cpp does not expect ends its process.
 
-It reads ``{"file", "prompts", "tokens", "length", "threads"}`` as JSON, and writes the greedy tokens after
-every prompt, each with its log-probability, or null where that is not told. It imports nothing of this library, so that it starts at once.
+It reads ``{"file", "prompts", "tokens", "texts", "length", "threads"}`` as JSON, and writes the greedy tokens
+after every prompt, each with its log-probability, or null where that is not told, and the ids of every text. It imports nothing of this library, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import json
 import sys
 from typing import Any
+from urllib.request import Request, urlopen
 
 
 def answer_request() -> None:
@@ -24,8 +25,9 @@ def answer_request() -> None:
     options.cpuparams.n_threads = asked["threads"]
     options.cpuparams_batch.n_threads = asked["threads"]
     server = llama.Server(options)
-    answers = [_greedy(server, prompt, asked["tokens"]) for prompt in asked["prompts"]]
-    print(json.dumps(answers), flush=True)
+    greedy = [_greedy(server, prompt, asked["tokens"]) for prompt in asked["prompts"]]
+    ids = [_ids(server.listening_address, text) for text in asked["texts"]]
+    print(json.dumps([greedy, ids]), flush=True)
 
 
 def _greedy(server: Any, prompt: list[int], tokens: int) -> list[tuple[int, float | None]]:
@@ -47,6 +49,15 @@ def _greedy(server: Any, prompt: list[int], tokens: int) -> list[tuple[int, floa
         token = answer["__verbose"]["tokens"][0]
         found.append((token, told[0]["logprob"] if told else None))
     return found
+
+
+def _ids(address: str, text: str) -> list[int]:
+    """The ids of a text. Only the server that listens at its address tells them."""
+    body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
+    asked = Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
+    with urlopen(asked) as answer:
+        ids: list[int] = json.loads(answer.read())["tokens"]
+    return ids
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from tiny_models import sliced
 from tokenizers import normalizers, pre_tokenizers
 
 from cahp_opt.torch import ExportError, export_gguf, find_prunable, slice_heads
-from cahp_opt.torch.export.gguf_check import greedy_tokens
-from cahp_opt.torch.export.gguf_vocabulary import TokenKind, vocabulary_of
+from cahp_opt.torch.export.gguf_check import run_file
+from cahp_opt.torch.export.gguf_vocabulary import TokenKind, Vocabulary, vocabulary_of
 
 PROMPTS = [[5, 77, 300, 12], [9, 8, 7, 200, 100, 50, 25]]
 
@@ -82,7 +83,7 @@ def test_llama_cpp_takes_the_same_tokens(
     small = build(counts, neurons, **fields)
     file = tmp_path / "model.gguf"
     export_gguf(small, file, tokenizer=vocabularies.byte_level())
-    for prompt, steps in zip(PROMPTS, greedy_tokens(file, PROMPTS, 12), strict=True):
+    for prompt, steps in zip(PROMPTS, run_file(file, PROMPTS, 12)[0], strict=True):
         assert [token for token, _ in steps] == taken(small, prompt)
     assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
     assert file.stat().st_size < 4 * sum(p.numel() for p in small.parameters()) + 200_000
@@ -96,6 +97,42 @@ def test_half_precision_stays(dtype: torch.dtype, tmp_path: Path) -> None:
     whole = tmp_path / "whole.gguf"
     export_gguf(small.float(), whole, tokenizer=vocabularies.sentence_piece())
     assert file.stat().st_size < 0.8 * whole.stat().st_size
+
+
+TEXTS = (
+    *("", "a", "don't WE'RE they'll", "<s>special</s> inside", "1 22 333 4444 55555"),
+    *(
+        "  two  spaces\n\nand\ttabs  ",
+        "    indented(code)\r\n\r\nend   ",
+        "na\u00efve \u4f60\u597d \U0001f600",
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["gpt-2", "llama-bpe", "qwen2", ""])
+def test_llama_cpp_makes_the_same_tokens_of_texts(split: str, tmp_path: Path) -> None:
+    tokenizer = vocabularies.byte_level(split) if split else vocabularies.sentence_piece()
+    export_gguf(build([3, 1], [2, 5]), tmp_path / "m.gguf", tokenizer=tokenizer)
+    _, found = run_file(tmp_path / "m.gguf", [[5]], 1, TEXTS)
+    assert found == [tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.mark.slow
+def test_a_vocabulary_that_is_read_differently_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cahp_opt.torch.export import gguf_file
+
+    def wrong(tokenizer: Any, size: int) -> Vocabulary:
+        return replace(vocabulary_of(tokenizer, size), adds_space=False)
+
+    monkeypatch.setattr(gguf_file, "vocabulary_of", wrong)
+    with pytest.raises(ExportError, match="makes other tokens of"):
+        export_gguf(
+            build([3, 1], [2, 5]), tmp_path / "m.gguf", tokenizer=vocabularies.sentence_piece()
+        )
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
