@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from cahp_opt.torch.export.refusals import ExportError
 from cahp_opt.torch.running.batches import inputs_of, prepare
 from cahp_opt.torch.running.made_up_inputs import sample_inputs
+from cahp_opt.torch.running.unfit_inputs import longest
 
 _TEXTS = (
     "A pruned model computes less, and a graph of it runs where there is no Python at all.",
     "The second text is shorter than the first.",
 )
+_TOKENS = 24
 _GROWING = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 """Inputs of texts, ``[examples, tokens]``; and those of decoders, with ``decoder_`` before their names."""
 
@@ -44,14 +46,24 @@ def example(
     if "input_ids" not in made:
         return made
     accepted = inspect.signature(type(model).forward).parameters
-    if tokenizer is not None:
-        encoded = tokenizer(list(_TEXTS), padding=True, return_tensors="pt")
+    if hasattr(tokenizer, "pad_token_id"):
+        encoded = _encoded(tokenizer, longest(model))
         made |= {name: value for name, value in encoded.items() if name in accepted}
     elif "attention_mask" in accepted:
         mask = torch.ones_like(made["input_ids"])
         mask[1, -2:] = 0
         made["attention_mask"] = mask
     return made
+
+
+def _encoded(tokenizer: Any, most: int | None) -> dict[str, Tensor]:
+    """Two texts as token ids of at most so many tokens; of one length for a tokenizer that does not pad."""
+    options: dict[str, Any] = {"truncation": True, "max_length": min(most or _TOKENS, _TOKENS)}
+    if tokenizer.pad_token_id is None:
+        lengths = [len(tokenizer(text, **options)["input_ids"]) for text in _TEXTS]
+        encoded = tokenizer(list(_TEXTS), **{**options, "max_length": min(lengths)})
+        return {name: torch.tensor(rows) for name, rows in encoded.items()}
+    return dict(tokenizer(list(_TEXTS), padding=True, return_tensors="pt", **options))
 
 
 def axes(name: str) -> dict[int, str]:

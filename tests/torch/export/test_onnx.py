@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 import torch
+from command_line import make_tokenizer
 from tiny_models import sliced
 from torch import nn
 
 from cahp_opt.torch import ExportError, export_onnx
+from cahp_opt.torch.export.onnx_inputs import example
 
 # Tools announce the end of each other's interfaces; that is not ours to fail on.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -67,6 +69,18 @@ def test_a_graph_that_computes_something_else_is_not_left(
     with pytest.raises(ExportError, match="the graph gives another"):
         export_onnx(sliced(tiny.BERT), tmp_path / "onnx")
     assert not any(tmp_path.iterdir())
+
+
+def test_real_texts_are_encoded_as_the_model_takes_them() -> None:
+    """Cut to its positions, and of one length for a tokenizer that does not pad, as of GPT-2."""
+    model, tokenizer = tiny.GPT2.build(), make_tokenizer()
+    padded = example(model, tokenizer)
+    assert padded.keys() == {"input_ids", "attention_mask", "token_type_ids"}
+    assert int((padded["attention_mask"] == 0).sum()) > 0
+    tokenizer.pad_token = None
+    found = example(tiny.GPT2.build(max_position_embeddings=6), tokenizer)
+    assert found["input_ids"].shape == found["attention_mask"].shape == (2, 6)
+    assert bool(found["attention_mask"].all())
 
 
 def test_what_is_not_exported_is_refused_before_work(tmp_path: Path) -> None:
