@@ -74,6 +74,10 @@ INSTEAD: Mapping[str, tuple[str, str]] = {
         "python benchmarks/architectures/cross_version.py --help",
         "it needs the environments that versions.py makes",
     ),
+    "architectures/without_library.py": (
+        "python benchmarks/architectures/without_library.py --help",
+        "it installs four releases of transformers",
+    ),
     "gpu/architectures.py --device cuda": (
         "python benchmarks/gpu/architectures.py --device cpu --builds torch-encoder "
         "--output results",

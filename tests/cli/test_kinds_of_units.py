@@ -27,8 +27,8 @@ from cahp_opt.torch.blocks.finder import FeedForwardBlock, blocks_cut
 from cahp_opt.torch.checkpoints.model_loading import load_model, load_tokenizer
 from cahp_opt.torch.pipeline import applying, profiles, pruning_run
 from cahp_opt.torch.pipeline.final_times import final_times
-from cahp_opt.torch.slicing.bypass import Bypass
 from cahp_opt.torch.slicing.neuron_bypass import is_skipped
+from cahp_opt.torch.slicing.skipped_attention import Bypass
 from cahp_opt.torch.texts.encoding import encode
 
 pytestmark = pytest.mark.usefixtures("threads")

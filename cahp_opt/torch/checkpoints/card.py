@@ -25,6 +25,7 @@ def model_card(
     selection: Selection,
     *,
     architecture: str,
+    auto_class: str | None = None,
     base_model: str | None = None,
     provenance: Mapping[str, str] | None = None,
     neurons: Mapping[str, int] | None = None,
@@ -34,13 +35,16 @@ def model_card(
     Args:
         selection: what the model keeps of the original one.
         architecture: name of the model's class.
+        auto_class: the Auto class of transformers that loads the folder without this library; None if
+            none does.
         base_model: hub id of the original model, if it is known.
         provenance: facts to list; the selection's own if None.
         neurons: by name of the feed-forward block, how many neurons the original has; None for those
             that the selection states itself.
     """
     widths = _widths(selection) if neurons is None else neurons
-    body = "\n".join(_lines(selection, architecture, base_model, provenance, widths))
+    told = _lines(selection, architecture, auto_class, base_model, provenance, widths)
+    body = "\n".join(told)
     return f"{body}\n{CARD_SEAL}{card_digest(body)} -->\n"
 
 
@@ -72,6 +76,7 @@ def give_way(folder: Path, old: Path) -> None:
 def _lines(
     selection: Selection,
     architecture: str,
+    auto_class: str | None,
     base_model: str | None,
     provenance: Mapping[str, str] | None,
     neurons: Mapping[str, int],
@@ -89,15 +94,7 @@ def _lines(
     parts = " and ".join(f"{kind.kept} of {kind.units} {kind.called}" for kind in kinds)
     yield f"This model{origin} keeps {parts}; the weights of the others are gone.\n"
     yield "## Loading\n"
-    yield "```python\nfrom cahp_opt.torch import from_pretrained\n"
-    yield "# `directory`: this folder, or huggingface_hub.snapshot_download(its name on the hub)"
-    yield "model = from_pretrained(directory)\n```\n"
-    yield (
-        "The stock `from_pretrained` of transformers finds no weights here and says so. That is on "
-        "purpose: the configuration describes the unpruned model, so under the usual file name and with "
-        "`ignore_mismatched_sizes=True` the stock loader would replace the pruned weights by random "
-        "ones.\n"
-    )
+    yield from _loading(auto_class)
     yield "## What was kept\n"
     yield "| block | kept | of | unit | ids |"
     yield "|---|---:|---:|---|---|"
@@ -115,6 +112,27 @@ def _lines(
         for name, value in facts.items():
             yield f"| {_cell(_LABELS.get(name, name))} | {_cell(value)} |"
     yield ""
+
+
+def _loading(auto_class: str | None) -> Iterator[str]:
+    if auto_class is not None:
+        yield (
+            "With transformers alone; `trust_remote_code` lets it run `modeling_cahp.py`, which is in this "
+            "folder and builds the modules as they are here:\n"
+        )
+        yield f"```python\nfrom transformers import {auto_class}\n"
+        yield "# `directory`: this folder, or its name on the hub"
+        yield f"model = {auto_class}.from_pretrained(directory, trust_remote_code=True)\n```\n"
+        yield "With cahp-opt, which can also prune it further:\n"
+    yield "```python\nfrom cahp_opt.torch import from_pretrained\n"
+    yield "# `directory`: this folder, or its name on the hub"
+    yield "model = from_pretrained(directory)\n```\n"
+    yield (
+        f"{'Without `trust_remote_code` the' if auto_class else 'The'} stock `from_pretrained` of transformers "
+        "finds no weights here and says so. That is on purpose: the configuration describes the unpruned "
+        "model, so under the usual file name and with `ignore_mismatched_sizes=True` the stock loader would "
+        "replace the pruned weights by random ones.\n"
+    )
 
 
 class _Kind(NamedTuple):

@@ -8,7 +8,9 @@ weights) to the stock loader.
 The stock ``from_pretrained`` alone cannot know what was cut. Under the usual name it would refuse the
 weights because of their shapes, but with ``ignore_mismatched_sizes=True``, which many training scripts
 set, it would replace them by random ones. So they are saved under a name that it does not look for
-whatever its options (see :mod:`cahp_opt.torch.checkpoints.weight_files`): it ends in an error.
+whatever its options (see :mod:`cahp_opt.torch.checkpoints.weight_files`): it ends in an error. With
+``trust_remote_code=True`` the Auto classes run the modelling file in the folder, which knows (see
+:mod:`cahp_opt.torch.checkpoints.self_contained`).
 
 Folders that the stock ``save_pretrained`` writes of a sliced model, such as the checkpoints of
 ``transformers.Trainer``, have the usual names; the selection is in the configuration, and loads
@@ -49,12 +51,15 @@ from cahp_opt.torch.blocks.finder import (
 from cahp_opt.torch.checkpoints.card import model_card, write_card
 from cahp_opt.torch.checkpoints.foreign_classes import own_class
 from cahp_opt.torch.checkpoints.hub import PLACES, sliced_folder
+from cahp_opt.torch.checkpoints.module_record import record_of
 from cahp_opt.torch.checkpoints.origin import BASE_MODEL, origin_of
 from cahp_opt.torch.checkpoints.output_check import compare_check, write_check
+from cahp_opt.torch.checkpoints.self_contained import auto_class, forget, make_self_contained
 from cahp_opt.torch.checkpoints.sentence_files import SentenceFiles
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.bypass import bypass_where_possible
+from cahp_opt.torch.slicing.modeling_cahp import ENTRY, NEEDS
 from cahp_opt.torch.slicing.slicing import SELECTION, selection_in, selection_of
 from cahp_opt.torch.slicing.surgery import cut, freeze_ghosts
 from cahp_opt.torch.slicing.travelling import (
@@ -92,6 +97,9 @@ def save_pretrained(
 ) -> None:
     """Write a sliced model, its selection, a model card and its tokenizer, whole or not at all.
 
+    A modelling file is written too, so that ``AutoModel.from_pretrained(directory, trust_remote_code=True)``
+    and the other Auto classes load the model without this library; what they load is of a class of that file,
+    skips the blocks that ``model`` skips, and cannot be pruned further.
     Layouts from :func:`~cahp_opt.torch.learn_attention` are written too, and used in loading. The files of
     sentence-transformers in the folder or repository that the model was loaded from are copied: the list of
     modules, pooling, normalisation, dense layers, prompts. A warning says why if they cannot be.
@@ -114,18 +122,19 @@ def save_pretrained(
     """
     selection = selection_of(model)
     if selection is None:
+        _check_stock(model)
         raise ValueError(
             "`model` was not sliced by this library; use `slice_heads` first, or the model's own "
             "`save_pretrained` for an unpruned model."
         )
     _check_kind(model)
     blueprint = blueprint_of(model, selection)
-    _check_described(model, blueprint)
+    built = _check_described(model, blueprint)
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     beside = SentenceFiles.of(model)
     if beside.note:
         warnings.warn(beside.note, stacklevel=2)
-    _write(model, blueprint, directory, tokenizer, beside, overwrite=overwrite, **options)
+    _write(model, built, blueprint, directory, tokenizer, beside, overwrite=overwrite, **options)
 
 
 def save_sliced(
@@ -137,13 +146,14 @@ def save_sliced(
 ) -> None:
     """:func:`save_pretrained` for a sliced model whose blocks were found already, and the files that go
     along."""
-    blueprint = check_saveable(prunable)
+    blueprint, built = _saveable(prunable)
     found = SentenceFiles() if beside is None else beside
-    _write(prunable.model, blueprint, directory, tokenizer, found, overwrite=False)
+    _write(prunable.model, built, blueprint, directory, tokenizer, found, overwrite=False)
 
 
 def _write(
     model: nn.Module,
+    built: nn.Module,
     blueprint: Blueprint,
     directory: PathLike,
     tokenizer: Saveable | None,
@@ -158,15 +168,22 @@ def _write(
     )
     blocks = told.space.blocks
     unstated = any(not block.unit.of_attention and block.order is None for block in blocks)
+    cls = type(model)
+    exported = getattr(transformers, cls.__name__, None) is cls
+    record = record_of(_rebuilt(cls, stock.config), built, model) if exported else None
+    alone = record is not None and NEEDS not in record
     card = model_card(
         told,
-        architecture=type(model).__name__,
+        architecture=cls.__name__,
+        auto_class=auto_class(cls) if alone else None,
         base_model=told.provenance.get(BASE_MODEL),
         neurons=_neurons(model) if unstated else None,  # an order states the number too
     )
     with whole_folder(directory, overwrite=overwrite) as folder:
         stock.save_pretrained(str(folder), **options)
         hide_from_stock(folder)
+        if record is not None:
+            make_self_contained(folder, record)
         told.save(folder / SELECTION_FILE)
         if blueprint.layouts:
             save_layouts(folder / LAYOUTS_FILE, blueprint.layouts)
@@ -278,6 +295,7 @@ def from_pretrained(
     # Nothing of the subclass is needed any more; a stock instance can be pickled and saved as ever.
     model.__class__ = stock
     vars(model.config).pop(_NAME_OF_WEIGHTS, None)
+    forget(model.config)
     assert slicer.known is not None  # it sliced the model when that was built
     prunable = slicer.known
     _check_complete(prunable, sorted(info["missing_keys"]), folder, other=stock.__name__ != named)
@@ -387,6 +405,11 @@ def check_saveable(prunable: Prunable) -> Blueprint:
     Raises:
         ValueError: as there.
     """
+    return _saveable(prunable)[0]
+
+
+def _saveable(prunable: Prunable) -> tuple[Blueprint, nn.Module]:
+    """The blueprint of :func:`check_saveable`, and a model that was built by it."""
     model = prunable.model
     _check_kind(model)
     prunable = with_all_cut(prunable)
@@ -394,8 +417,7 @@ def check_saveable(prunable: Prunable) -> Blueprint:
     if known is None:
         known = Selection.from_kept(prunable.space, [True] * prunable.space.n)
     blueprint = blueprint_of(model, known)
-    _check_described(model, blueprint, prunable)
-    return blueprint
+    return blueprint, _check_described(model, blueprint, prunable)
 
 
 def _check_kind(model: nn.Module) -> None:
@@ -409,14 +431,31 @@ def _check_kind(model: nn.Module) -> None:
             "`model` holds adapters, and transformers would save them without the weights below; "
             "save first and add them after loading, or merge them before slicing."
         )
+    _check_stock(model)
 
 
-def _check_described(model: nn.Module, blueprint: Blueprint, known: Prunable | None = None) -> None:
-    """Refuse a model that its configuration does not build: loading would find other weights."""
+def _check_stock(model: nn.Module) -> None:
+    if hasattr(getattr(model, "config", None), ENTRY):
+        raise ValueError(
+            "`model` was built by the modelling file of a pruned folder (`trust_remote_code=True`), which keeps "
+            "no trace of what was removed; load that folder with `cahp_opt.torch.from_pretrained`."
+        )
+
+
+def _check_described(
+    model: nn.Module, blueprint: Blueprint, known: Prunable | None = None
+) -> nn.Module:
+    """Refuse a model that its configuration does not build: loading would find other weights.
+
+    Returns:
+        The model that the configuration builds.
+    """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "quantization_config", None) is not None:
-        return  # the loader packs the weights in its own way
-    built = _rebuilt(_sliced_class(type(model), _Slicer(blueprint, known)), config)
+    packed = getattr(config, "quantization_config", None) is not None
+    slicer = _Slicer(blueprint, None if packed else known)
+    built = _rebuilt(_sliced_class(type(model), slicer), config)
+    if packed:
+        return built  # the loader packs the weights in its own way
     mine, theirs = (
         {name: list(weight.shape) for name, weight in m.state_dict().items()}
         for m in (model, built)
@@ -430,6 +469,7 @@ def _check_described(model: nn.Module, blueprint: Blueprint, known: Prunable | N
                 "by the configuration, so what is saved could never be loaded; set the configuration to "
                 "what was changed by hand (such as `num_labels` or `vocab_size`), or undo the change."
             )
+    return built
 
 
 def _architecture(folder: Path) -> str:

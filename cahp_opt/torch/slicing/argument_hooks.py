@@ -15,7 +15,7 @@ from torch import Tensor, nn
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _ArgumentHook:
+class ArgumentHook:
     """Forward pre-hook that replaces one argument.
 
     Args:
@@ -39,14 +39,14 @@ class _ArgumentHook:
         raise NotImplementedError
 
 
-class DropArgument(_ArgumentHook):
+class DropArgument(ArgumentHook):
     """Passes None to the module instead of the argument."""
 
     def changed(self, value: Any) -> None:
         return None
 
 
-class KeepHeads(_ArgumentHook):
+class KeepHeads(ArgumentHook):
     """Cuts an argument with one slice per head down to the heads that are left.
 
     The heads are on axis 1 of four, or on the first of three, alone or inside the batch. The index

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, EncoderDecoderCache
+from transformers import Cache
 
 from cahp_opt.torch.blocks.blocks import (
     AttentionBlock,
@@ -27,99 +27,19 @@ from cahp_opt.torch.blocks.blocks import (
     submodules,
 )
 from cahp_opt.torch.blocks.finder import blocks_cut
-from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of
+from cahp_opt.torch.blocks.linear_layers import base_linear
 from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
-from cahp_opt.torch.slicing.ghost_layers import adds_bias_alone, is_in_place
 from cahp_opt.torch.slicing.neuron_bypass import is_free, is_skipped, skip, unskip
 from cahp_opt.torch.slicing.own_width import OwnWidth
-
-_WEIGHTS_WANTED = ("output_attentions", "need_weights")
-"""Arguments by which a caller asks for attention weights; a block that does not run has none."""
-
-_OTHER_SEQUENCES = ("encoder_hidden_states", "key_value_states")
-"""Arguments with the sequence that cross-attention takes its keys from."""
+from cahp_opt.torch.slicing.skipped_attention import Bypass, backend_of
 
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
 """Arguments by which a model takes a cache."""
 
 _CANNOT_RUN = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, KeyError)
 """Errors of model code on an unexpected None, shape or cache entry."""
-
-
-class Bypass:
-    """The forward of an attention module without kept units; set as its attribute ``forward``.
-
-    The stock forward runs in training (otherwise the norm before the block would get no gradient),
-    when attention weights are requested, when something listens at the output projection or has
-    replaced it, when its weight can be trained or is not zero any more, when the attention backend is
-    another, and with a cache if that was not verified. A class rather than a closure, so that models
-    with it can be copied and pickled.
-
-    Args:
-        block: a block without kept units.
-        width: of what its module returns.
-        entries: whether the output stands at each place of the tuple that is returned; the other
-            places are None. None if the output is returned alone.
-        cached: whether to go without the stock forward when there is a cache.
-    """
-
-    def __init__(
-        self, block: PrunableBlock, width: int, entries: tuple[bool, ...] | None, *, cached: bool
-    ) -> None:
-        self.module, self.site, self.out = block.module, block.site, block.out
-        self.width, self.entries, self.cached = width, entries, cached
-        self.path = next(name for name, m in submodules(block.site) if m is block.out).split(".")
-        # Where the output projection is outside, as in BERT, it runs, on zeros.
-        self.inside = any(m is block.out for m in block.module.modules())
-        self.plain: object = vars(block.module).get("forward")
-        layer: object = getattr(block.module, "layer_idx", None)
-        self.layer = layer if isinstance(layer, int) else None
-        self.backend = _backend(block.module)
-        parameters = list(inspect.signature(type(block.module).forward).parameters.values())[1:]
-        self.first = parameters[0].name
-        named = {p.name: (i, p.default) for i, p in enumerate(parameters)}
-        self.asked = {n: named[n] for n in (*_WEIGHTS_WANTED, *_OTHER_SEQUENCES) if n in named}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The return value of the stock forward, for the same arguments."""
-        states: object = args[0] if args else kwargs.get(self.first)
-        cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
-        if not isinstance(states, Tensor) or not self._applies(states, cache, args, kwargs):
-            if isinstance(self.plain, OwnWidth):
-                return self.plain(*args, **kwargs)
-            return type(self.module).forward(self.module, *args, **kwargs)
-        if cache is not None and self.layer is not None:
-            others = (self._argument(name, args, kwargs) for name in _OTHER_SEQUENCES)
-            _feed(cache, self.layer, states, next((x for x in others if x is not None), None))
-        output = self._output(states)
-        if self.entries is None:
-            return output
-        return tuple([output if main else None for main in self.entries])
-
-    def _applies(
-        self, states: Tensor, cache: Cache | None, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> bool:
-        if self.module.training or not is_in_place(self.site, self.path, self.out):
-            return False
-        if any(self._argument(name, args, kwargs) for name in _WEIGHTS_WANTED):
-            return False
-        if cache is not None and not (self.cached and self.layer is not None and states.ndim == 3):
-            return False
-        return _backend(self.module) == self.backend and adds_bias_alone(self.out)
-
-    def _argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if name in kwargs or name not in self.asked:
-            return kwargs.get(name)
-        position, default = self.asked[name]
-        return args[position] if position < len(args) else default
-
-    def _output(self, states: Tensor) -> Tensor:
-        shape = (*states.shape[:-1], self.width)
-        bias = bias_of(self.out) if self.inside else None
-        # A copy, because code that adds to it in place would change the bias.
-        return states.new_zeros(shape) if bias is None else bias.expand(shape).clone()
 
 
 def bypass_empty(model: nn.Module | Prunable, batch: object | None = None) -> int:
@@ -430,11 +350,13 @@ def _install_attention(block: AttentionBlock, reference: _Reference) -> bool:
     # Other tensors are attention weights with the eager backend; with others they are biases that
     # following blocks may ask for, and the comparison shows whether they can do without.
     others = sum(value is not None for value in values) - 1
-    if sum(fits) != 1 or (others and _backend(block.module) in (None, "eager")):
+    if sum(fits) != 1 or (others and backend_of(block.module) in (None, "eager")):
         return False
     width = values[fits.index(True)].shape[-1]
     entries = None if alone else tuple(fits)
-    bypass = Bypass(block, width, entries, cached=bool(reference.cached))
+    path = next(name for name, module in submodules(block.site) if module is block.out)
+    cached, backend = bool(reference.cached), backend_of(block.module)
+    bypass = Bypass(block.module, block.site, path, width, entries, cached, backend)
     vars(block.module)["forward"] = bypass
     return True
 
@@ -448,21 +370,3 @@ def _remove(block: PrunableBlock) -> None:
         del vars(block.module)["forward"]
         if bypass.plain is not None:
             vars(block.module)["forward"] = bypass.plain
-
-
-def _feed(cache: Cache, layer: int, states: Tensor, others: Tensor | None) -> None:
-    """Put as many positions into the cache as the stock forward would, one number wide."""
-    target: Any = cache
-    if isinstance(cache, EncoderDecoderCache):
-        if others is not None:
-            if target.is_updated.get(layer):
-                return
-            target.is_updated[layer] = True
-        target = cache.self_attention_cache if others is None else cache.cross_attention_cache
-    positions = (states if others is None else others).shape[1]
-    ghost = states.new_zeros(states.shape[0], 1, positions, 1)
-    target.update(ghost, ghost, layer)
-
-
-def _backend(module: nn.Module) -> object:
-    return getattr(getattr(module, "config", None), "_attn_implementation", None)

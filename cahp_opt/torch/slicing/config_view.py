@@ -28,6 +28,11 @@ def config_view(config: Any, counts: Mapping[str, int]) -> Any:
     return view
 
 
+def counts_of(config: object) -> dict[str, int] | None:
+    """The counts that a view shows; None if ``config`` is no view."""
+    return getattr(config, "_cahp_counts", None)
+
+
 def _constant(count: int) -> property:
     return property(lambda self: count)
 

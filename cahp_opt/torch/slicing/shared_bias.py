@@ -39,9 +39,9 @@ def untied(prunable: Prunable, kept: Bools, journal: Journal) -> tuple[PrunableB
             isinstance(block, AttentionBlock)
             and hasattr(owner, shared.flag)
             and position is not None
-            and any(_same_place(name, block.name) for name in losing)
+            and any(same_place(name, block.name) for name in losing)
         ):
-            source = next((m for name, m in tables.items() if _same_place(name, block.name)), None)
+            source = next((m for name, m in tables.items() if same_place(name, block.name)), None)
             if source is not None and not _has_table(owner):
                 for table in _tables(source):
                     journal.put(owner, table, copy.deepcopy(getattr(source, table)))
@@ -67,8 +67,8 @@ def _has_table(owner: nn.Module) -> bool:
     return bool(getattr(owner, SHARED_BIAS.flag, False)) and bool(_tables(owner))
 
 
-def _same_place(one: str, other: str) -> bool:
-    """Whether two paths name the same module of two layers: they differ in one number alone."""
+def same_place(one: str, other: str) -> bool:
+    """Whether two paths name the same module of two layers: they differ in one number at most."""
     a, b = one.split("."), other.split(".")
     differing = [(x, y) for x, y in zip(a, b, strict=False) if x != y]
     return (

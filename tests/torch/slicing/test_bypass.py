@@ -24,7 +24,9 @@ from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.running.gates import head_mask
 from cahp_opt.torch.slicing import bypass as bypassing
-from cahp_opt.torch.slicing.bypass import Bypass, bypass_empty
+from cahp_opt.torch.slicing import skipped_attention
+from cahp_opt.torch.slicing.bypass import bypass_empty
+from cahp_opt.torch.slicing.skipped_attention import Bypass
 from cahp_opt.torch.slicing.slicing import slice_heads
 from cahp_opt.torch.slicing.verification import verify_slice
 
@@ -313,7 +315,7 @@ def test_a_wrong_bypass_stays_out(
         : 1 if where == "one" else 2
     ]
     expected = run(small, tiny.batch())
-    output, feed = Bypass._output, bypassing._feed
+    output, feed = Bypass._output, skipped_attention._feed
 
     def wrong(self: Bypass, states: Tensor) -> Tensor:
         found = output(self, states)
@@ -331,7 +333,7 @@ def test_a_wrong_bypass_stays_out(
 
     monkeypatch.setattr(Bypass, "_output", wrong)
     if planted == "cache":
-        monkeypatch.setattr(bypassing, "_feed", hungry)
+        monkeypatch.setattr(skipped_attention, "_feed", hungry)
     left = bypass_empty(small)
     assert left == len(bypasses(small))
     if planted == "cache":

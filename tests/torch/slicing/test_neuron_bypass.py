@@ -20,7 +20,7 @@ from cahp_opt.torch.blocks.finder import blocks_cut, find_prunable
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.running.gates import head_mask
 from cahp_opt.torch.slicing.bypass import bypass_empty
-from cahp_opt.torch.slicing.neuron_bypass import BiasAlone, FewNeurons
+from cahp_opt.torch.slicing.skipped_neurons import BiasAlone, FewNeurons
 from cahp_opt.torch.slicing.slicing import slice_heads
 from cahp_opt.torch.slicing.verification import verify_slice
 

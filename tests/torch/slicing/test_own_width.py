@@ -23,8 +23,9 @@ from transformers.models.clip.modeling_clip import CLIPAttention, eager_attentio
 from cahp_opt.torch import from_pretrained, head_mask, save_pretrained, slice_heads
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.slicing import surgery
-from cahp_opt.torch.slicing.bypass import Bypass, bypass_empty
+from cahp_opt.torch.slicing.bypass import bypass_empty
 from cahp_opt.torch.slicing.own_width import OwnWidth, words_for_own_width
+from cahp_opt.torch.slicing.skipped_attention import Bypass
 from cahp_opt.torch.slicing.verification import SliceError
 from cahp_opt.torch.slicing.width_rewriting import WIDTH, Words, rewritten
 
