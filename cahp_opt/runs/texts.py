@@ -250,10 +250,11 @@ def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -
         examples = list(examples)
     order = _distinct(map(_key, examples), max(_POOL, most + 5 * held_out))
     random.Random(seed).shuffle(order)
+    medium: Medium = getattr(examples, "medium", Medium.TEXT)
     back = min(held_out, max(len(order) // 5, 1))
     if len(order) <= back:
         raise TextError(
-            f"there are {len(order)} distinct texts; at least {back + 1} are needed, {back} of them to "
+            f"there are {len(order)} distinct {medium.value}; at least {back + 1} are needed, {back} of them to "
             "judge the result by (none with `--held-out 0`)."
         )
     taken: dict[int, dict[Example, Example]] = {key: {} for key in order[: back + most]}

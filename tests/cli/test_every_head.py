@@ -37,7 +37,10 @@ def save(folder: Path, family: str, cls: str, **fields: Any) -> Path:
     model: Any = tiny_models.of_transformers(cls)(tiny_models.named(family).config(**fields))
     tiny_models.stir(model)
     model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    if model.config.is_encoder_decoder:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 from cahp_opt.progress import Progress, silent
+from cahp_opt.runs.media import Medium
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of, length
+from cahp_opt.torch.running.main_input import medium_of
 from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.undisturbed import evaluating
 
 FEW = 30
-"""If there are fewer texts than this, a note says so."""
+"""If there are fewer examples than this, a note says so."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ def evaluate(
             tally.add(reference, other, fidelity.distance(reference, other, batch), batch)
             examples += batch_size(batch)
             progress("evaluate", done, total)
+    what = (medium_of(dense) or Medium.TEXT).value
     few = (
-        f"the figures compare {examples} text{'s' if examples > 1 else ''} only, too few to tell apart "
+        f"the figures compare {examples} {what if examples > 1 else what[:-1]} only, too few to tell apart "
         "models that differ a little."
     )
     notes = tally.notes() if examples >= FEW else (few, *tally.notes())

@@ -288,12 +288,12 @@ def _of_one_class(predicted: _Seen, labels: _Seen) -> tuple[str, ...]:
     notes = list[str]()
     if predicted.alike:
         notes.append(
-            "the unpruned model gives the same answer to all held-out texts, so that agreement with "
+            "the unpruned model gives the same answer to all held-out examples, so that agreement with "
             "it says little."
         )
     if labels.alike:
         notes.append(
-            "the held-out texts have a single label, so that a model that always gives it has the "
+            "the held-out examples have a single label, so that a model that always gives it has the "
             "accuracy 1."
         )
     return tuple(notes)

@@ -31,7 +31,10 @@ def questions(n: int, choices: int = 3) -> list[Example]:
 
 
 def encoded(examples: list[Example], model: Any, size: int = 4) -> list[dict[str, Any]]:
-    return encode(examples, make_tokenizer(), model, batch_size=size, max_length=32)
+    tokenizer = make_tokenizer()
+    if model.config.is_encoder_decoder:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return encode(examples, tokenizer, model, batch_size=size, max_length=32)
 
 
 def test_choices_are_read_beside_their_text() -> None:
