@@ -171,13 +171,16 @@ def _digest(body: bytes) -> str:
 def set_offline(monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
     """Forbid or allow the client to use the network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(
+        "transformers.utils.hub._is_offline_mode", offline, raising=False
+    )  # before 5
     _forget_connections()
 
 
 def _forget_connections() -> None:
     """Have the client make new ones: releases below 1 decide once whether a connection is allowed."""
     tools: Any = huggingface_hub.utils
-    getattr(tools, "reset_sessions", getattr(tools, "close_session", None))()
+    (tools.reset_sessions if hasattr(tools, "reset_sessions") else tools.close_session)()
 
 
 @contextmanager
@@ -193,7 +196,10 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Generator[FakeHub]
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     set_offline(monkeypatch, False)
+    files: Any = huggingface_hub.file_download  # releases below 1 have a copy there
+    monkeypatch.setattr(files, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(cache), raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
     monkeypatch.delenv("HF_TOKEN", raising=False)

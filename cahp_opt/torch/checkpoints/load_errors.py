@@ -242,7 +242,7 @@ def why_not_pushed(error: Exception) -> str:
             f"this account may not write there ({status}); name a repository of your own, or pass a `token` "
             "that may write"
         )
-    if refused is not None:
+    if refused is not None and status is not None:
         return _why_status(refused)
     return (
         "the hub cannot be reached; check the connection"

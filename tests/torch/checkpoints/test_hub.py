@@ -203,7 +203,6 @@ class OwnForCausalLM(LlamaForCausalLM):
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A decoder with code of its own, which leaves a file behind when it runs."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
     folder = tmp_path / "own"
     model: Any = tiny_models.LLAMA_GQA.build()
