@@ -7,6 +7,7 @@ that it does not take, or that would be random, end in an error.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,12 @@ from cahp_opt.torch.checkpoints.load_errors import (
     explained,
     sentence_of,
 )
-from cahp_opt.torch.evaluation.fidelity import Fidelity, PoolingError, fidelity_of
+from cahp_opt.torch.evaluation.fidelity import (
+    Fidelity,
+    PooledEmbedding,
+    PoolingError,
+    fidelity_of,
+)
 from cahp_opt.torch.evaluation.files_beside import MODULES_FILE, FilesBeside, OutOfReach
 from cahp_opt.torch.running.main_input import main_input, medium_of, reads_decoder_ids, writes
 
@@ -50,6 +56,7 @@ __all__ = [
 _OTHER_TOWERS = ("vision_config", "audio_config")
 _ONE_TOWER = ("ForImageClassification",)  # of models with two, this uses one alone
 _SEVERAL_TEXTS = ("DoubleHeadsModel",)  # choices, and a place in each of them
+_HEADED = re.compile(r"For[A-Z]")  # in the name of a class
 _CONSTANTS = (".masked_bias",)  # of GPT-2, which earlier releases of transformers saved as weights
 
 
@@ -140,7 +147,11 @@ def output_of(name: str, model: nn.Module, pooling: Pooling | None = None) -> Fi
         PoolingError: for a pooling that does not fit the model, or cannot be done.
     """
     try:
-        return fidelity_of(model, pooling)
+        found = fidelity_of(model, pooling)
+        # Some classes with a head are their own base, and would be judged by what lies below the head.
+        if isinstance(found, PooledEmbedding) and _HEADED.search(type(model).__name__):
+            raise ValueError("its head is not one that is known")
+        return found
     except PoolingError:
         raise
     except ValueError:
