@@ -8,6 +8,7 @@ that differs, the record says that this library is needed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import transformers
@@ -17,9 +18,11 @@ from cahp_opt.torch.blocks.blocks import submodules
 from cahp_opt.torch.slicing.argument_hooks import ArgumentHook, KeepHeads
 from cahp_opt.torch.slicing.config_view import counts_of
 from cahp_opt.torch.slicing.modeling_cahp import NEEDS, apply_record, whole_numbers
+from cahp_opt.torch.slicing.rewritten_forward import OwnWidth
 from cahp_opt.torch.slicing.shared_bias import same_place
 from cahp_opt.torch.slicing.skipped_attention import Bypass
 from cahp_opt.torch.slicing.skipped_neurons import BiasAlone, FewNeurons
+from cahp_opt.torch.slicing.width_rewriting import WIDTH
 
 
 def record_of(
@@ -88,6 +91,7 @@ def _change(stock: nn.Module, module: nn.Module) -> dict[str, Any]:
         },
         "frozen": [n for n, w in own.items() if n in both and _frozen(w, theirs[n])],
         "arguments": {hook.name: _heads(hook) for hook in _argument_hooks(module)},
+        "width": _own_width(module),
         "config": _counts(module),
     }
     return {name: found for name, found in change.items() if found}
@@ -99,6 +103,14 @@ def _resized(weight: nn.Parameter, stock: nn.Parameter) -> bool:
 
 def _frozen(weight: nn.Parameter, stock: nn.Parameter) -> bool:
     return stock.requires_grad and not weight.requires_grad
+
+
+def _own_width(module: nn.Module) -> dict[str, Any] | None:
+    """The width that the forward of a module takes, and the words by which that is rewritten."""
+    forward: object = vars(module).get("forward")
+    if not isinstance(forward, OwnWidth):
+        return None
+    return {"heads": getattr(module, WIDTH), "words": list(astuple(forward.words))}
 
 
 def _counts(module: nn.Module) -> dict[str, int] | None:

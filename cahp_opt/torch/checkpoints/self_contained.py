@@ -21,14 +21,17 @@ from cahp_opt.torch.slicing import (
     config_view,
     ghost_layers,
     modeling_cahp,
+    rewritten_forward,
     skipped_attention,
     skipped_neurons,
+    width_rewriting,
 )
 from cahp_opt.torch.slicing.modeling_cahp import ENTRY
 
 _MODULES = (
     *(modeling_cahp, argument_hooks, config_view),
     *(ghost_layers, skipped_attention, skipped_neurons),
+    *(rewritten_forward, width_rewriting),
 )
 FILES = tuple(Path(str(module.__file__)) for module in _MODULES)
 """The modelling file and those that it imports from beside it."""

@@ -32,7 +32,7 @@ from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.trials import Trial, make_trials
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.slicing.neuron_bypass import is_free, is_skipped, skip, unskip
-from cahp_opt.torch.slicing.own_width import OwnWidth
+from cahp_opt.torch.slicing.rewritten_forward import OwnWidth
 from cahp_opt.torch.slicing.skipped_attention import Bypass, backend_of
 
 _CACHE_ARGUMENTS = ("cache", "past_key_values")

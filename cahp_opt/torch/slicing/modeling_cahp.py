@@ -23,8 +23,10 @@ from torch import nn
 from .argument_hooks import DropArgument, KeepHeads, argument_position
 from .config_view import config_view
 from .ghost_layers import adds_bias_alone as adds_bias_alone
+from .rewritten_forward import OwnWidth, forward_of
 from .skipped_attention import Bypass
 from .skipped_neurons import skip_layers
+from .width_rewriting import WIDTH, Words
 
 ENTRY = "cahp_modules"
 """Name of the entry in the configuration: what is different from the stock class, module by module."""
@@ -259,12 +261,19 @@ def _resized(module: nn.Module, change: Mapping[str, Any]) -> str | None:
 
 
 def _follow(module: Any, change: Mapping[str, Any]) -> None:
-    """Let arguments and configuration of a module follow the heads that it has."""
+    """Let arguments, forward and configuration of a module follow the heads that it has."""
     for name, heads in change.get("arguments", {}).items():
         position = argument_position(module, name)
         if position is not None:
             hook = KeepHeads(name, position, *heads) if heads else DropArgument(name, position)
             module.register_forward_pre_hook(hook, with_kwargs=True)
+    if "width" in change:
+        setattr(module, WIDTH, change["width"]["heads"])
+        words = Words(
+            *(tuple(part) if isinstance(part, list) else part for part in change["width"]["words"])
+        )
+        if forward_of(module.__class__, words) is not None:
+            module.forward = OwnWidth(module, words)
     if "config" in change:
         module.config = config_view(module.config, change["config"])
 

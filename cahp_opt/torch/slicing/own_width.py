@@ -7,50 +7,10 @@ encoder-decoders in newer ones. That holds only while all heads are there.
 
 from __future__ import annotations
 
-import functools
-import inspect
-from types import FunctionType
-from typing import Any
-
-from torch import nn
-
 from cahp_opt.torch.blocks.blocks import AttentionBlock, submodules
 from cahp_opt.torch.blocks.layouts import HEADS, MAYBE_WIDTHS, WIDTHS
-from cahp_opt.torch.slicing.width_rewriting import Words, rewritten
-
-
-class OwnWidth:
-    """The forward of a module's class with the module's own width; set as its attribute ``forward``.
-
-    A class rather than a closure, so that models with it can be copied and pickled.
-
-    Args:
-        module: an attention module of a class for which :func:`words_for_own_width` gives words. Its
-            attribute :data:`~cahp_opt.torch.slicing.width_rewriting.WIDTH` is the width.
-        words: those words.
-    """
-
-    def __init__(self, module: nn.Module, words: Words) -> None:
-        self._set(module, words)
-
-    def _set(self, module: nn.Module, words: Words) -> None:
-        function = _forward_of(type(module), words)
-        if function is None:
-            raise TypeError(
-                f"the forward of {type(module).__name__} cannot be rewritten here, because its source is another "
-                "one than where the model was sliced, or is not at hand; load the model as it was saved."
-            )
-        self.module, self.words, self.function = module, words, function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the class' own forward returns, for the same arguments."""
-        return self.function(self.module, *args, **kwargs)
-
-    def __getstate__(self) -> tuple[nn.Module, Words]:
-        return self.module, self.words
-
-    def __setstate__(self, state: tuple[nn.Module, Words]) -> None:
-        self._set(*state)
+from cahp_opt.torch.slicing.rewritten_forward import forward_of
+from cahp_opt.torch.slicing.width_rewriting import Words
 
 
 def words_for_own_width(block: AttentionBlock) -> Words | None:
@@ -63,11 +23,4 @@ def words_for_own_width(block: AttentionBlock) -> Words | None:
         heads=(*layout.heads, *HEADS),
         widths=(*layout.widths, *WIDTHS, *MAYBE_WIDTHS),
     )
-    return None if _forward_of(type(owner), words) is None else words
-
-
-def _forward_of(cls: type, words: Words) -> FunctionType | None:
-    return _rewritten(inspect.getattr_static(cls, "forward", None), words)
-
-
-_rewritten = functools.cache(rewritten)  # a model has many modules of a class
+    return None if forward_of(type(owner), words) is None else words

@@ -36,7 +36,8 @@ from cahp_opt.torch.blocks.source_code import reads
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.argument_hooks import KeepHeads, argument_position
 from cahp_opt.torch.slicing.config_view import config_view
-from cahp_opt.torch.slicing.own_width import OwnWidth, words_for_own_width
+from cahp_opt.torch.slicing.own_width import words_for_own_width
+from cahp_opt.torch.slicing.rewritten_forward import OwnWidth
 from cahp_opt.torch.slicing.shared_bias import untied
 from cahp_opt.torch.slicing.width_rewriting import WIDTH
 

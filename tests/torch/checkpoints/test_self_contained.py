@@ -26,6 +26,7 @@ from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrain
 from cahp_opt.torch.checkpoints.module_record import record_of
 from cahp_opt.torch.checkpoints.self_contained import FILES, auto_class
 from cahp_opt.torch.slicing.modeling_cahp import ENTRY, NEEDS, apply_record
+from cahp_opt.torch.slicing.rewritten_forward import OwnWidth
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 
 ROOT = Path(__file__).parents[3]
@@ -80,6 +81,26 @@ def test_a_folder_loads_as_it_was(name: str, tmp_path: Path) -> None:
         prompt = family.prompt()
         options = {"max_new_tokens": 4, "do_sample": False}
         assert torch.equal(model.generate(**prompt, **options), small.generate(**prompt, **options))
+
+
+def test_a_forward_with_a_width_of_its_own_travels(tmp_path: Path) -> None:
+    """PvtV2 gives the heads' output the width of its input."""
+    sizes: dict[str, Any] = {
+        "hidden_sizes": [8, 16],
+        "num_attention_heads": [2, 4],
+        "depths": [1, 1],
+    }
+    sizes |= {"sr_ratios": [1, 1], "mlp_ratios": [2, 2], "num_encoder_blocks": 2, "num_labels": 2}
+    sizes |= {"patch_sizes": [3, 3], "strides": [2, 2]}
+    config = transformers.PvtV2Config(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.PvtV2ForImageClassification(config).eval()
+        batch = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    small = slice_heads(model, tiny.uneven(find_attention(model).space), batch=batch)
+    assert any(isinstance(vars(m).get("forward"), OwnWidth) for m in small.modules())
+    save_pretrained(small, tmp_path / "pruned")
+    assert_same(opened(tmp_path / "pruned"), small, batch)
 
 
 def test_the_files_are_those_of_the_library_and_need_torch_and_transformers_alone(

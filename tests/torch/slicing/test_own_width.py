@@ -24,7 +24,8 @@ from cahp_opt.torch import from_pretrained, head_mask, save_pretrained, slice_he
 from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.slicing import surgery
 from cahp_opt.torch.slicing.bypass import bypass_empty
-from cahp_opt.torch.slicing.own_width import OwnWidth, words_for_own_width
+from cahp_opt.torch.slicing.own_width import words_for_own_width
+from cahp_opt.torch.slicing.rewritten_forward import OwnWidth
 from cahp_opt.torch.slicing.skipped_attention import Bypass
 from cahp_opt.torch.slicing.verification import SliceError
 from cahp_opt.torch.slicing.width_rewriting import WIDTH, Words, rewritten
