@@ -4,7 +4,8 @@
 
 The pairs are a table with the columns ``score``, ``text`` and ``text_pair``. The figure is 100 times
 Spearman's correlation of the scores with the cosines of the embeddings. The unpruned model is the one of
-the demonstration.
+the demonstration. With ``--sentence-transformers`` that package opens every folder too, and the largest
+difference between a number of its embeddings, of unit length, and of ours is printed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("folders", type=Path, nargs="*", help="folders of pruned models")
     options.add_argument("--pairs", type=Path, required=True, help="a table of scored pairs")
+    options.add_argument("--sentence-transformers", action="store_true", help="compare with it")
     options.add_argument("--threads", type=int, default=2)
     given = options.parse_args()
 
@@ -50,6 +52,10 @@ def main() -> None:
             f"{folder!s:<32} {found:.2f}, 1 - cosine on the texts kept back {away}",
             flush=True,
         )
+        if given.sentence_transformers:
+            texts = [row[side] for row in rows for side in ("text", "text_pair")]
+            apart = difference(folder, embedded(small, tokenizer, texts), texts)
+            print(f"{'':<32} sentence-transformers differs by at most {apart:.1e}", flush=True)
 
 
 def correlation(
@@ -77,6 +83,17 @@ def embedded(model: nn.Module, tokenizer: Any, texts: list[str]) -> Tensor:
             )
             found.append(fidelity.output(model(**batch), batch))
     return torch.cat(found)
+
+
+def difference(folder: Path, ours: Tensor, texts: list[str]) -> float:
+    """The largest difference from our embeddings, ``[texts, width]``, of those of sentence-transformers."""
+    import sentence_transformers
+
+    theirs: Any = sentence_transformers.SentenceTransformer(
+        str(folder), trust_remote_code=True, device="cpu"
+    )
+    found = theirs.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
+    return float((found - nn.functional.normalize(ours, dim=-1)).abs().max())
 
 
 def ranks(values: Floats) -> Floats:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from command_line import make_tokenizer, prune, refused, save_model, sentences
 from fake_hub import fake_hub
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -20,11 +21,15 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from cahp_opt.cli import main
+from cahp_opt.files.belongings import Belongings
 from cahp_opt.runs.report import Report
+from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch import (
+    fidelity_of,
     find_attention,
     from_pretrained,
     save_pretrained,
+    selection_of,
     slice_heads,
 )
 
@@ -209,23 +214,17 @@ def test_what_is_opened_by_a_stock_class_is_told(folder: Path, tmp_path: Path) -
     assert (tmp_path / "small" / "modules.json").exists()
 
 
-@pytest.mark.parametrize("layout", ["in the folder", "in a folder of its own"])
-def test_the_command_line_takes_them_along(folder: Path, tmp_path: Path, layout: str) -> None:
-    if layout != "in the folder":
-        older(folder)
-    output = tmp_path / "pruned"
-    text = tmp_path / "texts.txt"
+def test_the_command_line_takes_them_along(folder: Path, tmp_path: Path) -> None:
+    inner, output, text = older(folder), tmp_path / "pruned", tmp_path / "texts.txt"
     text.write_text("\n".join(sentences(60)) + "\n", encoding="utf-8")
     options = ["--text", str(text), "--heads", "6", "--pooling", "cls", "--recovery", "none"]
     assert prune(folder, output, *options) == 0
-    if layout != "in the folder":
-        shutil.copy2(folder / "0_Transformer" / "sentence_bert_config.json", folder)
-    check_travelled(folder, output)
     report = Report.read(output / "report.json")
     assert {*TRAVELLING, "modules.json"} <= report["files"].keys()
     assert report["fidelity"]["pooling"] == "cls"
-    assert prune(folder, output, *options, "--overwrite") == 0  # all of it is known as ours
-    assert not list(output.rglob("*.kept"))
+    shutil.copy2(inner / "sentence_bert_config.json", folder)
+    check_travelled(folder, output)
+    assert Belongings.of(output).foreign == ()  # all of it is known as ours
 
 
 def test_the_command_line_tells_or_refuses_what_stays_behind(
@@ -246,3 +245,76 @@ def test_the_command_line_tells_or_refuses_what_stays_behind(
     refused(capsys, 2, *words, run=lambda: prune(folder, tmp_path / "no", *options))
     call = ["calibrate", str(folder), "--text", str(text), "--output", str(tmp_path / "stats")]
     refused(capsys, 2, *words, run=lambda: main(call))
+
+
+# --- the package itself ---------------------------------------------------------------------------
+
+MODES = {
+    "cls": Pooling.CLS,
+    "max": Pooling.MAX,
+    "mean": Pooling.MEAN,
+    "mean_sqrt_len_tokens": Pooling.MEAN_SQRT_LEN,
+    "weightedmean": Pooling.WEIGHTED_MEAN,
+    "lasttoken": Pooling.LAST,
+}
+
+
+def opened(folder: Path) -> Any:
+    """A folder as sentence-transformers opens it."""
+    package = pytest.importorskip("sentence_transformers")
+    return package.SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+
+
+def embedded(model: nn.Module, texts: list[str]) -> Tensor:
+    """The embeddings that fidelity compares, of unit length, ``[texts, width]``."""
+    batch = make_tokenizer()(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        vectors = fidelity_of(model).output(model(**batch), batch)
+    return nn.functional.normalize(vectors, dim=-1)
+
+
+@pytest.mark.slow
+def test_sentence_transformers_embeds_as_fidelity_does(plain: Path, tmp_path: Path) -> None:
+    texts = sentences(12)
+    for mode, pooling in MODES.items():
+        source = Path(shutil.copytree(plain, tmp_path / mode))
+        describe(source, {**CLS, "pooling_mode": mode})
+        model, small = sliced(source), tmp_path / f"small-{mode}"
+        assert fidelity_of(model) == fidelity_of(model, pooling)
+        save_pretrained(model, small, tokenizer=make_tokenizer())
+        theirs = opened(small).encode(texts, convert_to_tensor=True)
+        torch.testing.assert_close(theirs, embedded(model, texts), atol=1e-6, rtol=0)
+
+
+def test_dense_layers_prompts_and_lengths_are_those_of_the_original(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = sliced(folder)
+    save_pretrained(model, tmp_path / "small", tokenizer=make_tokenizer())
+    small, dense = opened(tmp_path / "small"), opened(folder)
+    name = "model" if hasattr(dense[0], "model") else "auto_model"  # before release 6
+    setattr(dense[0], name, model)
+    assert small.prompts == dense.prompts and small.prompts["query"] == "w1 w2 "
+    assert small.max_seq_length == dense.max_seq_length == 16
+    texts = [*sentences(6), " ".join(f"w{i % 50}" for i in range(40))]
+    for prompt in ("query", "document"):
+        mine, theirs = (each.encode(texts, prompt_name=prompt) for each in (dense, small))
+        assert mine.shape == (7, 5)
+        np.testing.assert_allclose(theirs, mine, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_what_it_saves_again_opens_everywhere(plain: Path, tmp_path: Path) -> None:
+    texts, source = sentences(6), Path(shutil.copytree(plain, tmp_path / "model"))
+    describe(source, CLS)
+    model = sliced(source)
+    save_pretrained(model, tmp_path / "small", tokenizer=make_tokenizer())
+    first = opened(tmp_path / "small")
+    first.save(str(tmp_path / "trained"))
+    np.testing.assert_array_equal(opened(tmp_path / "trained").encode(texts), first.encode(texts))
+    again = from_pretrained(tmp_path / "trained")
+    assert fidelity_of(again) == fidelity_of(model, Pooling.CLS)
+    assert torch.equal(embedded(again, texts), embedded(model, texts))
+    chosen, expected = selection_of(again), selection_of(model)
+    assert chosen is not None and expected is not None
+    np.testing.assert_array_equal(chosen.kept, expected.kept)
