@@ -269,9 +269,8 @@ def _follow(module: Any, change: Mapping[str, Any]) -> None:
             module.register_forward_pre_hook(hook, with_kwargs=True)
     if "width" in change:
         setattr(module, WIDTH, change["width"]["heads"])
-        words = Words(
-            *(tuple(part) if isinstance(part, list) else part for part in change["width"]["words"])
-        )
+        projections, out, heads, widths = change["width"]["words"]
+        words = Words(tuple(projections), out, tuple(heads), tuple(widths))
         if forward_of(module.__class__, words) is not None:
             module.forward = OwnWidth(module, words)
     if "config" in change:
