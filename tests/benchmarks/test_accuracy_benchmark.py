@@ -48,7 +48,7 @@ def few_seeds() -> Iterator[None]:
     """Methods that are run on many seeds are run on three."""
     with pytest.MonkeyPatch.context() as patch:
         for name, method in METHODS.items():
-            patch.setitem(METHODS, name, replace(method, seeds=method.seeds and 3))  # type: ignore[arg-type]
+            patch.setitem(METHODS, name, replace(method, seeds=method.seeds and 3))
         yield
 
 
