@@ -95,7 +95,8 @@ def test_a_forward_with_a_width_of_its_own_travels(tmp_path: Path) -> None:
     config = transformers.PvtV2Config(**sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = transformers.PvtV2ForImageClassification(config).eval()
+        make: Any = transformers.PvtV2ForImageClassification
+        model = make(config).eval()
         batch = {"pixel_values": torch.randn(2, 3, 16, 16)}
     small = slice_heads(model, tiny.uneven(find_attention(model).space), batch=batch)
     assert any(isinstance(vars(m).get("forward"), OwnWidth) for m in small.modules())
