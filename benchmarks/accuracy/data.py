@@ -74,7 +74,7 @@ def read(source: str) -> Data:
         extra = tuple(read_table(phrases)) if phrases.exists() else ()
         return Data(folder.resolve().name, train, dev, test, extra)
     try:
-        import datasets  # type: ignore[import-not-found,unused-ignore]
+        import datasets  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise SystemExit(
             f"{source} is no folder, and reading it from the hub needs `pip install datasets`"

@@ -20,11 +20,11 @@ from cahp_opt.testing import BUDGETS, OBJECTIVES, SPACES
 def check_bounds(problem: Problem, seed: int) -> None:
     best = select(problem, BruteForce()).value
     floor = best - 1e-9 * max(1.0, abs(best))
-    start = (
-        RandomSubset().solve(problem, deadline=float("inf"), rng=np.random.default_rng(seed)).kept
-    )
+    start = select(problem, RandomSubset(), seed=seed).kept
     value = problem.objective.value(start)
     assert certified_bound(problem, start, value).value >= floor
+    if problem.budget.even:
+        return  # solvers, and what follows, are only asked for one number of units at a time
     form, cover = problem.objective.quadratic(), problem.objective.coverage()
     if form is not None:
         effort = Effort(splits=seed % 4, steps=1 + seed % 9, precision=0)
