@@ -4,6 +4,7 @@ a clock; and the recorder of what works for which architecture."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("--support-json")
     if path is not None:
         config.pluginmanager.register(SupportRecorder(path), "support-recorder")
+
+
+@pytest.fixture(scope="module")
+def modules_of_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where transformers puts the code that it runs, which is no place of the user's."""
+    place = tmp_path_factory.mktemp("modules")
+    (place / "__init__.py").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            patch.delitem(sys.modules, name)
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(place))
+        patch.setattr(sys, "path", [str(place), *sys.path])
+        yield
+        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -54,6 +54,10 @@ INSTEAD: Mapping[str, tuple[str, str]] = {
         "cahp latency MODEL --estimate hardware.json --output estimate.json",
         "the sentence leaves the model and the output out",
     ),
+    "lm_eval --model hf --model_args pretrained=pruned/,trust_remote_code=True --tasks hellaswag": (
+        "pytest --collect-only -q -m slow tests/torch/checkpoints/test_opened_by_others.py",
+        "it downloads questions; that test runs it on some of its own",
+    ),
     "fidelity_after_refit.py": (
         "python benchmarks/fidelity_after_refit.py --help",
         "it refits the real model six times over, which takes minutes however few the texts",

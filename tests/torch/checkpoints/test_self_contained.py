@@ -8,7 +8,6 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,7 @@ from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def modules_of_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where transformers puts the code that it runs, which is no place of the user's."""
-    place = tmp_path_factory.mktemp("modules")
-    (place / "__init__.py").touch()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-            patch.delitem(sys.modules, name)
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(place))
-        patch.setattr(sys, "path", [str(place), *sys.path])
-        yield
-        for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-            del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("modules_of_folders")
 
 
 def opened(folder: Path, auto: str = "", **options: Any) -> Any:
