@@ -55,9 +55,8 @@ def saved(name: str, folder: Path) -> nn.Module:
     """A tiny decoder, pruned in both kinds, that reads bytes; and its folder."""
     tokenizer = reader()
     longest = "n_positions" if name == "gpt2" else "max_position_embeddings"
-    small = sliced(
-        named(name), neurons=True, vocab_size=len(tokenizer), pad_token_id=0, **{longest: 128}
-    )
+    fields: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": 0, longest: 128}
+    small: nn.Module = sliced(named(name), neurons=True, **fields)
     save_pretrained(small, folder, tokenizer=tokenizer)
     return small
 
