@@ -106,8 +106,16 @@ class Fidelity(ABC):
         return None
 
 
+class _Logits(Fidelity):
+    """What comparisons of logits have in common."""
+
+    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
+        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
+        return temperature**2 * distance
+
+
 @dataclass(frozen=True)
-class ClassLogits(Fidelity):
+class ClassLogits(_Logits):
     """Classifiers, logits ``[batch, classes]``: KL divergence (nats) from the dense probabilities.
 
     The classes of models for multiple choice are the choices.
@@ -120,10 +128,6 @@ class ClassLogits(Fidelity):
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         del batch
         return kl_divergence(dense, other)
-
-    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
-        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
-        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         del batch
@@ -153,7 +157,7 @@ class ClassLogits(Fidelity):
 
 
 @dataclass(frozen=True)
-class LabelLogits(Fidelity):
+class LabelLogits(_Logits):
     """Multi-label classifiers, logits ``[batch, labels]``: the KL divergences (nats) from the dense
     probabilities of yes and no, summed over the labels."""
 
@@ -164,10 +168,6 @@ class LabelLogits(Fidelity):
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         del batch
         return kl_divergence(_as_classes(dense), _as_classes(other)).sum(dim=-1)
-
-    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
-        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
-        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         """``s sqrt(p (1 - p))`` with random signs ``s``: the Hessian is diagonal."""
@@ -243,7 +243,7 @@ class Regression(Fidelity):
 
 
 @dataclass(frozen=True)
-class TokenLogits(Fidelity):
+class TokenLogits(_Logits):
     """Language models and token classifiers, logits ``[batch, tokens, vocabulary]``.
 
     In encoder-decoder models the tokens are the decoder's. The distance is the KL divergence (nats)
@@ -270,10 +270,6 @@ class TokenLogits(Fidelity):
         real = decoder_tokens(batch).to(dense.device)
         kl = torch.where(real, kl_divergence(dense, other), 0)
         return kl.sum(dim=1) / real.sum(dim=1).clamp(min=1)
-
-    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
-        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
-        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         real = decoder_tokens(batch).cpu().numpy()
@@ -302,7 +298,7 @@ class TokenLogits(Fidelity):
 
 
 @dataclass(frozen=True)
-class FrameLogits(Fidelity):
+class FrameLogits(_Logits):
     """Classifiers of the frames of a recording, and its transcription by them (CTC), logits ``[batch, frames,
     classes]``: the mean over the frames of the KL divergence (nats) from the dense probabilities.
 
@@ -316,10 +312,6 @@ class FrameLogits(Fidelity):
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         del batch
         return kl_divergence(dense, other).mean(dim=1)
-
-    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
-        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
-        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         del batch
@@ -343,7 +335,7 @@ class PixelLogits(FrameLogits):
 
 
 @dataclass(frozen=True)
-class SpanLogits(Fidelity):
+class SpanLogits(_Logits):
     """Extractive question answering: the sum of the KL divergences (nats) of the answer's start and
     end.
 
@@ -368,10 +360,6 @@ class SpanLogits(Fidelity):
     def distance(self, dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
         del batch
         return kl_divergence(dense, other).sum(dim=1)
-
-    def softened(self, dense: Tensor, other: Tensor, batch: Batch, temperature: float) -> Tensor:
-        distance = self.distance(wide(dense) / temperature, wide(other) / temperature, batch)
-        return temperature**2 * distance
 
     def probe(self, output: Tensor, batch: Batch, rngs: Generators) -> Tensor:
         del batch

@@ -48,12 +48,26 @@ class Mean:
         return self.sum / self.count if self.count else math.nan
 
 
-class ClassTally(Tally):
-    """``kl`` (nats), ``agreement`` of the predicted classes; with labels ``dense_accuracy``, ``accuracy``."""
+class _Answers(Tally):
+    """What the tallies of answers that are right or wrong have in common."""
 
     def __init__(self) -> None:
         self._kl, self._agreement = Mean(), Mean()
         self._dense_accuracy, self._accuracy = Mean(), Mean()
+
+    def figures(self) -> dict[str, float]:
+        found = {"kl": self._kl.value, "agreement": self._agreement.value}
+        if self._accuracy.count:
+            found["dense_accuracy"] = self._dense_accuracy.value
+            found["accuracy"] = self._accuracy.value
+        return found
+
+
+class ClassTally(_Answers):
+    """``kl`` (nats), ``agreement`` of the predicted classes; with labels ``dense_accuracy``, ``accuracy``."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._classes, self._labels = _Seen(), _Seen()
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
@@ -68,24 +82,13 @@ class ClassTally(Tally):
             self._dense_accuracy.add((expected == labels)[known])
             self._accuracy.add((predicted == labels)[known])
 
-    def figures(self) -> dict[str, float]:
-        found = {"kl": self._kl.value, "agreement": self._agreement.value}
-        if self._accuracy.count:
-            found["dense_accuracy"] = self._dense_accuracy.value
-            found["accuracy"] = self._accuracy.value
-        return found
-
     def notes(self) -> tuple[str, ...]:
         return _of_one_class(self._classes, self._labels)
 
 
-class LabelTally(Tally):
+class LabelTally(_Answers):
     """``kl`` (nats) and ``agreement``, the share of answers that are alike over examples and labels; with labels
     ``dense_accuracy`` and ``accuracy``, the shares that are right."""
-
-    def __init__(self) -> None:
-        self._kl, self._agreement = Mean(), Mean()
-        self._dense_accuracy, self._accuracy = Mean(), Mean()
 
     def add(self, dense: Tensor, other: Tensor, distance: Tensor, batch: Batch) -> None:
         expected, predicted = dense > 0, other > 0
@@ -95,13 +98,6 @@ class LabelTally(Tally):
         if labels is not None:
             self._dense_accuracy.add(expected == (labels > 0))
             self._accuracy.add(predicted == (labels > 0))
-
-    def figures(self) -> dict[str, float]:
-        found = {"kl": self._kl.value, "agreement": self._agreement.value}
-        if self._accuracy.count:
-            found["dense_accuracy"] = self._dense_accuracy.value
-            found["accuracy"] = self._accuracy.value
-        return found
 
 
 class RegressionTally(Tally):
