@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.loading import named_of
+from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.cli.outputs import check_folder, check_writable
 from cahp_opt.runs.media import Medium
@@ -96,6 +97,12 @@ def export(written: ExportOptions, exported: ExportedModel) -> None:
     named = named_of(
         exported.options(form), display, medium=Medium.TEXT if form is Format.GGUF else None
     )
+    if named.tokenizer is None:
+        note(
+            [
+                f"no tokenizer or processor of {exported.folder} could be loaded, so none is exported."
+            ]
+        )
     with display.stage("export"):
         if form is Format.STOCK:
             from cahp_opt.torch.export.stock import export_stock
@@ -132,7 +139,16 @@ def _check_new(path: Path, *, overwrite: bool) -> None:
         raise ValueError(
             f"`--output` {path} is there already; name another file, or `--overwrite`."
         )
+    if path.is_file() and not _is_gguf(path):
+        raise ValueError(
+            f"`--output` {path} is no GGUF file, so it is not replaced; name another file."
+        )
     check_writable(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _own_precision(folder: Path) -> Precision | None:

@@ -22,15 +22,17 @@ class JsonRows:
     """
 
     counted = "line"
-    notes: tuple[str, ...] = ()
 
     def __init__(self, path: PathLike) -> None:
         self._lines = TextLines(path)
         self.source = str(self._lines.path)
+        self.notes: tuple[str, ...] = ()
+        """After going through it: which keys came too late to be columns."""
+        self.columns: Sequence[str] = ()
         _, first = next(self.read(), (0, dict[str, object]()))
         if not first:
             raise TextError(f"{self.source} holds no JSON object with a key; give one per line.")
-        self.columns: Sequence[str] = list(first)
+        self.columns = list(first)
 
     def read(self, columns: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, object]]]:
         """The number of every line that is not empty, and its object.
@@ -38,9 +40,18 @@ class JsonRows:
         Raises:
             TextError: for a line that is no object, or bytes that are not text.
         """
+        late: dict[str, int] = {}
         for number, line in enumerate(self._lines, start=1):
             if line and not line.isspace():
-                yield number, self._object(number, line)
+                row = self._object(number, line)
+                for key in row.keys() - self.columns if self.columns else ():
+                    late.setdefault(key, number)
+                yield number, row
+        self.notes = tuple(
+            f"the key {key!r} of {self.source} is not read, because the first object lacks it (line {number} is "
+            "the first that has it); write null there."
+            for key, number in sorted(late.items())
+        )
 
     def _object(self, number: int, line: str) -> dict[str, object]:
         try:

@@ -27,7 +27,8 @@ def conversation(cell: object) -> str:
             raise ValueError("is text and not a list of messages") from None
     if not isinstance(found, list) or not found:
         raise ValueError("is not a list of messages")
-    return json.dumps([_message(each) for each in cast("list[object]", found)], ensure_ascii=False)
+    messages = [_message(each) for each in cast("list[object]", found)]
+    return json.dumps(messages, ensure_ascii=False, default=str)  # some hold a time of writing
 
 
 def _message(each: object) -> Mapping[str, object]:

@@ -69,9 +69,21 @@ class MediaFolder:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files below a folder that are not hidden, in a fixed order."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """The files below a folder that are not hidden, in a fixed order; links to folders are followed."""
+    for place, folders, names in os.walk(folder, onerror=_raised, followlinks=True):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _leads_back(place, name)
+        )
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(place, name)
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _leads_back(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    target = os.path.realpath(os.path.join(place, name))
+    return Path(os.path.realpath(place)).is_relative_to(target)

@@ -140,7 +140,7 @@ class TableTexts:
                     continue
                 pair = None if columns.pair is None else _text(row, columns.pair)
                 label = None if columns.label is None else _label(row, columns.label)
-                choices = tuple(_choices(row, columns.choices))
+                choices = _choices(row, columns.choices)
             except _CellError as error:
                 raise TextError(f"{rows.counted} {number} of {rows.source}: {error}.") from None
             found += 1
@@ -183,15 +183,22 @@ def _text(row: Mapping[str, object], column: str) -> str:
     )
 
 
-def _choices(row: Mapping[str, object], columns: Iterable[str]) -> Iterator[str]:
-    """The choices of a row, from columns of texts or of lists of them; empty ones are left out."""
+def _choices(row: Mapping[str, object], columns: Iterable[str]) -> tuple[str, ...]:
+    """The choices of a row, from columns of texts or of lists of them; rows may have fewer than others."""
+    found: list[str] = []
     for column in columns:
         cell = row.get(column)
         several = cast("Sequence[object]", cell) if isinstance(cell, (list, tuple)) else (cell,)
         for each in several:
-            text = _text({column: each}, column)
-            if _shows(text):
-                yield text
+            found.append(_text({column: each}, column))
+    while found and not _shows(found[-1]):
+        found.pop()
+    empty = next((i for i, text in enumerate(found) if not _shows(text)), None)
+    if empty is not None:  # without it, a number would name another choice
+        raise _CellError(
+            f"choice {empty} is empty and a later one is not; fill it in, or remove the row"
+        )
+    return tuple(found)
 
 
 def _label(row: Mapping[str, object], column: str) -> str | None:

@@ -46,6 +46,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, words in (
         (["nowhere", "--to", "stock", "--output", "x"], "FOLDER must be the folder of a model"),
         (["pruned", "--to", "gguf", "--output", "there"], "there is there already"),
+        (["pruned", "--to", "gguf", "--output", "there", "--overwrite"], "is no GGUF file"),
         (["pruned", "--to", "gguf", "--output", "pruned"], "is a folder; name a file"),
         (["pruned", "--to", "onnx", "--output", "pruned"], "is the folder of the model itself"),
         (["pruned", "--to", "stock", "--output", "x"], "kept nothing"),

@@ -364,7 +364,7 @@ def test_choices_stand_in_columns_of_their_own_or_in_lists(tmp_path: Path) -> No
     rows = [{"text": "w1", "text_pair": "w2", "choice10": "c", "choice1": "b", "choice0": "a"}]
     delimited(tmp_path / "a.tsv", [{**row, "label": "1"} for row in rows])
     assert list(texts_in(tmp_path / "a.tsv")) == [found]
-    listed = {"text": "w1", "text_pair": "w2", "endings": ["a", "", "b", "c"], "label": 1}
+    listed = {"text": "w1", "text_pair": "w2", "endings": ["a", "b", "c", "", None], "label": 1}
     json_lines(tmp_path / "a.jsonl", [listed])
     texts = texts_in(tmp_path / "a.jsonl")
     assert list(texts) == [found]
@@ -372,6 +372,22 @@ def test_choices_stand_in_columns_of_their_own_or_in_lists(tmp_path: Path) -> No
     one = {"text": "w1", "choice": "a", "option2": "b"}  # a single one of its kind is no choice
     delimited(tmp_path / "b.tsv", [one])
     assert list(texts_in(tmp_path / "b.tsv")) == [Example("w1")]
+
+
+def test_an_empty_choice_moves_no_others(tmp_path: Path) -> None:
+    """The label would be the number of another one."""
+    row = {"text": "w1", "choice0": "", "choice1": "a", "choice2": "b", "label": "1"}
+    delimited(tmp_path / "a.tsv", [row])
+    with pytest.raises(TextError, match="choice 0 is empty and a later one is not"):
+        list(texts_in(tmp_path / "a.tsv"))
+
+
+def test_keys_that_come_late_are_told(tmp_path: Path) -> None:
+    json_lines(tmp_path / "a.jsonl", [{"text": "w1"}, {"text": "w2"}, {"text": "w3", "label": 1}])
+    texts = texts_in(tmp_path / "a.jsonl")
+    assert [example.label for example in texts] == [None] * 3
+    (note,) = [note for note in texts.notes if "'label'" in note]
+    assert "is not read" in note and "line 3" in note
 
 
 def test_other_choices_are_another_example(tmp_path: Path) -> None:

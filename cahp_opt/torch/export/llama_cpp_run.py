@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 from typing import Any
-from urllib.request import Request, urlopen
+from urllib.request import ProxyHandler, Request, build_opener
 
 
 def answer_request() -> None:
@@ -55,7 +55,7 @@ def _ids(address: str, text: str) -> list[int]:
     """The ids of a text. Only the server that listens at its address tells them."""
     body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
     asked = Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
-    with urlopen(asked) as answer:
+    with build_opener(ProxyHandler({})).open(asked) as answer:  # it is this machine
         ids: list[int] = json.loads(answer.read())["tokens"]
     return ids
 

@@ -7,6 +7,7 @@ one tensor for the keys and one for the values of every layer, each with as many
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -99,7 +100,9 @@ def export_onnx(
     stock: Any = model
     with whole_folder(directory, overwrite=overwrite) as folder, evaluating(model):
         told = _traced(model, inputs, folder / FILE)
-        stock.config.save_pretrained(str(folder))
+        config = copy.deepcopy(stock.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(str(folder))
         if tokenizer is not None:
             cast("Saveable", tokenizer).save_pretrained(str(folder))
     return told
@@ -178,7 +181,7 @@ def _difference(graph: Graph, session: Any, inputs: Mapping[str, Tensor]) -> flo
                 f"the graph gives {name} of shape {list(theirs.shape)} on {sizes}, and the model "
                 f"{list(mine.shape)}."
             )
-        real = _real(mine, inputs)
+        real = _real(name, mine, inputs)
         apart = (mine[real] - theirs[real]).abs()
         difference = float(apart.max()) if apart.numel() else 0.0
         allowed = _ALLOWED * max(1.0, float(mine[real].abs().max()) if apart.numel() else 1.0)
@@ -191,9 +194,10 @@ def _difference(graph: Graph, session: Any, inputs: Mapping[str, Tensor]) -> flo
     return largest
 
 
-def _real(value: Tensor, inputs: Mapping[str, Tensor]) -> Any:
+def _real(name: str, value: Tensor, inputs: Mapping[str, Tensor]) -> Any:
     """An index of the numbers of an output that belong to real tokens; of all where it has no tokens."""
-    mask = inputs.get("attention_mask")
+    decoded = "decoder_input_ids" in inputs and not name.startswith("encoder_")
+    mask = inputs.get("decoder_attention_mask" if decoded else "attention_mask")
     if mask is None or value.ndim < 3:
         return slice(None)
     if value.ndim == 4 and (value.shape[0], value.shape[2]) == mask.shape:

@@ -86,6 +86,7 @@ def export_stock(
     stock: Any = model
     with whole_folder(directory, overwrite=overwrite) as folder:
         stock.save_pretrained(str(folder))
+        config.architectures = [type(model).__name__]
         config.save_pretrained(str(folder))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))

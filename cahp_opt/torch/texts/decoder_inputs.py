@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def with_own_words(batch: dict[str, Tensor], model: nn.Module, *, most: int) -> 
         most: the most tokens that the decoder reads.
     """
     inputs = inputs_of(prepare(batch, model, "batch"))
-    end: object = getattr(getattr(model, "config", None), "eos_token_id", None)
+    end = torch.tensor(_ends(model), dtype=torch.long, device=device_of(model))
     ids = torch.full((batch_size(batch), 1), first_token(model), device=device_of(model))
     real = torch.ones_like(ids)
     with torch.no_grad(), evaluating(model):
@@ -95,7 +95,7 @@ def with_own_words(batch: dict[str, Tensor], model: nn.Module, *, most: int) -> 
             output: Any = model(**{**inputs, "decoder_input_ids": step, "use_cache": True})
             inputs |= _known(output)
             written = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-            ends = torch.zeros_like(written) if end is None else (written == end).long()
+            ends = torch.isin(written, end).long()
             ids = torch.cat([ids, written], dim=1)
             real = torch.cat([real, real[:, -1:] * (1 - ends)], dim=1)
     longest = int(real.sum(dim=1).max())
@@ -104,6 +104,17 @@ def with_own_words(batch: dict[str, Tensor], model: nn.Module, *, most: int) -> 
         "decoder_input_ids": ids[:, :longest].cpu(),
         "decoder_attention_mask": real[:, :longest].cpu(),
     }
+
+
+def _ends(model: nn.Module) -> list[int]:
+    """The tokens that end a text, from wherever releases of transformers put them."""
+    for name in ("config", "generation_config"):
+        told: object = getattr(getattr(model, name, None), "eos_token_id", None)
+        if isinstance(told, int):
+            return [told]
+        if isinstance(told, (list, tuple)) and told:
+            return [int(each) for each in cast("Sequence[int]", told)]
+    return []
 
 
 def _known(output: Any) -> dict[str, Any]:

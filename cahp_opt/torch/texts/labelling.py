@@ -42,7 +42,7 @@ def counted_labels(examples: Sequence[Example], model: nn.Module) -> Sequence[La
             "none."
         )
     if chooses(model):
-        return [_right(example) for example in examples]
+        return _right(examples)
     config: Any = getattr(model, "config", None)
     count = int(config.num_labels)
     if count == 1 or config.problem_type == "regression":
@@ -80,18 +80,20 @@ def _parts(text: str, known: Mapping[str, int]) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def _right(example: Example) -> int:
-    """The number of the choice that a label names."""
-    label, choices = example.label or "", example.choices
-    if label in choices:
-        return choices.index(label)
-    number = _number(label)
-    if number.is_integer() and 0 <= number < len(choices):
-        return int(number)
-    raise TextError(
-        f"`label` {label!r} is not one of the choices: give their numbers, 0 to {len(choices) - 1}, or "
-        "the choice itself."
-    )
+def _right(examples: Sequence[Example]) -> list[int]:
+    """The numbers of the choices that the labels name: by their places if all labels can be places, because
+    choices may be numbers too, and otherwise by their texts."""
+    numbers = [_number(example.label or "") for example in examples]
+    pairs = list(zip(numbers, examples, strict=True))
+    if all(number.is_integer() and 0 <= number < len(e.choices) for number, e in pairs):
+        return [int(number) for number in numbers]
+    for example in examples:
+        if example.label not in example.choices:
+            raise TextError(
+                f"`label` {example.label!r} is not one of the choices: give the numbers of all, from 0 to "
+                f"{len(example.choices) - 1}, or the choices themselves."
+            )
+    return [example.choices.index(example.label or "") for example in examples]
 
 
 def _plain(label: str, known: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from tiny_models import sliced
 from torch import nn
 
 from cahp_opt.torch import ExportError, export_onnx
+from cahp_opt.torch.export.onnx_folder import _real
 from cahp_opt.torch.export.onnx_inputs import example
 
 # Tools announce the end of each other's interfaces; that is not ours to fail on.
@@ -21,6 +22,16 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprec
 
 TEN = "bert distilbert mpnet modernbert vit bart gpt2 llama-gqa mistral qwen3"
 CACHED = ("gpt2", "llama-gqa", "mistral", "qwen3")
+
+
+def test_numbers_of_a_decoder_belong_to_its_own_tokens() -> None:
+    """And not to those that the encoder reads, of which the second text has none at the end."""
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 3:] = 0
+    inputs = {"attention_mask": mask, "decoder_input_ids": torch.ones(2, 4, dtype=torch.long)}
+    logits, read = torch.ones(2, 4, 5), torch.ones(2, 9, 5)
+    assert logits[_real("logits", logits, inputs)].numel() == logits.numel()
+    assert read[_real("encoder_last_hidden_state", read, inputs)].shape == (12, 5)
 
 
 @pytest.mark.slow

@@ -31,6 +31,15 @@ def evenly(family: Family, units: int | None, groups: int | None, **build: Any) 
     return slice_heads(prunable, kept)
 
 
+def test_the_configuration_names_the_class(tmp_path: Path) -> None:
+    """Rather than the one that the model was loaded from."""
+    small = evenly(tiny.BERT, None, 3)
+    small.config.architectures = ["BertForMaskedLM"]
+    export_stock(small, tmp_path / "stock")
+    config = json.loads((tmp_path / "stock" / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == [type(small).__name__]
+
+
 @pytest.mark.parametrize(
     ("name", "units", "groups"),
     [

@@ -25,6 +25,7 @@ from media_files import (
 from cahp_opt.runs.media import Medium
 from cahp_opt.runs.media_folders import MediaFolder
 from cahp_opt.runs.texts import TextError
+from cahp_opt.torch.texts.decoder_inputs import with_own_words
 from cahp_opt.torch.texts.files import encode_files
 from cahp_opt.torch.texts.waves import read_wave
 
@@ -113,3 +114,33 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
         MediaFolder(place, Medium.SOUND)
     with pytest.raises(TextError, match="is not there"):
         MediaFolder(place / "more", Medium.SOUND)
+
+
+def test_linked_folders_are_read_and_circles_end(tmp_path: Path) -> None:
+    pictures(tmp_path / "images")
+    there = len(list(MediaFolder(tmp_path / "images", Medium.IMAGE)))
+    first = next(path for path in sorted((tmp_path / "images").iterdir()) if path.is_dir())
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "dog").symlink_to(first)
+    (tmp_path / "linked" / "all").symlink_to(tmp_path / "images")
+    (tmp_path / "linked" / "circle").symlink_to(tmp_path / "linked")
+    found = list(MediaFolder(tmp_path / "linked", Medium.IMAGE))
+    assert {example.label for example in found} == {"dog", "all"}
+    assert len(found) > there
+
+
+def test_what_a_model_writes_ends_where_it_says() -> None:
+    model: Any = tiny_models.named("whisper").build()
+    batch = {
+        name: value
+        for name, value in tiny_models.named("whisper").batch().items()
+        if name == "input_features"
+    }
+    model.config.eos_token_id = None
+    model.generation_config.eos_token_id = None
+    whole = with_own_words(batch, model, most=5)
+    assert bool(whole["decoder_attention_mask"].all())
+    end = int(whole["decoder_input_ids"][0, 1])
+    model.generation_config.eos_token_id = [end, 1]
+    found = with_own_words(batch, model, most=5)["decoder_attention_mask"]
+    assert found[0].sum() == 1

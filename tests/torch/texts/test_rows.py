@@ -49,6 +49,17 @@ def test_choices_are_read_beside_their_text() -> None:
         assert model(**inputs_of(batch)).logits.shape == (1, 2)
 
 
+def test_choices_that_are_numbers() -> None:
+    """A label is a place, unless one of them cannot be."""
+    sums = Example("w1", label="1", choices=("w4", "3", "2", "1"))
+    more = dataclasses.replace(sums, label="3")
+    model = CHOOSER.build()
+    (batch,) = encoded([sums, more], model)
+    assert sorted(batch["labels"].tolist()) == [1, 3]
+    (batch,) = encoded([sums, dataclasses.replace(sums, label="w4")], model)
+    assert sorted(batch["labels"].tolist()) == [0, 3]
+
+
 def test_examples_of_as_many_choices_are_together() -> None:
     batches = encoded([*questions(5), *questions(3, 2)], CHOOSER.build())
     assert sorted(batch["input_ids"].shape[:2] for batch in batches) == [(1, 3), (3, 2), (4, 3)]
@@ -61,7 +72,7 @@ def test_examples_of_as_many_choices_are_together() -> None:
         (Example("w1", choices=("w2",)), "no choices"),
         (
             Example("w1", None, "2", choices=("w2", "w3")),
-            "'2' is not one of the choices: give their numbers, 0 to 1",
+            "'2' is not one of the choices: give the numbers of all, from 0 to 1",
         ),
         (Example("w1", None, "w4", choices=("w2", "w3")), "'w4' is not one of the choices"),
     ],
