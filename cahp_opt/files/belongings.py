@@ -85,6 +85,11 @@ def write_list(folder: Path) -> None:
     write_json(folder / LIST_FILE, _KIND, _VERSION, {"files": files})
 
 
+def names_in(file: Path) -> tuple[str, ...]:
+    """What a list names; nothing if it is damaged."""
+    return tuple(_listed(file.parent) or ())
+
+
 def card_digest(body: str) -> str:
     """The hash in a card's last line, of the lines before."""
     return hashlib.sha256(body.encode()).hexdigest()[:16]

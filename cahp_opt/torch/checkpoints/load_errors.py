@@ -12,6 +12,8 @@ import huggingface_hub
 import transformers
 from huggingface_hub import errors
 
+from cahp_opt.torch.evaluation.files_beside import of_network
+
 ADAPTER_FILE = "adapter_config.json"
 _OBJECTS = ("config", "tokenizer", "special_tokens_map", "generation_config", ADAPTER_FILE)
 _LONG = 200  # characters; a line that is longer is cut to its first sentence
@@ -19,7 +21,6 @@ _OWN_CODE = (
     "it comes with code of its own, which is not run unasked; if you trust it, pass "
     "`trust_remote_code=True`"
 )
-_NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
 
 
 class ModelError(ValueError):
@@ -253,11 +254,7 @@ def why_not_pushed(error: Exception) -> str:
 
 def _unreached(chain: Sequence[BaseException]) -> bool:
     """Whether one of these errors is about the network."""
-    return any(
-        isinstance(e, (ConnectionError, TimeoutError))
-        or type(e).__module__.split(".")[0] in _NETWORK
-        for e in chain
-    )
+    return any(map(of_network, chain))
 
 
 def _logged_in(error: BaseException) -> bool:

@@ -10,11 +10,14 @@ from typing import Any
 import huggingface_hub
 from torch import nn
 
-from cahp_opt.files.belongings import CARD_FILE
+from cahp_opt.files.belongings import CARD_FILE, LIST_FILE, names_in
 from cahp_opt.torch.checkpoints.card import give_way
 from cahp_opt.torch.checkpoints.checkpoint import Saveable, save_pretrained
 from cahp_opt.torch.checkpoints.load_errors import ModelError, why_not_pushed
 from cahp_opt.torch.checkpoints.weight_files import STEM
+
+_STALE = re.compile(r"cahp_layouts\.json|modules\.json|(config_)?sentence_[\w-]+\.json|\d+_\w+/.*")
+"""What an earlier model brought that would be read as a part of one without it; a tokenizer stays."""
 
 _OTHERS = re.compile(r"(model|pytorch_model)[\w.-]*\.(safetensors|bin)")
 
@@ -63,12 +66,16 @@ def push_to_hub(
             if CARD_FILE in there:
                 kept = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, local_dir=place)
                 give_way(folder, Path(kept))
+            earlier = [f"{STEM}*"]  # shards
+            if LIST_FILE in there:
+                listed = api.hf_hub_download(repo_id, LIST_FILE, revision=revision, local_dir=place)
+                earlier += filter(_STALE.fullmatch, names_in(Path(listed)))
             done: Any = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 revision=revision,
                 commit_message=commit_message,
-                delete_patterns=[f"{STEM}*"],  # shards of an earlier one
+                delete_patterns=earlier,
             )
         except ModelError:
             raise

@@ -58,7 +58,8 @@ def make_self_contained(folder: Path, record: dict[str, Any]) -> None:
     assert weights is not None
     cls: Any = getattr(transformers, record["architecture"])
     config[ENTRY] = {**record, "weights": weights[0]}
-    config[_MAP] = {**config.get(_MAP, {}), **_auto_map(cls)}
+    # Code that came with the original was not run, stayed there, and would not know what was removed.
+    config[_MAP] = _auto_map(cls)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for source in FILES:
         shutil.copyfile(source, folder / source.name)

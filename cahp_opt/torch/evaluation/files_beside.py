@@ -65,6 +65,16 @@ class Module(NamedTuple):
         return any(way.is_absolute() or way.drive or ".." in way.parts for way in ways)
 
 
+_NETWORK = ("httpx", "httpx2", "httpcore", "requests", "urllib3")
+
+
+def of_network(error: BaseException) -> bool:
+    """Whether an error is about the network."""
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    return type(error).__module__.split(".")[0] in _NETWORK
+
+
 class OutOfReach(Exception):
     """A repository cannot be asked for a file."""
 
@@ -162,6 +172,10 @@ class FilesBeside:
             return None
         except (HfHubHTTPError, OSError):
             raise OutOfReach from None
+        except Exception as error:
+            if of_network(error):
+                raise OutOfReach from None
+            raise
 
     def within(self, folder: str) -> dict[str, Path]:
         """Where the files of a folder can be read, by their paths beside the model.
@@ -177,6 +191,10 @@ class FilesBeside:
                 top = Path(cast("str", hub.snapshot_download(self.name, **wanted)))
             except (HFValidationError, EntryNotFoundError, HfHubHTTPError, OSError):
                 raise OutOfReach from None
+            except Exception as error:
+                if of_network(error):
+                    raise OutOfReach from None
+                raise
         found = (path for path in sorted((top / folder).rglob("*")) if path.is_file())
         return {path.relative_to(top).as_posix(): path for path in found}
 

@@ -58,6 +58,8 @@ def _is_zero(weight: Tensor) -> bool:
     without weights, and while a CUDA graph is captured, which follows other runs."""
     if isinstance(weight, FakeTensor):
         return True
+    if weight.is_meta:
+        return False  # it lies elsewhere, on the disk or another device, until its layer runs
     if _untyped.jit.is_tracing():
         return False  # looking would be a part of the trace
     if weight.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -77,6 +77,15 @@ class _Pruned:
         """No: the modules are stock, and their checkpoints are converted as those of the stock class."""
         return False
 
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """A model with new weights, which are saved under their usual name."""
+        config = copy.deepcopy(config)
+        record: dict[str, Any] = getattr(config, ENTRY, None) or {}
+        record.pop("weights", None)
+        stock: Any = super()
+        return stock._from_config(config, **kwargs)
+
     # What transformers reads in the source of a class' module, it has to read in the stock class'.
 
     @classmethod

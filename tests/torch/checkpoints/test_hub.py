@@ -20,6 +20,7 @@ from command_line import make_tokenizer, prune, refused, sentences
 from fake_hub import TOKEN, FakeHub, fake_hub, set_offline
 from torch import nn
 
+from cahp_opt.files.belongings import write_list
 from cahp_opt.torch import (
     find_attention,
     from_pretrained,
@@ -149,6 +150,23 @@ def test_pushed_and_loaded(hub: FakeHub, sliced: nn.Module) -> None:
     push_to_hub(sliced, "me/pruned", token=TOKEN, max_shard_size="20KB")
     assert "cahp_weights.safetensors" not in files and "tokenizer.json" in files
     assert same(from_pretrained("me/pruned"), sliced)
+
+
+def test_what_an_earlier_model_brought_is_not_read_as_this_one(
+    hub: FakeHub, sliced: nn.Module, tmp_path: Path
+) -> None:
+    """The pooling of an embedder; and what was never part of a pruned model stays."""
+    save_pretrained(sliced, tmp_path / "saved")
+    (tmp_path / "saved" / "1_Pooling").mkdir()
+    names = ("modules.json", "1_Pooling/config.json", "config_sentence_transformers.json")
+    for name in names:
+        (tmp_path / "saved" / name).write_text("[]", encoding="utf-8")
+    write_list(tmp_path / "saved")
+    hub.add("me/pruned", tmp_path / "saved")
+    files = hub.models["me/pruned"]
+    files["2_Mine/config.json"] = b"{}"
+    push_to_hub(sliced, "me/pruned", token=TOKEN)
+    assert not files.keys() & set(names) and "2_Mine/config.json" in files
 
 
 def test_nothing_of_somebody_else_is_replaced(hub: FakeHub, sliced: nn.Module) -> None:

@@ -24,6 +24,7 @@ from cahp_opt.torch.blocks.finder import find_attention
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.checkpoints.module_record import record_of
 from cahp_opt.torch.checkpoints.self_contained import FILES, auto_class
+from cahp_opt.torch.slicing.bypass import bypass_empty
 from cahp_opt.torch.slicing.modeling_cahp import ENTRY, NEEDS, apply_record
 from cahp_opt.torch.slicing.rewritten_forward import OwnWidth
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
@@ -179,6 +180,41 @@ def test_a_pipeline(tmp_path: Path) -> None:
     with torch.no_grad():
         scores = small(**tokenizer("the words", return_tensors="pt")).logits.softmax(-1)
     assert classify("the words")[0]["score"] == pytest.approx(float(scores.max()), abs=1e-6)
+
+
+def test_code_of_the_original_is_not_named(tmp_path: Path) -> None:
+    """Its files do not travel, and it would not know what was removed."""
+    small = sliced(tiny.LLAMA_GQA)
+    small.config.auto_map = {"AutoConfig": "configuration_own.OwnConfig"}
+    save_pretrained(small, tmp_path / "pruned")
+    assert_same(opened(tmp_path / "pruned"), small, tiny.batch())
+
+
+def test_new_weights_are_saved_under_their_usual_name(tmp_path: Path) -> None:
+    save_pretrained(sliced(tiny.LLAMA_GQA, neurons=True), tmp_path / "pruned")
+    place = str(tmp_path / "pruned")
+    config: Any = transformers.AutoConfig.from_pretrained(place, trust_remote_code=True)
+    loader: Any = transformers.AutoModelForCausalLM
+    model = loader.from_config(config, trust_remote_code=True).eval()
+    model.save_pretrained(tmp_path / "again")
+    again = loader.from_pretrained(str(tmp_path / "again"), trust_remote_code=True).eval()
+    batch = tiny.batch()
+    assert torch.equal(tiny.run(again, batch), tiny.run(model, batch))
+
+
+def test_emptied_blocks_are_skipped_with_weights_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    small = sliced(tiny.LLAMA_GQA, empty=1, neurons=True)
+    bypass_empty(small)
+    save_pretrained(small, tmp_path / "pruned")
+    places = {"lm_head": "cpu", "model.embed_tokens": "cpu", "model.norm": "cpu"}
+    places |= {"model.rotary_emb": "cpu"}
+    places |= {f"model.layers.{i}": "disk" for i in range(small.config.num_hidden_layers)}
+    model = opened(
+        tmp_path / "pruned", device_map=places, offload_folder=str(tmp_path / "elsewhere")
+    )
+    batch = tiny.batch()
+    torch.testing.assert_close(tiny.run(model, batch), tiny.run(small, batch))
 
 
 def test_the_stock_saves_it_again_with_the_files(tmp_path: Path) -> None:
