@@ -59,7 +59,7 @@ from cahp_opt.torch.checkpoints.sentence_files import SentenceFiles
 from cahp_opt.torch.checkpoints.weight_files import Writer, hide_from_stock, weights_in
 from cahp_opt.torch.running.undo import Journal
 from cahp_opt.torch.slicing.bypass import bypass_where_possible
-from cahp_opt.torch.slicing.modeling_cahp import ENTRY, NEEDS
+from cahp_opt.torch.slicing.modeling_cahp import ENTRY, NAME_OF_WEIGHTS, NEEDS, own_config
 from cahp_opt.torch.slicing.slicing import SELECTION, selection_in, selection_of
 from cahp_opt.torch.slicing.surgery import cut, freeze_ghosts
 from cahp_opt.torch.slicing.travelling import (
@@ -294,7 +294,7 @@ def from_pretrained(
     model, info = cast("tuple[nn.Module, Mapping[str, Any]]", loaded)
     # Nothing of the subclass is needed any more; a stock instance can be pickled and saved as ever.
     model.__class__ = stock
-    vars(model.config).pop(_NAME_OF_WEIGHTS, None)
+    vars(model.config).pop(NAME_OF_WEIGHTS, None)
     forget(model.config)
     assert slicer.known is not None  # it sliced the model when that was built
     prunable = slicer.known
@@ -376,23 +376,11 @@ def _why_none(folder: Path) -> str:
     )
 
 
-_NAME_OF_WEIGHTS = "transformers_weights"
-"""The attribute of a configuration that names the file of the weights; it is never saved."""
-
-_NOT_FOR_CONFIG = ("attn_implementation", "dtype", "quantization_config", "torch_dtype")
-
-
 def _naming(name: str, stock: Any, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options for the stock loader that name the file of the weights, which it would not look for."""
-    rest = dict(options)
-    config: Any = rest.pop("config", None)
-    if not isinstance(config, transformers.PretrainedConfig):
-        held = {key: rest.pop(key) for key in _NOT_FOR_CONFIG if key in rest}
-        source = folder if config is None else config
-        config, rest = stock.config_class.from_pretrained(source, return_unused_kwargs=True, **rest)
-        rest |= held
-    config = copy.deepcopy(config)
-    setattr(config, _NAME_OF_WEIGHTS, name)
+    given = dict(options)
+    config, rest = own_config(stock, folder, given.pop("config", None), given)
+    setattr(config, NAME_OF_WEIGHTS, name)
     return {**rest, "config": config}
 
 

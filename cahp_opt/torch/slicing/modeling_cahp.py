@@ -34,7 +34,7 @@ ENTRY = "cahp_modules"
 NEEDS = "needs"
 """Key of the entry where that does not suffice: what the model needs cahp-opt for."""
 
-_NAME_OF_WEIGHTS = "transformers_weights"
+NAME_OF_WEIGHTS = "transformers_weights"
 """The attribute of a configuration that names the file of the weights; it is never saved."""
 
 _FOR_LOADER = ("attn_implementation", "dtype", "quantization_config", "torch_dtype")
@@ -100,29 +100,42 @@ class _Pruned:
     def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
         """Load the pruned model; see ``from_pretrained`` of transformers."""
         stock: Any = super()
-        kind: Any = cls
-        if not isinstance(config, transformers.PretrainedConfig):
-            held = {key: kwargs.pop(key) for key in _FOR_LOADER if key in kwargs}
-            held |= {key: kwargs[key] for key in _FOR_BOTH if key in kwargs}
-            source = name if config is None else config
-            config, rest = kind.config_class.from_pretrained(
-                source, return_unused_kwargs=True, **kwargs
-            )
-            kwargs = {**rest, **held}
-        config = copy.deepcopy(config)
+        config, kwargs = own_config(cls, name, config, kwargs)
         record: dict[str, Any] = getattr(config, ENTRY, None) or {}
         if NEEDS in record:
             return _by_library(cls, name, record[NEEDS], config, kwargs)
         # Where stock code saves the model again, the weights have their usual name.
         weights = record.pop("weights", None)
         if weights is not None:
-            setattr(config, _NAME_OF_WEIGHTS, weights)
+            setattr(config, NAME_OF_WEIGHTS, weights)
         loaded: Any = stock.from_pretrained(name, *args, config=config, **kwargs)
         model: Any = loaded[0] if kwargs.get("output_loading_info") else loaded
-        cast("dict[str, Any]", vars(model.config)).pop(_NAME_OF_WEIGHTS, None)
+        cast("dict[str, Any]", vars(model.config)).pop(NAME_OF_WEIGHTS, None)
         if record:
             freeze(model, record)  # the loader makes every weight trainable
         return loaded
+
+
+def own_config(
+    cls: Any, source: Any, config: Any, options: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """A configuration that nobody else holds, and the options that are left for the loader of the weights.
+
+    Args:
+        cls: the class of the model.
+        source: the folder or repository of the model.
+        config: the configuration, or another place of it; None for that of ``source``.
+        options: those of ``from_pretrained``.
+    """
+    rest = dict(options)
+    if not isinstance(config, transformers.PretrainedConfig):
+        held = {key: rest.pop(key) for key in _FOR_LOADER if key in rest}
+        held |= {key: rest[key] for key in _FOR_BOTH if key in rest}
+        config, rest = cls.config_class.from_pretrained(
+            source if config is None else config, return_unused_kwargs=True, **rest
+        )
+        rest |= held
+    return copy.deepcopy(config), rest
 
 
 def _by_library(cls: Any, name: Any, why: str, config: Any, options: dict[str, Any]) -> Any:
