@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cahp_opt.files.store import digest
 from cahp_opt.runs.texts import Example, read_table
 
 _SPLITS = {
@@ -48,11 +48,6 @@ class Data(NamedTuple):
     def digest(self) -> str:
         """Sixteen hexadecimal digits of a SHA-256 over all of it."""
         return digest(self[1:])
-
-
-def digest(of: object) -> str:
-    """Sixteen hexadecimal digits of a SHA-256 over what ``repr`` tells of plain values."""
-    return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
 
 def read(source: str) -> Data:

@@ -42,11 +42,10 @@ import transformers
 from torch import Tensor
 
 from benchmarks.accuracy.cost import Cost, counted
-from benchmarks.accuracy.data import Data, digest, read
+from benchmarks.accuracy.data import Data, read
 from benchmarks.accuracy.figures import EARLIER
 from benchmarks.accuracy.judging import Judge
 from benchmarks.accuracy.methods import METHODS, Measured, Needs, Task
-from benchmarks.accuracy.store import Busy, Row, Store
 from benchmarks.accuracy.training import CACHE, Recipe, fine_tuned
 from benchmarks.machine import described, device_of, facts, load
 from cahp_opt.arrays import Bools
@@ -55,6 +54,7 @@ from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
 from cahp_opt.files.records import whole_file
+from cahp_opt.files.store import Busy, Row, Store, digest
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import (

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.accuracy.data import Data, digest, read
+from benchmarks.accuracy.data import Data, read
 from cahp_opt.demo import SHA256, demo_model
+from cahp_opt.files.store import digest
 from cahp_opt.runs.texts import Example
 from cahp_opt.torch.running.batches import inputs_of
 from cahp_opt.torch.texts.encoding import encode

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy.data import Data, read
 from benchmarks.accuracy.judging import Judge
-from benchmarks.accuracy.store import Row, Store
 from benchmarks.accuracy.training import Recipe, fine_tuned
 from benchmarks.both_kinds.draws import Draw, Source
 from benchmarks.both_kinds.kwon import seconds
@@ -41,6 +40,7 @@ from benchmarks.both_kinds.report import table
 from benchmarks.machine import described, facts, load
 from cahp_opt import HeadSpace, LatencyTable
 from cahp_opt.arrays import Bools
+from cahp_opt.files.store import Row, Store
 from cahp_opt.torch import bypass_empty, find_prunable, measure_latency, time_models
 from cahp_opt.torch.slicing.slicing import slice_found
 from cahp_opt.torch.texts.encoding import timing_batch

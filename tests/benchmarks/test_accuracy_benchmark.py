@@ -22,7 +22,6 @@ from benchmarks.accuracy.cost import counted
 from benchmarks.accuracy.data import read
 from benchmarks.accuracy.greedy import along, removal_path
 from benchmarks.accuracy.methods import METHODS, Task
-from benchmarks.accuracy.store import Busy, Store
 from benchmarks.accuracy.training import Recipe, accuracy, groups, train
 from benchmarks.machine import described
 from benchmarks.pages import stale
@@ -30,6 +29,7 @@ from cahp_opt.costs.budget import BudgetError
 from cahp_opt.costs.latency_table import LatencyTable
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.target import Target
+from cahp_opt.files.store import Busy
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.torch import find_attention, head_mask
 from cahp_opt.torch.texts.encoding import encode
@@ -266,18 +266,6 @@ def test_the_main_comparisons_are_made_first() -> None:
         for recovery in ("1-epoch", "refit+1-epoch")
     }
     assert urgent[first + 12 :] == [c for c in todo if c not in urgent[: first + 12]]
-
-
-def test_nobody_waits_for_what_another_process_makes(tmp_path: Path) -> None:
-    mine, other = Store(tmp_path, "mine"), Store(tmp_path, "other")
-
-    def make() -> dict[str, Any]:
-        with pytest.raises(Busy):
-            mine.row("kind", "key", dict, wait=False)
-        return {"value": 1}
-
-    assert other.row("kind", "key", make)["device"] == "other"
-    assert mine.row("kind", "key", dict, wait=False)["value"] == 1
 
 
 def test_a_cell_that_is_busy_or_fails_stops_no_other() -> None:

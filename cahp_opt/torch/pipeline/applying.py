@@ -14,7 +14,7 @@ from cahp_opt.files.records import PathLike
 from cahp_opt.identity import coverage_note
 from cahp_opt.progress import Stages
 from cahp_opt.runs.plan import Applying, OutputOptions
-from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.report import FidelityReport, Report
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
@@ -26,10 +26,9 @@ from cahp_opt.torch.checkpoints.checkpoint import save_sliced
 from cahp_opt.torch.evaluation.evaluation import Evaluation, evaluate
 from cahp_opt.torch.evaluation.fidelity import PooledEmbedding, embedding_notes
 from cahp_opt.torch.pipeline.final_times import FinalTimes, final_times
+from cahp_opt.torch.pipeline.repairing import repair
 from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.pipeline.saving import check_reload, finish
-from cahp_opt.torch.recovery.finetuning import finetune
-from cahp_opt.torch.recovery.refitting import refit_found
 from cahp_opt.torch.running.gates import find_for
 from cahp_opt.torch.slicing.bypass import bypass_where_possible
 from cahp_opt.torch.slicing.slicing import slice_found
@@ -166,9 +165,16 @@ def recover(run: PruningRun, sliced: Sliced) -> FidelityReport | None:
                 f"the refit saw {run.texts.number} {run.texts.medium.value}; with fewer than {ADVISED_TEXTS} it fits them "
                 "too closely."
             )
-        _refit(run, sliced)
-        if _recovery(run) is Recovery.FINETUNE:
-            _finetune(run, sliced)
+        repair(
+            sliced.prunable,
+            run.prunable,
+            run.texts.calibration,
+            run.applying.recovery,
+            weights=run.weights,
+            fidelity=run.fidelity,
+            seed=run.applying.seed,
+            stages=run.stages,
+        )
         after = _judged(run, sliced)
     if before is None:
         return None
@@ -184,32 +190,6 @@ def recover(run: PruningRun, sliced: Sliced) -> FidelityReport | None:
 def _recovery(run: PruningRun) -> Recovery:
     """The recovery that these texts allow."""
     return run.applying.recovery.recovery if run.texts.calibration else Recovery.NONE
-
-
-def _refit(run: PruningRun, sliced: Sliced) -> None:
-    with run.stages.stage("refit") as progress:
-        refit_found(
-            sliced.prunable,
-            run.prunable,
-            run.texts.calibration,
-            weighting=run.weights or Weighting.EQUAL,
-            feed_forward=run.applying.recovery.feed_forward,
-            progress=progress,
-        )
-
-
-def _finetune(run: PruningRun, sliced: Sliced) -> None:
-    with run.stages.stage("finetune") as progress:
-        finetune(
-            sliced.model,
-            run.texts.calibration,
-            dense=run.model,
-            fidelity=run.fidelity,
-            epochs=run.applying.recovery.epochs,
-            learning_rate=run.applying.recovery.learning_rate,
-            seed=run.applying.seed,
-            progress=progress,
-        )
 
 
 def _judged(run: PruningRun, sliced: Sliced) -> Evaluation | None:
