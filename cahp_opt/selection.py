@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
@@ -15,10 +15,12 @@ import numpy.typing as npt
 from cahp_opt.arrays import Bools
 from cahp_opt.bounds.certified import MOST_SECONDS, certified_bound
 from cahp_opt.costs.basis import Basis
+from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.count_table import Cost, check_counts
 from cahp_opt.costs.quantities import unit_of_measure
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
+from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
 from cahp_opt.rounding import rounding_slack
 from cahp_opt.solver import Number, Solver, Status
@@ -276,6 +278,21 @@ def select(
         time.monotonic() - start,
         proposal.stats,
     )
+
+
+Chooser = Callable[[Budget], Selection]
+"""Chooses within a budget."""
+
+
+def chooser(
+    objective: Objective, solver: Solver, *, time_limit: float | None = None, seed: int = 0
+) -> Chooser:
+    """A function that chooses within any budget over the units of an objective; arguments as for :func:`select`."""
+
+    def choose(budget: Budget) -> Selection:
+        return select(Problem(objective, budget), solver, time_limit=time_limit, seed=seed)
+
+    return choose
 
 
 def _select_even(

@@ -25,7 +25,7 @@ from cahp_opt.objectives import (
     Quadratic,
 )
 from cahp_opt.runs.measuring import Measuring
-from cahp_opt.runs.method import Method as Choice
+from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver as Choice
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
 from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch, RandomSubset, TopK
@@ -245,12 +245,13 @@ def _explained(measured: Measured, task: Task) -> Selection:
 
 
 def _choice(task: Task) -> Choice:
-    return Choice.suiting(task.recovery, seed=task.seed)
+    return Choice.suiting(task.recovery)
 
 
 def _default(measured: Measured, task: Task) -> Selection:
     """What `cahp prune` does by itself. The only place that knows how it is asked."""
-    return _choice(task).choose(measured.heads, task.target, task.profile)
+    choice = _choice(task)
+    return task.solve(choice.objective.build(measured.heads), choice.solver.build())
 
 
 SLOPES = Needs(labels=True, densities=(1.0,), gradients=None, fisher=True)

@@ -102,7 +102,7 @@ URGENT = {
 }
 """What is compared without training before all else, for when time is short."""
 METHODS_FILE = "benchmarks/accuracy/methods.py"
-CHOOSING = ("cahp_opt/runs/method.py", "cahp_opt/objectives", "cahp_opt/solvers", METHODS_FILE)
+CHOOSING = ("cahp_opt/runs/names.py", "cahp_opt/objectives", "cahp_opt/solvers", METHODS_FILE)
 """What decides which units are chosen: with other code they are chosen again."""
 REFITTING = tuple(
     f"cahp_opt/torch/{name}.py"

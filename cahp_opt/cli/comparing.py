@@ -24,7 +24,7 @@ from cahp_opt.files.belongings import some
 from cahp_opt.files.records import is_record
 from cahp_opt.problem import Problem
 from cahp_opt.runs.budget_options import BlockLimits, BudgetOptions
-from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.names import ObjectiveName, SolverName
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver

@@ -13,7 +13,7 @@ from cahp_opt.cli.outputs import check_folder, kept_runs, show
 from cahp_opt.costs.prune import Prune
 from cahp_opt.runs.budget_options import BudgetOptions
 from cahp_opt.runs.kinds import KindOptions
-from cahp_opt.runs.method import Units
+from cahp_opt.runs.names import Units
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import Applying, OutputOptions, PruningPlan, SelectionOptions, TextOptions
 from cahp_opt.runs.recovery import Recovery
@@ -70,7 +70,7 @@ def demo(options: DemoOptions) -> None:
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
-    method = SelectionOptions(seed=options.seed).method(Recovery.REFIT, embeds=embeds(named))
+    method = SelectionOptions().pair(Recovery.REFIT, embeds=embeds(named))
     plan = PruningPlan(target, method, Applying(workloads=workloads, seed=options.seed))
     with kept_runs(output.output_dir.resolve(), workloads) as samples:
         report = run_pipeline(named, texts, plan, output, samples=samples, stages=display)

@@ -15,7 +15,7 @@ from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.cli.outputs import check_folder, check_writable
 from cahp_opt.runs.media import Medium
-from cahp_opt.runs.method import Precision
+from cahp_opt.runs.names import Precision
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import OutputOptions
 

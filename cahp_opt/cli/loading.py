@@ -12,7 +12,7 @@ from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.runs.kinds import Kinds
 from cahp_opt.runs.media import Medium
-from cahp_opt.runs.method import Units
+from cahp_opt.runs.names import Units
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.pooling import Pooling
 
@@ -134,10 +134,9 @@ def embeds(named: Named) -> bool:
     """Whether a model's output is an embedding that all of its tokens make; refuses an output that cannot be
     compared."""
     from cahp_opt.torch.checkpoints.model_loading import output_of
-    from cahp_opt.torch.evaluation.fidelity import PooledEmbedding
+    from cahp_opt.torch.evaluation.fidelity import embeds_all_tokens
 
-    output = output_of(named.name, named.model, named.pooling)
-    return isinstance(output, PooledEmbedding) and not output.pooling.reads_one_token
+    return embeds_all_tokens(output_of(named.name, named.model, named.pooling))
 
 
 def in_kinds(named: Named, kinds: Kinds, units: Units) -> Named:

@@ -29,7 +29,7 @@ from cahp_opt.costs.target import Target
 from cahp_opt.runs.kinds import OF_ATTENTION, MeasuredKinds
 from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
 from cahp_opt.runs.media import Medium
-from cahp_opt.runs.method import ObjectiveName, Precision
+from cahp_opt.runs.names import ObjectiveName, Precision
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import SelectionOptions, TextOptions
 from cahp_opt.runs.texts import TextSplit

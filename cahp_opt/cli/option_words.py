@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from cahp_opt.runs.method import SolverName
+from cahp_opt.runs.names import SolverName
 
 Options = Mapping[str, str]
 """The options of a command: by name of the argument, such as ``time_limit``, ``--time-limit``; and by the

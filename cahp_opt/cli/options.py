@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from cahp_opt.runs.method import Precision, Units
+from cahp_opt.runs.names import Precision, Units
 from cahp_opt.runs.options import option
 
 

@@ -1,14 +1,19 @@
-"""A user's own solver or objective, named on the command line as ``module:Class``."""
+"""Solvers, objectives and methods by name, or a user's own as ``module:Class``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cahp_opt import methods
 from cahp_opt.objective import Objective
-from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.method import Method
+from cahp_opt.runs.names import ObjectiveName, SolverName
+from cahp_opt.runs.plan import SelectionOptions
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats
 
@@ -30,6 +35,48 @@ def solver_named(text: str) -> Solver:
     if not isinstance(made, Solver):
         raise ValueError(f"`--solver` {text} is not a cahp_opt.Solver; subclass it.")
     return made
+
+
+def chosen_method(choice: SelectionOptions, recovery: Recovery, *, embeds: bool) -> Method:
+    """The method that the options name, or the objective and solver that they name or that suit the recovery.
+
+    Raises:
+        ValueError: if there is none of this name, or `--method` stands beside what it decides.
+    """
+    if choice.method is None:
+        return choice.pair(recovery, embeds=embeds)
+    for option, value in (("--objective", choice.objective), ("--solver", choice.solver)):
+        if value is not None:
+            raise ValueError(
+                f"`--method {choice.method}` chooses in its own way, and `{option} {value.value}` in another; leave "
+                "out one of them."
+            )
+    return method_named(choice.method)
+
+
+def method_named(text: str) -> Method:
+    """The method of this name, or of this ``module:Class``, with its default options.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if ":" in text:
+        made = _class(text)()
+        if not isinstance(made, Method):
+            raise ValueError(f"`--method` {text} is not a cahp_opt.Method; subclass it.")
+        return made
+    found = {method.name: method for method in every_method()}
+    if text not in found:
+        raise ValueError(_unknown("method", text, list(found)))
+    return found[text]
+
+
+def every_method() -> list[Method]:
+    """Every method of the library with its default options; those that run a model too, where PyTorch is."""
+    rooms: list[Any] = [methods]
+    if find_spec("torch") is not None:
+        rooms.append(importlib.import_module("cahp_opt.torch.methods"))
+    return [getattr(room, name)() for room in rooms for name in room.__all__]
 
 
 def objective_named(text: str, stats: HeadStats) -> Objective:

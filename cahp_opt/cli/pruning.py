@@ -12,11 +12,14 @@ from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
 from cahp_opt.cli.outputs import check_folder, kept_runs, show
+from cahp_opt.cli.plugins import chosen_method, method_named
 from cahp_opt.cli.unused_options import Given
+from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.workloads import Workload, recorded_workloads
 from cahp_opt.runs.budget_options import BudgetOptions, limited
 from cahp_opt.runs.kinds import KindOptions
 from cahp_opt.runs.measuring import MeasuringOptions
+from cahp_opt.runs.method import Task
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import (
     Applying,
@@ -61,7 +64,8 @@ def prune(
     target = limited(budget.target())
     profile = budget.profile()
     note(given.check(table_times=profile is not None and bool(profile.latency)))
-    wanted = kinds.chosen(target, choice.objective, choice.solver, profile)
+    named_method = method_named(choice.method) if choice.method else None
+    wanted = kinds.chosen(target, choice.objective, choice.solver, profile, named_method)
     note(given.check(goals=target.goals, latency_goals=(*target.latencies, *target.metered)))
     examples = texts.read(choice.seed)
     note(too_many(given, len(examples.calibration)))
@@ -73,14 +77,15 @@ def prune(
     named = in_kinds(loaded, wanted, model.units)
     print(f"pruned: {named.kinds.sentence}", flush=True)
     note(given.check(prunes=named.kinds.prune))
-    method = choice.method(recovery.recovery, embeds=embeds(named))
-    note(given.check(solvers=(method.solver,)))
-    note(given.check(needs=method.objective.needs))
+    method = chosen_method(choice, recovery.recovery, embeds=embeds(named))
+    note(given.check(solvers=(getattr(method, "solver", method),)))
+    task = Task(Budget(named.prunable.space), recovery.recovery, embeds=embeds(named))
+    note(given.check(needs=method.needs(task).statistics))
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed)
-    plan = PruningPlan(target, method, applying, timing.rounds, choice.amounts)
+    plan = PruningPlan(target, method, applying, choice.time_limit, timing.rounds, choice.amounts)
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
             named, examples, plan, output, profile=profile, samples=samples, stages=display

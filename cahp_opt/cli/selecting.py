@@ -10,12 +10,14 @@ from rich.console import Console
 
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.outputs import check_file
+from cahp_opt.cli.plugins import chosen_method
 from cahp_opt.cli.tables import selection_tables
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.prune import Prune
 from cahp_opt.identity import coverage_note
 from cahp_opt.runs.budget_options import BudgetOptions, limited
 from cahp_opt.runs.kinds import WORDS
+from cahp_opt.runs.method import Task, choose
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import RecoveryOptions, SelectionOptions
 from cahp_opt.runs.recovery import Recovery
@@ -60,11 +62,19 @@ def select(
     if profile is not None and profile.latency:
         target = limited(target)
     note(target.remarks(profile))  # before a refusal, which may stand on an estimate
-    method = choice.method(choice.recovery, embeds=not stats.sensitivity)
+    method = chosen_method(choice, choice.recovery, embeds=not stats.sensitivity)
     note(given.check(goals=target.goals))
-    note(given.check(solvers=(method.solver,)))
-    selection = method.choose(stats, target, profile)
-    note([*target.loose(stats.space, profile), *method.objective.remarks(stats)])
+    note(given.check(solvers=(getattr(method, "solver", method),)))
+    task = Task(
+        target.budget(stats.space, profile, stats.model),
+        choice.recovery,
+        embeds=not stats.sensitivity,
+        labelled=True,  # as far as the statistics show
+        seed=choice.seed,
+        time_limit=choice.time_limit,
+    )
+    selection = choose(method, stats, task, target, profile)
+    note([*target.loose(stats.space, profile), *method.remarks(stats)])
     selection.save(records.output)
     Console().print(selection_tables(selection))
     print(f"written: {records.output}")

@@ -14,7 +14,7 @@ import typer
 
 from cahp_opt.runs.measuring import DECIDED
 from cahp_opt.runs.media import Medium
-from cahp_opt.runs.method import SolverName
+from cahp_opt.runs.names import SolverName
 from cahp_opt.runs.recovery import Recovery
 
 

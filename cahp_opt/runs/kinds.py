@@ -9,7 +9,8 @@ from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.quantities import KV_CACHE
 from cahp_opt.costs.target import Target
-from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.method import Method
+from cahp_opt.runs.names import ObjectiveName, SolverName
 from cahp_opt.runs.options import option, same
 from cahp_opt.space import Unit
 
@@ -119,6 +120,7 @@ class KindOptions:
         objective: ObjectiveName | None = None,
         solver: SolverName | None = None,
         profile: Profile | None = None,
+        method: Method | None = None,
     ) -> Kinds:
         """The kinds for a run.
 
@@ -127,11 +129,22 @@ class KindOptions:
             objective: the objective that was named; None for none.
             solver: the solver that was named; None for none.
             profile: a ready one, which may hold one kind alone; None for none.
+            method: the method that was named; None for none.
 
         Raises:
             ValueError: if something else that was asked for is about the other kind alone.
         """
         maps, asked = _reader_of_maps(objective, solver), self.prune
+        only = None if method is None or method.prunes is Prune.BOTH else method.prunes
+        if method is not None and only is not None:
+            if asked not in (None, only):
+                raise ValueError(
+                    f"`--method {method.name}` chooses {WORDS[only]} alone, and `--prune {asked.value}` is about "
+                    "more; leave out one or the other."
+                )
+            if asked is None:
+                why = f"`--method {method.name}` chooses no others"
+                return Kinds(only, why, neuron_group=self.neuron_group if only.neurons else None)
         if asked is None:
             prune, why = _usual(target, maps, profile)
             return Kinds(prune, why, neuron_group=self.neuron_group)

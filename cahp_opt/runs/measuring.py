@@ -74,7 +74,7 @@ class Measuring:
 
     Args:
         statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them; an objective states
-            those it needs (:attr:`cahp_opt.runs.method.ObjectiveName.needs`).
+            those it needs (:attr:`cahp_opt.runs.names.ObjectiveName.needs`).
         amounts: the numbers of examples and the like.
         densities: of the random masks under which matrices are taken.
     """

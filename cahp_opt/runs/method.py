@@ -1,256 +1,227 @@
-"""Names used on the command line, and how the units are chosen."""
+"""Methods: ways of choosing the units to keep, published ones and your own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from enum import Enum
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
-from cahp_opt import solvers
+import numpy as np
+
+from cahp_opt.arrays import Ints
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.target import Target
-from cahp_opt.objective import Objective
-from cahp_opt.objectives import (
-    Complementarity,
-    ExplainedVariance,
-    FacilityLocation,
-    Modular,
-    Quadratic,
-)
-from cahp_opt.problem import Problem
+from cahp_opt.runs.measuring import Measuring, MeasuringOptions
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.selection import Selection, select
-from cahp_opt.solver import Solver
-from cahp_opt.space import Block, HeadSpace, Unit
+from cahp_opt.selection import Chooser, Selection
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.needs import needs_of
 from cahp_opt.stats.pooling import provenance_of
 from cahp_opt.version import __version__
 
 
-class HasExample(Protocol):
-    """An objective class that can be chosen by name."""
+@dataclass(frozen=True)
+class Task:
+    """What a method is asked for.
 
-    @staticmethod
-    def example(space: HeadSpace) -> Objective:
-        """One of this class and no particular numbers, for trying a solver before anything is measured."""
-        ...
+    Args:
+        budget: what the selection may cost; its space is what is chosen from.
+        recovery: how the sliced model is repaired.
+        embeds: whether the output is an embedding, pooled over the tokens.
+        labelled: whether the calibration texts have labels.
+        seed: of every random choice.
+        time_limit: seconds that a solver may take; None for no limit.
+    """
 
+    budget: Budget
+    recovery: Recovery = Recovery.REFIT
+    embeds: bool = False
+    labelled: bool = False
+    seed: int = 0
+    time_limit: float | None = None
 
-class ObjectiveName(str, Enum):
-    """The objectives that are made from calibration statistics: name, class, and what makes one."""
-
-    kind: type[HasExample]
-    make: Callable[[HeadStats], Objective]
-
-    EXPLAINED_VARIANCE = "explained-variance", ExplainedVariance, ExplainedVariance.from_stats
-    """The variance of the dense attention output that a refit on the kept units can still
-    explain."""
-    EXPLAINED_OUTPUT = "explained-output", ExplainedVariance, ExplainedVariance.from_sensitivity
-    """The same, with tokens and blocks weighted by how strongly the model's output depends on
-    them."""
-    SALIENCE = "salience", Modular, Modular.from_stats
-    """The sum of the kept units' saliences (Michel et al. 2019)."""
-    GAUSS_NEWTON = "gauss-newton", Quadratic, Quadratic.from_stats
-    """Damage avoided under the Gauss-Newton matrix of the fidelity distance."""
-    FACILITY_LOCATION = "facility-location", FacilityLocation, FacilityLocation.from_stats
-    """Every unit is represented by the kept one that attends most alike, weighted by salience."""
-    COMPLEMENTARITY = "complementarity", Complementarity, Complementarity.from_stats
-    """Every unit is close to a kept one in how it separates the classes: the seed method's idea, on
-    labelled texts."""
-
-    def __new__(cls, name: str, *row: Any) -> ObjectiveName:
-        member = str.__new__(cls, name)
-        member._value_ = name
-        member.kind, member.make = row
-        return member
-
-    def build(self, stats: HeadStats) -> Objective:
-        """The objective.
-
-        Raises:
-            ValueError: if the statistics lack what it needs.
-        """
-        return self.make(stats)
+    @cached_property
+    def even(self) -> Ints:
+        """Counts that are as even over the blocks, as shares of their units, as the budget has room for,
+        ``[blocks]``: from the fewest, the block with the smallest share gets the next units that fit."""
+        budget = self.budget
+        if budget.even:
+            return max(budget.even_counts, key=lambda counts: int(counts.sum()))
+        counts, units = budget.cheapest.copy(), budget.space.units
+        steps = budget.multiples
+        grown = True
+        while grown:
+            grown = False
+            for block in np.argsort(counts / units, kind="stable"):
+                more = counts.copy()
+                more[block] = min(counts[block] + steps[block], units[block])
+                if more[block] > counts[block] and budget.allows(more):
+                    counts, grown = more, True
+                    break
+        return counts
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The statistics that it is made from, by name."""
-        return needs_of(self.make)
-
-    @property
-    def separable(self) -> bool:
-        """Whether it is a sum over blocks, which dynamic programming solves exactly."""
-        space = HeadSpace((Block("one", 2), Block("other", 2)))
-        return self.kind.example(space).separable(space) is not None
-
-    def remarks(self, stats: HeadStats) -> list[str]:
-        """Sentences on what makes a choice by this objective arbitrary."""
-        constant = stats.moments and all(moments.constant for moments in stats.moments)
-        if not constant or not self.needs <= {"moments", "sensitivity"}:
-            return []
-        return [
-            f"every token gave the same head outputs, so all keep-sets have the same {self.value} and the "
-            "choice by it is arbitrary; calibrate on texts that differ."
-        ]
-
-    @classmethod
-    def suiting(cls, recovery: Recovery, *, embeds: bool = False) -> ObjectiveName:
-        """The objective that suits a recovery.
-
-        The variance that least squares can still explain predicts the quality of a refitted model,
-        and the damage to the output that of a model without recovery; neither predicts the other.
-
-        Args:
-            recovery: how the sliced model is recovered.
-            embeds: whether the output is an embedding, the mean over all tokens. Then no token is special,
-                and weights of single tokens mislead: plain explained variance chose better
-                (benchmarks/fidelity_after_refit.py).
-        """
-        if not recovery.refits:
-            return cls.GAUSS_NEWTON
-        return cls.EXPLAINED_VARIANCE if embeds else cls.EXPLAINED_OUTPUT
-
-
-def _ready(solver: type[Solver]) -> bool:
-    """Whether every option of a solver has a default."""
-    return is_dataclass(solver) and all(
-        f.default is not MISSING or f.default_factory is not MISSING for f in fields(solver)
-    )
-
-
-def _kebab(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
-
-
-class SolverName(str, Enum):
-    """Every solver of :mod:`cahp_opt.solvers` that has defaults for all of its options."""
-
-    _ignore_ = ["_members", "_name"]  # noqa: RUF012 (read once, by Enum itself)
-    _members = vars()
-    for _name in solvers.__all__:
-        if _ready(getattr(solvers, _name)):
-            _members[_name] = _kebab(_name)
-
-    def build(self) -> Solver:
-        """The solver with its default options."""
-        solver: Solver = getattr(solvers, self.name)()
-        return solver
-
-    @property
-    def timed(self) -> bool:
-        """Whether it uses a time limit; a few look at every unit only once."""
-        return self.value not in ("random-subset", "top-k")
-
-    @property
-    def seeded(self) -> bool:
-        """Whether it draws anything at random."""
-        return self.value not in (
-            "backward-greedy",
-            "brute-force",
-            "dynamic-program",
-            "greedy",
-            "lazy-greedy",
-            "local-search",
-            "row-prices",
-            "top-k",
-        )
-
-
-DEFAULT_SOLVER = SolverName("dynamic-program")
-"""For objectives that are sums over blocks."""
-
-
-class Units(str, Enum):
-    """The kind of unit in models whose query heads share key/value heads."""
-
-    AUTO = "auto"
-    QUERY_SLOTS = "query-slots"
-
-    @property
-    def unit(self) -> Unit | None:
-        """As :func:`cahp_opt.torch.find_attention` takes it."""
-        return Unit.QUERY_SLOT if self is Units.QUERY_SLOTS else None
-
-
-class Precision(str, Enum):
-    """Precision of the weights; the values are PyTorch's names."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
+    def density(self) -> float:
+        """The share of all units that even counts keep, above 0 and at most 1."""
+        return max(round(float(self.even.sum()) / self.budget.space.n, 3), 0.001)
 
 
 @dataclass(frozen=True)
-class Method:
-    """How the units are chosen.
+class Needs:
+    """What calibration has to measure for a method.
 
     Args:
-        objective: the objective to maximise.
-        solver: the solver.
-        time_limit: seconds that the solver may take; None for no limit.
-        seed: of the solver.
+        statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them.
+        densities: of the random masks of ``gauss_newton`` and ``fisher``; empty for the usual ones.
     """
 
-    objective: ObjectiveName = ObjectiveName.EXPLAINED_OUTPUT
-    solver: SolverName = DEFAULT_SOLVER
-    time_limit: float | None = None
-    seed: int = 0
+    statistics: frozenset[str] = frozenset()
+    densities: tuple[float, ...] = ()
 
-    @classmethod
-    def suiting(
-        cls,
-        recovery: Recovery,
-        objective: ObjectiveName | None = None,
-        solver: SolverName | None = None,
-        time_limit: float | None = None,
-        seed: int = 0,
-        *,
-        embeds: bool = False,
-    ) -> Method:
-        """A method with defaults for None: the objective that suits the recovery and the output,
-        and the solver that suits the objective."""
-        objective = objective or ObjectiveName.suiting(recovery, embeds=embeds)
-        suits = DEFAULT_SOLVER if objective.separable else SolverName("auto")
-        return cls(objective, solver or suits, time_limit, seed)
+    def measuring(self, amounts: MeasuringOptions) -> Measuring:
+        """This much of the statistics."""
+        found = amounts.of(self.statistics)
+        return replace(found, densities=self.densities) if self.densities else found
 
-    def choose(self, stats: HeadStats, target: Target, profile: Profile | None = None) -> Selection:
-        """The selection; its provenance states what it was made from.
 
-        Raises:
-            BudgetError: if nothing meets the target.
-            ValueError: if the records do not fit each other, the objective or the solver.
-        """
-        budget = target.budget(stats.space, profile, stats.model)
-        problem = Problem(self.objective.build(stats), budget)
-        selection = select(problem, self.solver.build(), time_limit=self.time_limit, seed=self.seed)
-        return self.recorded(selection, stats, target, profile)
+class Method(ABC):
+    """A way of choosing the units to keep: a frozen dataclass of options, all with defaults.
 
-    def recorded(
-        self, selection: Selection, stats: HeadStats, target: Target, profile: Profile | None
-    ) -> Selection:
-        """The selection with what it was made from, and how.
+    A method states what calibration measures for it (:meth:`needs`), and makes of that a function that chooses
+    within a budget (:meth:`chooser`). One that runs the model itself derives from
+    :class:`cahp_opt.torch.methods.model_method.ModelMethod`.
+    """
 
-        Raises:
-            ValueError: if the profile lacks a table.
-        """
-        facts = {
-            "model": stats.model,
-            "objective": self.objective.value,
-            "solver": self.solver.value,
-            "cahp-opt": __version__,
-            **provenance_of(stats.pooling),
-        }
-        return replace(selection, provenance=facts, basis=target.basis(profile))
+    source: ClassVar[str]
+    """Where it was published."""
+    published_with: ClassVar[Recovery] = Recovery.NONE
+    """The recovery that it was published with, or the one nearest to it."""
+    prunes: ClassVar[Prune] = Prune.BOTH
+    """The kinds of blocks that it can choose from."""
+    labels: ClassVar[bool] = False
+    """Whether the calibration texts must have labels."""
 
-    def rehearse(self, space: HeadSpace) -> None:
-        """Let the solver see the objective's structure, before minutes of measuring go into it.
+    @property
+    def name(self) -> str:
+        """The name on the command line and in tables: that of the class in lower case, with hyphens."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(self).__name__).lower()
+
+    def needs(self, task: Task) -> Needs:
+        """What calibration has to measure; by itself nothing."""
+        del task
+        return Needs()
+
+    @abstractmethod
+    def chooser(self, stats: HeadStats, task: Task) -> Chooser:
+        """The function that chooses within a budget.
+
+        It is called again, with another budget over the same units, where the time of a sliced model misses its limit.
+
+        Args:
+            stats: with at least what :meth:`needs` names.
+            task: what is asked for; budgets that follow are over the same space.
 
         Raises:
-            ValueError: if the solver cannot handle the objective over this space.
+            ValueError: if the statistics lack something.
         """
-        problem = Problem(self.objective.kind.example(space), Budget(space))
-        select(problem, self.solver.build(), time_limit=0.1, seed=self.seed)
+
+    def remarks(self, stats: HeadStats) -> list[str]:
+        """Sentences on what makes a choice from these statistics arbitrary."""
+        del stats
+        return []
+
+    def check(self, task: Task) -> None:
+        """Refuse, before anything is measured, what the method cannot do.
+
+        Args:
+            task: what will be asked for; its budget may still be without limits.
+
+        Raises:
+            ValueError: naming the way out.
+        """
+        space = task.budget.space
+        if self.labels and not task.labelled:
+            raise ValueError(
+                f"`--method {self.name}` needs labelled texts, and these have none; give `--data` with a column "
+                "label, or another method."
+            )
+        held = Prune.in_space(space)
+        if self.prunes is not Prune.BOTH and held is not self.prunes:
+            raise ValueError(
+                f"`--method {self.name}` chooses {self.prunes.value} only; give `--prune {self.prunes.value}`, or "
+                "another method."
+            )
+
+    def facts(self, task: Task) -> Mapping[str, str]:
+        """What a selection's provenance says of the method."""
+        del task
+        return {"method": self.name}
+
+
+def trusted(method: Method, chooser: Chooser) -> Chooser:
+    """The same function, whose selections are checked against their budgets, and get their costs from there.
+
+    Raises:
+        RuntimeError: when called, if a selection is outside of its budget; this is a bug in the method.
+    """
+
+    def choose(budget: Budget) -> Selection:
+        selection = chooser(budget)
+        broken = budget.violation(selection.counts)
+        if broken is not None:
+            raise RuntimeError(
+                f"`{type(method).__name__}` chose units outside of the budget: {broken} This is a bug."
+            )
+        return replace(selection, costs=budget.costs(selection.counts))
+
+    return choose
+
+
+def choose(
+    method: Method,
+    stats: HeadStats,
+    task: Task,
+    target: Target,
+    profile: Profile | None = None,
+) -> Selection:
+    """The selection of a method that needs statistics alone; its provenance states what it was made from.
+
+    Args:
+        method: the method.
+        stats: what calibration measured.
+        task: what is asked for, with the budget of the target.
+        target: the goals and limits, for the record.
+        profile: the tables of the goals.
+
+    Raises:
+        ValueError: if the records do not fit each other or the method.
+    """
+    method.check(task)
+    selection = trusted(method, method.chooser(stats, task))(task.budget)
+    return recorded(selection, method, task, stats, target, profile)
+
+
+def recorded(
+    selection: Selection,
+    method: Method,
+    task: Task,
+    stats: HeadStats,
+    target: Target,
+    profile: Profile | None,
+) -> Selection:
+    """The selection with what it was made from, and how.
+
+    Raises:
+        ValueError: if the profile lacks a table.
+    """
+    facts = {
+        "model": stats.model,
+        **method.facts(task),
+        "cahp-opt": __version__,
+        **provenance_of(stats.pooling),
+    }
+    return replace(selection, provenance=facts, basis=target.basis(profile))

@@ -13,7 +13,9 @@ from cahp_opt.runs.columns import ColumnOptions
 from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.media import Medium
 from cahp_opt.runs.media_folders import MediaFolder
-from cahp_opt.runs.method import Method, ObjectiveName, SolverName
+from cahp_opt.runs.method import Method
+from cahp_opt.runs.names import ObjectiveName, SolverName
+from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 from cahp_opt.runs.options import option
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.runs.sources import texts_in
@@ -168,6 +170,15 @@ class SelectionOptions:
 
     topic: ClassVar[str] = "Selection"
 
+    method: str | None = field(
+        default=None,
+        metadata=option(
+            "--method",
+            metavar="NAME",
+            help="A method as published, such as kwon or michel, or your own `module:Class`; docs/methods.md lists "
+            "them. Default: the objective and the solver below.",
+        ),
+    )
     objective: ObjectiveName | None = field(
         default=None,
         metadata=option(
@@ -195,11 +206,9 @@ class SelectionOptions:
         default=0, metadata=option("--seed", min=0, help="Seed of every random choice.")
     )
 
-    def method(self, recovery: Recovery, *, embeds: bool) -> Method:
-        """The method, as :meth:`Method.suiting` completes it."""
-        return Method.suiting(
-            recovery, self.objective, self.solver, self.time_limit, self.seed, embeds=embeds
-        )
+    def pair(self, recovery: Recovery, *, embeds: bool) -> ObjectiveAndSolver:
+        """The objective and the solver, as :meth:`ObjectiveAndSolver.suiting` completes them."""
+        return ObjectiveAndSolver.suiting(recovery, self.objective, self.solver, embeds=embeds)
 
 
 @dataclass(frozen=True)
@@ -277,7 +286,7 @@ class Applying:
         recovery: how the sliced model is repaired.
         workloads: the workloads that the sliced model is timed on, at least one.
         reading: how texts become batches.
-        seed: of the order of the batches.
+        seed: of every random choice.
     """
 
     recovery: RecoveryOptions = RecoveryOptions()
@@ -293,7 +302,8 @@ class PruningPlan:
     Args:
         target: the goals and limits.
         method: how to choose.
-        applying: how to apply the choice.
+        applying: how to apply the choice; its seed is that of the choice too.
+        time_limit: seconds that a solver may take; None for no limit.
         rounds: maximum number of sliced models to time while looking for one that meets a latency goal.
         measuring: the number of examples for the statistics that the objective needs.
     """
@@ -301,5 +311,6 @@ class PruningPlan:
     target: Target
     method: Method
     applying: Applying = Applying()
+    time_limit: float | None = None
     rounds: int = TimingOptions.rounds
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)

@@ -18,10 +18,7 @@ from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.provenance import Provenance
 from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.target import Target
-from cahp_opt.objective import Objective
-from cahp_opt.problem import Problem
-from cahp_opt.selection import Selection, select
-from cahp_opt.solver import Solver
+from cahp_opt.selection import Chooser, Selection
 
 _CAREFUL = 3
 """Repeat the timing with this many times the repeats if the noise is as large as the miss."""
@@ -62,8 +59,6 @@ class Promise:
         rounds: the most sliced models that are timed.
         tolerance: relative excess over the limit that still meets it.
         repeats: timed runs of each model per round; more where the noise could decide.
-        time_limit: seconds that the solver may take per round; None for no limit.
-        seed: of the solver.
 
     Raises:
         ValueError: for a number that makes no sense.
@@ -72,8 +67,6 @@ class Promise:
     rounds: int = 3
     tolerance: float = TOLERANCE
     repeats: int = 20
-    time_limit: float | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rounds", "repeats"):
@@ -86,10 +79,9 @@ class Promise:
 
     def keep(
         self,
-        objective: Objective,
+        choose: Chooser,
         profile: Profile,
         target: Target,
-        solver: Solver,
         measure: Measure,
         *,
         device: str = "",
@@ -97,18 +89,18 @@ class Promise:
     ) -> Selection:
         """The most valuable selection whose measured time keeps to the latency goals.
 
-        Every round solves with the tables in force, measures the result, and fits the tables to
+        Every round chooses with the tables in force, measures the result, and fits the tables to
         all that was measured, until the goals are met closely, the same counts come again, or the rounds
         are used up. A ratio is relative to the unpruned time of the same run. If by the tables
         nothing meets the goals, the fastest model that the other limits allow is measured before
         they are refused.
 
         Args:
-            objective: the objective to maximise.
-            profile: the tables to begin with, over the units of the objective; see
+            choose: chooses within a budget, as :func:`~cahp_opt.selection.chooser` makes it of an objective and
+                a solver.
+            profile: the tables to begin with, over the units that are chosen from; see
                 :meth:`Profile.restricted`.
             target: the goals and limits, with at least one latency goal.
-            solver: the solver.
             measure: times the unpruned and the sliced model.
             device: name of the processor it measures on, for the record.
             reached: the measurement of :meth:`reach`, if any; it does not count as one of the
@@ -120,7 +112,7 @@ class Promise:
 
         Raises:
             BudgetError: if nothing meets the target, as measured.
-            ValueError: for a target without a latency goal, or what ``target.budget`` and ``select`` refuse.
+            ValueError: for a target without a latency goal, or what ``target.budget`` and ``choose`` refuse.
         """
         goals = target.verified(profile)
         if not goals:
@@ -129,11 +121,11 @@ class Promise:
             )
         tried, tables, free = dict[tuple[int, ...], _Attempt](), profile, 0
         if reached is not None:
-            selection = self._choose_fastest(objective, profile, target, solver)
+            selection = _choose_fastest(choose, profile, target)
             tried[reached.counts], free = _Attempt(selection, reached), 1
             tables = corrected(profile, [reached])
         while len(tried) < self.rounds + free:
-            selection, fastest = self._choose(objective, tables, target, solver)
+            selection, fastest = _choose(choose, tables, target)
             counts = tuple(selection.counts.tolist())
             again = counts in tried
             if not again:
@@ -187,30 +179,6 @@ class Promise:
             raise BudgetError(_refusal(found, goals, corrected(profile, [found])))
         return found
 
-    def _choose(
-        self, objective: Objective, tables: Profile, target: Target, solver: Solver
-    ) -> tuple[Selection, bool]:
-        """The answer by these tables; or, if nothing meets the goals, the fastest model, and True."""
-        try:
-            budget = target.budget(tables.space, tables)
-        except BudgetError:
-            return self._choose_fastest(objective, tables, target, solver), True
-        return self._select(Problem(objective, budget), solver), False
-
-    def _choose_fastest(
-        self, objective: Objective, tables: Profile, target: Target, solver: Solver
-    ) -> Selection:
-        """The most valuable of the fastest models; raises if latency is not what cannot be met."""
-        selection = self._select(Problem(objective, _fastest(target, tables)), solver)
-        limits = {n: goal.limit(_dense(tables)) for n, goal in target.verified(tables)}
-        costs = {
-            n: Cost(c.value, limits.get(n, c.limit), c.unit) for n, c in selection.costs.items()
-        }
-        return replace(selection, costs=costs)
-
-    def _select(self, problem: Problem, solver: Solver) -> Selection:
-        return select(problem, solver, time_limit=self.time_limit, seed=self.seed)
-
     def _measured(
         self,
         selection: Selection,
@@ -246,6 +214,23 @@ class Promise:
         beside = max(found.over - self.tolerance, -SLACK - found.over)
         # Noise is an excuse only for a time that is not close to the limit, and not far from it.
         return once(_CAREFUL * self.repeats) if 0 < beside <= found.spread else found
+
+
+def _choose(choose: Chooser, tables: Profile, target: Target) -> tuple[Selection, bool]:
+    """The answer by these tables; or, if nothing meets the goals, the fastest model, and True."""
+    try:
+        budget = target.budget(tables.space, tables)
+    except BudgetError:
+        return _choose_fastest(choose, tables, target), True
+    return choose(budget), False
+
+
+def _choose_fastest(choose: Chooser, tables: Profile, target: Target) -> Selection:
+    """The best of the fastest models; raises if latency is not what cannot be met."""
+    selection = choose(_fastest(target, tables))
+    limits = {n: goal.limit(_dense(tables)) for n, goal in target.verified(tables)}
+    costs = {n: Cost(c.value, limits.get(n, c.limit), c.unit) for n, c in selection.costs.items()}
+    return replace(selection, costs=costs)
 
 
 def foreign(tables: Mapping[str, Provenance], here: Mapping[str, Provenance]) -> list[str]:

@@ -13,7 +13,7 @@ from command_line import SMALL, prune, refused
 
 from cahp_opt import HeadStats
 from cahp_opt.cli import main
-from cahp_opt.runs.method import ObjectiveName
+from cahp_opt.runs.names import ObjectiveName
 
 pytestmark = pytest.mark.usefixtures("threads")
 

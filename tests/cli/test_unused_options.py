@@ -18,7 +18,7 @@ from cahp_opt.cli.unused_options import _RULES, Given, UnusedOptionError
 from cahp_opt.costs.prune import Prune
 from cahp_opt.runs.measuring import DECIDED
 from cahp_opt.runs.media import Medium
-from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.names import ObjectiveName, SolverName
 from cahp_opt.runs.recovery import Recovery
 
 DEFAULTS: dict[str, Any] = {

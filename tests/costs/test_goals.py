@@ -34,7 +34,8 @@ from cahp_opt.costs.goals import (
 from cahp_opt.costs.quantities import RESOURCES, Resource, amount
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
-from cahp_opt.runs.method import Method
+from cahp_opt.runs.method import Task, choose
+from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 
 SPACE = HeadSpace.uniform(2, 4)
 PREFILL = LatencyTable(
@@ -416,7 +417,9 @@ def test_a_method_records_the_goals() -> None:
         SMALL, 0, tuple(np.arange(u + 1.0) for u in SMALL.units.tolist()), "bytes"
     )
     profile = Profile(SMALL, {}, {"memory": cheap})
-    selection = Method().choose(make_stats(), Target((ResourceGoal("memory", 0.6),)), profile)
+    target = Target((ResourceGoal("memory", 0.6),))
+    task = Task(target.budget(SMALL, profile))
+    selection = choose(ObjectiveAndSolver(), make_stats(), task, target, profile)
     assert selection.costs == {"memory": (3.0, 3.0)}
     assert selection.costs["memory"].unit == "bytes"
     assert selection.basis.goals == (ResourceGoal("memory", 0.6),)

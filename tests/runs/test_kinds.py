@@ -12,7 +12,7 @@ from cahp_opt import Block, HeadSpace, Profile, ResourceTable, Target, Unit
 from cahp_opt.costs.goals import LatencyGoal, ResourceGoal
 from cahp_opt.costs.prune import Prune
 from cahp_opt.runs.kinds import KindOptions, Kinds, MeasuredKinds
-from cahp_opt.runs.method import ObjectiveName, SolverName
+from cahp_opt.runs.names import ObjectiveName, SolverName
 
 TIME, CACHE = LatencyGoal.parse("0.7"), ResourceGoal("kv_cache", ratio=0.5)
 WEIGHTS = ResourceGoal("parameters", ratio=0.5)

@@ -6,12 +6,19 @@ import numpy as np
 import pytest
 from records_by_hand import SPACE, make_stats
 
+from cahp_opt.costs.budget import Budget
 from cahp_opt.objectives import ExplainedVariance, FacilityLocation, Modular
 from cahp_opt.runs.measuring import ANYWAY
-from cahp_opt.runs.method import Method, ObjectiveName, SolverName
+from cahp_opt.runs.method import Task
+from cahp_opt.runs.names import DEFAULT_SOLVER, ObjectiveName, SolverName
+from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.stats.needs import needs, needs_of
 from cahp_opt.stats.registry import STATISTICS
+
+
+def asked(space: HeadSpace) -> Task:
+    return Task(Budget(space), labelled=True)
 
 
 @pytest.mark.parametrize("objective", ObjectiveName)
@@ -53,14 +60,17 @@ def test_what_is_not_declared_is_not_needed() -> None:
 
 def test_a_solver_that_cannot_is_refused_in_advance() -> None:
     with pytest.raises(ValueError, match="needs an objective|no sum over blocks|separable"):
-        Method(ObjectiveName.GAUSS_NEWTON, SolverName("dynamic-program")).rehearse(SPACE)
+        ObjectiveAndSolver(ObjectiveName.GAUSS_NEWTON, DEFAULT_SOLVER).check(asked(SPACE))
     with pytest.raises(ValueError, match="too many|at most"):
-        Method(ObjectiveName.EXPLAINED_OUTPUT).rehearse(HeadSpace((Block("wide", 30),)))
+        ObjectiveAndSolver().check(asked(HeadSpace((Block("wide", 30),))))
     for objective in ObjectiveName:
-        Method(objective, SolverName("greedy")).rehearse(SPACE)
+        ObjectiveAndSolver(objective, SolverName("greedy")).check(asked(SPACE))
+    unlabelled = Task(Budget(SPACE))
+    with pytest.raises(ValueError, match=r"`--objective complementarity` .* no labels; give"):
+        ObjectiveAndSolver(ObjectiveName.COMPLEMENTARITY).check(unlabelled)
 
 
 @pytest.mark.parametrize("groups", [2, 24])
 def test_a_rehearsal_takes_neurons_alone_and_more_groups_than_can_be_tabulated(groups: int) -> None:
     """Budgets of heads refuse a space without any, which a rehearsal must not."""
-    Method().rehearse(HeadSpace((Block("part", groups, Unit.NEURON_GROUP),)))
+    ObjectiveAndSolver().check(asked(HeadSpace((Block("part", groups, Unit.NEURON_GROUP),))))

@@ -28,12 +28,14 @@ from cahp_opt.costs.checks import SLACK
 from cahp_opt.costs.goals import LatencyGoal
 from cahp_opt.costs.target import Target
 from cahp_opt.objectives import Modular
+from cahp_opt.selection import chooser
 from cahp_opt.solvers import DynamicProgram
 from cahp_opt.studies.promise import Promise, corrected, foreign
 
 SPACE = HeadSpace.uniform(12, 12)
 WEIGHTS = np.random.default_rng(0).pareto(1.5, SPACE.n)
 OBJECTIVE = Modular(WEIGHTS)
+CHOOSE = chooser(OBJECTIVE, DynamicProgram())
 ABSOLUTE, RATIO = LatencyGoal(seconds=0.0075), LatencyGoal(ratio=0.75)
 
 
@@ -102,9 +104,7 @@ def keep(
 ) -> Selection:
     profile = Profile(SPACE, device.tables)
     target = Target(tuple(goals), **limits)
-    return (promise or Promise()).keep(
-        OBJECTIVE, profile, target, DynamicProgram(), device, device="here"
-    )
+    return (promise or Promise()).keep(CHOOSE, profile, target, device, device="here")
 
 
 def one(**truth: Any) -> Device:
@@ -327,7 +327,7 @@ def test_a_hopeless_target_is_refused_before_long_work() -> None:
     def after(rounds: int, device: Device) -> Selection:
         profile = Profile(SPACE, device.tables)
         promise = Promise(rounds=rounds)
-        return promise.keep(OBJECTIVE, profile, hopeless, DynamicProgram(), device, reached=floor)
+        return promise.keep(CHOOSE, profile, hopeless, device, reached=floor)
 
     selection = after(1, only_the_table_is_hopeless)
     assert selection.rounds[0] == floor and -SLACK <= selection.rounds[1].over <= 0.01
@@ -368,7 +368,7 @@ def test_a_selection_has_the_orders_of_its_profile() -> None:
     profile = measured.restricted(pruned)
     device = Device(profile.latency)
     values = Modular(WEIGHTS[: pruned.n])
-    selection = Promise().keep(values, profile, Target((RATIO,)), DynamicProgram(), device)
+    selection = Promise().keep(chooser(values, DynamicProgram()), profile, Target((RATIO,)), device)
     assert selection.space == pruned and selection.measured is not None
     assert -SLACK < selection.measured.over <= 0.01
 

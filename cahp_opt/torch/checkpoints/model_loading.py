@@ -20,7 +20,7 @@ from torch import nn
 
 from cahp_opt.files.belongings import some
 from cahp_opt.runs.media import Medium
-from cahp_opt.runs.method import Precision
+from cahp_opt.runs.names import Precision
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, is_sliced
 from cahp_opt.torch.checkpoints.foreign_classes import own_class

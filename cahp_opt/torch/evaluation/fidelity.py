@@ -477,6 +477,11 @@ def fidelity_of(model: nn.Module, pooling: Pooling | None = None) -> Fidelity:
     )
 
 
+def embeds_all_tokens(fidelity: Fidelity) -> bool:
+    """Whether the output that is compared is an embedding to which all tokens of a text add."""
+    return isinstance(fidelity, PooledEmbedding) and not fidelity.pooling.reads_one_token
+
+
 def embedding_notes(model: nn.Module, fidelity: Fidelity | None) -> tuple[str, ...]:
     """Sentences on what the files beside a model that embeds state and is not done here."""
     if not isinstance(fidelity, PooledEmbedding):

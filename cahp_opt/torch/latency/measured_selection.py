@@ -15,7 +15,7 @@ from cahp_opt.costs.quantities import workload_of
 from cahp_opt.costs.target import Target
 from cahp_opt.objective import Objective
 from cahp_opt.progress import Progress, silent
-from cahp_opt.selection import Selection
+from cahp_opt.selection import Selection, chooser
 from cahp_opt.solver import Solver
 from cahp_opt.space import Unit
 from cahp_opt.studies.promise import ForeignTableWarning, Measure, Promise, foreign
@@ -82,9 +82,7 @@ def select_measured(
         BudgetError: if nothing meets the target, as measured.
         ValueError: for a bad argument, a batch that is missing, or a profile of another model.
     """
-    promise = Promise(
-        rounds=rounds, tolerance=tolerance, repeats=repeats, time_limit=time_limit, seed=seed
-    )
+    promise = Promise(rounds=rounds, tolerance=tolerance, repeats=repeats)
     prunable = blocks_of(model, unit)
     model = prunable.model
     profile.check(structure(model))
@@ -95,7 +93,8 @@ def select_measured(
         warnings.warn(sentence, ForeignTableWarning, stacklevel=2)
     measure = measuring(prunable, there, batches, progress=progress)
     device = device_name(device_of(model))
-    return promise.keep(objective, profile, target, solver, measure, device=device)
+    choose = chooser(objective, solver, time_limit=time_limit, seed=seed)
+    return promise.keep(choose, profile, target, measure, device=device)
 
 
 def here(

@@ -6,27 +6,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cahp_opt.costs.budget import BudgetError
+from cahp_opt.costs.budget import Budget, BudgetError
 from cahp_opt.costs.checks import Round
 from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.target import Target
 from cahp_opt.files.folders import whole_folder
 from cahp_opt.progress import Progress, Stages
+from cahp_opt.runs.method import Task, recorded, trusted
 from cahp_opt.runs.plan import OutputOptions, PruningPlan
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import TextSplit
 from cahp_opt.selection import Selection
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.studies.promise import Measure, Promise
-from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.studies.promise import Measure, Promise, corrected
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.calibration.class_maps import class_labels
+from cahp_opt.torch.evaluation.fidelity import Fidelity, embeds_all_tokens, fidelity_of
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
+from cahp_opt.torch.methods.model_method import Evidence, chooser_of
 from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_slice
 from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
 from cahp_opt.torch.pipeline.floors import naming_floor_of_both
 from cahp_opt.torch.pipeline.profiles import measure_profile
-from cahp_opt.torch.pipeline.run import Named, PruningRun
+from cahp_opt.torch.pipeline.run import EncodedTexts, Named, PruningRun
 from cahp_opt.torch.running.batches import device_of
 
 STATS_FILE = "stats.safetensors"
@@ -66,8 +70,9 @@ def run_pipeline(
     with whole_folder(output.output_dir, overwrite=output.overwrite) as folder:
         run = check(named, texts, plan, profile, folder, output, stages or Stages())
         prices = measure_prices(run, plan, profile, samples)
-        run, stats = measure_statistics(run, plan)
+        run, stats = measure_statistics(run, plan, prices)
         selection = choose(run, plan, prices, stats)
+        run = run.grouped(selection)
         sliced = slice_model(run, selection)
         closeness = recover(run, sliced)
         times = time_slice(run, sliced)
@@ -98,39 +103,45 @@ def check(
         ValueError: naming the way out.
         OSError: if nothing can be written to the folder.
     """
-    _check_plan(named.prunable, texts, plan, profile)
+    _check_plan(named, texts, plan, profile)
     run = PruningRun.start(
         named,
         texts,
         plan.applying,
-        seed=plan.method.seed,
         folder=folder,
         output=output.output_dir,
         stages=stages,
     )
-    if "signatures" in plan.method.objective.needs:
+    task = _task(named, texts, plan, Budget(named.prunable.space))
+    if "signatures" in plan.method.needs(task).statistics:
         class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     return run
 
 
-def _check_plan(
-    prunable: Prunable, texts: TextSplit, plan: PruningPlan, profile: Profile | None
-) -> None:
+def _check_plan(named: Named, texts: TextSplit, plan: PruningPlan, profile: Profile | None) -> None:
     """Refuse a plan that this model or these texts do not allow."""
-    space, target = prunable.space, plan.target
     if profile is not None:
-        profile.check(structure(prunable.model))
-    plan.method.rehearse(space)
-    target.numbers(space)  # they need no measuring
-    objective = plan.method.objective
-    plan.measuring.check(objective.value, objective.needs)
-    if "signatures" in objective.needs and any(
-        example.label is None for example in texts.calibration
-    ):
-        raise ValueError(
-            f"`--objective {objective.value}` compares units by class, and the texts have no labels; "
-            "give `--data` with a column label, or another objective."
-        )
+        profile.check(structure(named.model))
+    task = _task(named, texts, plan, Budget(named.prunable.space))
+    plan.method.check(task)
+    plan.target.numbers(named.prunable.space)  # they need no measuring
+    plan.measuring.check(plan.method.name, plan.method.needs(task).statistics)
+
+
+def _task(named: Named, texts: TextSplit | EncodedTexts, plan: PruningPlan, budget: Budget) -> Task:
+    """What the method is asked for within a budget."""
+    return Task(
+        budget,
+        plan.applying.recovery.recovery,
+        embeds=embeds_all_tokens(_fidelity(named)),
+        labelled=texts.labelled,
+        seed=plan.applying.seed,
+        time_limit=plan.time_limit,
+    )
+
+
+def _fidelity(named: Named) -> Fidelity:
+    return fidelity_of(named.model, named.pooling)
 
 
 class Prices(NamedTuple):
@@ -144,6 +155,16 @@ class Prices(NamedTuple):
 
     profile: Profile | None
     reached: Round | None
+
+    def budget(self, space: HeadSpace, target: Target) -> Budget:
+        """The budget over these blocks, by the tables as they are known by now.
+
+        Raises:
+            BudgetError: if nothing meets the target.
+        """
+        if self.profile is None or self.reached is None:
+            return target.budget(space, self.profile)
+        return target.budget(space, corrected(self.profile, [self.reached]))
 
 
 def measure_prices(
@@ -185,52 +206,59 @@ def measure_prices(
     return Prices(profile, reached)
 
 
-def measure_statistics(run: PruningRun, plan: PruningPlan) -> tuple[PruningRun, HeadStats]:
-    """Measure the statistics that the objective needs.
+def measure_statistics(
+    run: PruningRun, plan: PruningPlan, prices: Prices
+) -> tuple[PruningRun, HeadStats]:
+    """Measure the statistics that the method needs.
 
     Returns:
         The run with the neurons in the order of their prices, and the statistics.
     """
+    task = _task(run.named, run.texts, plan, prices.budget(run.prunable.space, plan.target))
     with run.stages.stage("calibrate") as progress:
         found = calibrate_kinds(
             run.prunable,
             run.texts.calibration,
-            plan.measuring.of(plan.method.objective.needs),
+            plan.method.needs(task).measuring(plan.measuring),
             token_weights=run.weights,
             fidelity=run.fidelity,
-            seed=plan.method.seed,
+            seed=plan.applying.seed,
             progress=progress,
         )
-    run.notes.extend(plan.method.objective.remarks(found.stats))
+    run.notes.extend(plan.method.remarks(found.stats))
     return run.over(found.prunable), found.stats
 
 
 def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats) -> Selection:
     """Choose the units; where a latency is limited, time the sliced model and choose again after a miss."""
-    target, method, profile = plan.target, plan.method, prices.profile
+    target, profile = plan.target, prices.profile
+    budget = prices.budget(stats.space, target)
+    task = _task(run.named, run.texts, plan, budget)
     with run.stages.stage("select") as progress:
+        evidence = Evidence(
+            run.prunable, stats, task, run.texts.calibration, _fidelity(run.named), progress
+        )
+        chooser = trusted(plan.method, chooser_of(plan.method, evidence))
         if profile is None or not target.verified(profile):
-            return method.choose(stats, target, profile)
-        promise = _promise(plan)
-        with naming_floor_of_both(run, target, profile, repeats=promise.repeats):
-            selection = promise.keep(
-                method.objective.build(stats),
-                profile.restricted(stats.space),
-                target,
-                method.solver.build(),
-                _measure(run, plan, profile, progress),
-                device=device_name(device_of(run.model)),
-                reached=prices.reached,
-            )
-        return method.recorded(selection, stats, target, profile)
+            selection = chooser(budget)
+        else:
+            promise = _promise(plan)
+            with naming_floor_of_both(run, target, profile, repeats=promise.repeats):
+                selection = promise.keep(
+                    chooser,
+                    profile.restricted(stats.space),
+                    target,
+                    _measure(run, plan, profile, progress),
+                    device=device_name(device_of(run.model)),
+                    reached=prices.reached,
+                )
+    return recorded(selection, plan.method, task, stats, target, profile)
 
 
 def _promise(plan: PruningPlan) -> Promise:
     return Promise(
         rounds=plan.rounds,
         repeats=max(3, *(workload.repeats for workload in plan.applying.workloads)),
-        time_limit=plan.method.time_limit,
-        seed=plan.method.seed,
     )
 
 

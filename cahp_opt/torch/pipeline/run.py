@@ -17,6 +17,7 @@ from cahp_opt.runs.media import Medium
 from cahp_opt.runs.plan import Applying, Reading
 from cahp_opt.runs.text_counts import TextCounts
 from cahp_opt.runs.texts import Example, TextSplit
+from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.blocks.finder import Prunable, find_attention, find_prunable
@@ -120,6 +121,11 @@ class EncodedTexts:
     medium: Medium = Medium.TEXT
 
     @property
+    def labelled(self) -> bool:
+        """Whether all texts to calibrate on have labels."""
+        return all("labels" in batch for batch in self.calibration)
+
+    @property
     def number(self) -> int:
         """The number of texts to calibrate and refit on."""
         return sum(map(batch_size, self.calibration))
@@ -189,6 +195,12 @@ class PruningRun:
         """The same run with the neurons of its blocks in other groups."""
         return replace(self, named=replace(self.named, blocks=prunable))
 
+    def grouped(self, selection: Selection) -> PruningRun:
+        """The same run with the neurons in the groups that a selection is made of."""
+        if selection.space == self.prunable.space:
+            return self
+        return self.over(self.prunable.grouped(selection.space))
+
     @property
     def probe(self) -> Mapping[str, Tensor]:
         """A batch to compare outputs on, tensors ``[batch, tokens]``: of texts if there are any."""
@@ -200,7 +212,6 @@ class PruningRun:
         texts: TextSplit | None,
         applying: Applying,
         *,
-        seed: int = 0,
         folder: Path,
         output: Path,
         stages: Stages,
@@ -211,7 +222,6 @@ class PruningRun:
             named: as above.
             texts: to calibrate and refit on, and to judge by; None for neither.
             applying: as above.
-            seed: of the probes that weigh the tokens.
             folder: as above.
             output: as above.
             stages: as above.
@@ -243,7 +253,7 @@ class PruningRun:
                 rehearse_judging(named.model, fidelity, encoded.calibration[0])
             rehearse_recovery(named.prunable, applying.recovery.recovery, encoded.calibration[0])
             if applying.recovery.sensitive:
-                weights = TokenWeights(named.prunable, fidelity=fidelity, seed=seed)
+                weights = TokenWeights(named.prunable, fidelity=fidelity, seed=applying.seed)
         return PruningRun(
             named=named,
             applying=applying,

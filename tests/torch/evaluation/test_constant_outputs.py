@@ -14,7 +14,7 @@ from batches_by_hand import collate, texts
 from command_line import QUICK, save_model, sentences
 
 from cahp_opt.cli import main
-from cahp_opt.runs.method import ObjectiveName
+from cahp_opt.runs.names import ObjectiveName
 from cahp_opt.runs.report import Report
 from cahp_opt.torch import calibrate
 

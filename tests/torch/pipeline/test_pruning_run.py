@@ -15,7 +15,7 @@ from command_line import make_tokenizer, sentences
 
 from cahp_opt.costs.target import Target
 from cahp_opt.progress import Stages
-from cahp_opt.runs.method import Method, ObjectiveName
+from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 from cahp_opt.runs.plan import Applying, OutputOptions, PruningPlan, Reading, RecoveryOptions
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import Example, split
@@ -36,7 +36,7 @@ def named() -> Named:
 
 
 def plan(**changes: Any) -> PruningPlan:
-    method = Method(ObjectiveName.EXPLAINED_OUTPUT)
+    method = ObjectiveAndSolver()
     applying = Applying(RecoveryOptions(Recovery.REFIT), reading=Reading(16, 8))
     small = tuple(replace(w, batch_size=2, repeats=1) for w in applying.workloads)
     return PruningPlan(Target(heads=6), method, replace(applying, workloads=small, **changes))

@@ -1,0 +1,84 @@
+"""The method that a user puts together: an objective and a solver, each by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cahp_opt.costs.budget import Budget
+from cahp_opt.problem import Problem
+from cahp_opt.runs.method import Method, Needs, Task
+from cahp_opt.runs.names import DEFAULT_SOLVER, ObjectiveName, SolverName
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.selection import Chooser, chooser, select
+from cahp_opt.stats.head_stats import HeadStats
+
+
+@dataclass(frozen=True)
+class ObjectiveAndSolver(Method):
+    """An objective of calibration statistics, maximised by a solver.
+
+    Args:
+        objective: the objective to maximise.
+        solver: the solver.
+    """
+
+    objective: ObjectiveName = ObjectiveName.EXPLAINED_OUTPUT
+    solver: SolverName = DEFAULT_SOLVER
+
+    source: ClassVar[str] = "this library"
+
+    @classmethod
+    def suiting(
+        cls,
+        recovery: Recovery,
+        objective: ObjectiveName | None = None,
+        solver: SolverName | None = None,
+        *,
+        embeds: bool = False,
+    ) -> ObjectiveAndSolver:
+        """A method with defaults for None: the objective that suits the recovery and the output,
+        and the solver that suits the objective."""
+        objective = objective or ObjectiveName.suiting(recovery, embeds=embeds)
+        suits = DEFAULT_SOLVER if objective.separable else SolverName("auto")
+        return cls(objective, solver or suits)
+
+    def needs(self, task: Task) -> Needs:
+        """The statistics of the objective."""
+        del task
+        return Needs(self.objective.needs)
+
+    def chooser(self, stats: HeadStats, task: Task) -> Chooser:
+        """Maximises the objective of these statistics."""
+        return chooser(
+            self.objective.build(stats),
+            self.solver.build(),
+            time_limit=task.time_limit,
+            seed=task.seed,
+        )
+
+    def remarks(self, stats: HeadStats) -> list[str]:
+        """Those of the objective."""
+        return self.objective.remarks(stats)
+
+    def check(self, task: Task) -> None:
+        """Let the solver see the objective's structure, before minutes of measuring go into it.
+
+        Raises:
+            ValueError: if the solver cannot handle the objective over this space, or the objective compares the
+                classes of texts without labels.
+        """
+        if "signatures" in self.objective.needs and not task.labelled:
+            raise ValueError(
+                f"`--objective {self.objective.value}` compares units by class, and the texts have no labels; "
+                "give `--data` with a column label, or another objective."
+            )
+        space = task.budget.space
+        problem = Problem(self.objective.kind.example(space), Budget(space))
+        select(problem, self.solver.build(), time_limit=0.1, seed=task.seed)
+
+    def facts(self, task: Task) -> Mapping[str, str]:
+        """The two names."""
+        del task
+        return {"objective": self.objective.value, "solver": self.solver.value}
