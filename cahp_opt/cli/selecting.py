@@ -17,7 +17,7 @@ from cahp_opt.costs.prune import Prune
 from cahp_opt.identity import coverage_note
 from cahp_opt.runs.budget_options import BudgetOptions, limited
 from cahp_opt.runs.kinds import WORDS
-from cahp_opt.runs.method import Task, choose
+from cahp_opt.runs.method import Task, choose_by
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import RecoveryOptions, SelectionOptions
 from cahp_opt.runs.recovery import Recovery
@@ -73,7 +73,7 @@ def select(
         seed=choice.seed,
         time_limit=choice.time_limit,
     )
-    selection = choose(method, stats, task, target, profile)
+    selection = choose_by(method, stats, task, target, profile)
     note([*target.loose(stats.space, profile), *method.remarks(stats)])
     selection.save(records.output)
     Console().print(selection_tables(selection))

@@ -181,7 +181,7 @@ def trusted(method: Method, chooser: Chooser) -> Chooser:
     return choose
 
 
-def choose(
+def choose_by(
     method: Method,
     stats: HeadStats,
     task: Task,
@@ -202,10 +202,10 @@ def choose(
     """
     method.check(task)
     selection = trusted(method, method.chooser(stats, task))(task.budget)
-    return recorded(selection, method, task, stats, target, profile)
+    return with_provenance(selection, method, task, stats, target, profile)
 
 
-def recorded(
+def with_provenance(
     selection: Selection,
     method: Method,
     task: Task,

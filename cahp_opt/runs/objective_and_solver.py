@@ -44,6 +44,11 @@ class ObjectiveAndSolver(Method):
         suits = DEFAULT_SOLVER if objective.separable else SolverName("auto")
         return cls(objective, solver or suits)
 
+    @property
+    def name(self) -> str:
+        """That of the objective."""
+        return str(self.objective.value)
+
     def needs(self, task: Task) -> Needs:
         """The statistics of the objective."""
         del task

@@ -34,7 +34,7 @@ from cahp_opt.costs.goals import (
 from cahp_opt.costs.quantities import RESOURCES, Resource, amount
 from cahp_opt.costs.target import Target
 from cahp_opt.costs.workloads import Workload, recorded_workloads, workloads_for
-from cahp_opt.runs.method import Task, choose
+from cahp_opt.runs.method import Task, choose_by
 from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 
 SPACE = HeadSpace.uniform(2, 4)
@@ -419,7 +419,7 @@ def test_a_method_records_the_goals() -> None:
     profile = Profile(SMALL, {}, {"memory": cheap})
     target = Target((ResourceGoal("memory", 0.6),))
     task = Task(target.budget(SMALL, profile))
-    selection = choose(ObjectiveAndSolver(), make_stats(), task, target, profile)
+    selection = choose_by(ObjectiveAndSolver(), make_stats(), task, target, profile)
     assert selection.costs == {"memory": (3.0, 3.0)}
     assert selection.costs["memory"].unit == "bytes"
     assert selection.basis.goals == (ResourceGoal("memory", 0.6),)

@@ -12,7 +12,7 @@ from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
 from cahp_opt.files.folders import whole_folder
 from cahp_opt.progress import Progress, Stages
-from cahp_opt.runs.method import Task, recorded, trusted
+from cahp_opt.runs.method import Task, trusted, with_provenance
 from cahp_opt.runs.plan import OutputOptions, PruningPlan
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import TextSplit
@@ -252,7 +252,7 @@ def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats)
                     device=device_name(device_of(run.model)),
                     reached=prices.reached,
                 )
-    return recorded(selection, plan.method, task, stats, target, profile)
+    return with_provenance(selection, plan.method, task, stats, target, profile)
 
 
 def _promise(plan: PruningPlan) -> Promise:

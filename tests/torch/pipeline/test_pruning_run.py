@@ -76,5 +76,5 @@ def test_the_whole_way_reads_as_a_list_of_stages() -> None:
     assert isinstance(function, ast.FunctionDef)
     (body,) = (step for step in function.body if isinstance(step, ast.With))
     steps = [step for step in body.body if isinstance(step, (ast.Expr, ast.Assign, ast.Return))]
-    assert len(steps) == len(body.body) == 8
+    assert len(steps) == len(body.body) == 9
     assert all(isinstance(step.value, ast.Call) for step in steps)
