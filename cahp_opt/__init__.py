@@ -26,12 +26,17 @@ from cahp_opt.stats.signatures import Signatures
 from cahp_opt.stats.totals import Total
 from cahp_opt.studies.comparison import Comparison, compare
 from cahp_opt.studies.frontiers import Frontier, frontier
+from cahp_opt.studies.outcome import Arm, Cell, Outcome
+from cahp_opt.studies.scores import Scores
+from cahp_opt.studies.study import Study
 from cahp_opt.version import __version__
 
 __all__ = [
+    "Arm",
     "Block",
     "Budget",
     "BudgetError",
+    "Cell",
     "Check",
     "Comparison",
     "Cost",
@@ -46,6 +51,7 @@ __all__ = [
     "LatencyTable",
     "Moments",
     "Objective",
+    "Outcome",
     "Phase",
     "Problem",
     "Profile",
@@ -57,11 +63,13 @@ __all__ = [
     "ResourceGoal",
     "ResourceTable",
     "Round",
+    "Scores",
     "Selection",
     "Sensitivity",
     "Signatures",
     "Solver",
     "Status",
+    "Study",
     "Target",
     "Total",
     "Unit",

@@ -22,7 +22,7 @@ from cahp_opt.costs.quantities import unit_of_measure
 from cahp_opt.files.records import PathLike, read_json, reading, write_json
 from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
-from cahp_opt.rounding import rounding_slack
+from cahp_opt.rounding import relative_gap, rounding_slack
 from cahp_opt.solver import Number, Solver, Status
 from cahp_opt.space import HeadSpace, Portion
 
@@ -85,9 +85,7 @@ class Selection:
     @property
     def gap(self) -> float:
         """``|bound - value| / max(|value|, 1e-12)``; infinite without a bound or a value."""
-        if not (math.isfinite(self.bound) and math.isfinite(self.value)):
-            return math.inf
-        return abs(self.bound - self.value) / max(abs(self.value), 1e-12)
+        return relative_gap(self.value, self.bound)
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:

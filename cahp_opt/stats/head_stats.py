@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cahp_opt.arrays import Bools, scatter_about_mean
-from cahp_opt.files.records import PathLike, RecordError, check_header, reading, whole_file
+from cahp_opt.files.array_records import read_arrays, write_arrays
+from cahp_opt.files.records import PathLike, reading
 from cahp_opt.identity import difference
 from cahp_opt.space import Block, HeadSpace
 from cahp_opt.stats.moments import BlockMoments, Moments
@@ -249,8 +248,6 @@ class HeadStats:
 
     def save(self, path: PathLike) -> None:
         """Write the statistics as one safetensors file."""
-        from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
-
         arrays = joined({name: s.arrays() for name, s in self.statistics.items()})
         end = f"/{COUNT}"  # numbers of samples stand in the header
         counts = {k.removesuffix(end): int(a) for k, a in arrays.items() if k.endswith(end)}
@@ -262,13 +259,8 @@ class HeadStats:
             "counts": counts,
             "pooling": None if self.pooling is None else self.pooling.value,
         }
-        metadata = {"kind": _KIND, "version": str(_VERSION), "header": json.dumps(header)}
-        with whole_file(path) as temporary:
-            save_file(
-                {k: np.ascontiguousarray(a) for k, a in arrays.items() if not k.endswith(end)},
-                temporary,
-                metadata=metadata,
-            )
+        kept = {k: a for k, a in arrays.items() if not k.endswith(end)}
+        write_arrays(path, _KIND, _VERSION, header, kept)
 
     @staticmethod
     def load(path: PathLike) -> HeadStats:
@@ -279,28 +271,12 @@ class HeadStats:
                 in :data:`~cahp_opt.stats.registry.STATISTICS`.
             OSError: if it cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
-        with open(path, "rb"):  # a missing or unreadable file is an OSError, not a parse error
-            pass
-        try:
-            reader: Any = safe_open(path, framework="numpy")
-            with reader as file:
-                metadata: dict[str, str] = file.metadata() or {}
-                names: list[str] = list(file.keys())
-                tensors: dict[str, npt.NDArray[Any]] = {n: file.get_tensor(n) for n in names}
-        except SafetensorError as error:
-            raise RecordError(
-                f"{path} is not a readable safetensors file ({error}); calibrate again."
-            ) from None
-        version = metadata.get("version", "")
-        found = int(version) if version.isdecimal() else version
-        about_zero = found == _ABOUT_ZERO
-        check_header(path, metadata.get("kind"), _VERSION if about_zero else found, _KIND, _VERSION)
+        found = read_arrays(path, _KIND, _VERSION, _ABOUT_ZERO, again="calibrate again")
         with reading(path):
-            header = json.loads(metadata["header"])
+            header, tensors = found.header, found.arrays
             counts = {f"{k}/{COUNT}": counted(count) for k, count in header["counts"].items()}
-            arrays = _about_means({**tensors, **counts}) if about_zero else {**tensors, **counts}
+            arrays: Arrays = {**tensors, **counts}
+            arrays = _about_means(arrays) if found.version == _ABOUT_ZERO else arrays
             kinds = dict.fromkeys(name.split("/")[0] for name in arrays)
             unknown = [name for name in kinds if name not in STATISTICS]
             if unknown:

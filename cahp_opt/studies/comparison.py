@@ -16,7 +16,7 @@ from typing import Any, cast
 from cahp_opt.files.records import PathLike, RecordError, read_json, reading, write_json
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
-from cahp_opt.rounding import rounding_slack
+from cahp_opt.rounding import relative_gap, rounding_slack
 from cahp_opt.selection import select
 from cahp_opt.solver import Solver
 
@@ -60,9 +60,7 @@ class Row:
     @property
     def gap(self) -> float:
         """``|bound - value| / max(|value|, 1e-12)``; infinite without a bound or a value."""
-        if not (math.isfinite(self.bound) and math.isfinite(self.value)):
-            return math.inf
-        return abs(self.bound - self.value) / max(abs(self.value), 1e-12)
+        return relative_gap(self.value, self.bound)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; numbers that are not finite become null."""
@@ -115,10 +113,7 @@ class Comparison:
 
     def gap(self, row: Row) -> float:
         """The gap of a row against the tightest bound of its problem; infinite where unknown."""
-        bound = self.bound(row.problem)
-        if not (math.isfinite(bound) and math.isfinite(row.value)):
-            return math.inf
-        return abs(bound - row.value) / max(abs(row.value), 1e-12)
+        return relative_gap(row.value, self.bound(row.problem))
 
     def save(self, path: PathLike) -> None:
         """Write the comparison as JSON."""

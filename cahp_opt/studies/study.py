@@ -1,0 +1,317 @@
+"""A study: every method at every limit with every recovery, over seeds, on the same examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from cahp_opt.files.array_records import read_arrays, write_arrays
+from cahp_opt.files.records import PathLike, reading
+from cahp_opt.space import HeadSpace
+from cahp_opt.studies.differences import RESAMPLES, Difference, Draws, Verdict, holm
+from cahp_opt.studies.figures import Figure
+from cahp_opt.studies.outcome import Arm, Cell, Outcome, cell_of
+from cahp_opt.studies.scores import Scores
+
+_KIND, _VERSION = "cahp-study", 1
+
+
+class SeedMean(NamedTuple):
+    """A mean over seeds.
+
+    Args:
+        value: the mean.
+        error: its standard error; None for one seed.
+    """
+
+    value: float
+    error: float | None
+
+    @staticmethod
+    def of(values: Sequence[float]) -> SeedMean:
+        """The mean of at least one number."""
+        array = np.array(values, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # infinite figures have no error
+            error = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else None
+        return SeedMean(float(array.mean()), error)
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """Means over the seeds of one arm.
+
+    Args:
+        arm: method, limit and recovery.
+        seeds: the seeds.
+        figures: by name, how well the models did.
+        times: by name of the workload, the measured share of the unpruned time.
+        predicted: by name of the workload, the predicted share.
+    """
+
+    arm: Arm
+    seeds: tuple[int, ...]
+    figures: Mapping[str, SeedMean]
+    times: Mapping[str, SeedMean]
+    predicted: Mapping[str, SeedMean]
+
+
+class Standing(NamedTuple):
+    """Where a method stands among others.
+
+    Args:
+        method: name of the method.
+        mean: its figure.
+        behind: its figure less that of the best method, corrected for comparing several; None for the
+            best.
+    """
+
+    method: str
+    mean: SeedMean
+    behind: Difference | None
+
+    @property
+    def ties(self) -> bool:
+        """Whether it is the best, or does not differ from it by more than chance explains."""
+        return self.behind is None or self.behind.verdict is Verdict.TIE
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The outcomes of a study.
+
+    Args:
+        model: name of the model.
+        data: what the models were judged on.
+        space: the blocks and units that were chosen among.
+        unpruned: how the unpruned model does on the held-out examples.
+        outcomes: what came out, one per cell, in the order of tables.
+        missing: by cell without an outcome, a sentence with the reason; empty if it has not run yet.
+        provenance: of the whole study, by name: versions, device, number of texts.
+        notes: sentences that the user should read.
+
+    Raises:
+        ValueError: for two outcomes of one cell, one that is said to be missing, or one of other blocks or
+            examples.
+    """
+
+    model: str
+    data: str
+    space: HeadSpace
+    unpruned: Scores
+    outcomes: tuple[Outcome, ...] = ()
+    missing: Mapping[Cell, str] = field(default_factory=lambda: dict[Cell, str]())
+    provenance: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen = set(self.missing)
+        for found in self.outcomes:
+            if found.cell in seen:
+                raise ValueError(
+                    f"`outcomes` must hold one outcome per cell that is not missing, got another for {found.cell}."
+                )
+            seen.add(found.cell)
+            if found.kept.shape != (self.space.n,) or len(found.counts) != len(self.space.blocks):
+                raise ValueError(
+                    f"the outcome of {found.cell} is of other blocks than those of `space`."
+                )
+            if found.scores.examples != self.unpruned.examples:
+                raise ValueError(
+                    f"the outcome of {found.cell} is of {found.scores.examples} examples, and `unpruned` is of "
+                    f"{self.unpruned.examples}; judge all models on the same."
+                )
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, those with an outcome first."""
+        return (*(found.cell for found in self.outcomes), *self.missing)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all methods, in the order of the cells."""
+        return tuple(dict.fromkeys(cell.method for cell in self.cells))
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """All limits, in the order of the cells."""
+        return tuple(dict.fromkeys(cell.limit for cell in self.cells))
+
+    @property
+    def recoveries(self) -> tuple[str, ...]:
+        """The names of all recoveries, in the order of the cells."""
+        return tuple(dict.fromkeys(cell.recovery for cell in self.cells))
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All methods at limits with recoveries that have an outcome, in the order of the outcomes."""
+        return tuple(dict.fromkeys(found.cell.arm for found in self.outcomes))
+
+    def of(self, arm: Arm) -> dict[int, Outcome]:
+        """The outcomes of an arm by seed."""
+        return {found.cell.seed: found for found in self.outcomes if found.cell.arm == arm}
+
+    def rows(self) -> tuple[StudyRow, ...]:
+        """Means and standard errors over seeds of every arm, in the order of the outcomes."""
+        return tuple(_row(arm, self.of(arm)) for arm in self.arms)
+
+    def compared(
+        self,
+        one: Arm,
+        other: Arm,
+        figure: str | None = None,
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> Difference:
+        """A figure of one arm less that of another, with its interval; see
+        :class:`~cahp_opt.studies.differences.Draws` for how.
+
+        Args:
+            one: an arm.
+            other: another.
+            figure: name of the figure; None for the headline figure.
+            resamples: how often the examples are drawn again.
+            seed: of the draws.
+
+        Raises:
+            ValueError: for an arm without outcomes, or without numbers for the figure.
+        """
+        draws, places = self._draws([one, other], self.unpruned.figure(figure), resamples, seed)
+        return draws.difference(places[0], places[1])
+
+    def standings(
+        self,
+        limit: str,
+        recovery: str,
+        figure: str | None = None,
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> tuple[Standing, ...]:
+        """All methods at a limit with a recovery, the best first, each compared with the best.
+
+        The probabilities of chance are corrected for the number of comparisons (Holm 1979).
+
+        Args:
+            limit: the limit, as in the cells.
+            recovery: the recovery.
+            figure: name of the figure; None for the headline figure.
+            resamples: how often the examples are drawn again.
+            seed: of the draws.
+
+        Raises:
+            ValueError: if no method has an outcome there, or without numbers for the figure.
+        """
+        arms = [arm for arm in self.arms if (arm.limit, arm.recovery) == (limit, recovery)]
+        if not arms:
+            raise ValueError(
+                f"no method has an outcome at the limit {limit!r} with the recovery {recovery!r}; there are the "
+                f"limits {', '.join(self.limits)} and the recoveries {', '.join(self.recoveries)}."
+            )
+        wanted = self.unpruned.figure(figure)
+        means = [
+            SeedMean.of([o.scores.value(wanted.name) for o in self.of(a).values()]) for a in arms
+        ]
+        order = sorted(range(len(arms)), key=lambda i: _rank(means[i].value, wanted))
+        draws, places = self._draws(arms, wanted, resamples, seed)
+        best, *others = order
+        behind = holm([draws.difference(places[i], places[best]) for i in others])
+        return (
+            Standing(arms[best].method, means[best], None),
+            *(
+                Standing(arms[i].method, means[i], found)
+                for i, found in zip(others, behind, strict=True)
+            ),
+        )
+
+    def best(self, limit: str, recovery: str, figure: str | None = None) -> tuple[str, ...]:
+        """The best method at a limit with a recovery, and all that tie with it; see :meth:`standings`."""
+        return tuple(each.method for each in self.standings(limit, recovery, figure) if each.ties)
+
+    def _draws(
+        self, arms: Sequence[Arm], figure: Figure, resamples: int, seed: int
+    ) -> tuple[Draws, list[dict[int, int]]]:
+        """The draws of all outcomes of some arms, and by arm and seed where they are in it."""
+        scores, places = list[Scores](), list[dict[int, int]]()
+        for arm in arms:
+            found = self.of(arm)
+            if not found:
+                raise ValueError(f"there is no outcome of {arm}; `arms` has those that there are.")
+            places.append({s: len(scores) + i for i, s in enumerate(found)})
+            scores.extend(outcome.scores for outcome in found.values())
+        return Draws(scores, figure, resamples=resamples, seed=seed), places
+
+    def save(self, path: PathLike) -> None:
+        """Write the study as one safetensors file."""
+        header = {
+            "model": self.model,
+            "data": self.data,
+            "blocks": self.space.to_json(),
+            "unpruned": self.unpruned.header(),
+            "outcomes": [found.header() for found in self.outcomes],
+            "missing": [[list(cell), reason] for cell, reason in self.missing.items()],
+            "provenance": dict(self.provenance),
+            "notes": list(self.notes),
+        }
+        arrays = {f"unpruned/{name}": array for name, array in self.unpruned.arrays.items()}
+        for i, found in enumerate(self.outcomes):
+            arrays |= {f"{i}/{name}": array for name, array in found.arrays().items()}
+        write_arrays(path, _KIND, _VERSION, header, arrays)
+
+    @staticmethod
+    def load(path: PathLike) -> Study:
+        """Read a study.
+
+        Raises:
+            RecordError: if the file is not a usable study.
+            OSError: if it cannot be read.
+        """
+        found = read_arrays(path, _KIND, _VERSION, again="run the study again")
+        with reading(path):
+            header = found.header
+            by_part: dict[str, dict[str, np.ndarray]] = {}
+            for name, array in found.arrays.items():
+                part, _, inner = name.partition("/")
+                by_part.setdefault(part, {})[inner] = array
+            return Study(
+                header["model"],
+                header["data"],
+                HeadSpace.from_json(header["blocks"]),
+                Scores.of(header["unpruned"], by_part["unpruned"]),
+                tuple(
+                    Outcome.from_record(told, by_part[str(i)])
+                    for i, told in enumerate(header["outcomes"])
+                ),
+                {cell_of(cell): why for cell, why in header["missing"]},
+                header["provenance"],
+                tuple(header["notes"]),
+            )
+
+
+def _row(arm: Arm, found: Mapping[int, Outcome]) -> StudyRow:
+    outcomes = list(found.values())
+    figures = [outcome.scores.values() for outcome in outcomes]
+    measured, predicted = dict[str, list[float]](), dict[str, list[float]]()
+    for outcome in outcomes:
+        for name, check in outcome.times.items():
+            measured.setdefault(name, []).append(check.ratio)
+            if check.predicted_ratio is not None:
+                predicted.setdefault(name, []).append(check.predicted_ratio)
+    return StudyRow(
+        arm,
+        tuple(found),
+        {name: SeedMean.of([each[name] for each in figures]) for name in figures[0]},
+        {name: SeedMean.of(values) for name, values in measured.items()},
+        {name: SeedMean.of(values) for name, values in predicted.items()},
+    )
+
+
+def _rank(value: float, figure: Figure) -> float:
+    """What to sort by, the best first; figures that are not numbers last."""
+    if math.isnan(value):
+        return math.inf
+    return -value if figure.higher_is_better else value
