@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, submodules
 from cahp_opt.torch.blocks.finder import along_the_path, find_attention
 from cahp_opt.torch.recovery.feed_forward import find_feed_forward, place_of_block
-from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place
-from cahp_opt.torch.running.batches import Batch, examples
+from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once
+from cahp_opt.torch.running.batches import Batch, examples, prepare
+from cahp_opt.torch.running.undisturbed import evaluating
 
 _LOOKED_AT = 2  # examples; where a part adds to the stream is the same for all
 
@@ -65,6 +67,26 @@ def places_of(prunable: Prunable, batch: Batch, *, feed_forward: bool) -> list[P
         there = [place for place in found if place is not None]
         places += sorted(there, key=lambda place: place.behind is Behind.LAYER)
     return places
+
+
+def check_walkable(prunable: Prunable, batch: Batch, *, feed_forward: bool) -> None:
+    """Refuse a model, sliced or not, whose layers cannot be run one after the other: run one batch through it.
+
+    Args:
+        prunable: the blocks of the model.
+        batch: keyword arguments for it.
+        feed_forward: as for :func:`places_of`.
+
+    Raises:
+        ValueError: if a layer cannot be met.
+    """
+    model = prunable.model
+    with torch.no_grad(), evaluating(model):
+        ready = prepare(batch, model, "batches[0]")
+        check_runs_once(prunable, ready)
+        walk = LayerWalk(prunable, 2**29)
+        for place in places_of(prunable, ready, feed_forward=feed_forward):
+            walk.meet(place, ready, 0)
 
 
 class DenseStreams:

@@ -12,23 +12,18 @@ from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.recovery import Weighting
-from cahp_opt.torch.blocks.blocks import CUT, Cut, out_weight
-from cahp_opt.torch.blocks.finder import (
-    AttentionBlock,
-    Prunable,
-    PrunableBlock,
-    blocks_cut,
-    find_prunable,
-)
+from cahp_opt.torch.blocks.blocks import CUT, Cut
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of, is_conv1d, row_weight
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.recovery.feed_forward import is_plain_linear, is_used_once
-from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once
-from cahp_opt.torch.recovery.path import DenseStreams, places_of, with_attention
+from cahp_opt.torch.recovery.layer_walk import Behind, Place, check_runs_once
+from cahp_opt.torch.recovery.matching import both_found, check_match
+from cahp_opt.torch.recovery.path import check_walkable, places_of, with_attention
 from cahp_opt.torch.recovery.ridge import RidgeSums, RowBuffer
-from cahp_opt.torch.running.batches import Batch, batch_size, length, prepare, wide
-from cahp_opt.torch.running.padding import Padding
-from cahp_opt.torch.running.preparing import PaddingCheck, prepared
+from cahp_opt.torch.recovery.side_by_side import Gap, SideBySide
+from cahp_opt.torch.running.batches import Batch, batch_size, length
+from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.repeatable_batches import Repeated
 from cahp_opt.torch.running.undisturbed import evaluating
 
@@ -134,9 +129,7 @@ def refit(
         )
     if memory < 0:
         raise ValueError(f"`memory` must be a number of bytes, at least 0, got {memory}.")
-    small, whole = _blocks(model, dense)
-    if small.model is whole.model:
-        raise ValueError("`model` and `dense` are the same object; slice a copy and refit that.")
+    small, whole = both_found(model, dense)
     return refit_found(
         small,
         whole,
@@ -162,7 +155,7 @@ def refit_found(
 ) -> tuple[BlockFit, ...]:
     """:func:`refit` for a sliced and a dense model whose blocks were found already."""
     small, whole = with_attention(small), with_attention(whole)
-    _check_match(small, whole)
+    check_match(small, whole)
     model, dense, data = small.model, whole.model, Repeated(batches)
     with torch.no_grad(), evaluating(model, dense):
         first = next(prepared(data, dense))
@@ -170,17 +163,8 @@ def refit_found(
         places = places_of(whole, first, feed_forward=feed_forward)
         layers = list(_fitted(places, small, dense))
         fitted = [layer.place for layer in layers]
-        passes = _Passes(
-            data,
-            length(batches),
-            dense,
-            DenseStreams(LayerWalk(whole, memory // 3), fitted, memory // 3),
-            LayerWalk(small, memory // 3),
-            Padding(small),
-            _token_weights(whole, weighting),
-            progress,
-            PaddingCheck(dense),
-        )
+        sides = SideBySide(small, whole, fitted, data, length(batches), memory=memory)
+        passes = _Passes(sides, _token_weights(whole, weighting), progress)
         fits = list[BlockFit]()
         for index, layer in enumerate(layers):
             stage = f"refit block {layer.block + 1}/{len(small)}"
@@ -206,27 +190,7 @@ def check_refittable(prunable: Prunable, batch: Batch) -> None:
     Raises:
         ValueError: if its layers cannot be run one after the other.
     """
-    model = prunable.model
-    with torch.no_grad(), evaluating(model):
-        ready = prepare(batch, model, "batches[0]")
-        path = with_attention(prunable)
-        check_runs_once(path, ready)
-        walk = LayerWalk(path, 2**29)
-        for place in places_of(path, ready, feed_forward=bool(prunable.feed_forward)):
-            walk.meet(place, ready, 0)
-
-
-def _blocks(model: nn.Module | Prunable, dense: nn.Module | Prunable) -> tuple[Prunable, Prunable]:
-    """The blocks of both: those that were given, or of the kinds of those, or all that was cut."""
-    if isinstance(dense, Prunable):
-        return model if isinstance(model, Prunable) else _like(dense, model), dense
-    small = blocks_cut(model)
-    return small, _like(small, dense)
-
-
-def _like(prunable: Prunable, model: nn.Module) -> Prunable:
-    heads, neurons = bool(prunable.attention), bool(prunable.feed_forward)
-    return find_prunable(model, heads=heads, neurons=neurons)
+    check_walkable(with_attention(prunable), batch, feed_forward=bool(prunable.feed_forward))
 
 
 class _Fitted(NamedTuple):
@@ -272,27 +236,15 @@ class _Passes:
     """The passes over the data, one for every layer that is fitted.
 
     Args:
-        data: the batches.
-        total: the number of batches; 0 before they were counted.
-        dense: the dense model.
-        streams: of the dense model.
-        behind: through the sliced model.
-        padding: which tokens count.
-        weights: their weights; None for 1 each.
+        sides: both models over the same batches.
+        weights: of the tokens; None for 1 each.
         progress: called once per layer and batch.
-        rows: refuses batches in which padding changes what is read.
         unknown: whether a token had no finite weight.
     """
 
-    data: Repeated
-    total: int
-    dense: nn.Module
-    streams: DenseStreams
-    behind: LayerWalk
-    padding: Padding
+    sides: SideBySide
     weights: TokenWeights | None
     progress: Progress
-    rows: PaddingCheck
     unknown: bool = False
 
     def fit(self, index: int, layer: _Fitted, ridge: float | None, stage: str) -> BlockFit:
@@ -317,40 +269,27 @@ class _Passes:
         self, index: int, layer: _Fitted, stage: str, *, hold_out: bool
     ) -> tuple[RidgeSums, RidgeSums]:
         fitted, apart = RowBuffer(layer.sums()), RowBuffer(layer.sums())
-        examples = done = 0
-        for done, raw in enumerate(self.data, start=1):
-            number = done - 1
-            batch, dense_batch = (
-                prepare(raw, model, f"batches[{number}]")
-                for model in (self.behind.model, self.dense)
-            )
-            self.rows.check(dense_batch, f"batches[{number}]")
-            there = self.streams.of(index, dense_batch, number)
-            met = self.behind.meet(layer.place, batch, number)
-            inputs = wide(met.inputs)[..., : layer.inputs]
-            missing = wide(there).to(inputs.device) - wide(met.stream)
-            x, y = (self.padding.rows(layer.block, rows, batch) for rows in (inputs, missing))
-            w = self._weights(layer, missing, batch, dense_batch, number)
-            for_choice = _held_out(inputs, examples, batch)
-            held_out = self.padding.rows(layer.block, for_choice, batch)[:, 0]
+        examples, rows = 0, self.sides.rows
+        for gap in self.sides.gaps(index):
+            inputs = gap.inputs[..., : layer.inputs]
+            x, y = (rows(layer.block, values, gap) for values in (inputs, gap.missing))
+            w = self._weights(layer, gap)
+            held_out = rows(layer.block, _held_out(inputs, examples, gap.batch), gap)[:, 0]
             if hold_out and bool(held_out.any()):
                 apart.add(x[held_out], y[held_out], w[held_out])
                 x, y, w = x[~held_out], y[~held_out], w[~held_out]
             fitted.add(x, y, w)
-            examples += batch_size(batch)
-            self.progress(stage, done, self.total)
-        self.total = done
+            examples += batch_size(gap.batch)
+            self.progress(stage, gap.number + 1, self.sides.total)
         return fitted.finish(), apart.finish()
 
-    def _weights(
-        self, layer: _Fitted, missing: Tensor, batch: Batch, dense_batch: Batch, number: int
-    ) -> Tensor:
+    def _weights(self, layer: _Fitted, gap: Gap) -> Tensor:
         """The weight of every row that is not padding, ``[rows]``."""
         if self.weights is None:
-            ones = missing.new_ones(*missing.shape[:-1], 1)
-            return self.padding.rows(layer.block, ones, batch)[:, 0]
-        by_token = self.weights.of(layer.place.block, missing, dense_batch, number)
-        w = self.padding.rows(layer.block, by_token, batch)[:, 0]
+            ones = gap.missing.new_ones(*gap.missing.shape[:-1], 1)
+            return self.sides.rows(layer.block, ones, gap)[:, 0]
+        by_token = self.weights.of(layer.place.block, gap.missing, gap.dense_batch, gap.number)
+        w = self.sides.rows(layer.block, by_token, gap)[:, 0]
         known = w.isfinite()
         self.unknown |= not bool(known.all())
         # The check of activations reports better where it went wrong.
@@ -425,34 +364,3 @@ def _correct(
 def _there(change: Tensor, weight: Tensor) -> Tensor:
     """A change on the device of the weight; in single precision on another device."""
     return change if change.device == weight.device else change.float().to(weight.device)
-
-
-def _check_match(sliced: Prunable, whole: Prunable) -> None:
-    mine, theirs = [b.name for b in sliced], [b.name for b in whole]
-    if mine != theirs:
-        raise ValueError(
-            f"`model` has the blocks {mine} and `dense` has {theirs}; pass the model that `model` was "
-            "sliced from."
-        )
-    for small, large in zip(sliced, whole, strict=True):
-        if not (isinstance(small, AttentionBlock) and isinstance(large, AttentionBlock)):
-            if small.width > large.width:
-                raise ValueError(
-                    f"block {small.name!r} has {small.width} neurons in `model` and {large.width} in "
-                    "`dense`; pass the model that `model` was sliced from."
-                )
-        elif small.heads > large.heads or small.head_dim != large.head_dim:
-            raise ValueError(
-                f"block {small.name!r} has {small.heads} heads of width {small.head_dim} in `model` "
-                f"and {large.heads} of {large.head_dim} in `dense`; pass the model that `model` was "
-                "sliced from."
-            )
-        if _hidden(small) != _hidden(large):
-            raise ValueError(
-                f"block {small.name!r} writes {_hidden(small)} features in `model` and {_hidden(large)} in "
-                "`dense`; pass the model that `model` was sliced from."
-            )
-
-
-def _hidden(block: PrunableBlock) -> int:
-    return out_weight(block).shape[0]
