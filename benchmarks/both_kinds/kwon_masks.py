@@ -1,4 +1,4 @@
-"""The mask search, rearrangement and tuning of Kwon et al. 2022, on arrays.
+"""The mask search and rearrangement of Kwon et al. 2022, on arrays.
 
 Written from the paper, "A Fast Post-Training Pruning Framework for Transformers" (arXiv 2204.09656). A mask is a
 number per attention head and per feed-forward neuron (the paper's filter), and a *block* is one layer's heads or one
@@ -13,11 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats, Ints
-
-DAMP = 1.0
-"""The paper's damping of the least squares of mask tuning."""
-LARGEST = 10.0
-"""The largest absolute mask that tuning may give."""
 
 
 class Latency(NamedTuple):
@@ -159,22 +154,3 @@ def rearranged(fisher: Floats, kept: Bools) -> Bools:
             found[back], found[away] = True, False
             slope += fisher[away] - fisher[back]
     return found
-
-
-def tuned(gram: Floats, target: Floats, damp: float = DAMP) -> Floats | None:
-    """The real-valued masks of the kept units of one block that best give back its output (section 4.3).
-
-    ``min over r: |A (1 + r) - b|^2 + damp^2 |r|^2``, where the column ``i`` of ``A`` is what unit ``i`` writes, and
-    ``b`` what the block should write. The paper lets LSMR iterate towards this minimum; here it is solved for.
-
-    Args:
-        gram: ``A'A``, ``[units, units]``.
-        target: ``A'b``, ``[units]``.
-        damp: as above; the paper's is 1.
-
-    Returns:
-        The masks ``1 + r``, ``[units]``; None if one is out of the paper's range, where tuning ends.
-    """
-    damped = gram + damp**2 * np.eye(len(gram))
-    masks: Floats = 1 + np.linalg.solve(damped, target - gram.sum(axis=1))
-    return masks if np.all(np.abs(masks) <= LARGEST) else None

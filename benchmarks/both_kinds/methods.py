@@ -13,7 +13,7 @@ from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem, Solver
 from cahp_opt.arrays import Bools, Floats, Ints
 from cahp_opt.objectives import Modular
 from cahp_opt.solvers import DynamicProgram, RandomSubset
-from cahp_opt.torch import Prunable, refit
+from cahp_opt.torch import Prunable, refit, tune_masks
 
 
 class Chosen(NamedTuple):
@@ -49,7 +49,7 @@ def refitted(small: Prunable, draw: Draw, chosen: Chosen) -> None:
 
 def tuned(small: Prunable, draw: Draw, chosen: Chosen) -> None:
     """Mask tuning, on the texts that gave the Fisher matrices."""
-    kwon.tune(small, chosen.dense, draw.labelled)
+    tune_masks(small, chosen.dense, draw.labelled)
 
 
 def _best(

@@ -119,7 +119,7 @@ _TRAINING = _Rule(
 _REFITTING = _Rule(
     ("weighting", "feed_forward"),
     lambda given: not given["recovery"].refits,
-    "`--recovery none` refits nothing",
+    "only `--recovery refit` and `--recovery finetune` refit",
     refused=True,
 )
 _SIZES = ("latency_batch_size", "sequence_length")
@@ -246,7 +246,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _LONG,
         _Rule(
             ("recovery",),
-            lambda given: given["recovery"].refits and not _texts(given),
+            lambda given: given["recovery"].repairs and not _texts(given),
             "without `--text`, `--data`, `--images` or `--audio` there is nothing to recover with",
             refused=True,
         ),
@@ -265,12 +265,12 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         ),
         _Rule(
             ("max_texts",),
-            lambda given: _texts(given) and not given["recovery"].refits,
+            lambda given: _texts(given) and not given["recovery"].repairs,
             "with `--recovery none` only the texts kept back are looked at",
         ),
         _Rule(
             _SOURCES,
-            lambda given: not given["recovery"].refits and given["held_out"] == 0,
+            lambda given: not given["recovery"].repairs and given["held_out"] == 0,
             "`--recovery none` learns nothing from texts, and `--held-out 0` judges by none",
         ),
     ),

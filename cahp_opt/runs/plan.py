@@ -221,8 +221,8 @@ class RecoveryOptions:
         default=Recovery.REFIT,
         metadata=option(
             "--recovery",
-            help="How the sliced model gets back what it lost: none; refit, least squares; finetune, "
-            "the refit and then training towards the unpruned model (and on labels).",
+            help="How the sliced model gets back what it lost: none; mask-tuning, a factor for "
+            "every head and neuron; refit, least squares; finetune, the refit and then training towards the unpruned model (and on labels).",
         ),
     )
     epochs: int = field(

@@ -10,6 +10,8 @@ class Recovery(str, Enum):
 
     NONE = "none"
     """No repair."""
+    MASK_TUNING = "mask-tuning"
+    """A factor for every unit that is left, in closed form (:func:`cahp_opt.torch.tune_masks`)."""
     REFIT = "refit"
     """Refitting in closed form the layers that write to the residual stream
     (:func:`cahp_opt.torch.refit`)."""
@@ -19,6 +21,11 @@ class Recovery(str, Enum):
     @property
     def refits(self) -> bool:
         """Whether it includes a refit."""
+        return self in (Recovery.REFIT, Recovery.FINETUNE)
+
+    @property
+    def repairs(self) -> bool:
+        """Whether it does anything, for which texts are needed."""
         return self is not Recovery.NONE
 
 

@@ -37,6 +37,7 @@ from cahp_opt.torch.latency.peak_rates import measure_hardware
 from cahp_opt.torch.latency.roofline import estimate_latency
 from cahp_opt.torch.latency.timing_log import SampleFile
 from cahp_opt.torch.recovery.finetuning import finetune
+from cahp_opt.torch.recovery.mask_tuning import tune_masks
 from cahp_opt.torch.recovery.refitting import BlockFit, refit
 from cahp_opt.torch.running.gates import capture_head_outputs, head_mask
 from cahp_opt.torch.slicing.bypass import bypass_empty
@@ -92,5 +93,6 @@ __all__ = [
     "selection_of",
     "slice_heads",
     "time_models",
+    "tune_masks",
     "verify_slice",
 ]

@@ -1,4 +1,4 @@
-"""The baseline of Kwon et al.: its three steps against brute force on small arrays, and whole on a tiny encoder."""
+"""The baseline of Kwon et al.: its steps against brute force on small arrays, and its gradients."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.both_kinds.kwon import Fisher, slopes, tune
-from benchmarks.both_kinds.kwon_masks import Latency, fitted, rearranged, searched, tuned
+from benchmarks.both_kinds.kwon import slopes
+from benchmarks.both_kinds.kwon_masks import Latency, fitted, rearranged, searched
 from cahp_opt.arrays import Bools
 from cahp_opt.torch import Prunable, find_prunable, head_mask
-from cahp_opt.torch.slicing.slicing import slice_found
 
 UNITS, HEADS = (2, 3, 2, 4), np.array([True, False, True, False])
 """Units of four small blocks, and which are heads."""
@@ -111,25 +110,6 @@ def test_nothing_is_rearranged_where_all_or_nothing_stays() -> None:
         np.testing.assert_array_equal(rearranged(fisher, kept), kept)
 
 
-@pytest.mark.parametrize("damp", [1.0, 30.0])
-def test_tuning_is_damped_least_squares(damp: float) -> None:
-    rng = np.random.default_rng(0)
-    columns = rng.standard_normal((40, 5))
-    wanted = columns @ np.array([1.0, 2.0, 0.5, 1.0, -1.0]) + 0.1 * rng.standard_normal(40)
-    stacked = np.vstack([columns, damp * np.eye(5)])
-    missing = np.concatenate([wanted - columns.sum(axis=1), np.zeros(5)])
-    expected = 1 + np.linalg.lstsq(stacked, missing, rcond=None)[0]
-    found = tuned(columns.T @ columns, columns.T @ wanted, damp)
-    assert found is not None
-    np.testing.assert_allclose(found, expected)
-
-
-def test_tuning_out_of_range_is_given_up() -> None:
-    column = np.full((100, 1), 0.3)
-    assert tuned(column.T @ column, column.T @ (column[:, 0] * 12)) is None
-    assert tuned(column.T @ column, column.T @ (column[:, 0] * 9)) is not None
-
-
 @pytest.fixture(scope="module")
 def dense() -> Prunable:
     """The blocks of a tiny classifier, neuron by neuron."""
@@ -157,88 +137,3 @@ def test_slopes_are_those_of_every_example(
         logits = dense.model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     (expected,) = torch.autograd.grad(functional.cross_entropy(logits, batch["labels"]), gates)
     np.testing.assert_allclose(found[4 + 2], expected, rtol=1e-4, atol=1e-7)
-
-
-def kept_of(dense: Prunable, batches: list[dict[str, Tensor]], limit: float) -> list[Bools]:
-    fisher = Fisher.of(dense, batches)
-    return fisher.rearranged(fisher.searched(limit, Latency(2.0, 1, 1.0), Latency(1.0, 0, 0.1)))
-
-
-def test_a_limit_of_all_keeps_all_and_tuning_changes_nothing(
-    dense: Prunable, batches: list[dict[str, Tensor]]
-) -> None:
-    kept = kept_of(dense, batches, 1e3)
-    assert all(map(np.all, kept))
-    small = slice_found(dense, np.concatenate(kept))
-    for masks in tune(small, dense, batches):
-        np.testing.assert_allclose(masks, 1, atol=1e-4)
-
-
-def written(block_out: nn.Module, columns: np.ndarray, z: Tensor) -> np.ndarray:
-    """What every unit writes, ``[tokens * hidden, units]``: the matrix of the paper."""
-    weight = block_out.get_parameter("weight")
-    parts = [
-        (z[:, columns == unit] @ weight[:, columns == unit].T).reshape(-1)
-        for unit in range(int(columns.max()) + 1)
-    ]
-    return torch.stack(parts, dim=1).detach().double().numpy()
-
-
-def streams(model: nn.Module, paths: list[str], batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    """What reaches these modules at real tokens, ``[tokens, width]`` each."""
-    found: dict[str, list[Tensor]] = {path: [] for path in paths}
-    for batch in batches:
-        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        hooks = [
-            model.get_submodule(path).register_forward_pre_hook(
-                lambda module, args, path=path, real=real: found[path].append(args[0][real])
-            )
-            for path in paths
-        ]
-        with torch.no_grad():
-            model(**{key: value for key, value in batch.items() if key != "labels"})
-        for hook in hooks:
-            hook.remove()
-    return [torch.cat(found[path]) for path in paths]
-
-
-def test_every_block_is_tuned_to_the_stream_of_the_unpruned_model(
-    dense: Prunable, batches: list[dict[str, Tensor]]
-) -> None:
-    kept = kept_of(dense, batches, 20.0)
-    kept[2][:] = False  # a layer may have no head left
-    keep_set = np.concatenate(kept)
-    small, expected = (slice_found(dense, keep_set) for _ in range(2))
-    found = tune(small, dense, batches)
-    assert [len(masks) for masks in found] == [int(own.sum()) for own in kept]
-    paths = {id(module): path for path, module in expected.model.named_modules()}
-    for masks, block in zip(
-        found, expected, strict=True
-    ):  # one by one, behind what was tuned before
-        if block.ghost:
-            assert not len(masks)
-            continue
-        out = paths[id(block.out)]
-        norm = out.replace(".dense", ".LayerNorm")
-        (wanted,) = streams(dense.model, [norm], batches)
-        z, reached = streams(expected.model, [out, norm], batches)
-        matrix = written(block.out, block.columns, z)
-        missing = (wanted - reached).double().numpy().reshape(-1)
-        units = matrix.shape[1]
-        stacked = np.vstack([matrix, np.eye(units)])
-        change = np.linalg.lstsq(stacked, np.append(missing, np.zeros(units)), rcond=None)[0]
-        np.testing.assert_allclose(masks, 1 + change, rtol=1e-3, atol=1e-3)
-        with torch.no_grad():
-            block.out.get_parameter("weight").mul_(torch.from_numpy(masks[block.columns]).float())
-    # The masks are in the weights, so the slice is the masked model.
-    gates = torch.zeros(dense.space.n)
-    gates[torch.from_numpy(keep_set)] = torch.from_numpy(np.concatenate(found)).float()
-    with head_mask(dense, gates):
-        masked = tiny_models.run(dense.model, batches[0])
-    torch.testing.assert_close(tiny_models.run(small.model, batches[0]), masked)
-
-
-def test_other_layers_than_those_of_bert_are_refused(batches: list[dict[str, Tensor]]) -> None:
-    other = find_prunable(tiny_models.GPT2.build(headed=False, seed=0), neuron_group=1)
-    with pytest.raises(ValueError, match="no norm beside"):
-        tune(other, other, batches)

@@ -279,10 +279,11 @@ def test_equal_weights_ask_for_forward_passes_only(
     ("head", "recovery", "names"),
     [
         (False, "none", ("gauss-newton", "auto")),
+        (False, "mask-tuning", ("gauss-newton", "auto")),
         (False, "refit", ("explained-variance", "dynamic-program")),
         (True, "refit", ("explained-output", "dynamic-program")),
     ],
-    ids=["none", "embedding", "classifier"],
+    ids=["none", "masks", "embedding", "classifier"],
 )
 def test_the_recovery_and_the_output_choose_the_objective(
     model: Path,

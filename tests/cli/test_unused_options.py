@@ -46,6 +46,7 @@ FACTS: dict[str, Any] = {
     "tokens": True,
 }
 NO_TEXT, NO_RECOVERY = {"text": None}, {"recovery": Recovery.NONE}
+MASK_TUNING = {"recovery": Recovery.MASK_TUNING}
 FINETUNE = {"recovery": Recovery.FINETUNE}
 DRY = (SolverName("top-k"), SolverName("dynamic-program"))
 
@@ -69,10 +70,10 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
         for values in ({}, NO_RECOVERY)
     ),
     *(
-        (command, option, values, NO_RECOVERY, True)
+        (command, option, values, idle, True)
         for command in ("prune", "apply")
         for option in ("weighting", "feed_forward")
-        for values in ({}, FINETUNE)
+        for values, idle in (({}, NO_RECOVERY), (FINETUNE, MASK_TUNING))
     ),
     *(
         (command, option, {"data": "d"}, {}, True)
@@ -126,6 +127,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     ("compare", "time_limit", {"solvers": ("own:Solver",)}, {"solvers": DRY[:1]}, False),
     ("compare", "seeds", {"seeds": 1, "solvers": DRY}, {"seeds": 2, "solvers": DRY}, False),
     ("apply", "recovery", NO_RECOVERY, NO_TEXT, True),
+    ("apply", "recovery", MASK_TUNING, {**MASK_TUNING, **NO_TEXT}, True),
     ("apply", "weighting", {}, NO_TEXT, True),
     ("apply", "feed_forward", {}, NO_TEXT, True),
     *(
@@ -135,7 +137,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
             "seed",
         )
     ),
-    ("apply", "max_texts", {}, NO_RECOVERY, False),
+    ("apply", "max_texts", MASK_TUNING, NO_RECOVERY, False),
     ("apply", "text", NO_RECOVERY, {**NO_RECOVERY, "held_out": 0}, False),
 ]
 

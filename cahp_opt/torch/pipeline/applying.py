@@ -159,8 +159,8 @@ def recover(run: PruningRun, sliced: Sliced) -> FidelityReport | None:
         How close it is to the unpruned model; None without texts to judge by.
     """
     before, after = _judged(run, sliced), None
-    if _recovery(run).refits:
-        if run.texts.number < ADVISED_TEXTS:
+    if _recovery(run).repairs:
+        if _recovery(run).refits and run.texts.number < ADVISED_TEXTS:
             run.notes.append(
                 f"the refit saw {run.texts.number} {run.texts.medium.value}; with fewer than {ADVISED_TEXTS} it fits them "
                 "too closely."

@@ -17,6 +17,7 @@ from cahp_opt.torch.checkpoints.checkpoint import Saveable, check_saveable
 from cahp_opt.torch.checkpoints.foreign_classes import is_foreign
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.recovery.finetuning import check_trainable
+from cahp_opt.torch.recovery.mask_tuning import check_tunable
 from cahp_opt.torch.recovery.refitting import check_refittable
 from cahp_opt.torch.running.batches import inputs_of, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
@@ -35,9 +36,10 @@ def rehearse_recovery(prunable: Prunable, recovery: Recovery, batch: Mapping[str
     """
     if recovery is Recovery.FINETUNE:
         check_trainable(prunable.model)
-    if recovery.refits:
+    if recovery.repairs:
+        check = check_refittable if recovery.refits else check_tunable
         try:
-            check_refittable(prunable, batch)
+            check(prunable, batch)
         except (ValueError, UnsupportedModelError) as error:
             raise ValueError(
                 f"{str(error).rstrip('.')}. To leave the sliced model as it is, give `--recovery none`."

@@ -10,6 +10,7 @@ from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.pipeline.run import Batches
 from cahp_opt.torch.recovery.finetuning import finetune
+from cahp_opt.torch.recovery.mask_tuning import tune_found
 from cahp_opt.torch.recovery.refitting import refit_found
 
 
@@ -36,6 +37,9 @@ def repair(
         seed: of the order of the batches.
         stages: shows the stages.
     """
+    if options.recovery is Recovery.MASK_TUNING:
+        with stages.stage("tune masks") as progress:
+            tune_found(small, dense, batches, progress=progress)
     if options.recovery.refits:
         with stages.stage("refit") as progress:
             refit_found(

@@ -90,7 +90,7 @@ class LayerWalk:
         if _share_a_layer(prunable, self.layer_of):
             raise ValueError(
                 "`model` has layers with more than one attention block (such as cross-attention), which "
-                "refitting cannot walk; refit is for encoders and decoder-only models."
+                "recovery cannot walk; it is for encoders and decoder-only models."
             )
         self.resumes = _in_one_list(model, self.layers)
         """Whether a run can begin at a layer other than the first."""
@@ -345,7 +345,7 @@ def _beside(place: Place, residual: Tensor, output: Tensor) -> Tensor:
     if output.shape != residual.shape:
         raise ValueError(
             f"block {place.block!r} writes rows {list(output.shape)} and its layer reads rows "
-            f"{list(residual.shape)} (windows, perhaps), which refitting cannot match; this model is not "
+            f"{list(residual.shape)} (windows, perhaps), which recovery cannot match; this model is not "
             "supported."
         )
     return wide(residual) + wide(output)
@@ -405,7 +405,7 @@ def check_runs_once(prunable: Prunable, batch: Batch) -> None:
         if found > 1 and _attends(block):
             raise ValueError(
                 f"`model` runs block {block.name!r} {found} times per pass, with the same weights, which "
-                "one fit cannot serve; refitting this model is not supported."
+                "one fit cannot serve; recovering this model is not supported."
             )
 
 
@@ -421,7 +421,7 @@ def layer_of(model: nn.Module, block: PrunableBlock) -> nn.Module:
             return model.get_submodule(".".join(path[:end]))
     raise ValueError(
         f"block {block.name!r} is not in a list of layers, so its residual stream cannot be found; "
-        "refitting this model is not supported."
+        "recovering this model is not supported."
     )
 
 
@@ -441,7 +441,7 @@ def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     if not isinstance(value, Tensor):
         raise ValueError(
             f"a layer of type {type(layer).__name__} was called without hidden states as its first "
-            "argument; refitting this model is not supported."
+            "argument; recovering this model is not supported."
         )
     return value
 

@@ -91,7 +91,7 @@ def tune_found(
     memory: int = 3 * 2**28,
     progress: Progress = silent,
 ) -> tuple[Floats, ...]:
-    """:func:`tune_masks` for a sliced and a dense model whose blocks were found already."""
+    """:func:`tune_masks` for blocks that were found already: the masks of every block, ``[masks]``."""
     check_match(small, whole)
     data = Repeated(batches)
     members = [_members(block) for block in small]
@@ -143,9 +143,9 @@ def tuned(gram: Floats, missing: Floats, damp: float = DAMP) -> Floats | None:
     Returns:
         The masks ``1 + r``, ``[units]``; None if one is above :data:`LARGEST`, or without a solution.
     """
-    damped = gram + damp**2 * np.eye(len(gram))
+    damped: Floats = gram + damp**2 * np.eye(len(gram))
     try:
-        masks: Floats = 1 + np.linalg.solve(damped, missing)
+        masks: Floats = 1 + np.asarray(np.linalg.solve(damped, missing), dtype=np.float64)
     except np.linalg.LinAlgError:
         return None
     return masks if np.all(np.abs(masks) <= LARGEST) else None
@@ -185,7 +185,7 @@ def _multiply(block: PrunableBlock, factors: Floats) -> None:
     """Multiply the input columns of a block's output layer by factors ``[width]``."""
     for path, axis in column_tensors(block.out):
         weight = block.out.get_parameter(path).movedim(axis, -1)
-        weight *= torch.from_numpy(factors).to(weight)
+        weight *= torch.tensor(factors.tolist()).to(weight)
 
 
 @dataclass(eq=False)
