@@ -15,8 +15,9 @@ from cahp_opt.files.records import RecordError
 from cahp_opt.knees import knee
 from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
+from cahp_opt.runs.method import Method, Needs, Task
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.selection import Selection, select
+from cahp_opt.selection import Chooser, Selection, chooser, select
 from cahp_opt.solver import Proposal, Solver, Status
 from cahp_opt.space import Block, HeadSpace, Unit
 from cahp_opt.stats.head_stats import HeadStats
@@ -38,6 +39,7 @@ __all__ = [
     "BudgetError",
     "Cell",
     "Check",
+    "Chooser",
     "Comparison",
     "Cost",
     "CostTable",
@@ -49,7 +51,9 @@ __all__ = [
     "HeadStats",
     "LatencyGoal",
     "LatencyTable",
+    "Method",
     "Moments",
+    "Needs",
     "Objective",
     "Outcome",
     "Phase",
@@ -71,9 +75,11 @@ __all__ = [
     "Status",
     "Study",
     "Target",
+    "Task",
     "Total",
     "Unit",
     "__version__",
+    "chooser",
     "compare",
     "frontier",
     "knee",

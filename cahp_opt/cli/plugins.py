@@ -13,7 +13,6 @@ from cahp_opt.objective import Objective
 from cahp_opt.runs.method import Method
 from cahp_opt.runs.names import ObjectiveName, SolverName
 from cahp_opt.runs.plan import SelectionOptions
-from cahp_opt.runs.recovery import Recovery
 from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats
 
@@ -37,14 +36,14 @@ def solver_named(text: str) -> Solver:
     return made
 
 
-def chosen_method(choice: SelectionOptions, recovery: Recovery, *, embeds: bool) -> Method:
-    """The method that the options name, or the objective and solver that they name or that suit the recovery.
+def chosen_method(choice: SelectionOptions) -> Method | None:
+    """The method that the options name; None if they name none.
 
     Raises:
         ValueError: if there is none of this name, or `--method` stands beside what it decides.
     """
     if choice.method is None:
-        return choice.pair(recovery, embeds=embeds)
+        return None
     for option, value in (("--objective", choice.objective), ("--solver", choice.solver)):
         if value is not None:
             raise ValueError(

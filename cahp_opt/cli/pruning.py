@@ -12,7 +12,7 @@ from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel, ModelOptions
 from cahp_opt.cli.outputs import check_folder, kept_runs, show
-from cahp_opt.cli.plugins import chosen_method, method_named
+from cahp_opt.cli.plugins import chosen_method
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.workloads import Workload, recorded_workloads
@@ -61,11 +61,10 @@ def prune(
     command resumes with the timings that it has.
     """
     note(given.check())
-    target = limited(budget.target())
+    asked, target = chosen_method(choice), limited(budget.target())
     profile = budget.profile()
     note(given.check(table_times=profile is not None and bool(profile.latency)))
-    named_method = method_named(choice.method) if choice.method else None
-    wanted = kinds.chosen(target, choice.objective, choice.solver, profile, named_method)
+    wanted = kinds.chosen(target, choice.objective, choice.solver, profile, asked)
     note(given.check(goals=target.goals, latency_goals=(*target.latencies, *target.metered)))
     examples = texts.read(choice.seed)
     note(too_many(given, len(examples.calibration)))
@@ -77,7 +76,7 @@ def prune(
     named = in_kinds(loaded, wanted, model.units)
     print(f"pruned: {named.kinds.sentence}", flush=True)
     note(given.check(prunes=named.kinds.prune))
-    method = chosen_method(choice, recovery.recovery, embeds=embeds(named))
+    method = asked or choice.pair(recovery.recovery, embeds=embeds(named))
     note(given.check(solvers=(getattr(method, "solver", method),)))
     task = Task(Budget(named.prunable.space), recovery.recovery, embeds=embeds(named))
     note(given.check(needs=method.needs(task).statistics))

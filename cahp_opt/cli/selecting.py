@@ -54,7 +54,7 @@ def select(
     With --latency-table and no limit, the budget is 0.8 of the unpruned time.
     """
     note(given.check())
-    target = budget.target()
+    asked, target = chosen_method(choice), budget.target()
     check_file(records.output, "cahp-selection")
     stats = read_stats(records.stats)
     tell_kinds(stats)
@@ -62,7 +62,7 @@ def select(
     if profile is not None and profile.latency:
         target = limited(target)
     note(target.remarks(profile))  # before a refusal, which may stand on an estimate
-    method = chosen_method(choice, choice.recovery, embeds=not stats.sensitivity)
+    method = asked or choice.pair(choice.recovery, embeds=not stats.sensitivity)
     note(given.check(goals=target.goals))
     note(given.check(solvers=(getattr(method, "solver", method),)))
     task = Task(

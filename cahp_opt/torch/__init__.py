@@ -36,6 +36,7 @@ from cahp_opt.torch.latency.model_times import time_models
 from cahp_opt.torch.latency.peak_rates import measure_hardware
 from cahp_opt.torch.latency.roofline import estimate_latency
 from cahp_opt.torch.latency.timing_log import SampleFile
+from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.mask_tuning import tune_masks
 from cahp_opt.torch.recovery.refitting import BlockFit, refit
@@ -51,10 +52,12 @@ __all__ = [
     "Attention",
     "AttentionBlock",
     "BlockFit",
+    "Evidence",
     "ExportError",
     "FeedForwardBlock",
     "Fidelity",
     "ForeignTableWarning",
+    "ModelMethod",
     "OnnxGraph",
     "Pooling",
     "Prunable",
