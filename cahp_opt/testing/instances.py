@@ -195,9 +195,14 @@ def _not_monotone(rng: Rng, space: HeadSpace) -> Budget:
     return _within(_table(space, lambda u: rng.random(u + 1), rng), rng)
 
 
+def _heads(space: HeadSpace, limit: int) -> Budget:
+    """At most so many heads; all units, where all are neurons."""
+    return Budget.heads(space, limit) if space.of_attention.any() else _units(space, limit)
+
+
 def _per_block(rng: Rng, space: HeadSpace) -> Budget:
     per_block = Budget.heads_per_block(space, rng.integers(1, space.units + 1), minimum=1)
-    return per_block & Budget.heads(space, int(rng.integers(len(space.blocks), space.n + 1)))
+    return per_block & _heads(space, int(rng.integers(len(space.blocks), space.n + 1)))
 
 
 def _latency_per_block(rng: Rng, space: HeadSpace) -> Budget:
@@ -222,17 +227,17 @@ def _units(space: HeadSpace, limit: int) -> Budget:
 
 
 def _both_kinds(rng: Rng, space: HeadSpace) -> Budget:
-    heads = Budget.heads(space, int(rng.integers(0, space.n + 1)))
+    heads = _heads(space, int(rng.integers(0, space.n + 1)))
     share = float(rng.uniform(0.05, 1))
     return heads if space.of_attention.all() else heads & Budget.neurons(space, share)
 
 
 def _even(rng: Rng, space: HeadSpace) -> Budget:
-    return Budget(space, even=True) & Budget.heads(space, int(rng.integers(0, space.n + 1)))
+    return Budget(space, even=True) & _heads(space, int(rng.integers(0, space.n + 1)))
 
 
 BUDGETS: Mapping[str, BudgetMaker] = {
-    "heads": lambda rng, space: Budget.heads(space, int(rng.integers(0, space.n + 1))),
+    "heads": lambda rng, space: _heads(space, int(rng.integers(0, space.n + 1))),
     "heads and neurons": _both_kinds,
     "nothing fits": lambda rng, space: _units(space, 0),
     "everything fits": lambda rng, space: _units(space, space.n),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,24 +31,33 @@ def check_relabelling(solver: Solver, problem: Problem, rng: np.random.Generator
     order: Ints = np.concatenate(
         [space.slices[b].start + rng.permutation(space.units[b]) for b in blocks]
     )
-    renamed = HeadSpace(tuple(space.blocks[b] for b in blocks))
-    budget = Budget(
-        renamed,
-        tuple(
-            dataclasses.replace(t, costs=tuple(t.costs[b] for b in blocks))
-            for t in problem.budget.tables
-        ),
-        problem.budget.fewest[blocks],
-        problem.budget.most[blocks],
-        problem.budget.multiples[blocks],
-        problem.budget.even,
-    )
+    budget = reordered(problem.budget, blocks)
     second = answer(solver, Problem(_Relabelled(problem.objective, order), budget))
     # The relabelled view hides structure, which an exact solver may need.
     require(
         second is None or math.isclose(first.value, second.value, **CLOSE),
         f"`{type(solver).__name__}` finds the value {first.value}, and {second and second.value} where "
         f"blocks and units come in the order {order.tolist()}.",
+    )
+
+
+def reordered(budget: Budget, blocks: Sequence[int]) -> Budget:
+    """The same budget with its blocks in another order.
+
+    Args:
+        budget: the limits and ranges.
+        blocks: the number of the block at every place.
+    """
+    chosen = list(blocks)
+    return Budget(
+        HeadSpace(tuple(budget.space.blocks[b] for b in chosen)),
+        tuple(
+            dataclasses.replace(t, costs=tuple(t.costs[b] for b in chosen)) for t in budget.tables
+        ),
+        budget.fewest[chosen],
+        budget.most[chosen],
+        budget.multiples[chosen],
+        budget.even,
     )
 
 

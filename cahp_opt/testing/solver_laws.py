@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.solver import Solver, Status
 from cahp_opt.space import HeadSpace
 from cahp_opt.testing.answers import CLOSE, answer, best_value
-from cahp_opt.testing.broken_law import BrokenLaw, found_on, require
+from cahp_opt.testing.broken_law import found_on, require
 from cahp_opt.testing.instances import (
     BUDGETS,
     OBJECTIVES,
@@ -23,7 +23,9 @@ from cahp_opt.testing.instances import (
     ObjectiveMaker,
     make_problem,
 )
+from cahp_opt.testing.options import check_options
 from cahp_opt.testing.relabelling import check_relabelling
+from cahp_opt.testing.within_budget import check_costs, check_within
 
 
 class SolverCheck(NamedTuple):
@@ -77,7 +79,7 @@ def check_solver(
             "`objectives`, `budgets` and `spaces` must hold at least one each, and `rounds` must be at "
             f"least 1, got {len(objectives)}, {len(budgets)}, {len(spaces)} and {rounds}."
         )
-    check_value(solver)
+    check_options(solver)
     pairs = [(o, b) for o in objectives for b in budgets]
     refused = best = 0
     for k in range(rounds * len(pairs)):
@@ -101,24 +103,6 @@ def check_solver(
     return SolverCheck(rounds * len(pairs) - refused, refused, best)
 
 
-def check_value(solver: Solver) -> None:
-    """A solver is a frozen dataclass of options, with a docstring."""
-    name = type(solver).__name__
-    if not dataclasses.is_dataclass(solver):
-        raise BrokenLaw(f"`{name}` must be a dataclass of its options.")
-    copy = dataclasses.replace(solver)
-    require(
-        isinstance(solver, Hashable) and solver == copy and hash(solver) == hash(copy),
-        f"`{name}` must be a frozen dataclass, equal to another with the same options.",
-    )
-    texts = [f.name for f in dataclasses.fields(solver) if f.type in ("str", str)]
-    require(not texts, f"the options {texts} of `{name}` are strings; use an Enum.")
-    written = type(solver).__doc__ or f"{name}("
-    require(
-        not written.startswith(f"{name}("), f"`{name}` must have a docstring."
-    )  # dataclass's own
-
-
 def check_selection(
     solver: Solver, problem: Problem, optimum: float, seed: int
 ) -> Selection | None:
@@ -134,7 +118,9 @@ def check_selection(
     if selection is None:
         return None
     name, value, bound = type(solver).__name__, selection.value, selection.bound
-    _check_costs(name, problem, selection)
+    counts = problem.space.counts(selection.kept)
+    check_within(name, problem.budget, counts)
+    check_costs(name, problem.budget, counts, selection.costs)
     slack = 1e-9 * max(1, abs(optimum))
     require(
         value == problem.objective.value(selection.kept) and value <= optimum + slack,
@@ -163,33 +149,6 @@ def check_selection(
         + (f"{np.flatnonzero(again.kept).tolist()} with {again.bound}." if again else "refused."),
     )
     return selection
-
-
-def _check_costs(name: str, problem: Problem, selection: Selection) -> None:
-    """The budget holds, computed here from the counts, and the costs that the selection tells are so."""
-    budget, counts = problem.budget, problem.space.counts(selection.kept)
-    uneven = counts % budget.multiples > 0
-    require(
-        np.all(budget.fewest <= counts)
-        and np.all(counts <= budget.most)
-        and np.all(counts[uneven] == problem.space.units[uneven]),
-        f"`{name}` keeps {counts.tolist()} units per block, and the budget allows from "
-        f"{budget.fewest.tolist()} to {budget.most.tolist()} in multiples of {budget.multiples.tolist()}.",
-    )
-    for kind in (problem.space.of_attention, ~problem.space.of_attention):
-        require(
-            not budget.even or len(set(counts[kind].tolist())) <= 1,
-            f"`{name}` keeps {counts.tolist()} units per block, and the budget is even.",
-        )
-    for table in budget.tables:
-        own = sum(c[k] for c, k in zip(table.costs, counts, strict=True))
-        cost, told = max(table.least, table.fixed + own), selection.costs[table.name]
-        require(
-            cost <= table.limit * (1 + 1e-12)
-            and math.isclose(told.value, cost, rel_tol=1e-12, abs_tol=1e-15)
-            and (told.limit, told.unit) == (table.limit, table.unit),
-            f"the selection of `{name}` costs {cost} of {table.limit} by {table.name}, and tells {told}.",
-        )
 
 
 def check_launch_time(solver: Solver, problem: Problem, seed: int) -> None:

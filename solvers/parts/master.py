@@ -164,13 +164,14 @@ class Master:
 
     def solve(self, deadline: float, seed: int, hint: Bools | None = None) -> Answer:
         """Branch and bound with HiGHS, one thread, from a hint, bool ``[n]``; with SCIP if HiGHS
-        fails."""
-        try:
-            return self._solve(self._mo.SolverType.HIGHS, deadline, seed, hint)
-        except (AttributeError, RuntimeError) as failure:
-            # HiGHS sometimes ends in an internal error, which OR-Tools 9.15 turns to AttributeError.
-            _log.info("HiGHS failed (%s); solving with SCIP.", failure)
-            return self._solve(self._mo.SolverType.GSCIP, deadline, seed, hint)
+        fails; no answer if both do."""
+        for kind in (self._mo.SolverType.HIGHS, self._mo.SolverType.GSCIP):
+            try:
+                return self._solve(kind, deadline, seed, hint)
+            except (AttributeError, RuntimeError) as failure:
+                # Both sometimes end in an internal error, which OR-Tools 9.15 turns to AttributeError.
+                _log.info("%s failed (%s).", kind.name, failure)
+        return Answer(None, math.inf)
 
     def _in_time(self) -> None:
         if time.monotonic() > self._deadline:

@@ -24,7 +24,8 @@ from stand_ins import count_weights_as_time, stand_in_for_the_demo
 from cahp_opt import HeadSpace, Problem
 from cahp_opt.testing import SPACES, BrokenLaw, check_solver
 from cahp_opt.testing.objective_laws import check_declared_facts, check_tracker
-from cahp_opt.testing.solver_laws import check_selection, check_value
+from cahp_opt.testing.options import check_options
+from cahp_opt.testing.solver_laws import check_selection
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
@@ -145,7 +146,7 @@ def invented() -> Iterator[ModuleType]:
 
 
 def test_the_invented_solver_is_a_value(invented: ModuleType) -> None:
-    check_value(invented.Annealing())
+    check_options(invented.Annealing())
 
 
 @given(problem=problems(), seed=st.integers(0, 100))

@@ -25,8 +25,9 @@ from cahp_opt.solvers import (
 from cahp_opt.testing import OBJECTIVES, SPACES
 from cahp_opt.testing.answers import CLOSE, answer
 from cahp_opt.testing.objective_laws import check_declared_facts, check_tracker
+from cahp_opt.testing.options import check_options
 from cahp_opt.testing.relabelling import check_relabelling
-from cahp_opt.testing.solver_laws import check_launch_time, check_selection, check_value
+from cahp_opt.testing.solver_laws import check_launch_time, check_selection
 
 each_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 each_objective = pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -40,7 +41,7 @@ def test_every_objective_has_a_maker() -> None:
 
 @each_solver
 def test_a_solver_is_a_value(solver: Solver) -> None:
-    check_value(solver)
+    check_options(solver)
 
 
 @each_solver

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cahp_opt import HeadSpace, Problem, Status, select
 from cahp_opt.objectives import ExplainedVariance, Modular, Quadratic
 from cahp_opt.solvers import MIQP, BruteForce, DynamicProgram, Relaxation
 from cahp_opt.solvers.miqp import Formulation
+from cahp_opt.solvers.parts.master import Answer, Master
 
 BOTH = (Formulation.OUTER_APPROXIMATION, Formulation.LINEARISED)
 
@@ -130,3 +132,21 @@ def test_a_failure_of_highs_is_no_failure() -> None:
             found = select(Problem(objective, problem.budget), MIQP())
             best = select(Problem(objective, problem.budget), BruteForce())
             assert found.value == pytest.approx(best.value) and found.bound >= best.value - 1e-9
+
+
+def test_a_failure_of_both_solvers_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer of the local search stands, with the bounds that need no master."""
+    failed: list[str] = []
+    solve = Master._solve
+
+    def fail(self: Master, kind: Any, deadline: float, seed: int | None, hint: Any) -> Answer:
+        if seed is None:
+            return solve(self, kind, deadline, seed, hint)
+        failed.append(kind.name)
+        raise AttributeError("'StatusNotOk' object has no attribute 'canonical_code'")
+
+    monkeypatch.setattr(Master, "_solve", fail)
+    problem = damage_problem(0, blocks=3, units=4)
+    found, best = select(problem, MIQP()), select(problem, BruteForce())
+    assert failed == ["HIGHS", "GSCIP"]
+    assert found.value <= best.value <= found.bound + 1e-9
