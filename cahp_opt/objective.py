@@ -89,6 +89,11 @@ class Objective(ABC):
         """The value of a keep-set, bool ``[n]``."""
 
     @property
+    def whole(self) -> float:
+        """The value of the unpruned model, which keeps every unit: other values are shares of it."""
+        return self.value(np.ones(self.n, dtype=np.bool_))
+
+    @property
     def monotone(self) -> bool:
         """Whether adding a unit never lowers the value."""
         return False
@@ -203,6 +208,10 @@ class WeightedSum(Objective):
     @property
     def n(self) -> int:
         return self.parts[0][1].n
+
+    @property
+    def whole(self) -> float:
+        return sum(weight * part.whole for weight, part in self.parts)
 
     @property
     def monotone(self) -> bool:

@@ -55,6 +55,8 @@ class Selection:
     """What sliced models were measured to take while this answer was looked for, in order."""
     basis: Basis = field(default_factory=Basis)
     """What the limits rest on."""
+    whole: float = math.nan
+    """The objective's value for the unpruned model; NaN if it is unknown."""
 
     def __post_init__(self) -> None:
         kept = self.space.check(self.kept).copy()
@@ -88,6 +90,17 @@ class Selection:
         return relative_gap(self.value, self.bound)
 
     @property
+    def share(self) -> float:
+        """The value as a share of the unpruned model's; NaN where that is unknown, or not above 0."""
+        return self.of_whole(self.value)
+
+    def of_whole(self, value: float) -> float:
+        """A value of the objective as a share of the unpruned model's; NaN where that is unknown, or not
+        above 0."""
+        known = math.isfinite(self.whole) and self.whole > 0 and math.isfinite(value)
+        return value / self.whole if known else math.nan
+
+    @property
     def counts(self) -> npt.NDArray[np.int64]:
         """Units kept per block, shape ``[blocks]``."""
         return self.space.counts(self.kept)
@@ -113,7 +126,10 @@ class Selection:
             for block, part, ids in zip(blocks, portions, self.heads().values(), strict=True)
         ]
         gap = f"{100 * self.gap:.3g} %" if math.isfinite(self.gap) else "unknown"
-        lines.append(f"value {self.value:.6g}   bound {self.bound:.6g}   gap {gap}")
+        share = (
+            "" if math.isnan(self.share) else f", {100 * self.share:.4g} % of the unpruned model's"
+        )
+        lines.append(f"value {self.value:.6g}{share}   bound {self.bound:.6g}   gap {gap}")
         lines += [
             f"{name}: {cost.value:.6g} of {cost.limit:.6g}" for name, cost in self.costs.items()
         ]
@@ -145,6 +161,7 @@ class Selection:
             "provenance": dict(self.provenance),
             "rounds": [r.to_json() for r in self.rounds],
             "basis": self.basis.to_json(),
+            "whole": _number(self.whole),
         }
 
     @staticmethod
@@ -187,6 +204,7 @@ class Selection:
             provenance,
             tuple(Round.from_json(r) for r in data.get("rounds", ())),
             basis,
+            math.nan if data.get("whole") is None else float(data["whole"]),
         )
 
 
@@ -275,6 +293,7 @@ def select(
         repr(solver),
         time.monotonic() - start,
         proposal.stats,
+        whole=float(problem.objective.whole),
     )
 
 

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("solvers",),
     ("studies",),
     ("runs",),
-    ("methods",),
+    ("methods", "reports"),
     ("cahp_opt", "demo", "testing"),
     ("torch/blocks",),
     ("torch/running",),

@@ -10,6 +10,7 @@ from cahp_opt.cli.display import Display
 from cahp_opt.cli.loading import embeds, in_kinds, named_of
 from cahp_opt.cli.options import ModelOptions
 from cahp_opt.cli.outputs import check_folder, kept_runs, show
+from cahp_opt.cli.unused_options import Given
 from cahp_opt.costs.prune import Prune
 from cahp_opt.runs.budget_options import BudgetOptions
 from cahp_opt.runs.kinds import KindOptions
@@ -44,7 +45,7 @@ class DemoOptions:
     threads: int | None = same(ModelOptions, "threads")
 
 
-def demo(options: DemoOptions) -> None:
+def demo(given: Given, options: DemoOptions) -> None:
     """Prune all-MiniLM-L6-v2 with text that every Python carries, and words of its vocabulary; a few minutes on
     two cores.
 
@@ -70,8 +71,9 @@ def demo(options: DemoOptions) -> None:
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
+    applying = Applying(workloads=workloads, seed=options.seed, command=given.line)
     method = SelectionOptions().pair(Recovery.REFIT, embeds=embeds(named))
-    plan = PruningPlan(target, method, Applying(workloads=workloads, seed=options.seed))
+    plan = PruningPlan(target, method, applying)
     with kept_runs(output.output_dir.resolve(), workloads) as samples:
         report = run_pipeline(named, texts, plan, output, samples=samples, stages=display)
     show(report, output.output_dir)

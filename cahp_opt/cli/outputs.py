@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cahp_opt.cli.notes import note
-from cahp_opt.cli.tables import tables
+from cahp_opt.cli.summary import summary
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.files.belongings import Belongings, some
 from cahp_opt.files.folders import check_free
@@ -100,5 +100,6 @@ def check_writable(path: Path) -> None:
 
 
 def show(report: Report, folder: Path) -> None:
-    """Show the tables of a run on stdout."""
-    Console().print(tables(report, str(folder)))
+    """Show the result of a run on stdout: one screen, and where the rest is."""
+    for line in summary(report, str(folder), width=min(Console().width, 100)):
+        print(line)

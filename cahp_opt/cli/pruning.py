@@ -83,7 +83,7 @@ def prune(
 
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
-    applying = Applying(recovery, workloads, texts.reading, choice.seed)
+    applying = Applying(recovery, workloads, texts.reading, choice.seed, given.line)
     plan = PruningPlan(target, method, applying, choice.time_limit, timing.rounds, choice.amounts)
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
@@ -157,6 +157,7 @@ def apply(
 
     from cahp_opt.torch.pipeline.applying import apply_selection
 
-    applying = Applying(recovery, timing.workloads(selection), texts.reading, applied.seed)
+    workloads = timing.workloads(selection)
+    applying = Applying(recovery, workloads, texts.reading, applied.seed, given.line)
     report = apply_selection(named, selection, examples, applying, output, stages=display)
     show(report, output.output_dir)

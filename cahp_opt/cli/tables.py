@@ -1,45 +1,20 @@
-"""The report and the selection as tables for the terminal."""
+"""Selections, profiles and comparisons as tables for the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cahp_opt.costs.budget import Budget
-from cahp_opt.costs.checks import Check
 from cahp_opt.costs.cost_table import CostTable
 from cahp_opt.costs.profile import Profile
-from cahp_opt.costs.provenance import Execution, Provenance
-from cahp_opt.costs.quantities import QUANTITIES, amount, unit_of_measure
-from cahp_opt.runs.media import Medium
-from cahp_opt.runs.recovery import Recovery
-from cahp_opt.runs.report import FidelityReport, Report, verdict
+from cahp_opt.costs.quantities import QUANTITIES, amount
+from cahp_opt.reports.wording import objective_meaning, share_of_whole
 from cahp_opt.selection import Selection, listed
 from cahp_opt.studies.comparison import Comparison
-
-
-def tables(report: Report, folder: str) -> RenderableType:
-    """The final table for people.
-
-    Args:
-        report: the report to show.
-        folder: where the files are.
-    """
-    parts: list[RenderableType] = [_kept(report.selection), _answer(report.selection)]
-    parts.extend(_latency(n, found, report.where[n]) for n, found in report.latency.items())
-    if report.goals:
-        parts.append(_goals(report.goals))
-    if report.selection.rounds:
-        parts.append(_rounds(report.selection))
-    if report.fidelity is not None:
-        parts.append(_fidelity(report.fidelity, report.recovery, report.medium))
-    parts.append(_result(report, folder))
-    parts.extend(f"Note: {note}" for note in report.notes)
-    return Group(*(_unwrapped(part) for part in parts))
 
 
 def selection_tables(selection: Selection) -> RenderableType:
@@ -144,9 +119,9 @@ def _answer(selection: Selection) -> Table:
     for name in ("objective", "solver"):
         if name in selection.provenance:
             table.add_row(name, selection.provenance[name])
-    table.add_row("value", f"{selection.value:.6g}")
+    table.add_row(objective_meaning(selection).name, _of_whole(selection, selection.value))
     known = math.isfinite(selection.bound)
-    table.add_row("upper bound", f"{selection.bound:.6g}" if known else "none known")
+    table.add_row("upper bound", _of_whole(selection, selection.bound) if known else "none known")
     table.add_row("gap", f"{100 * selection.gap:.3g} %" if known else "unknown")
     table.add_row("status", selection.status.value)
     if selection.certificate:
@@ -160,120 +135,11 @@ def _answer(selection: Selection) -> Table:
     return table
 
 
-def _latency(name: str, latency: Check, facts: Provenance) -> Table:
-    where = f"{facts.batch} x {facts.sequence_length} tokens, {facts.dtype}, {facts.device}"
-    if facts.threads:
-        where += f", {facts.threads} thread{'s' if facts.threads > 1 else ''}"
-    if facts.execution is not Execution.EAGER:
-        where += f", {facts.execution.value}"
-    unit = unit_of_measure(name) if " " in name else "s"
-    table = _table(f"{'End-to-end latency of ' if unit == 's' else ''}{name} ({where})")
-    for column in ("", "predicted", "measured", "error"):
-        table.add_column(column, justify="right" if column else "left")
-    table.add_row(
-        "dense",
-        amount(latency.dense_predicted, unit),
-        amount(latency.dense_measured, unit),
-        _percent(latency.dense_error),
-    )
-    table.add_row(
-        "sliced",
-        amount(latency.predicted, unit),
-        amount(latency.measured, unit),
-        _percent(latency.error),
-    )
-    table.add_row(
-        "sliced / dense",
-        _share(latency.predicted_ratio),
-        _share(latency.ratio),
-        _percent(latency.ratio_error),
-    )
-    table.add_row("speed-up", "", f"{latency.speed_up:.2f} x", "")
-    table.add_row("spread of the machine", "", f"{100 * latency.spread:.1f} %", "")
-    return table
-
-
-def _goals(goals: Mapping[str, Check]) -> Table:
-    what = "Latency goals" if all(unit_of_measure(name) == "s" for name in goals) else "Goals"
-    table = _table(f"{what}, measured on the model that was saved")
-    for column in ("goal", "limit", "predicted", "measured", "error", ""):
-        table.add_column(column, justify="left" if column in ("goal", "") else "right")
-    for name, check in goals.items():
-        table.add_row(
-            name,
-            amount(check.limit, unit_of_measure(name)),
-            amount(check.predicted, unit_of_measure(name)),
-            amount(check.measured, unit_of_measure(name)),
-            _percent(check.error),
-            verdict(check),
-        )
-    return table
-
-
-def _rounds(selection: Selection) -> Table:
-    table = _table(
-        "Rounds of selecting, slicing and measuring, in shares of their own unpruned time"
-    )
-    several = any(len(found.goals) > 1 for found in selection.rounds)
-    attention_alone = bool(selection.space.of_attention.all())
-    for name in ("round", "kept", *(["goal"] * several), "predicted", "measured", "limit"):
-        table.add_column(name, justify="left" if name == "goal" else "right")
-    table.add_column("error", justify="right")
-    table.add_column("over", justify="right")
-    table.add_column("")
-    for number, found in enumerate(selection.rounds, start=1):
-        totals = selection.space.totals(found.counts)
-        kept = ", ".join(f"{total.kept} {total.what}" for total in totals)
-        lead = [str(number), str(sum(found.counts)) if attention_alone else kept]
-        remarks = ["fastest"] * found.fastest + ["chosen"] * (found == selection.measured)
-        for name, check in found.goals.items():
-            table.add_row(
-                *lead,
-                *([name] * several),
-                _share(check.predicted_ratio),
-                _share(check.ratio),
-                _share(None if check.limit is None else check.limit / check.dense_measured),
-                _percent(check.ratio_error),
-                _percent(check.over),
-                ", ".join(remarks),
-            )
-            lead, remarks = ["", ""], []
-    return table
-
-
-def _fidelity(fidelity: FidelityReport, recovery: Recovery, medium: Medium) -> Table:
-    pooled = f", {fidelity.pooling} pooling" if fidelity.pooling else ""
-    compared = f"{fidelity.examples} {medium.value} kept back{pooled}"
-    table = _table(f"Fidelity to the dense model ({compared})")
-    table.add_column("")
-    table.add_column("sliced", justify="right")
-    if fidelity.after is not None:
-        table.add_column(f"after {recovery.value}", justify="right")
-    for name, value in fidelity.before.items():
-        row = [name.replace("_", " ").replace(" at ", "@"), f"{value:.4g}"]
-        if fidelity.after is not None:
-            row.append(f"{fidelity.after[name]:.4g}")
-        table.add_row(*row)
-    return table
-
-
-def _result(report: Report, folder: str) -> Table:
-    table = _facts("Result")
-    table.add_row("model", report.model)
-    before, after = report.parameters
-    table.add_row("weights", f"{after:,} of {before:,} ({100 * after / before:.1f} %)")
-    table.add_row("sliced against gated", f"outputs differ by at most {report.mask_difference:.2g}")
-    table.add_row("loaded again", "outputs equal the sliced model's exactly")
-    table.add_row("recovery", report.recovery.value)
-    if report.calibration_texts:
-        table.add_row(f"calibration {report.medium.value}", f"{report.calibration_texts:,}")
-        if report.medium is Medium.TEXT:
-            table.add_row("read, with held-out texts", report.counts.in_words())
-    stages = ", ".join(f"{name} {taken:.1f}" for name, taken in report.seconds.items())
-    table.add_row("seconds", f"{sum(report.seconds.values()):.1f} ({stages})")
-    files = ", ".join(f"{name} ({_bytes(size)})" for name, size in report.files.items())
-    table.add_row(f"written to {folder}", files)
-    return table
+def _of_whole(selection: Selection, value: float) -> str:
+    """A value of the objective, as a share of the unpruned model's where that is known."""
+    share = selection.of_whole(value)
+    told = "" if math.isnan(share) else f", {share_of_whole(share)} of the unpruned model's"
+    return f"{value:.6g}{told}"
 
 
 def _table(title: str) -> Table:
@@ -285,15 +151,3 @@ def _facts(title: str) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("")
     return table
-
-
-def _share(x: float | None) -> str:
-    return "" if x is None else f"{x:.3f}"
-
-
-def _percent(x: float | None) -> str:
-    return "" if x is None else f"{100 * x:+.1f} %"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

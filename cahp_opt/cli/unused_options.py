@@ -6,8 +6,10 @@ later, such as the solver that suits the statistics; the same table is asked aga
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import typer
@@ -37,6 +39,23 @@ class Given:
     values: Mapping[str, Any]
     explicit: frozenset[str]
     flags: Mapping[str, str]
+
+    @property
+    def line(self) -> str:
+        """The command for a shell: what was given, arguments without an option first."""
+        words, options = ["cahp", self.command], list[str]()
+        for name in (name for name in self.values if name in self.explicit):
+            value, flag = self.values[name], self.flags[name]
+            for one in value if isinstance(value, (list, tuple)) else (value,):  # pyright: ignore[reportUnknownVariableType]
+                if isinstance(one, bool):
+                    options.append(flag if one else flag.replace("--", "--no-", 1))
+                    continue
+                told = str(one.value if isinstance(one, Enum) else one)  # pyright: ignore[reportUnknownArgumentType]
+                if flag.startswith("-"):
+                    options += [flag, told]
+                else:
+                    words.append(told)
+        return shlex.join([*words, *options])
 
     @staticmethod
     def of(context: typer.Context, values: Mapping[str, Any]) -> Given:

@@ -162,6 +162,13 @@ class ExplainedVariance(Objective):
         return sum(self.units)
 
     @property
+    def whole(self) -> float:
+        """The variance of all dense outputs, weighted: what there is to explain. The ridge keeps even the
+        whole set of units a little below it."""
+        totals = [form.trace(c) for c, form in zip(self.covariance, self.forms, strict=True)]
+        return float(self.weights @ np.array(totals))
+
+    @property
     def monotone(self) -> bool:
         return True
 

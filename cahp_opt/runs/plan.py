@@ -287,12 +287,14 @@ class Applying:
         workloads: the workloads that the sliced model is timed on, at least one.
         reading: how texts become batches.
         seed: of every random choice.
+        command: what was typed, for the report; empty for nothing.
     """
 
     recovery: RecoveryOptions = RecoveryOptions()
     workloads: tuple[Workload, ...] = (Workload(),)
     reading: Reading = Reading()
     seed: int = 0
+    command: str = ""
 
 
 @dataclass(frozen=True)

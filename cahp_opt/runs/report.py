@@ -39,7 +39,7 @@ class FidelityReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the final table shows.
+    """Everything that is known at the end of a run.
 
     Args:
         model: name of the model.
@@ -57,6 +57,8 @@ class Report:
         recovery: what was done for the sliced model.
         counts: how many texts and tokens of the data were read, held-out ones too, and how many not.
         medium: what the model was calibrated and judged on.
+        seed: of every random choice.
+        command: what was typed; empty where the run was started otherwise.
     """
 
     model: str
@@ -74,6 +76,8 @@ class Report:
     recovery: Recovery = Recovery.NONE
     counts: TextCounts = TextCounts()
     medium: Medium = Medium.TEXT
+    seed: int = 0
+    command: str = ""
 
     def save(self, path: PathLike) -> None:
         """Write the report as JSON; NaN and infinity become null."""
@@ -98,6 +102,8 @@ class Report:
             "notes": list(self.notes),
             "recovery": self.recovery.value,
             "medium": self.medium.value,
+            "seed": self.seed,
+            "command": self.command,
         }
         write_json(path, _KIND, _VERSION, _finite(body))
 
@@ -152,6 +158,7 @@ def _latency(found: Check, where: Provenance) -> dict[str, Any]:
         "sequence_length": where.sequence_length,
         "phase": where.phase.value,
         "execution": where.execution.value,
+        "versions": dict(where.versions),
         "speed_up": found.speed_up,
         "error": found.error,
     }

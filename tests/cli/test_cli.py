@@ -95,7 +95,11 @@ def test_prune_writes_everything_and_shows_it(
         "cahp_selection.json",
         "stats.safetensors",
     } <= set(report["files"])
-    assert set(report["files"]) == set(os.listdir(output)) - {"report.json", "cahp_files.json"}
+    assert set(report["files"]) == set(os.listdir(output)) - {
+        "report.html",
+        "report.json",
+        "cahp_files.json",
+    }
     assert [p.name for p in tmp_path.iterdir()] == ["pruned"]  # nothing temporary stays
 
     selection = Selection.load(output / "cahp_selection.json")
@@ -113,8 +117,11 @@ def test_prune_writes_everything_and_shows_it(
     assert report["read"]["texts"] == 60 and report["read"]["cut_tokens"] == 0
     assert report["reloaded"] is True
     assert report["notes"]
-    for part in ("upper bound", "gap", "Latency goals", "after refit", "exactly", "speed-up"):
+    for part in ("of the unpruned model's", "proved", "goal", "after refit", "speed-up"):
         assert part in shown
+    assert len(shown.splitlines()) <= 20
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"cahp prune {model}" in page and "exactly" in page
 
     small = from_pretrained(output)
     dense = AutoModel.from_pretrained(model)
@@ -179,8 +186,10 @@ def test_a_goal_that_is_missed_is_solved_again(
     assert report["latency"]["prefill"]["predicted_dense"] == pytest.approx(16e-3)
     assert any("took 23 % more than in the latency table of prefill" in n for n in report["notes"])
     shown = capsys.readouterr().out
-    for part in ("Rounds of selecting", "+10.8 %", "chosen", "met, 3.4 % below"):
-        assert part in shown, part
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "met, 3.4 % below" in shown
+    for part in ("Rounds of choosing", "+10.8 %", "chosen", "met, 3.4 % below"):
+        assert part in page, part
 
     assert prune(model, tmp_path / "once", *goal, "--rounds", "1") == 0
     report = Report.read(tmp_path / "once" / "report.json")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from benchmarks.picture import DROPPED, KEPT, draw
 from cahp_opt import (
@@ -27,7 +26,7 @@ from cahp_opt import (
     compare,
     frontier,
 )
-from cahp_opt.cli.tables import tables
+from cahp_opt.cli.summary import LINES, summary
 from cahp_opt.files.records import read_json, write_json
 from cahp_opt.objectives import Modular
 from cahp_opt.runs.report import Report
@@ -91,17 +90,22 @@ def report() -> Report:
     return Report("tiny", chosen, {}, {}, {"latency": check}, None, (100, 60), 0.0)
 
 
-def test_the_final_table_shows_both() -> None:
-    console = Console(width=200, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(tables(report(), "folder"))
-    rows = [
-        [cell.strip() for cell in line.split("│")][1:-1] for line in captured.get().splitlines()
-    ]
-    assert ["layer.0.mlp", "640", "1536 neurons", "groups 0-3 5"] in rows
-    assert ["layer.0.attention", "2", "12 heads", "0 5"] in rows
-    assert ["all", "6", "16 units", ""] in rows and ["all", "640", "3072 neurons", ""] in rows
-    assert any("6 units, 640 neurons" in row for row in rows)
+def test_the_summary_shows_both() -> None:
+    first, *others = summary(report(), "folder")
+    assert first == "kept      6 of 16 units and 640 of 3,072 neurons; 60.0 % of the weights"
+    assert any("folder: report.html" in line for line in others)
+
+
+def test_the_summary_is_one_screen_whatever_there_is_to_say() -> None:
+    check = report().goals["latency"]
+    many = {f"workload {i}": check for i in range(12)}
+    notes = tuple(f"note {i} " + "word " * 30 for i in range(9))
+    for crowded in (replace(report(), notes=notes), replace(report(), notes=notes, goals=many)):
+        lines = summary(crowded, "folder")
+        assert len(lines) <= LINES and all(len(line) <= 80 for line in lines)
+        assert lines[-1].startswith("written   folder: report.html")
+        assert any("notes in report.html" in line for line in lines)
+    assert not any("... and" in line for line in summary(report(), "folder"))
 
 
 def test_the_report_tells_neurons_and_leaves_orders_to_the_selection(tmp_path: Path) -> None:

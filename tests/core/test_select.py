@@ -6,7 +6,7 @@ import itertools
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from cahp_opt import (
     Objective,
     Problem,
     Proposal,
+    Selection,
     Solver,
     Status,
     Unit,
@@ -64,6 +65,29 @@ def test_value_costs_and_bound_are_computed_here() -> None:
     assert selection.value == 8 and selection.bound == 9 and selection.gap == 1 / 8
     assert selection.costs == {"units": (2, 2)}
     assert select(PROBLEM, Says((4, 5))).status is Status.OPTIMAL
+
+
+def test_values_are_shares_of_what_the_unpruned_model_has() -> None:
+    found = select(PROBLEM, TopK())
+    assert found.whole == 15.0 and found.share == found.value / 15 == 0.6
+    again = Selection.from_json(found.to_json())
+    assert (again.whole, again.share) == (found.whole, found.share)
+    assert "9, 60 % of the unpruned model's" in str(found)
+    doubled = select(Problem(2 * PROBLEM.objective, PROBLEM.budget), TopK())
+    assert doubled.whole == 30.0 and doubled.share == 0.6
+    for unknown in (math.nan, math.inf, 0.0, -1.0):
+        assert math.isnan(replace(found, whole=unknown).share)
+    assert "unpruned" not in str(replace(found, whole=math.nan))
+
+
+def test_what_least_squares_could_explain_is_the_variance_of_all_outputs() -> None:
+    rng = np.random.default_rng(0)
+    covariance = [np.cov(rng.normal(size=(9, 50))) for _ in range(2)]
+    readout = [w @ w.T for w in rng.normal(size=(2, 9, 9))]
+    found = ExplainedVariance(covariance, readout, [3, 3], weights=[2.0, 0.5])
+    told = 2 * np.trace(covariance[0] @ readout[0]) + 0.5 * np.trace(covariance[1] @ readout[1])
+    assert found.whole == pytest.approx(told)
+    assert 0.9 * told < found.value(np.ones(6, dtype=bool)) < told  # the ridge takes a little
 
 
 def test_bad_arguments() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cahp_opt.files.belongings import CARD_FILE, CARD_SEAL, card_digest, is_own_card
+from cahp_opt.reports.wording import objective_meaning, share_of_whole
 from cahp_opt.selection import Selection
 
 SPARE_CARD_FILE = "cahp_card.md"
 """Where a card is written if somebody else's README.md is there."""
 
 _LABELS = {
-    "value": "value of the objective",
     "bound": "certified upper bound",
     "gap": "gap",
 }
@@ -183,8 +183,8 @@ def _sizes(selection: Selection, neurons: Mapping[str, int]) -> Iterator[str]:
 def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
     if math.isfinite(selection.value):
         known = math.isfinite(selection.bound)
-        yield "value", f"{selection.value:.6g}"
-        yield "bound", f"{selection.bound:.6g}" if known else "none known"
+        yield objective_meaning(selection).name, _of_whole(selection, selection.value)
+        yield "bound", _of_whole(selection, selection.bound) if known else "none known"
         yield "gap", f"{100 * selection.gap:.3g} %" if known else "unknown"
         yield "certificate", selection.certificate
     yield "status", selection.status.value
@@ -192,6 +192,13 @@ def _facts(selection: Selection) -> Iterator[tuple[str, str]]:
         after = f" {cost.unit}" if cost.unit else ""
         told = f"{cost.value:.6g}{after} of at most {cost.limit:.6g}{after}"
         yield f"predicted {name}", told
+
+
+def _of_whole(selection: Selection, value: float) -> str:
+    """A value of the objective, and its share of the unpruned model's where that is known."""
+    share = selection.of_whole(value)
+    told = "" if math.isnan(share) else f", {share_of_whole(share)} of the unpruned model's"
+    return f"{value:.6g}{told}"
 
 
 def _cell(text: str) -> str:

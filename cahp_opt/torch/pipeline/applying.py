@@ -267,6 +267,8 @@ def save(
         recovery=_recovery(run),
         counts=run.texts.counts,
         medium=run.texts.medium,
+        seed=run.applying.seed,
+        command=run.applying.command,
     )
     return finish(report, run.folder, run.stages)
 

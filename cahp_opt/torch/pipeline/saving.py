@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from cahp_opt.files.belongings import LIST_FILE
 from cahp_opt.progress import Stages
+from cahp_opt.reports.page import REPORT_PAGE
+from cahp_opt.reports.pruning_page import pruning_page
 from cahp_opt.runs.report import REPORT_FILE, Report
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained
 from cahp_opt.torch.checkpoints.foreign_classes import is_foreign
@@ -53,10 +55,11 @@ def _tensors(output: Any) -> dict[str, Tensor]:
 
 
 def finish(report: Report, folder: Path, display: Stages) -> Report:
-    """Add times and files to the report, and write it."""
+    """Add times and files to the report, and write it, as a record and as a page."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != LIST_FILE)
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
     report = replace(report, seconds=dict(display.seconds), files=files)
     report.save(folder / REPORT_FILE)
-    size = (folder / REPORT_FILE).stat().st_size
-    return replace(report, files={**files, REPORT_FILE: size})
+    pruning_page(report).save(folder / REPORT_PAGE)
+    sizes = {name: (folder / name).stat().st_size for name in (REPORT_FILE, REPORT_PAGE)}
+    return replace(report, files={**files, **sizes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ def test_the_card_tells_what_was_kept_and_how_good_it_is() -> None:
         Selection.from_kept(HeadSpace.uniform(1, 2), [True, False]), architecture="X"
     )
     assert "bound" not in given and "gap" not in given
+
+
+def test_the_card_gives_a_value_its_meaning() -> None:
+    facts = {"objective": "explained-output"}
+    told = model_card(
+        replace(selection(), whole=4.0, provenance=facts), architecture="BertModel"
+    ).splitlines()
+    assert "| explained output | 2, 50.0 % of the unpruned model's |" in told
+    assert "| certified upper bound | 2.5, 62.5 % of the unpruned model's |" in told
 
 
 def test_the_card_of_neurons_states_their_numbers() -> None:
