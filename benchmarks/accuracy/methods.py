@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from benchmarks.accuracy.greedy import along, removal_path
 from cahp_opt import Budget, Problem, Selection, select
-from cahp_opt.arrays import Ints
+from cahp_opt.arrays import Bools, Ints
 from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
 from cahp_opt.objective import Objective
@@ -31,9 +30,11 @@ from cahp_opt.solver import Solver
 from cahp_opt.solvers import CAHP, MIQP, DynamicProgram, LazyGreedy, LocalSearch, RandomSubset, TopK
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.torch import calibrate, find_attention
+from cahp_opt.torch import calibrate, fidelity_of, find_attention
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.collectors import collectors_for
+from cahp_opt.torch.methods.removal import removal_path
+from cahp_opt.torch.methods.true_distance import TrueDistance
 from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of
 
 MIQP_SECONDS = 10.0
@@ -133,7 +134,7 @@ class Needs:
             seed: of random masks and probes.
         """
         if self.path:
-            return Measured(path=removal_path(model, batches_of(GREEDY_TEXTS)))
+            return Measured(path=whole_path(model, batches_of(GREEDY_TEXTS)))
         batches = batches_of(None)
         bare = batches if self.labels else [inputs_of(batch) for batch in batches]
         if self.choice is not None:
@@ -212,6 +213,20 @@ def _osscar(measured: Measured, task: Task) -> Selection:
     fixed = Budget(task.space, (), task.even, task.even)
     explained = ExplainedVariance.from_stats(measured.heads)
     return task.solve(explained, LocalSearch(LazyGreedy()), budget=fixed)
+
+
+def whole_path(model: nn.Module, batches: Sequence[Batch], least: int = 0) -> list[int]:
+    """Units in the order in which they are removed, down to this many: one nested path serves all budgets."""
+    attention = find_attention(model)
+    distance = TrueDistance(attention, fidelity_of(model), batches)
+    return removal_path(Budget.heads(attention.space, least), distance.without)
+
+
+def along(path: Sequence[int], n: int, removed: int) -> Bools:
+    """What is kept of ``n`` units after so many removals."""
+    kept = np.ones(n, dtype=np.bool_)
+    kept[list(path[:removed])] = False
+    return kept
 
 
 def _greedy(measured: Measured, task: Task) -> Selection:

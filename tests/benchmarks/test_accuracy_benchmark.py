@@ -20,8 +20,7 @@ from torch.nn import functional
 from benchmarks.accuracy import figures, report, run
 from benchmarks.accuracy.cost import counted
 from benchmarks.accuracy.data import read
-from benchmarks.accuracy.greedy import along, removal_path
-from benchmarks.accuracy.methods import METHODS, Task
+from benchmarks.accuracy.methods import METHODS, Task, along, whole_path
 from benchmarks.accuracy.training import Recipe, accuracy, groups, train
 from benchmarks.machine import described
 from benchmarks.pages import stale
@@ -311,7 +310,7 @@ def test_greedy_removal_is_what_brute_force_finds(
             damage[unit] = float((dense.exp() * (dense - other)).sum())
         expected.append(int(damage.argmin()))
         kept[expected[-1]] = False
-    assert removal_path(model, batches, least=1) == expected
+    assert whole_path(model, batches, least=1) == expected
     assert along(expected, n, 2).sum() == n - 2
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
+from cahp_opt.arrays import Bools
 from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.narrowing import over_what_is_left
 from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
 from cahp_opt.progress import Progress, silent
 from cahp_opt.runs.measuring import MeasuringOptions
+from cahp_opt.runs.method import Task
 from cahp_opt.selection import Selection, select
 from cahp_opt.solver import Solver, Status
 from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.stats.pooling import Pooling, provenance_of
-from cahp_opt.torch.blocks.finder import find_attention
+from cahp_opt.stats.pooling import provenance_of
+from cahp_opt.torch.blocks.finder import Prunable, find_attention
 from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.calibration.calibration import measure
+from cahp_opt.torch.calibration.collector import Collector
 from cahp_opt.torch.calibration.collectors import collectors_for
+from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.gates import gated
 from cahp_opt.torch.running.repeatable_batches import Repeated
@@ -86,42 +91,126 @@ def select_staged(
         raise ValueError(f"`kept` must be units to keep, 1 to {space.n}, got {kept}.")
     if stages < 1:
         raise ValueError(f"`stages` must be at least 1, got {stages}.")
-    statistics = {"salience", "gauss_newton", *(["fisher"] if fisher else [])}
-    measuring = MeasuringOptions(gradient_examples).of(statistics)
-    data, left = Repeated(batches), np.ones(space.n, dtype=np.bool_)
+    measuring = MeasuringOptions(gradient_examples).of(
+        {"salience", "gauss_newton", *(["fisher"] if fisher else [])}
+    )
+
+    def collectors(density: float) -> list[Collector]:
+        return collectors_for(replace(measuring, densities=(density,)))
+
     counts = stage_counts(space.n, kept, stages)
-    found: Selection | None = None
-    pooling: Pooling | None = None
-    for number, (before, after) in enumerate(pairwise(counts), start=1):
+    budgets = [Budget.heads(space, count) for count in counts[1:]]
+    way = StageRun(prunable, Repeated(batches), objective, solver, collectors, time_limit, seed)
+    found = way.last(way.narrowed(budgets, progress), budgets[-1])
+    return replace(found, provenance={"model": fingerprint(model), **found.provenance})
 
-        def told(stage: str, done: int, total: int, number: int = number) -> None:
-            progress(f"{stage}, stage {number}/{len(counts) - 1}", done, total)
 
-        with gated(prunable, left):
-            stats = measure(
-                prunable,
-                data,
-                collectors_for(replace(measuring, densities=(after / before,))),
-                seed=seed,
-                progress=told,
+class Narrowed(NamedTuple):
+    """What the stages before the last have left.
+
+    Args:
+        left: the units, bool ``[n]``.
+        counts: units before every stage.
+        stats: what the last stage chooses by, of these units.
+    """
+
+    left: Bools
+    counts: tuple[int, ...]
+    stats: HeadStats
+
+
+@dataclass(frozen=True, eq=False)
+class StageRun:
+    """How every stage measures and chooses; see :func:`select_staged`.
+
+    Args:
+        prunable: the blocks of the unpruned model.
+        batches: the same every time.
+        objective, solver, time_limit, seed: as for :func:`select_staged`.
+        collectors: what measures a stage that has room for this share of the units of the stage before.
+        fidelity: as for :func:`~cahp_opt.torch.calibrate`.
+    """
+
+    prunable: Prunable
+    batches: Iterable[Batch]
+    objective: Callable[[HeadStats], Objective]
+    solver: Solver
+    collectors: Callable[[float], Iterable[Collector]]
+    time_limit: float | None = None
+    seed: int = 0
+    fidelity: Fidelity | None = None
+
+    def narrowed(self, budgets: Sequence[Budget], progress: Progress = silent) -> Narrowed:
+        """Run all stages but for the choice of the last.
+
+        Args:
+            budgets: what every stage may keep, the last one at the end. What is left must be able to meet those
+                that follow (:func:`~cahp_opt.costs.narrowing.on_the_way`). A stage that would remove nothing is
+                left out.
+            progress: called once per batch of every stage.
+        """
+        left = np.ones(self.prunable.space.n, dtype=np.bool_)
+        counts, room = list[int](), len(left)
+        for number, budget in enumerate(budgets, start=1):
+            last = number == len(budgets)
+            if not last and budget.allows(self.prunable.space.counts(left)):
+                continue
+
+            def told(stage: str, done: int, total: int, number: int = number) -> None:
+                progress(f"{stage}, stage {number}/{len(budgets)}", done, total)
+
+            counts.append(int(left.sum()))
+            before, room = room, int(Task(over_what_is_left(budget, left)).even.sum())
+            stats = self._measured(left, max(room, 1) / max(before, room, 1), told)
+            if last:
+                return Narrowed(left, tuple(counts), stats)
+            left[left] = self._chosen(stats, left, budget).kept
+        raise ValueError("`budgets` is empty; at least one stage is needed.")
+
+    def last(self, narrowed: Narrowed, budget: Budget) -> Selection:
+        """The choice of the last stage, over all units.
+
+        Raises:
+            BudgetError: if nothing of what is left is within the budget.
+        """
+        found = self._chosen(narrowed.stats, narrowed.left, budget)
+        kept = narrowed.left.copy()
+        kept[narrowed.left] = found.kept
+        counts = (*narrowed.counts, int(kept.sum()))
+        facts = {
+            "stages": " > ".join(map(str, counts)),
+            **provenance_of(narrowed.stats.pooling),
+        }
+        found = replace(
+            found,
+            space=budget.space,
+            kept=kept,
+            costs=budget.costs(budget.space.counts(kept)),
+            provenance=facts,
+        )
+        if len(counts) == 2:
+            return found
+        certificate = (
+            f"the last of {len(counts) - 1} stages alone, which chose {counts[-1]} of {counts[-2]} units: "
+            f"{found.certificate}; what was removed before was not considered again"
+        )
+        status = Status.FEASIBLE if found.status is Status.OPTIMAL else found.status
+        return replace(found, status=status, certificate=certificate)
+
+    def _measured(self, left: Bools, density: float, progress: Progress) -> HeadStats:
+        with gated(self.prunable, left):
+            return measure(
+                self.prunable,
+                self.batches,
+                self.collectors(density),
+                fidelity=self.fidelity,
+                seed=self.seed,
+                progress=progress,
             ).restricted(left)
-        pooling = stats.pooling
-        problem = Problem(objective(stats), Budget.heads(stats.space, after))
-        found = select(problem, solver, time_limit=time_limit, seed=seed)
-        left[left] = found.kept
-    assert found is not None  # there is a stage even where nothing is removed
-    stages_told = " > ".join(map(str, counts))
-    facts = {"model": fingerprint(model), "stages": stages_told, **provenance_of(pooling)}
-    if len(counts) == 2:
-        return replace(found, provenance=facts)
-    certificate = (
-        f"the last of {len(counts) - 1} stages alone, which chose {counts[-1]} of {counts[-2]} units: "
-        f"{found.certificate}; what was removed before was not considered again"
-    )
-    status = Status.FEASIBLE if found.status is Status.OPTIMAL else found.status
-    return replace(
-        found, space=space, kept=left, status=status, certificate=certificate, provenance=facts
-    )
+
+    def _chosen(self, stats: HeadStats, left: Bools, budget: Budget) -> Selection:
+        problem = Problem(self.objective(stats), over_what_is_left(budget, left))
+        return select(problem, self.solver, time_limit=self.time_limit, seed=self.seed)
 
 
 def stage_counts(n: int, kept: int, stages: int) -> list[int]:

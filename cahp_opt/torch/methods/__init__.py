@@ -1,3 +1,9 @@
 """Methods that run the model to choose, one file each; add yours here."""
 
-__all__: list[str] = []
+from cahp_opt.torch.methods.greedy_kl import GreedyKL
+from cahp_opt.torch.methods.staged import Staged
+
+__all__ = [
+    "GreedyKL",
+    "Staged",
+]

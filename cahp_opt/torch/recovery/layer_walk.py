@@ -92,7 +92,7 @@ class LayerWalk:
                 "`model` has layers with more than one attention block (such as cross-attention), which "
                 "recovery cannot walk; it is for encoders and decoder-only models."
             )
-        self.resumes = _in_one_list(model, self.layers)
+        self.resumes = in_one_list(model, self.layers) is not None
         """Whether a run can begin at a layer other than the first."""
         self._memory = memory if self.resumes else 0
         self._remembered: dict[int, tuple[int, Tensor]] = {}
@@ -240,7 +240,7 @@ class LayerWalk:
         """Layers before ``start`` return their input, in the form they return their output."""
         with ExitStack() as stack:
             for index in range(start):
-                stack.enter_context(_forward_replaced(self.layers[index], self._rest[index]))
+                stack.enter_context(passing_through(self.layers[index], self._rest[index]))
             yield
 
 
@@ -368,9 +368,10 @@ def _attends(block: PrunableBlock) -> bool:
 
 
 @contextmanager
-def _forward_replaced(
-    layer: nn.Module, rest: tuple[Any, ...] | None
-) -> Generator[None, None, None]:
+def passing_through(layer: nn.Module, rest: tuple[Any, ...] | None) -> Generator[None, None, None]:
+    """A layer returns its first input, with ``rest`` behind it as it returns it beside its output; None for
+    the bare tensor."""
+
     def pass_through(*args: Any, **kwargs: Any) -> Any:
         hidden = first_input(layer, args, kwargs)
         return hidden if rest is None else (hidden, *rest)
@@ -425,10 +426,11 @@ def layer_of(model: nn.Module, block: PrunableBlock) -> nn.Module:
     )
 
 
-def _in_one_list(model: nn.Module, layers: Sequence[nn.Module]) -> bool:
+def in_one_list(model: nn.Module, layers: Sequence[nn.Module]) -> nn.ModuleList | None:
+    """The list of modules that holds all of these; None if no single one does."""
     wanted = {id(layer) for layer in layers}
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return any(wanted <= {id(layer) for layer in one} for one in lists)
+    return next((one for one in lists if wanted <= {id(layer) for layer in one}), None)
 
 
 def first_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

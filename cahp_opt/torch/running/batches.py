@@ -210,6 +210,17 @@ def examples(batch: Batch, start: int, stop: int) -> Batch:
     return cut
 
 
+def first_examples(batches: Iterable[Batch], number: int) -> Iterator[Batch]:
+    """The batches cut to the first examples, up to this many in all."""
+    left = number
+    for batch in batches:
+        if left <= 0:
+            return
+        part = examples(batch, 0, left)
+        left -= batch_size(part)
+        yield part
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of inputs: that of the input embedding or, without one, of the model's first
     weight.
