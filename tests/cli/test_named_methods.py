@@ -64,7 +64,7 @@ def test_a_method_of_the_users_own_prunes(
     own: None, model: Path, text: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    options = ["--text", text, "--heads", "3", "--minimum", "0", "--recovery", "none"]
+    options = ["--text", str(text), "--heads", "3", "--minimum", "0", "--recovery", "none"]
     assert prune(model, output, *options, "--method", "own_methods:Last") == 0
     selection = Selection.load(output / "cahp_selection.json")
     n = selection.space.n
@@ -92,5 +92,5 @@ def test_what_is_no_method_is_refused_before_the_model_is_loaded(
     options: list[str],
     told: str,
 ) -> None:
-    given = ["--text", text, "--heads", "3", *options]
+    given = ["--text", str(text), "--heads", "3", *options]
     refused(capsys, 2, told, run=lambda: prune(tmp_path / "nowhere", tmp_path / "out", *given))
