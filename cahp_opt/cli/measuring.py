@@ -138,13 +138,19 @@ def _measured(
     from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
     from cahp_opt.torch.texts.reading import encode_examples
     from cahp_opt.torch.texts.rehearsal import rehearse_texts
+    from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE, are_scored_pairs, calibration_texts
 
     fidelity = output_of(named.name, named.model, named.pooling)
     note(embedding_notes(named.model, fidelity))
+    paired = are_scored_pairs(examples, fidelity)
     batches, counts = encode_examples(
-        examples.calibration, named.tokenizer, named.model, texts.reading, statistics.seed
+        calibration_texts(examples) if paired else examples.calibration,
+        named.tokenizer,
+        named.model,
+        texts.reading,
+        statistics.seed,
     )
-    note([*examples.notes, *counts.notes()])
+    note([*examples.notes, *counts.notes(), *([PAIR_NOTE] if paired else [])])
     if texts.medium is Medium.TEXT:
         print(f"read: {counts.in_words()}", flush=True)
     rehearse_texts(named.prunable, batches[0], fidelity, texts.medium)

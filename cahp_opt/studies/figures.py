@@ -220,8 +220,8 @@ def _accuracy_of_counts() -> Figure:
     return Ratio("accuracy", True, of_one_model=True, of="right", per="labelled")
 
 
-def _root_mean(name: str, of: str, of_one_model: bool) -> Figure:
-    return Ratio(name, False, of_one_model=of_one_model, of=of, per="values", then=_root)
+def _root_mean(name: str, of: str, per: str, of_one_model: bool = False) -> Figure:
+    return Ratio(name, False, of_one_model=of_one_model, of=of, per=per, then=_root)
 
 
 NEIGHBOURS = 10
@@ -236,8 +236,8 @@ FIGURES: Mapping[Judging, tuple[Figure, ...]] = {
     ),
     Judging.LABELS: (_kl(), _agreement(per="answers"), _accuracy_of_counts()),
     Judging.NUMBERS: (
-        _root_mean("rms_difference", "squared_difference", False),
-        _root_mean("rms_error", "squared_error", True),
+        _root_mean("rms_difference", "squared_difference", "values"),
+        _root_mean("rms_error", "squared_error", "labelled", True),
     ),
     Judging.NEXT_TOKENS: (
         _kl("kl_per_token", per="tokens"),

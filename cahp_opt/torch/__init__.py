@@ -23,7 +23,7 @@ from cahp_opt.torch.calibration.staged_selection import select_staged
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.checkpoints.pushing import push_to_hub
-from cahp_opt.torch.evaluation.evaluation import evaluate
+from cahp_opt.torch.evaluation.evaluation import Judge, evaluate
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.export.gguf_file import export_gguf
 from cahp_opt.torch.export.onnx_folder import OnnxGraph, export_onnx
@@ -57,6 +57,7 @@ __all__ = [
     "FeedForwardBlock",
     "Fidelity",
     "ForeignTableWarning",
+    "Judge",
     "ModelMethod",
     "OnnxGraph",
     "Pooling",

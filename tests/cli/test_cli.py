@@ -390,7 +390,7 @@ def test_a_table_with_labels_judges_a_classifier(
     output = tmp_path / "out"
     assert prune(classifier, output, "--data", labelled, "--heads", "6") == 0
     figures = Report.read(output / "report.json")["fidelity"]["after"]
-    assert set(figures) == {"kl", "agreement", "dense_accuracy", "accuracy"}
+    assert set(figures) == {"kl", "agreement", "dense_accuracy", "accuracy", "dense_f1", "f1"}
 
 
 def test_goals_of_every_kind_by_stages(

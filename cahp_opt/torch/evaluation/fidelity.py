@@ -22,17 +22,18 @@ from torch.nn import functional
 
 from cahp_opt.stats.pooling import Pooling, in_words
 from cahp_opt.torch.evaluation.embedders import embedder_of, pooled
-from cahp_opt.torch.evaluation.figures import (
-    ClassTally,
-    EmbeddingTally,
-    FrameTally,
-    LabelTally,
-    RegressionTally,
-    SpanTally,
-    Tally,
-    TokenTally,
-)
 from cahp_opt.torch.evaluation.labels import class_numbers, numbers, yes_or_no
+from cahp_opt.torch.evaluation.scorers import (
+    ClassScorer,
+    EmbeddingScorer,
+    FrameScorer,
+    LabelScorer,
+    NextTokenScorer,
+    NumberScorer,
+    Scorer,
+    SpanScorer,
+    TokenScorer,
+)
 from cahp_opt.torch.running.batches import IGNORED, Batch, decoder_tokens, real_tokens, wide
 
 Generators = Sequence[np.random.Generator]
@@ -96,8 +97,8 @@ class Fidelity(ABC):
         return [self.probe(output, batch, rngs) / 2 for _ in range(4)]
 
     @abstractmethod
-    def tally(self) -> Tally:
-        """An empty tally of the figures that :func:`~cahp_opt.torch.evaluation.evaluation.evaluate` reports."""
+    def scorer(self) -> Scorer:
+        """What takes the numbers per example that figures are computed from; it has seen none yet."""
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Task loss per example, ``[batch]``, if the batch has labels for this output; None
@@ -152,8 +153,8 @@ class ClassLogits(_Logits):
             wide(output), labels, reduction="none", ignore_index=IGNORED
         )
 
-    def tally(self) -> Tally:
-        return ClassTally()
+    def scorer(self) -> Scorer:
+        return ClassScorer()
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,8 @@ class LabelLogits(_Logits):
         losses = functional.binary_cross_entropy_with_logits(wide(output), wanted, reduction="none")
         return losses.sum(dim=-1)
 
-    def tally(self) -> Tally:
-        return LabelTally()
+    def scorer(self) -> Scorer:
+        return LabelScorer()
 
 
 def _as_classes(logits: Tensor) -> Tensor:
@@ -238,8 +239,8 @@ class Regression(Fidelity):
             return None
         return (wide(output) - labels).square().sum(dim=-1) / 2
 
-    def tally(self) -> Tally:
-        return RegressionTally()
+    def scorer(self) -> Scorer:
+        return NumberScorer()
 
 
 @dataclass(frozen=True)
@@ -293,8 +294,8 @@ class TokenLogits(_Logits):
         )
         return loss.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
 
-    def tally(self) -> Tally:
-        return TokenTally(self.causal)
+    def scorer(self) -> Scorer:
+        return NextTokenScorer() if self.causal else TokenScorer()
 
 
 @dataclass(frozen=True)
@@ -319,8 +320,8 @@ class FrameLogits(_Logits):
         uniforms = torch.as_tensor(np.stack([rng.random(frames) for rng in rngs]))
         return softmax_probe(output, uniforms) / math.sqrt(frames)
 
-    def tally(self) -> Tally:
-        return FrameTally()
+    def scorer(self) -> Scorer:
+        return FrameScorer()
 
 
 @dataclass(frozen=True)
@@ -365,8 +366,8 @@ class SpanLogits(_Logits):
         del batch
         return softmax_probe(output, torch.as_tensor(np.stack([rng.random(2) for rng in rngs])))
 
-    def tally(self) -> Tally:
-        return SpanTally()
+    def scorer(self) -> Scorer:
+        return SpanScorer()
 
 
 @dataclass(frozen=True)
@@ -427,8 +428,8 @@ class PooledEmbedding(Fidelity):
         unit, signs = output / length, random_signs(output, rngs)
         return (signs - unit * (unit * signs).sum(dim=-1, keepdim=True)) / length
 
-    def tally(self) -> Tally:
-        return EmbeddingTally()
+    def scorer(self) -> Scorer:
+        return EmbeddingScorer()
 
 
 def _embeddings(model_output: Any) -> list[Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cahp_opt.torch.running.batches import IGNORED, Batch, labels_of
+from cahp_opt.torch.running.batches import IGNORED, PAIR_SCORES, Batch, batch_size, labels_of
 
 
 def class_numbers(
@@ -71,6 +71,31 @@ def yes_or_no(batch: Batch, shape: Sequence[int], device: torch.device) -> Tenso
             "1 where a label holds, and 0 elsewhere."
         )
     return labels
+
+
+def pair_scores(batch: Batch) -> Tensor | None:
+    """The scores of the pairs of texts in a batch, ``[pairs]``, in double precision; None without.
+
+    The texts of a pair stand one after the other.
+
+    Raises:
+        ValueError: for scores that are not one finite number per text, the same for both of a pair.
+    """
+    scores = batch.get(PAIR_SCORES)
+    if scores is None:
+        return None
+    if not isinstance(scores, Tensor) or scores.shape != (batch_size(batch),) or len(scores) % 2:
+        raise ValueError(
+            f"`{PAIR_SCORES}` must be a tensor with one number per text, an even number of them, got "
+            f"{list(scores.shape) if isinstance(scores, Tensor) else scores!r} for {batch_size(batch)} texts."
+        )
+    first, second = scores[::2].cpu().double(), scores[1::2].cpu().double()
+    if not bool((first.isfinite() & (first == second)).all()):
+        raise ValueError(
+            f"`{PAIR_SCORES}` must be finite and the same for both texts of a pair, which stand one after the "
+            "other."
+        )
+    return first
 
 
 def _check_size(labels: Tensor, shape: Sequence[int]) -> None:

@@ -30,6 +30,7 @@ from cahp_opt.torch.running.batches import batch_size
 from cahp_opt.torch.texts.encoding import Encoded
 from cahp_opt.torch.texts.reading import encode_examples
 from cahp_opt.torch.texts.rehearsal import rehearse_texts
+from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE, are_scored_pairs, calibration_texts
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -140,15 +141,21 @@ class EncodedTexts:
             ValueError: if the model cannot be run on them, or its outputs not be compared.
         """
 
-        def encoded(part: Sequence[Example]) -> Encoded:
-            return encode_examples(part, named.tokenizer, named.model, reading, seed)
+        paired = are_scored_pairs(texts, fidelity)
 
-        held_out = encoded(texts.held_out) if texts.held_out else Encoded([], TextCounts())
-        calibration = encoded(texts.calibration)
-        rehearse_texts(named.prunable, calibration.batches[0], fidelity, texts.medium)
-        counts = calibration.counts + held_out.counts
-        notes = (*texts.notes, *counts.notes())
-        return EncodedTexts(calibration.batches, held_out.batches, notes, counts, texts.medium)
+        def encoded(part: Sequence[Example], scored: bool = False) -> Encoded:
+            return encode_examples(
+                part, named.tokenizer, named.model, reading, seed, scored_pairs=scored
+            )
+
+        held_out = Encoded([], TextCounts())
+        if texts.held_out:
+            held_out = encoded(texts.held_out, paired)
+        found = encoded(calibration_texts(texts) if paired else texts.calibration)
+        rehearse_texts(named.prunable, found.batches[0], fidelity, texts.medium)
+        counts = found.counts + held_out.counts
+        notes = (*texts.notes, *counts.notes(), *([PAIR_NOTE] if paired else []))
+        return EncodedTexts(found.batches, held_out.batches, notes, counts, texts.medium)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,7 @@ from cahp_opt.torch.running.centring import has_double
 from cahp_opt.torch.running.unfit_inputs import MASKS, refuse_unfit_inputs
 
 Batch = Mapping[str, Any]
-"""The keyword arguments of ``model(**batch)``, and ``labels`` where there are any."""
+"""The keyword arguments of ``model(**batch)``, and ``labels`` or :data:`PAIR_SCORES` where there are any."""
 
 _MAIN = ("input_ids", "inputs_embeds", "pixel_values", "input_features", "input_values")
 _DECODER_MASK = "decoder_attention_mask"
@@ -26,6 +26,11 @@ POSITIONS = ("position_ids", "decoder_position_ids")
 
 IGNORED = -100
 """The label that means "no label here" throughout PyTorch and transformers."""
+
+
+PAIR_SCORES = "pair_scores"
+"""The entry of a batch with the scores of pairs, such as how alike two texts are rated: one number per text,
+``[batch]``. The texts of a pair stand one after the other, and have the same number."""
 
 
 def prepare(
@@ -114,8 +119,8 @@ def _decoder_input_maker(model: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
-    """The batch without its labels: the keyword arguments of the model."""
-    return {key: value for key, value in batch.items() if key != "labels"}
+    """The batch without its labels and scores: the keyword arguments of the model."""
+    return {key: value for key, value in batch.items() if key not in ("labels", PAIR_SCORES)}
 
 
 def labels_of(batch: Batch, device: torch.device | None = None) -> Tensor | None:

@@ -67,6 +67,7 @@ def encode_and_count(
     batch_size: int,
     max_length: int,
     seed: int = 0,
+    scored_pairs: bool = False,
 ) -> Encoded:
     """Batches for ``model(**batch)``, ``[batch, tokens]``, padded on the right to their longest
     example.
@@ -84,9 +85,11 @@ def encode_and_count(
         examples: the texts.
         tokenizer: the model's.
         model: the model; it bounds the length and knows the names of its labels.
-        batch_size: examples per batch.
+        batch_size: texts per batch; a pair that is read as one text is one.
         max_length: the most tokens per example; never more than the model has positions for.
         seed: of the shuffle.
+        scored_pairs: whether the texts of a pair are read one by one and stand one after the other, with the
+            label as :data:`~cahp_opt.torch.running.batches.PAIR_SCORES`.
 
     Raises:
         TextError: if no token is left of any text, a label is not one of the model's, or the examples have
@@ -103,7 +106,9 @@ def encode_and_count(
         raise TextError(
             "some texts have a pair and some have none; give all of them pairs or none."
         )
-    rows, counts = encoded_rows(examples, tokenizer, model, length)
+    rows, counts = encoded_rows(examples, tokenizer, model, length, scored_pairs=scored_pairs)
+    if scored_pairs:
+        batch_size = max(1, batch_size // 2)
     if not rows:
         raise TextError("the tokenizer leaves no token of any text; check that it is the model's.")
     pad = _filler(tokenizer, model)

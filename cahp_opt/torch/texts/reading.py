@@ -17,7 +17,13 @@ from cahp_opt.torch.texts.files import encode_files
 
 
 def encode_examples(
-    examples: Sequence[Example], processor: Any, model: nn.Module, reading: Reading, seed: int
+    examples: Sequence[Example],
+    processor: Any,
+    model: nn.Module,
+    reading: Reading,
+    seed: int,
+    *,
+    scored_pairs: bool = False,
 ) -> Encoded:
     """The batches of some examples of what the model reads; only texts are counted.
 
@@ -28,6 +34,7 @@ def encode_examples(
         model: the model.
         reading: how they become batches.
         seed: of the order of the batches.
+        scored_pairs: as for :func:`~cahp_opt.torch.texts.encoding.encode_and_count`.
 
     Raises:
         ValueError: as :func:`~cahp_opt.torch.texts.encoding.encode` and
@@ -52,4 +59,5 @@ def encode_examples(
         batch_size=reading.batch_size,
         max_length=reading.max_length,
         seed=seed,
+        scored_pairs=scored_pairs,
     )

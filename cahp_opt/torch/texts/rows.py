@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from cahp_opt.runs.text_counts import TextCounts
 from cahp_opt.runs.texts import Example, TextError
+from cahp_opt.torch.running.batches import PAIR_SCORES
 from cahp_opt.torch.running.main_input import writes
 from cahp_opt.torch.running.unfit_inputs import chooses
 from cahp_opt.torch.texts.decoder_inputs import with_targets
 from cahp_opt.torch.texts.labelling import Label, counted_labels
+from cahp_opt.torch.texts.scored_pairs import both_texts, scores_of
 from cahp_opt.torch.texts.tokenizing import token_rows
 
 
@@ -25,11 +27,13 @@ class EncodedRow(NamedTuple):
         texts: what the tokenizer made of its text, or of every choice.
         label: as the model counts; None without.
         target: the tokens that a decoder is to write; None without.
+        score: how alike its two texts are; None where it is not a scored pair.
     """
 
     texts: Sequence[Mapping[str, list[int]]]
     label: Label | None
     target: list[int] | None
+    score: float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -38,7 +42,12 @@ class EncodedRow(NamedTuple):
 
 
 def encoded_rows(
-    examples: Sequence[Example], tokenizer: Any, model: nn.Module, length: int
+    examples: Sequence[Example],
+    tokenizer: Any,
+    model: nn.Module,
+    length: int,
+    *,
+    scored_pairs: bool = False,
 ) -> tuple[list[EncodedRow], TextCounts]:
     """The rows of some examples, without those of which the tokenizer leaves no token, and how much was read.
 
@@ -47,21 +56,24 @@ def encoded_rows(
         tokenizer: the model's.
         model: the model; it says what becomes of pairs and choices.
         length: the most tokens per text.
+        scored_pairs: whether both texts of a pair are read one by one, and its label is a score.
 
     Raises:
         TextError: as :func:`~cahp_opt.torch.texts.encoding.encode` does.
     """
     _check_choices(examples, model)
-    labels = counted_labels(examples, model)
+    scores = scores_of(examples) if scored_pairs else None
+    labels = None if scored_pairs else counted_labels(examples, model)
     targets = None
-    if writes(model) and examples and examples[0].pair is not None:
+    if not scored_pairs and writes(model) and examples and examples[0].pair is not None:
         targets = list(_target_rows(examples, tokenizer, length))
         examples = [replace(example, pair=None) for example in examples]
-    texts = [text for example in examples for text in _texts(example)]
+    parts = [both_texts(each) if scored_pairs else _texts(each) for each in examples]
+    texts = [text for part in parts for text in part]
     found = iter(list(token_rows(texts, tokenizer, length)))
     rows, counts = list[EncodedRow](), TextCounts()
-    for i, example in enumerate(examples):
-        own = [next(found) for _ in _texts(example)]
+    for i, part in enumerate(parts):
+        own = [next(found) for _ in part]
         whole = [text.values for text in own if text.values is not None]
         target = None if targets is None else targets[i]
         if len(whole) < len(own) or target == []:
@@ -69,12 +81,14 @@ def encoded_rows(
             continue
         tokens, cut_off = sum(len(text["input_ids"]) for text in whole), sum(t.cut_off for t in own)
         counts += TextCounts(1, tokens, 0, int(cut_off > 0), cut_off)
-        rows.append(EncodedRow(whole, None if labels is None else labels[i], target))
+        label = None if labels is None else labels[i]
+        rows.append(EncodedRow(whole, label, target, None if scores is None else scores[i]))
     return rows, counts
 
 
 def batch_of_rows(rows: Sequence[EncodedRow], pad: int, model: nn.Module) -> dict[str, Tensor]:
-    """Rows as a batch, ``[batch, tokens]`` or ``[batch, choices, tokens]``, padded on the right.
+    """Rows as a batch, ``[batch, tokens]`` or ``[batch, choices, tokens]``, padded on the right; the texts of
+    scored pairs one after the other.
 
     Args:
         rows: as many texts in each.
@@ -85,6 +99,9 @@ def batch_of_rows(rows: Sequence[EncodedRow], pad: int, model: nn.Module) -> dic
     if chooses(model):
         each = (len(rows), len(rows[0].texts))
         batch = {name: values.reshape(*each, -1) for name, values in batch.items()}
+    scores = [row.score for row in rows for _ in row.texts if row.score is not None]
+    if scores:
+        batch[PAIR_SCORES] = torch.tensor(scores, dtype=torch.float64)
     if rows[0].label is not None:
         batch["labels"] = torch.tensor([row.label for row in rows])
     targets = [row.target for row in rows if row.target is not None]

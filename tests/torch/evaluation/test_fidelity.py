@@ -25,7 +25,7 @@ from cahp_opt.torch.evaluation.fidelity import (
     TokenLogits,
     fidelity_of,
 )
-from cahp_opt.torch.evaluation.figures import neighbour_agreement
+from cahp_opt.torch.evaluation.scorers import neighbour_agreement
 
 MANY = "multi_label_classification"
 
@@ -154,14 +154,15 @@ def test_spans_ignore_padding_and_add_up_both_ends() -> None:
     softened = fidelity.softened(output(start, end), output(other, other), batch, 2.0).sum()
     (gradient,) = torch.autograd.grad(softened, other)
     assert gradient.isfinite().all() and gradient.any() and not gradient[:, 3].any()
-    tally = fidelity.tally()
+    scorer = fidelity.scorer()
     likeliest = torch.zeros(2, 4)
     likeliest[:, 1] = 9.0
     mine, theirs = output(start, likeliest), output(start, torch.zeros(2, 4))
-    tally.add(mine, mine, torch.zeros(2), batch)
-    assert tally.figures() == {"kl": 0.0, "agreement": 1.0}
-    tally.add(mine, theirs, torch.ones(2), batch)
-    assert tally.figures() == {"kl": 0.5, "agreement": 0.5}
+    scorer.add(mine, mine, torch.zeros(2), batch)
+    assert scorer.scores().values() == {"kl": 0.0, "agreement": 1.0}
+    scorer.add(mine, theirs, torch.ones(2), batch)
+    assert scorer.scores().values() == {"kl": 0.5, "agreement": 0.5}
+    assert scorer.dense_scores() is None
 
 
 def test_pooled_embedding_ignores_padding() -> None:
@@ -186,10 +187,12 @@ def test_yes_and_no_are_judged_label_by_label() -> None:
     loss = fidelity.loss(dense, batch)
     assert loss is not None
     torch.testing.assert_close(loss, -(p[:, 0].log() + (1 - p[:, 1]).log()))
-    tally = fidelity.tally()
-    tally.add(dense, other, kl, batch)
-    expected = {"kl": float(kl), "agreement": 0.5, "dense_accuracy": 1.0, "accuracy": 0.5}
-    assert tally.figures() == pytest.approx(expected)
+    scorer = fidelity.scorer()
+    scorer.add(dense, other, kl, batch)
+    expected = {"kl": float(kl), "agreement": 0.5, "accuracy": 0.5}
+    assert scorer.scores().values() == pytest.approx(expected)
+    own = scorer.dense_scores()
+    assert own is not None and own.values() == {"accuracy": 1.0}
     with pytest.raises(ValueError, match="other numbers than 0 and 1"):
         fidelity.loss(dense, {**batch, "labels": torch.tensor([[2, 0]])})
 
@@ -237,7 +240,8 @@ def test_report_of_a_classifier() -> None:
     assert same.figures["accuracy"] == same.figures["dense_accuracy"]
     changed = evaluate(dense, other, batches)
     assert changed.figures["kl"] > 0
-    assert list(changed.figures) == ["kl", "agreement", "dense_accuracy", "accuracy"]
+    names = ["kl", "agreement", "dense_accuracy", "accuracy", "dense_f1", "f1"]
+    assert list(changed.figures) == names
     assert list(evaluate(dense, other, [tiny_models.batch()]).figures) == ["kl", "agreement"]
 
 
@@ -272,8 +276,8 @@ def test_report_of_a_causal_model() -> None:
 
 def test_neighbour_agreement_by_hand() -> None:
     line = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.1, 0.9], [0.0, 1.0]])
-    assert neighbour_agreement(line, line, 1) == 1
-    assert neighbour_agreement(line, line[[0, 2, 1, 3]], 1) == 0
+    assert neighbour_agreement(line, line, 1).tolist() == [1] * 4
+    assert neighbour_agreement(line, line[[0, 2, 1, 3]], 1).tolist() == [0] * 4
     for k in (0, 3, 10):  # everyone is a neighbour then
         with pytest.raises(ValueError, match=f"less than the 3 other rows, .* got {k}"):
             neighbour_agreement(line, line[[0, 2, 1, 3]], k)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cahp_opt.torch import calibrate, fidelity_of, finetune, refit, slice_heads
 from cahp_opt.torch.evaluation.evaluation import FEW, evaluate
 from cahp_opt.torch.evaluation.fidelity import ClassLogits, Regression, TokenLogits
-from cahp_opt.torch.evaluation.figures import neighbour_agreement
+from cahp_opt.torch.evaluation.scorers import neighbour_agreement
 
 BATCH = tiny_models.batch(size=3)
 
@@ -36,8 +36,12 @@ def test_unrelated_vectors_agree_by_chance_only() -> None:
     for n in (5, 9, 13, 41):
         k = min(10, (n - 1) // 4)
         tries = [
-            neighbour_agreement(
-                torch.randn(n, 6, generator=generator), torch.randn(n, 6, generator=generator), k
+            float(
+                neighbour_agreement(
+                    torch.randn(n, 6, generator=generator),
+                    torch.randn(n, 6, generator=generator),
+                    k,
+                ).mean()
             )
             for _ in range(60)
         ]
