@@ -1,7 +1,7 @@
-"""Write the README's tables from the committed results.
+"""Write the tables of the README and of docs/fidelity.md from the committed results.
 
-python benchmarks/table.py            rewrite README.md
-python benchmarks/table.py --check    fail if README.md is not what the results say
+python benchmarks/table.py            rewrite them
+python benchmarks/table.py --check    fail if they are not what the results say
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy.report import RESULTS as ACCURACY
-from benchmarks.accuracy.report import headline
 from benchmarks.both_kinds.report import RESULTS as BOTH_KINDS
 from benchmarks.both_kinds.report import headline as both_kinds
 from benchmarks.pages import records
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/fidelity.md")
+"""Those with tables between markers."""
 
 
 def fidelity_table() -> str:
@@ -57,14 +57,6 @@ def fidelity_table() -> str:
     return "\n".join(lines)
 
 
-def accuracy_table() -> str:
-    """Test accuracy by method, where heads are few."""
-    return headline(records(ACCURACY)) + (
-        "\n\nMeans ± standard errors over seeds, with their number in brackets; all budgets, costs and "
-        "pictures: [docs/accuracy.md](docs/accuracy.md)."
-    )
-
-
 def both_kinds_table() -> str:
     """Divergence, accuracy and measured time where heads and neurons are pruned under one latency."""
     return both_kinds(records(BOTH_KINDS).values())
@@ -74,7 +66,6 @@ def filled(text: str) -> str:
     """``text`` with the tables between their markers."""
     tables = {
         "fidelity": fidelity_table,
-        "accuracy": accuracy_table,
         "both kinds": both_kinds_table,
     }
     for name, table in tables.items():
@@ -86,12 +77,13 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = filled(before)
+    before = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
+    after = {name: filled(text) for name, text in before.items()}
+    stale = [name for name in DOCUMENTS if before[name] != after[name]]
     if "--check" in sys.argv:
-        sys.exit(None if before == after else "README.md differs; run python benchmarks/table.py")
-    readme.write_text(after, encoding="utf-8")
+        sys.exit(f"{', '.join(stale)} differ; run python benchmarks/table.py" if stale else None)
+    for name in stale:
+        (ROOT / name).write_text(after[name], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,15 @@ PREFERRED = (
 """Model types that are tried before the others of a class."""
 
 
+PRUNED = (
+    *("AudioClassification", "AudioFrameClassification", "CausalLM", "CTC", "ImageClassification"),
+    *("MaskedLM", "MultipleChoice", "NextSentencePrediction", "QuestionAnswering"),
+    *("SemanticSegmentation", "Seq2SeqLM", "SequenceClassification", "SpeechSeq2Seq"),
+    *("TextEncoding", "TokenClassification"),
+)
+"""What is pruned, by the name behind ``AutoModelFor``; everything else is refused."""
+
+
 def auto_classes() -> dict[str, Any]:
     """The classes by name, without those that make nothing."""
     found = {

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (
@@ -115,8 +116,8 @@ SLOW = (
     "cahp compare --stats pruned-minilm/stats.safetensors --latency-table pruned-minilm/latency.json "
     "--latency 0.9 --latency 0.8",
     "python -m venv .venv && . .venv/bin/activate",
-    'pip install torch==2.13.0 -e ".[demo,test,lint]"',
-    "ruff check . && ruff format --check . && mypy && pyright",
+    'pip install torch==2.13.0 -e ".[demo,test,lint,docs]"',
+    "ruff check . && ruff format --check . && mypy && pyright && mkdocs build --strict",
     "python -m pytest",
     'pip install -e ".[torch]" pytest accelerate',
 )
@@ -134,6 +135,8 @@ EXCUSED: Mapping[str, str] = {
 _SPAN = re.compile(r"(?<![\\`])`([^`\n]+)`(?!`)")
 _PROGRAM = re.compile(r"(?:cahp|python|pip|pytest|ruff|mypy|pyright|coverage|torchrun|git)(?: |$)")
 _SCRIPT = re.compile(r"[\w./]+\.(?:py|sh) |benchmarks/gpu/\w+\.sh|\.ci/run$")
+_FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", flags=re.DOTALL | re.MULTILINE)
+_NOT_RUN = re.compile(r' title="Not run here: [^"]+"')
 _FILE = re.compile(r"[\w./]+\.(?:py|sh)$")
 _ROW = re.compile(r"\| `([^`]+)`")
 
@@ -169,6 +172,47 @@ def in_document(document: str) -> Iterator[Command]:
         row = document == "benchmarks/README.md" and _FILE.match(text)
         if block or _PROGRAM.match(text) or _SCRIPT.match(text) or (row and text in _rows()):
             yield Command(document, number, text, block)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A block of code as a document has it.
+
+    Args:
+        document: the file, from the root of the repository.
+        language: what it is written in.
+        note: what stands behind the language: nothing, or a title that says why it is not run.
+        code: its lines.
+    """
+
+    document: str
+    language: str
+    note: str
+    code: str
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is, or else says why not."""
+        return not _NOT_RUN.fullmatch(self.note)
+
+
+def fences(document: str) -> list[Fence]:
+    """All blocks of code of a document."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [
+        Fence(document, language, note, dedent(code))
+        for _, language, note, code in _FENCE.findall(text)
+    ]
+
+
+def example(document: str) -> str:
+    """The Python of a document that is run, in one piece; empty where there is none.
+
+    The README's has a test of its own, which knows what less of it would be.
+    """
+    if document == "README.md":
+        return ""
+    return "\n".join(f.code for f in fences(document) if f.language == "python" and f.is_run)
 
 
 def files() -> Iterator[tuple[str, str]]:

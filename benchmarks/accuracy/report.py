@@ -74,7 +74,9 @@ def files(found: Mapping[str, Row]) -> dict[str, str]:
 
 def page(found: Mapping[str, Row]) -> str:
     """The whole page."""
-    return "\n\n".join([HEAD.strip(), *(data_set(stem, r) for stem, r in found.items())]) + "\n"
+    short = f"## In short\n\nWhere heads are few, means ± standard errors over seeds:\n\n{headline(found)}"
+    parts = [HEAD.strip(), short, *(data_set(stem, r) for stem, r in found.items())]
+    return "\n\n".join(parts) + "\n"
 
 
 def shown(record: Row) -> tuple[str, str]:
@@ -177,7 +179,7 @@ def cost(record: Row) -> str:
 
 
 def headline(found: Mapping[str, Row]) -> str:
-    """The README's table: what is left with few heads, without training and after one epoch.
+    """The table above all others: what is left with few heads, without training and after one epoch.
 
     Accuracy moves by a point between draws of the test set, so the divergence stands beside it.
     """

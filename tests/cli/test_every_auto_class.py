@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="models need PyTorch")
 pytest.importorskip("PIL", reason="images need Pillow")
 
-from auto_classes import auto_classes, checkpoints, save
+from auto_classes import PRUNED, auto_classes, checkpoints, save
 from command_line import sentences
 from media_files import pictures, recordings
 from safetensors.torch import load_file
@@ -45,14 +45,6 @@ def folder_of(model: Any, place: Path) -> list[str]:
     (place / "t.txt").write_text("\n".join(sentences(16)))
     return ["--text", str(place / "t.txt")]
 
-
-PRUNED = (
-    *("AudioClassification", "AudioFrameClassification", "CausalLM", "CTC", "ImageClassification"),
-    *("MaskedLM", "MultipleChoice", "NextSentencePrediction", "QuestionAnswering"),
-    *("SemanticSegmentation", "Seq2SeqLM", "SequenceClassification", "SpeechSeq2Seq"),
-    *("TextEncoding", "TokenClassification"),
-)
-"""What is pruned, by the name behind ``AutoModelFor``; everything else is refused."""
 
 _OTHER_TYPE = ("cannot be run on these", "cannot be met", "cannot be loaded")
 """Parts of sentences about a tiny configuration rather than about its class: another model type is tried."""

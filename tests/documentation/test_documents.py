@@ -25,6 +25,8 @@ from documents import (
     WORDS,
     as_run,
     commands,
+    example,
+    fences,
     files,
     in_document,
     is_name,
@@ -40,6 +42,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt import Proposal, Solver
+from cahp_opt.objectives import Modular
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class MySolver(Solver):
         space, few = problem.space, problem.budget.cheapest
         kept = [np.arange(units) < count for units, count in zip(space.units, few, strict=True)]
         return Proposal(np.concatenate(kept))
+
+
+class MyObjective(Modular):
+    @staticmethod
+    def from_stats(stats):
+        return MyObjective(stats.salience.mean)
 '''
 LONG = ("benchmarks/README.md", "benchmarks/gpu/README.md")
 RUN = [
@@ -58,10 +67,10 @@ RUN = [
         document,
         marks=pytest.mark.slow
         if document in LONG
-        else pytest.mark.documents(len([c for c in in_document(document) if as_run(c)]) * 8),
+        else pytest.mark.documents(len([c for c in in_document(document) if as_run(c)]) * 8 + 4),
     )
     for document in DOCUMENTS
-    if any(map(as_run, in_document(document)))
+    if any(map(as_run, in_document(document))) or example(document)
 ]
 
 
@@ -152,6 +161,26 @@ def test_every_command_is_run_or_excused() -> None:
             assert not unclear.search(line), f"{command} needs a word in `documents.py`"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_of_code_is_run_or_says_why_not(document: str) -> None:
+    for fence in fences(document):
+        assert fence.language in ("sh", "python", "text", "mermaid"), fence
+        assert not fence.note or (fence.language == "python" and not fence.is_run), fence
+        if fence.language == "python":
+            compile(fence.code, document, "exec")
+
+
+def test_the_page_on_models_names_the_classes_that_are_pruned() -> None:
+    pytest.importorskip("PIL", reason="images need Pillow")
+    from auto_classes import PRUNED
+
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\*\*pruned|refused|could not be tried).*? \| (.*) \|$", page, re.M)
+    named = [(kind, name) for kind, cell in rows for name in re.findall(r"`(\w+)`", cell)]
+    assert len({name for _, name in named}) == len(named) > 40
+    assert {name for kind, name in named if kind == "**pruned"} == set(PRUNED)
+
+
 def test_every_option_of_cahp_exists() -> None:
     group: Any = typer.main.get_command(app)
     for command in commands():
@@ -182,13 +211,17 @@ def test_every_link_leads_to_a_file() -> None:
 
 @pytest.mark.parametrize("document", RUN)
 def test_the_commands_of_a_document_run(document: str, tmp_path: Path) -> None:
-    """In order, in a clean copy; the pages that they write are those of the repository."""
+    """In order, in a clean copy, and its Python behind them; written pages are those of the repository."""
     copy = clean_copy(tmp_path)
     fill(copy, document)
     ran = [command for command in in_document(document) if as_run(command)]
     for command in ran:
         done = shell(as_run(command) or "", copy, PYTHONPATH=str(copy))
         assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
+    if code := example(document):
+        (copy / "example.py").write_text(code, encoding="utf-8")
+        done = shell("python example.py", copy, PYTHONPATH=str(copy))
+        assert done.returncode == 0, f"the Python of {document}\n{done.stdout[-4000:]}"
     for page in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").iterdir())):
         if not document.startswith("benchmarks"):  # which measure anew
             assert (copy / page).read_bytes() == (ROOT / page).read_bytes(), page
@@ -198,8 +231,8 @@ def test_the_commands_of_a_document_run(document: str, tmp_path: Path) -> None:
 def test_what_installs_and_takes_long_runs_in_order(tmp_path: Path) -> None:
     """The README's two commands, what needs the demonstration, and the block for contributors."""
     copy = clean_copy(tmp_path)
-    in_order = [c for document in DOCUMENTS for c in in_document(document) if c.text in SLOW]
+    in_order = [c.text for document in DOCUMENTS for c in in_document(document) if c.text in SLOW]
     activated = "[ ! -e .venv ] || . .venv/bin/activate; "
-    for command in in_order:
-        done = shell(activated + command.text, copy)
+    for command in dict.fromkeys(in_order):
+        done = shell(activated + command, copy)
         assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
