@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
 import cahp_opt.solvers
-from cahp_opt import HeadSpace, Problem, Solver, testing
+from cahp_opt import HeadSpace, Problem, Solver, select, testing
+from cahp_opt.arrays import Bools
 from cahp_opt.solvers import (
     CAHP,
     MIQP,
@@ -17,6 +20,7 @@ from cahp_opt.solvers import (
     BranchAndBound,
     Greedy,
     LocalSearch,
+    RandomSubset,
     Relaxation,
     Spectral,
     Tabu,
@@ -65,6 +69,14 @@ def make_problem(objective: str, budget: str, space: HeadSpace, seed: int) -> Pr
 def optimum(problem: Problem) -> float:
     """The value of the best of all keep-sets, found once for all solvers that are compared with it."""
     return best_value(problem)
+
+
+def random_start(problem: Problem, seed: int) -> Bools:
+    """A random keep-set within the budget, ``[n]``, without the bound that :func:`select` proves of one."""
+    if problem.budget.even:  # solvers are only asked for one number of units at a time
+        return select(problem, RandomSubset(), seed=seed).kept
+    rng = np.random.default_rng(seed)
+    return RandomSubset().solve(problem, deadline=math.inf, rng=rng).kept
 
 
 def problems() -> st.SearchStrategy[Problem]:

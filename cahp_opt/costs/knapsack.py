@@ -167,18 +167,19 @@ def _multipliers(blocks: Sequence[_Choices], room: Ints) -> Floats:
     price = np.zeros(len(room))
     most = max(len(o.value) for o in blocks)
     value = np.full((len(blocks), most), -np.inf)
-    cost = np.zeros((len(blocks), most, len(room)))
+    cost = np.zeros((len(room), len(blocks), most))
     for b, o in enumerate(blocks):
-        value[b, : len(o.value)], cost[b, : len(o.value)] = o.value, o.cost
-    every = np.arange(len(blocks))
+        value[b, : len(o.value)], cost[:, b, : len(o.value)] = o.value, o.cost.T
+    starts = most * np.arange(len(blocks))
     for _ in range(1 if len(room) == 1 else 4):
-        for t in range(len(room)):
+        for t, own in enumerate(cost):
+            price[t] = 0.0
+            left, flat = value - np.tensordot(price, cost, 1), own.ravel()
             low, high = 0.0, _highest_price(blocks, t)
             for _ in range(50):
-                price[t] = (low + high) / 2
-                chosen = np.argmax(value - cost @ price, axis=1)
-                spent = float(cost[every, chosen, t].sum())
-                low, high = (price[t], high) if spent > room[t] else (low, price[t])
+                tried = (low + high) / 2
+                chosen = starts + (left - tried * own).argmax(axis=1)
+                low, high = (tried, high) if flat[chosen].sum() > room[t] else (low, tried)
             price[t] = high
     return price
 

@@ -26,6 +26,7 @@ from cahp_opt.torch.blocks.linear_layers import (
     check_linear,
     column_tensors,
     is_linear,
+    member,
     row_tensors,
     row_weight,
 )
@@ -151,10 +152,12 @@ def _pieces(site: nn.Module, feed: Feed, columns: Ints) -> Iterator[Piece]:
 
 def _matches(site: nn.Module, feed: Feed) -> bool:
     """Whether there are these linear layers, and all read as many features as the last one writes."""
-    layers = [_linear_at(site, path) for path in (*feed.ins, feed.out)]
-    found = [layer for layer in layers if layer is not None]
-    if len(found) < len(layers):
-        return False
+    found = list[nn.Module]()
+    for path in (*feed.ins, feed.out):
+        layer = _linear_at(site, path)
+        if layer is None:
+            return False
+        found.append(layer)
     if not all(map(_is_plain, found)):
         return True  # reading it will say what is in the way
     *reading, writing = (row_weight(layer).shape for layer in found)
@@ -181,5 +184,5 @@ def _linear_at(site: nn.Module, path: str) -> nn.Module | None:
     """The linear layer at a path from ``site``, if there is one."""
     found: object = site
     for part in path.split("."):
-        found = getattr(found, part, None)
+        found = member(found, part)
     return found if isinstance(found, nn.Module) and is_linear(found) else None

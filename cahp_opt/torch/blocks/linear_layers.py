@@ -13,10 +13,23 @@ class NotLinearError(TypeError):
     """A module cannot be cut like a linear layer; the message says why."""
 
 
+def member(module: object, name: str) -> object:
+    """The attribute ``name`` of a module; None if there is none.
+
+    What ``getattr`` finds. But a module that lacks it takes long to say so, and a search for layouts asks every
+    module for dozens of names.
+    """
+    plain = isinstance(module, nn.Module) and type(module).__getattr__ is nn.Module.__getattr__
+    if plain and not hasattr(type(module), name):
+        own = vars(module)
+        return own.get(name, own["_modules"].get(name, own["_parameters"].get(name)))
+    return getattr(module, name, None)
+
+
 def base_linear(module: nn.Module) -> nn.Module:
     """The plain linear layer inside a wrapper (a LoRA adapter, or a module that holds one layer)."""
     for inner in ("base_layer", "linear"):
-        child: object = getattr(module, inner, None)
+        child = member(module, inner)
         if isinstance(child, nn.Module):
             return child
     return module

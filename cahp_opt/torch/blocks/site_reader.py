@@ -29,6 +29,7 @@ from cahp_opt.torch.blocks.linear_layers import (
     NotLinearError,
     column_tensors,
     is_linear,
+    member,
     row_tensors,
     row_weight,
 )
@@ -330,9 +331,8 @@ def _owner_path(site: nn.Module, layout: Layout) -> str | None:
 
 
 def _fits(owner: nn.Module, layout: Layout) -> bool:
-    required = [p for p in layout.projections if not p.optional]
     return (
-        all(_usable(_member(owner, p.path)) for p in required)
+        all(_usable(_member(owner, p.path)) for p in layout.projections if not p.optional)
         and all(getattr(owner, a, None) == value for a, value in layout.when)
         and any(_usable(_member(owner, p.path)) for p in layout.projections if _asks(p))
     )
@@ -361,7 +361,7 @@ def _member(module: nn.Module, path: str) -> nn.Module | nn.Parameter | None:
     """The module or parameter at a path; None if there is none."""
     found: object = module
     for part in path.split("."):
-        found = getattr(found, part, None)
+        found = member(found, part)
     return found if isinstance(found, nn.Module | nn.Parameter) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType, FunctionType
 
 from torch import nn
@@ -32,12 +33,16 @@ def replaces(cls: type, name: str) -> str | None:
     """The method of ``cls`` other than ``__init__`` that sets the attribute ``name``, if there is one."""
     for method, value in _methods(cls):
         for code in _codes(value):
-            if name in code.co_names and any(
-                step.opname == "STORE_ATTR" and step.argval == name
-                for step in dis.get_instructions(code)
-            ):
+            if name in code.co_names and name in _set_by(code):
                 return method
     return None
+
+
+@lru_cache(maxsize=1024)  # layers of one class share their code
+def _set_by(code: CodeType) -> frozenset[str]:
+    """The names of the attributes that ``code`` sets."""
+    steps = dis.get_instructions(code)
+    return frozenset(step.argval for step in steps if step.opname == "STORE_ATTR")
 
 
 def _methods(cls: type) -> Iterator[tuple[str, object]]:

@@ -7,6 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,9 @@ def takes_cache(model: nn.Module) -> bool:
     return rest is not None and not _hands_it_on_itself(forward, rest)
 
 
+@lru_cache(
+    maxsize=256
+)  # asked for every batch, and reading the source takes longer than a small one
 def _hands_it_on_itself(forward: Callable[..., object], rest: str) -> bool:
     """Whether a call in ``forward`` sets ``use_cache`` and hands on ``rest`` too, where it would come twice."""
     try:
