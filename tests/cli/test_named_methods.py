@@ -75,7 +75,7 @@ def test_a_method_of_the_users_own_prunes(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--method", "sorcery"], "`--method` 'sorcery' is not known; known: default, "),
+        (["--method", "sorcery"], "`--method` 'sorcery' is not known; known: "),
         (["--method", "own_methods:Greedy"], "is not a cahp_opt.Method; subclass it"),
         (
             ["--method", "michel", "--objective", "salience"],
