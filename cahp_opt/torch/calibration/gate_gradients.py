@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cahp_opt.arrays import Floats
+from cahp_opt.arrays import Bools, Floats
 from cahp_opt.runs.measuring import Measuring
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.stats.totals import PairsByDensity, PerPair, PerUnit
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject, at_least_0
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
-from cahp_opt.torch.running.batches import Batch, batch_size, examples, inputs_of
-from cahp_opt.torch.running.gates import gated
+from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.running.batches import Batch, batch_size, device_of, examples, inputs_of
+from cahp_opt.torch.running.gates import capture_head_outputs, gated
 
 
 @dataclass(frozen=True)
@@ -134,31 +137,82 @@ class GradientSums(Collecting):
         return found
 
     def _gradients(
-        self, batch: Batch, masks: np.ndarray, probe: Tensor, with_loss: bool
+        self, batch: Batch, masks: Bools, probe: Tensor, with_loss: bool
     ) -> tuple[Floats, Floats | None]:
         """Gate gradients ``[batch, n]`` of the probed output and, if asked and labelled, of the loss."""
-        exact = probe.dtype == torch.float64
-        dtype = torch.float64 if exact else torch.float32
-        with torch.enable_grad():
-            gates = torch.tensor(masks, dtype=dtype, device=probe.device, requires_grad=True)
-            # One example owns all activations, whatever their first axis is.
-            with gated(self._prunable, gates[0] if len(gates) == 1 else gates):
-                output = self._fidelity.output(self._prunable.model(**inputs_of(batch)), batch)
-            loss = self._fidelity.loss(output, batch) if with_loss else None
-            by_loss: Floats | None = None
-            if loss is not None:
-                (gradient,) = torch.autograd.grad(loss.sum(), gates, retain_graph=True)
-                by_loss = self._finite(gradient)
-            (gradient,) = torch.autograd.grad((output * probe).sum(), gates)
-        return self._finite(gradient), by_loss
+        run = run_gated(self._prunable, self._fidelity, batch, masks)
+        loss = self._fidelity.loss(run.output, batch) if with_loss else None
+        by_loss = None if loss is None else run.gradients(loss.sum(), again=True)
+        return run.gradients((run.output * probe).sum()), by_loss
 
-    def _finite(self, gradient: Tensor) -> Floats:
+
+@dataclass(frozen=True, eq=False)
+class GatedRun:
+    """A pass with gates that can be differentiated.
+
+    Args:
+        space: the units of the gates.
+        gates: the gates, ``[batch, n]``.
+        output: the output behind them, as a fidelity takes it, ``[batch, ...]``.
+    """
+
+    space: HeadSpace
+    gates: Tensor
+    output: Tensor
+
+    def gradients(self, value: Tensor, *, again: bool = False) -> Floats:
+        """The gradient of a sum over examples by every example's gates, ``[batch, n]``.
+
+        Args:
+            value: a number that the output became.
+            again: whether more gradients of the run will be asked for.
+
+        Raises:
+            ValueError: naming the block if it is not finite.
+        """
+        (gradient,) = torch.autograd.grad(value, self.gates, retain_graph=again)
         array: Floats = gradient.detach().cpu().double().numpy()
         bad = np.flatnonzero(~np.isfinite(array).all(axis=0))
         if bad.size:
-            name = self._space.blocks[int(self._space.block_of[bad[0]])].name
+            name = self.space.blocks[int(self.space.block_of[bad[0]])].name
             raise ValueError(
                 f"the gate gradients of block {name!r} hold NaN or infinite values; check the model's "
                 "weights and labels, or calibrate in float32."
             )
         return array
+
+
+def run_gated(
+    prunable: Prunable, fidelity: Fidelity, batch: Batch, masks: Bools | Floats
+) -> GatedRun:
+    """Run a model with gates of its own for every example.
+
+    Args:
+        prunable: the blocks of the model, which is in evaluation mode.
+        fidelity: takes the output.
+        batch: the batch, on the model's device; of one example if the first axis of some activations is another.
+        masks: the gates, ``[batch, n]``.
+    """
+    model = prunable.model
+    exact = next(model.parameters()).dtype == torch.float64
+    dtype = torch.float64 if exact else torch.float32
+    with torch.enable_grad():
+        gates = torch.tensor(masks, dtype=dtype, device=device_of(model), requires_grad=True)
+        # One example owns all activations, whatever their first axis is.
+        with gated(prunable, gates[0] if len(gates) == 1 else gates):
+            output = fidelity.output(model(**inputs_of(batch)), batch)
+    return GatedRun(prunable.space, gates, output)
+
+
+def runs_together(prunable: Prunable, batch: Batch) -> bool:
+    """Whether the first axis of all activations is that of the examples, tried on two of a batch."""
+    rows = set[int]()
+
+    def count(block: int, outputs: Tensor) -> None:
+        del block
+        rows.add(len(outputs))
+
+    few = examples(batch, 0, 2)
+    with torch.no_grad(), capture_head_outputs(prunable, count):
+        prunable.model(**inputs_of(few))
+    return rows <= {batch_size(few)}

@@ -156,28 +156,25 @@ def refit_found(
     """:func:`refit` for a sliced and a dense model whose blocks were found already."""
     small, whole = with_attention(small), with_attention(whole)
     check_match(small, whole)
-    model, dense, data = small.model, whole.model, Repeated(batches)
-    with torch.no_grad(), evaluating(model, dense):
-        first = next(prepared(data, dense))
-        check_runs_once(whole, first)
-        places = places_of(whole, first, feed_forward=feed_forward)
-        layers = list(_fitted(places, small, dense))
-        fitted = [layer.place for layer in layers]
-        sides = SideBySide(small, whole, fitted, data, length(batches), memory=memory)
-        passes = _Passes(sides, _token_weights(whole, weighting), progress)
-        fits = list[BlockFit]()
-        for index, layer in enumerate(layers):
-            stage = f"refit block {layer.block + 1}/{len(small)}"
-            of_another = layer.out is not small.blocks[layer.block].out
-            stage += ", feed-forward" if of_another else ""
-            fits.append(passes.fit(index, layer, ridge, stage))
-    if passes.unknown:
+    with torch.no_grad(), evaluating(small.model, whole.model):
+        fits = LayerFits(
+            small,
+            whole,
+            batches,
+            ridge=ridge,
+            weights=_token_weights(whole, weighting),
+            feed_forward=feed_forward,
+            memory=memory,
+            progress=progress,
+        )
+        found = tuple(fits.fit(index) for index in range(len(fits.blocks)))
+    if fits.unknown:
         raise ValueError(
             "the gradients of the output of `dense` hold NaN or infinite values, although its activations "
             "are finite; load it in float32, or pass `weighting=Weighting.EQUAL`. `model` was refitted with "
             "the weight 1 for those tokens."
         )
-    return tuple(fits)
+    return found
 
 
 def check_refittable(prunable: Prunable, batch: Batch) -> None:
@@ -231,25 +228,55 @@ def _fitted(places: Sequence[Place], small: Prunable, dense: nn.Module) -> Itera
             )
 
 
-@dataclass(eq=False)
-class _Passes:
-    """The passes over the data, one for every layer that is fitted.
+class LayerFits:
+    """The fits of a refit, one after the other, with what may happen to the sliced model in between.
+
+    Gradients are off and both models are in evaluation mode as long as it is used.
 
     Args:
-        sides: both models over the same batches.
+        small: the blocks of the sliced model, or of one with gates on it.
+        whole: those of the unpruned one.
+        batches, ridge, feed_forward, memory, progress: as for :func:`refit`.
         weights: of the tokens; None for 1 each.
-        progress: called once per layer and batch.
-        unknown: whether a token had no finite weight.
+        blocks_alone: whether to leave alone what is not among the blocks.
+
+    Raises:
+        ValueError: as :func:`refit` does.
     """
 
-    sides: SideBySide
-    weights: TokenWeights | None
-    progress: Progress
-    unknown: bool = False
+    def __init__(
+        self,
+        small: Prunable,
+        whole: Prunable,
+        batches: Iterable[Batch],
+        *,
+        ridge: float | None = None,
+        weights: TokenWeights | None = None,
+        feed_forward: bool = True,
+        blocks_alone: bool = False,
+        memory: int = 3 * 2**28,
+        progress: Progress = silent,
+    ) -> None:
+        data = Repeated(batches)
+        first = next(prepared(data, whole.model))
+        check_runs_once(whole, first)
+        places = places_of(whole, first, feed_forward=feed_forward)
+        own = {id(block.out): number for number, block in enumerate(small)}
+        layers = list(_fitted(places, small, whole.model))
+        self._layers = [one for one in layers if id(one.out) in own or not blocks_alone]
+        self.blocks = tuple(own.get(id(one.out)) for one in self._layers)
+        """The number of the block of every fit; None for a layer that is not among the blocks."""
+        fitted = [one.place for one in self._layers]
+        self._sides = SideBySide(small, whole, fitted, data, length(batches), memory=memory)
+        self._ridge, self._weights, self._progress = ridge, weights, progress
+        self._total = len(small)
+        self.unknown = False
+        """Whether a token had no finite weight."""
 
-    def fit(self, index: int, layer: _Fitted, ridge: float | None, stage: str) -> BlockFit:
-        """Fit a layer, in place; ``index`` is its number among those that are fitted."""
-        sums, held_out = self._sums(index, layer, stage, hold_out=ridge is None)
+    def fit(self, index: int) -> BlockFit:
+        """Fit a layer, in place; every one once, in their order."""
+        layer, ridge = self._layers[index], self._ridge
+        sums, held_out = self._sums(index, layer, hold_out=ridge is None)
         if not (sums.finite and held_out.finite):
             name = repr(layer.place.out) if layer.feed_forward else f"block {layer.place.block!r}"
             raise ValueError(
@@ -265,31 +292,31 @@ class _Passes:
             _correct(layer, bias, *sums.solve(fit.ridge, intercept=bias is not None))
         return fit
 
-    def _sums(
-        self, index: int, layer: _Fitted, stage: str, *, hold_out: bool
-    ) -> tuple[RidgeSums, RidgeSums]:
+    def _sums(self, index: int, layer: _Fitted, *, hold_out: bool) -> tuple[RidgeSums, RidgeSums]:
         fitted, apart = RowBuffer(layer.sums()), RowBuffer(layer.sums())
-        examples, rows = 0, self.sides.rows
-        for gap in self.sides.gaps(index):
+        stage = f"refit block {layer.block + 1}/{self._total}"
+        stage += ", feed-forward" if self.blocks[index] is None else ""
+        examples, rows = 0, self._sides.rows
+        for gap in self._sides.gaps(index):
             inputs = gap.inputs[..., : layer.inputs]
             x, y = (rows(layer.block, values, gap) for values in (inputs, gap.missing))
-            w = self._weights(layer, gap)
+            w = self._weights_of(layer, gap)
             held_out = rows(layer.block, _held_out(inputs, examples, gap.batch), gap)[:, 0]
             if hold_out and bool(held_out.any()):
                 apart.add(x[held_out], y[held_out], w[held_out])
                 x, y, w = x[~held_out], y[~held_out], w[~held_out]
             fitted.add(x, y, w)
             examples += batch_size(gap.batch)
-            self.progress(stage, gap.number + 1, self.sides.total)
+            self._progress(stage, gap.number + 1, self._sides.total)
         return fitted.finish(), apart.finish()
 
-    def _weights(self, layer: _Fitted, gap: Gap) -> Tensor:
+    def _weights_of(self, layer: _Fitted, gap: Gap) -> Tensor:
         """The weight of every row that is not padding, ``[rows]``."""
-        if self.weights is None:
+        if self._weights is None:
             ones = gap.missing.new_ones(*gap.missing.shape[:-1], 1)
-            return self.sides.rows(layer.block, ones, gap)[:, 0]
-        by_token = self.weights.of(layer.place.block, gap.missing, gap.dense_batch, gap.number)
-        w = self.sides.rows(layer.block, by_token, gap)[:, 0]
+            return self._sides.rows(layer.block, ones, gap)[:, 0]
+        by_token = self._weights.of(layer.place.block, gap.missing, gap.dense_batch, gap.number)
+        w = self._sides.rows(layer.block, by_token, gap)[:, 0]
         known = w.isfinite()
         self.unknown |= not bool(known.all())
         # The check of activations reports better where it went wrong.
