@@ -11,16 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.accuracy.data import Data
-from benchmarks.both_kinds.kwon import EXAMPLES, Fisher
-from cahp_opt import HeadStats, LatencyTable
+from cahp_opt import Budget, HeadStats, LatencyTable
 from cahp_opt.objectives import ExplainedVariance
+from cahp_opt.runs.method import Task
 from cahp_opt.runs.texts import Example
+from cahp_opt.selection import Chooser
 from cahp_opt.stats.neuron_order import in_order_of_price
-from cahp_opt.torch import Prunable, TokenWeights, find_prunable
+from cahp_opt.torch import Prunable, TokenWeights, fidelity_of
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.token_gradients import TokenGradients
+from cahp_opt.torch.methods import Kwon, Magnitude
+from cahp_opt.torch.methods.model_method import Evidence
 from cahp_opt.torch.running.batches import inputs_of
 from cahp_opt.torch.texts.encoding import encode
+
+EXAMPLES = Kwon.examples
+"""Labelled texts of Kwon et al."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +115,23 @@ class Draw:
         return self.grouped.grouped(self.stats.space)
 
     @cached_property
-    def single(self) -> Prunable:
-        """The blocks with single neurons as units."""
-        return find_prunable(self.source.model, neuron_group=1)
+    def kwon(self) -> Chooser:
+        """The method of Kwon et al., which remembers the gradients."""
+        return Kwon(EXAMPLES).chooser_on(self._evidence)
 
     @cached_property
-    def fisher(self) -> Fisher:
-        """The Fisher matrices of single heads and neurons."""
-        return Fisher.of(self.single, self.labelled)
+    def magnitude(self) -> Chooser:
+        """The method that looks at weights alone."""
+        return Magnitude().chooser_on(self._evidence)
+
+    @property
+    def _evidence(self) -> Evidence:
+        """What these look at; statistics are none of it."""
+        space = self.grouped.space
+        return Evidence(
+            self.grouped,
+            HeadStats(space, "", 0, 0),
+            Task(Budget(space), labelled=True),
+            self.labelled,
+            fidelity_of(self.source.model),
+        )

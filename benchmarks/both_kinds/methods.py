@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.both_kinds import kwon
 from benchmarks.both_kinds.draws import Draw
 from cahp_opt import Budget, HeadSpace, LatencyTable, Objective, Problem, Solver, select
-from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.arrays import Bools, Ints
 from cahp_opt.objectives import Modular
+from cahp_opt.selection import Chooser
 from cahp_opt.solvers import DynamicProgram, RandomSubset
 from cahp_opt.torch import Prunable, refit, tune_masks
 
@@ -95,9 +95,16 @@ def even(table: LatencyTable, share: float) -> Ints:
     return counts
 
 
-def _kwon(draw: Draw, share: float) -> Chosen:
-    kept = kwon.within(draw.fisher, draw.table, share * draw.table.dense)
-    return Chosen(draw.single, np.concatenate(kept))
+def _single(
+    chooser: Callable[[Draw], Chooser],
+) -> Callable[[Draw, float], Chosen]:
+    """A method of the library that ranks single neurons."""
+
+    def choose(draw: Draw, share: float) -> Chosen:
+        found = chooser(draw)(Budget.latency(draw.table, share))
+        return Chosen(draw.grouped.grouped(found.space), found.kept)
+
+    return choose
 
 
 def _random(draw: Draw, share: float) -> Chosen:
@@ -106,34 +113,7 @@ def _random(draw: Draw, share: float) -> Chosen:
     return Chosen(draw.grouped, _best(anything, budget, RandomSubset(), draw.seed))
 
 
-def _magnitude(draw: Draw, share: float) -> Chosen:
-    """Neurons are grouped by the size of their weights."""
-    singles = magnitudes(draw.single)
-    blocks = [
-        block
-        if block.unit.of_attention
-        else block._replace(order=tuple(np.argsort(-singles[where], kind="stable").tolist()))
-        for block, where in zip(draw.grouped.space.blocks, draw.single.space.slices, strict=True)
-    ]
-    prunable = draw.grouped.grouped(HeadSpace(tuple(blocks)))
-    budget = Budget.latency(draw.table, share)
-    return Chosen(prunable, _best(Modular(magnitudes(prunable)), budget))
-
-
-def magnitudes(prunable: Prunable) -> Floats:
-    """The sum of the squares of all weights that are cut with each unit, ``[n]``."""
-    found = list[Floats]()
-    for block in prunable:
-        total = np.zeros(block.units)
-        for piece, weight in zip(block.pieces, block.weights, strict=True):
-            squares = weight.detach().double().square()
-            others = [axis for axis in range(squares.ndim) if axis != piece.axis]
-            entries = squares.sum(dim=others).numpy() if others else squares.numpy()
-            own = piece.unit_of >= 0
-            total += np.bincount(piece.unit_of[own], entries[own], minlength=block.units)
-        found.append(total)
-    return np.concatenate(found)
-
+_kwon = _single(lambda draw: draw.kwon)
 
 METHODS: Mapping[str, Method] = {
     "both": Method(
@@ -144,7 +124,7 @@ METHODS: Mapping[str, Method] = {
     "even": Method("the same share everywhere", _even, refitted),
     "kwon": Method("Kwon et al. 2022", _kwon, tuned),
     "kwon-refit": Method("Kwon et al. 2022, refitted instead of tuned", _kwon, refitted),
-    "magnitude": Method("magnitude", _magnitude, refitted),
+    "magnitude": Method("magnitude", _single(lambda draw: draw.magnitude), refitted),
     "random": Method("random", _random, refitted),
 }
 """By the name that the command line takes."""

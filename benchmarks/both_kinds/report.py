@@ -35,7 +35,8 @@ time of the sliced model against the unpruned one, timed in turns; predicted is 
   refit.
 - *Kwon et al. 2022*: the search by Fisher information, the rearrangement and the tuning of masks of that paper,
   without a refit of weights, written from the paper; *refitted instead of tuned* has the library's refit in place of
-  the tuning.
+  the tuning. These rows were measured with the paper's own search, which plans with straight lines for times; a run
+  takes `cahp_opt.torch.methods.Kwon`, whose search over the table keeps more of the same information.
 - *magnitude*, *random*: the norms of a unit's weights, and chance, with the refit.
 """
 

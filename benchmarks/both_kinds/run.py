@@ -34,7 +34,6 @@ from benchmarks.accuracy.data import Data, read
 from benchmarks.accuracy.judging import Judge
 from benchmarks.accuracy.training import Recipe, fine_tuned
 from benchmarks.both_kinds.draws import Draw, Source
-from benchmarks.both_kinds.kwon import seconds
 from benchmarks.both_kinds.methods import METHODS
 from benchmarks.both_kinds.report import table
 from benchmarks.machine import described, facts, load
@@ -159,7 +158,7 @@ class Bench:
         times = time_models(models, self.batch, repeats=self.settings.repeats)
         space = chosen.dense.space
         counts = space.counts(chosen.kept).tolist()
-        predicted = seconds(self.table, counts, space.units) / self.table.dense
+        predicted = self.table.predict(counts) / self.table.dense
         after = self.judge(small.model)
         return {
             **cell._asdict(),

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
 from film_reviews import HEADS, LAYERS, NEURONS, write_critic, write_reviews
 
-from benchmarks.both_kinds import kwon, run
-from benchmarks.both_kinds.methods import METHODS, even, magnitudes
+from benchmarks.both_kinds import run
+from benchmarks.both_kinds.methods import METHODS, even
 from cahp_opt import Block, BudgetError, HeadSpace, LatencyTable, Unit
-from cahp_opt.torch import find_prunable
 
 GROUP = 4
 GROUPS = NEURONS // GROUP
@@ -142,50 +140,3 @@ def test_even_shares_fill_the_time(share: float) -> None:
 def test_even_shares_have_a_floor() -> None:
     with pytest.raises(BudgetError, match="latency"):
         even(TABLE, 0.5)
-
-
-def test_times_between_those_of_the_table() -> None:
-    sizes = [HEADS, NEURONS] * LAYERS
-    counts = [3, 8, 0, 0]
-    expected = TABLE.predict([3, 2, 0, 0])
-    assert kwon.seconds(TABLE, counts, sizes) == pytest.approx(expected)
-    assert kwon.seconds(TABLE, [3, 9, 0, 0], sizes) == pytest.approx(expected + 0.25)
-
-
-@pytest.mark.parametrize("share", [0.6, 0.7, 0.9])
-def test_the_search_of_the_baseline_fills_the_time(share: float) -> None:
-    rng = np.random.default_rng(0)
-    slopes = [rng.standard_normal((20, size)) for size in (HEADS, NEURONS) * LAYERS]
-    heads = np.array([True, False] * LAYERS)
-    fisher = kwon.Fisher([one.T @ one for one in slopes], heads)
-    kept = kwon.within(fisher, TABLE, share * TABLE.dense)
-    counts = np.array([int(own.sum()) for own in kept])
-    sizes = [HEADS, NEURONS] * LAYERS
-    assert kwon.seconds(TABLE, counts, sizes) <= share * TABLE.dense
-    more = next(b for b in (1, 3, 0, 2) if counts[b] < sizes[b])
-    assert kwon.seconds(TABLE, counts + np.eye(4, dtype=int)[more], sizes) > share * TABLE.dense
-
-
-def test_no_time_at_all_is_refused() -> None:
-    fisher = kwon.Fisher(
-        [np.eye(size) for size in (HEADS, NEURONS) * LAYERS], np.array([True, False] * LAYERS)
-    )
-    with pytest.raises(ValueError, match="which no masks of this search keep to"):
-        kwon.within(fisher, TABLE, TABLE.floor / 2)
-
-
-def test_magnitudes_share_out_all_that_is_cut() -> None:
-    prunable = find_prunable(tiny_models.BERT.build(bare=True), neuron_group=10)
-    found = magnitudes(prunable)
-    for block, where in zip(prunable, prunable.space.slices, strict=True):
-        pairs = zip(block.pieces, block.weights, strict=True)
-        whole = sum(
-            float(w.detach().double().square().sum()) for p, w in pairs if min(p.unit_of) >= 0
-        )
-        assert found[where].sum() == pytest.approx(whole)
-    first = prunable.feed_forward[0]
-    out = first.out.get_parameter("weight").detach().double().square().sum(dim=0)
-    rows = first.ins[0].get_parameter("weight").detach().double().square().sum(dim=1)
-    bias = first.ins[0].get_parameter("bias").detach().double().square()
-    own = (out + rows + bias).numpy()[first.columns == 1].sum()
-    assert found[prunable.space.slices[1]][1] == pytest.approx(own)

@@ -112,8 +112,9 @@ class SingleUnits:
         """The single units of every unit of a space of groups, for every block ``[units, width]``."""
         found = list[Ints]()
         for block, entry, size in zip(self.grouped, space.blocks, self.space.units, strict=True):
-            singles = np.arange(size) if entry.order is None or not _movable(block) else entry.order
-            found.append(np.asarray(singles, dtype=np.int64).reshape(entry.units, -1))
+            order = entry.order if _movable(block) else None
+            singles = tuple(range(size)) if order is None else order
+            found.append(np.array(singles, dtype=np.int64).reshape(entry.units, -1))
         return found
 
 
