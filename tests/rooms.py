@@ -31,8 +31,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("torch/calibration", "torch/checkpoints"),
     ("torch/recovery", "torch/texts", "torch/export"),
     ("torch/methods",),
-    ("torch",),
     ("torch/pipeline",),
+    ("torch/studies",),
+    ("torch",),
     ("cli",),
 )
 """``cahp_opt`` and ``torch`` are the doors of the library and of its half with PyTorch: what users

@@ -14,8 +14,9 @@ from cahp_opt.cli.flattening import flattened
 from cahp_opt.cli.measuring import calibrate, hardware, latency
 from cahp_opt.cli.pruning import apply, prune
 from cahp_opt.cli.selecting import select
+from cahp_opt.cli.studying import study
 
-COMMANDS = (prune, calibrate, latency, hardware, select, compare, apply, export, demo)
+COMMANDS = (prune, study, calibrate, latency, hardware, select, compare, apply, export, demo)
 
 app = typer.Typer(
     name="cahp",

@@ -142,6 +142,13 @@ _REFITTING = _Rule(
     refused=True,
 )
 _SIZES = ("latency_batch_size", "sequence_length")
+_TIMED = _Rule(
+    ("workload", "execution", *_SIZES),
+    lambda given: given["table_times"],
+    "`--latency-table` tells what is timed and how",
+    refused=True,
+    facts=("table_times",),
+)
 _SIZED = _Rule(
     _SIZES,
     lambda given: given["workload"],
@@ -202,13 +209,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _NEURONS,
         _TRAINING,
         _REFITTING,
-        _Rule(
-            ("workload", "execution", *_SIZES),
-            lambda given: given["table_times"],
-            "`--latency-table` tells what is timed and how",
-            refused=True,
-            facts=("table_times",),
-        ),
+        _TIMED,
         _SIZED,
         _Rule(
             ("rounds",),
@@ -223,6 +224,39 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
             facts=("goals",),
         ),
         _TIME_LIMIT,
+    ),
+    "study": (
+        _COLUMNS,
+        _sized("max_length", "sequence_length"),
+        _LONG,
+        _NEURONS,
+        _Rule(
+            ("epochs", "learning_rate"),
+            lambda given: Recovery.FINETUNE not in given["recoveries"],
+            "only `--recovery finetune` trains",
+            refused=True,
+            facts=("recoveries",),
+        ),
+        _Rule(
+            ("weighting", "feed_forward"),
+            lambda given: not any(recovery.refits for recovery in given["recoveries"]),
+            "only `--recovery refit` and `--recovery finetune` refit",
+            refused=True,
+            facts=("recoveries",),
+        ),
+        _Rule(
+            ("held_out",),
+            lambda given: given["test_data"] is not None,
+            "all of `--test-data` is judged by",
+        ),
+        _TIMED,
+        _SIZED,
+        _Rule(
+            ("latency_table",),
+            lambda given: not given["goals"],
+            "no limit is about what it holds, and it only tells what is timed in the end",
+            facts=("goals",),
+        ),
     ),
     "calibrate": (_COLUMNS, _sized("max_length"), _LONG, _NEURONS),
     "latency": (

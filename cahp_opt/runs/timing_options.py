@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -46,6 +47,17 @@ class WorkloadOptions:
     repeats: int = field(
         default=20, metadata=option("--repeats", min=1, help="Timed runs of every point.")
     )
+
+    def studied(
+        self, targets: Sequence[Target], profile: Profile | None = None
+    ) -> tuple[Workload, ...]:
+        """The workloads to time for several targets, each of which holds alone; as :meth:`workloads`.
+
+        Raises:
+            ValueError: if a workload or a goal about one cannot be understood.
+        """
+        goals = tuple(goal for target in targets for goal in target.goals)
+        return self.workloads(Target(goals), profile)
 
     def workloads(self, target: Target, profile: Profile | None = None) -> tuple[Workload, ...]:
         """The workloads to time for a target.

@@ -44,6 +44,7 @@ from cahp_opt.torch.running.gates import capture_head_outputs, head_mask
 from cahp_opt.torch.slicing.bypass import bypass_empty
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads
 from cahp_opt.torch.slicing.verification import SliceError, verify_slice
+from cahp_opt.torch.studies.study import study
 from cahp_opt.torch.tracing.descriptions import Anchor
 from cahp_opt.torch.tracing.learning import learn_attention
 
@@ -96,6 +97,7 @@ __all__ = [
     "select_staged",
     "selection_of",
     "slice_heads",
+    "study",
     "time_models",
     "tune_masks",
     "verify_slice",

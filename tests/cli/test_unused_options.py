@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "heads": None,
     "estimate": None,
     "seeds": 1,
+    "test_data": None,
 }
 FACTS: dict[str, Any] = {
     "table_times": False,
@@ -44,6 +45,7 @@ FACTS: dict[str, Any] = {
     "needs": frozenset().union(*DECIDED.values()),
     "medium": Medium.SOUND,
     "tokens": True,
+    "recoveries": (Recovery.FINETUNE,),
 }
 NO_TEXT, NO_RECOVERY = {"text": None}, {"recovery": Recovery.NONE}
 MASK_TUNING = {"recovery": Recovery.MASK_TUNING}
@@ -77,7 +79,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     ),
     *(
         (command, option, {"data": "d"}, {}, True)
-        for command in ("prune", "calibrate", "apply")
+        for command in ("prune", "study", "calibrate", "apply")
         for option in (
             "text_column",
             "pair_column",
@@ -88,7 +90,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
         )
     ),
     *(
-        ("prune", option, {}, {"table_times": True}, True)
+        (command, option, {}, {"table_times": True}, True)
+        for command in ("prune", "study")
         for option in ("workload", "execution", "latency_batch_size", "sequence_length")
     ),
     *(
@@ -96,20 +99,32 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
         for command, option in [
             ("prune", "latency_batch_size"),
             ("prune", "sequence_length"),
+            ("study", "latency_batch_size"),
+            ("study", "sequence_length"),
             ("latency", "latency_batch_size"),
             ("latency", "sequence_length"),
         ]
     ),
     *(
         (command, "neuron_group", {}, {"prunes": Prune.HEADS}, False)
-        for command in ("prune", "calibrate", "latency")
+        for command in ("prune", "study", "calibrate", "latency")
     ),
     *(
         (command, option, {}, idle, False)
         for option, idle in _OF_MEDIA
-        for command in ("prune", "calibrate", "apply", "latency")
+        for command in ("prune", "study", "calibrate", "apply", "latency")
         if option in flags_of(command)
     ),
+    *(
+        ("study", option, {}, {"recoveries": (Recovery.REFIT,)}, True)
+        for option in ("epochs", "learning_rate")
+    ),
+    *(
+        ("study", option, {}, {"recoveries": (Recovery.NONE, Recovery.MASK_TUNING)}, True)
+        for option in ("weighting", "feed_forward")
+    ),
+    ("study", "held_out", {}, {"test_data": "d"}, False),
+    ("study", "latency_table", {}, {"goals": ()}, False),
     ("prune", "rounds", {}, {"latency_goals": ()}, False),
     ("prune", "latency_table", {}, {"goals": ()}, False),
     ("prune", "time_limit", {}, {"solvers": DRY[:1]}, False),

@@ -1,0 +1,65 @@
+"""A study as tables for the terminal: one for every limit and recovery."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from cahp_opt.studies.outcome import Arm
+from cahp_opt.studies.study import SeedMean, Study, StudyRow
+
+_TIE = "≈"
+
+
+def study_tables(study: Study) -> list[RenderableType]:
+    """For every limit and recovery the methods, the best first, with those that tie with it marked."""
+    rows = {row.arm: row for row in study.rows()}
+    there = dict.fromkeys((arm.limit, arm.recovery) for arm in rows)
+    found = list[RenderableType]()
+    found.extend(_compared(study, rows, limit, recovery) for limit, recovery in there)
+    if study.missing:
+        found.append(_failed(study))
+    return found
+
+
+def _compared(study: Study, rows: Mapping[Arm, StudyRow], limit: str, recovery: str) -> Table:
+    headline = study.unpruned.headline
+    shown = [headline.name, *(name for name in study.unpruned.figures if name != headline.name)]
+    own = [row for row in rows.values() if row.arm[1:] == (limit, recovery)]
+    by_method = {row.arm.method: row for row in own}
+    unpruned = study.unpruned.value()
+    table = Table(
+        title=f"limit {limit}, recovery {recovery} ({headline.name} of the unpruned model {unpruned:.4g})",
+        header_style="bold",
+        caption=f"{_TIE} does not differ from the best by more than chance explains; ± standard error over seeds",
+    )
+    table.add_column("method")
+    for name in (*shown, *(f"{name}: time" for name in own[0].times)):
+        table.add_column(name, justify="right")
+    table.add_column("seeds", justify="right")
+    for standing in study.standings(limit, recovery):
+        row = by_method[standing.method]
+        mark = f" {_TIE}" if standing.behind is not None and standing.ties else ""
+        figures = [_mean(row.figures[name]) if name in row.figures else "" for name in shown]
+        figures[0] += mark
+        times = [_mean(mean, 3) for mean in row.times.values()]
+        table.add_row(standing.method, *figures, *times, str(len(row.seeds)))
+    return table
+
+
+def _failed(study: Study) -> Table:
+    table = Table(title="cells that failed", header_style="bold")
+    for name in ("method", "limit", "recovery", "seed", "reason"):
+        table.add_column(name)
+    for cell, reason in study.missing.items():
+        table.add_row(
+            cell.method, cell.limit, cell.recovery, str(cell.seed), reason or "not run yet"
+        )
+    return table
+
+
+def _mean(mean: SeedMean, digits: int = 4) -> str:
+    error = "" if mean.error is None else f" ± {mean.error:.2g}"
+    return f"{mean.value:.{digits}g}{error}"

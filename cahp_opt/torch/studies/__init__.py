@@ -1,0 +1,1 @@
+"""Studies: every method at every limit with every recovery, resumable and spread over workers."""

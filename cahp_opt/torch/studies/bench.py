@@ -1,0 +1,134 @@
+"""The model of a study in one process, and what all cells share."""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.prune import Prune
+from cahp_opt.files.store import Store, digest
+from cahp_opt.runs.limits import Limit
+from cahp_opt.runs.method import Task
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.texts import Example
+from cahp_opt.space import HeadSpace
+from cahp_opt.torch.evaluation.evaluation import Judge
+from cahp_opt.torch.evaluation.fidelity import embeds_all_tokens, fidelity_of
+from cahp_opt.torch.latency.model_times import device_name
+from cahp_opt.torch.pipeline.run import Named
+from cahp_opt.torch.running.batches import device_of
+from cahp_opt.torch.studies.recipe import Recipe, content
+from cahp_opt.torch.studies.workers import WorkerNumber
+from cahp_opt.torch.texts.reading import encode_examples
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+_LOADING = threading.Lock()
+
+
+class Bench:
+    """The model, and what all cells of a study share in a process.
+
+    Args:
+        recipe: the study.
+
+    Raises:
+        ModelError: if the model cannot be loaded.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.plan = recipe, recipe.plan
+        self.alone = threading.RLock()
+        """Held while the model runs: threads of one process take turns."""
+        self._worker = WorkerNumber(recipe.folder)
+        model, processor = recipe.source.load(self._worker.number)
+        self.named = Named(recipe.source.name, model, processor, recipe.pooling, recipe.kinds)
+        self.prunable = self.named.prunable
+        self.fidelity = fidelity_of(model, recipe.pooling)
+        self.device = device_of(model)
+        self.store = Store(recipe.folder, described(self.device))
+        self.last: object = None
+        """What the last job left behind for the next: its draw."""
+
+    @property
+    def key(self) -> object:
+        """What every result depends on."""
+        pooling = None if self.recipe.pooling is None else self.recipe.pooling.value
+        space = self.prunable.space.unordered().to_json()
+        return self.recipe.identity, pooling, space
+
+    @cached_property
+    def held_out_key(self) -> str:
+        """A digest of what the models are judged on."""
+        return digest((self.recipe.texts.held_out, self.plan.reading, self.recipe.texts.medium))
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Judges models on the held-out examples; the unpruned model runs on them once."""
+        held_out = self.encoded(self.recipe.texts.held_out, 0)
+        return Judge(self.named.model, held_out, self.fidelity)
+
+    def encoded(self, examples: Sequence[Example], seed: int) -> Batches:
+        """The batches, ``[batch, tokens]``, of some examples."""
+        named, reading = self.named, self.plan.reading
+        return encode_examples(examples, named.tokenizer, named.model, reading, seed).batches
+
+    def task(self, limit: Limit, recovery: Recovery, seed: int, space: HeadSpace) -> Task:
+        """What a method is asked for.
+
+        Raises:
+            BudgetError: if nothing meets the limit.
+        """
+        budget = limit.target.budget(space, self.recipe.profile, self.recipe.identity)
+        kind = limit.target.prune
+        if kind is not Prune.BOTH:  # what the limit does not count stays
+            counted = space.of_attention if kind is Prune.HEADS else ~space.of_attention
+            budget &= Budget(space, (), np.where(counted, 0, space.units).tolist())
+        return self.within(budget, recovery, seed)
+
+    def within(self, budget: Budget, recovery: Recovery, seed: int) -> Task:
+        """What a method is asked for within a budget."""
+        return Task(
+            budget,
+            recovery,
+            embeds=embeds_all_tokens(self.fidelity),
+            labelled=self.recipe.texts.labelled,
+            seed=seed,
+            time_limit=self.plan.time_limit,
+        )
+
+    def limit_key(self, limit: Limit) -> object:
+        """What a choice depends on through its limit."""
+        goals, profile = limit.target.goals, self.recipe.profile
+        return limit.target, content(profile) if goals and profile is not None else None
+
+
+def bench_of(recipe: Recipe) -> Bench:
+    """The bench of a study in this process, made on first use.
+
+    Raises:
+        ModelError: if the model cannot be loaded.
+    """
+    with _LOADING:
+        return _bench(recipe)
+
+
+@lru_cache(maxsize=1)
+def _bench(recipe: Recipe) -> Bench:
+    return Bench(recipe)
+
+
+def described(device: torch.device) -> str:
+    """A device as results state it."""
+    threads = torch.get_num_threads()
+    on = f", {threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else ""
+    return (
+        f"{device_name(device)}{on}, torch {torch.__version__}, Python {platform.python_version()}"
+    )

@@ -1,0 +1,142 @@
+"""The texts of one seed, and what is measured on them once for all methods."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import (
+    load_file,  # pyright: ignore[reportUnknownVariableType]
+    save_file,  # pyright: ignore[reportUnknownVariableType]
+)
+
+from cahp_opt.files.records import whole_file
+from cahp_opt.files.store import Row, digest
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.method import Needs
+from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.pipeline.calibrating import Calibrated, calibrate_kinds
+from cahp_opt.torch.running.preparing import prepared
+from cahp_opt.torch.running.undisturbed import evaluating
+from cahp_opt.torch.studies.bench import Batches, Bench
+from cahp_opt.torch.studies.code_digests import code_of_statistics
+
+
+class Draw:
+    """The texts of one seed.
+
+    Args:
+        bench: the model.
+        seed: the seed.
+        needs: what all methods need together.
+    """
+
+    def __init__(self, bench: Bench, seed: int, needs: Needs) -> None:
+        self.bench, self.seed, self.needs = bench, seed, needs
+        self.examples = bench.recipe.texts.draw(seed)
+        self.key = digest((self.examples, bench.plan.reading, seed))
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The texts as batches, ``[batch, tokens]``."""
+        return self.bench.encoded(self.examples, self.seed)
+
+    @property
+    def statistics_key(self) -> object:
+        """What the statistics depend on."""
+        measured = (sorted(self.needs.statistics), self.needs.densities, self.bench.plan.measuring)
+        return self.bench.key, self.key, measured, code_of_statistics()
+
+    def measure(self) -> Row:
+        """Measure what all cells of the seed share, unless it is there: the statistics, and the weights of tokens.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            Busy: if another process does.
+        """
+        store = self.bench.store
+        statistics, weights = self._statistics_path, self._weights_path
+
+        def make() -> Row:
+            began = time.monotonic()
+            with whole_file(statistics) as to:
+                self._calibrate(to)
+            calibrated = time.monotonic()
+            if weights is not None:
+                with whole_file(weights) as to:
+                    self._weigh(to)
+            done = time.monotonic()
+            return {"seconds": {"calibrate": calibrated - began, "weigh": done - calibrated}}
+
+        row = store.row("measured", (self.statistics_key, str(weights)), make, wait=False)
+        store.file(statistics, self._calibrate, wait=False)  # if somebody removed it
+        if weights is not None:
+            store.file(weights, self._weigh, wait=False)
+        return row
+
+    @cached_property
+    def calibrated(self) -> Calibrated:
+        """The statistics, and the blocks with their neurons in groups of those that are worth as much."""
+        stats = HeadStats.load(self._statistics_path)
+        return Calibrated(self.bench.prunable.grouped(stats.space), stats)
+
+    @cached_property
+    def weights(self) -> TokenWeights | None:
+        """What tokens count in a refit; None for 1 each."""
+        if self._weights_path is None:
+            return None
+        found = self._fresh
+        for name, tensor in load_file(self._weights_path).items():
+            number, block = map(int, name.split("."))
+            found.taken.setdefault(number, [])
+            of_batch = found.taken[number]
+            of_batch.extend([torch.empty(0)] * (block + 1 - len(of_batch)))
+            of_batch[block] = tensor.to(self.bench.device)
+        return found
+
+    @property
+    def _statistics_path(self) -> Path:
+        return self.bench.store.path("statistics", self.statistics_key, "safetensors")
+
+    @property
+    def _weights_path(self) -> Path | None:
+        if not self.bench.plan.sensitive:
+            return None
+        key = self.bench.key, self.key, code_of_statistics()
+        return self.bench.store.path("weights", key, "safetensors")
+
+    @cached_property
+    def _fresh(self) -> TokenWeights:
+        bench = self.bench
+        return TokenWeights(bench.prunable, fidelity=bench.fidelity, seed=self.seed)
+
+    def _calibrate(self, to: Path) -> None:
+        bench, needs = self.bench, self.needs
+        measuring: Measuring = needs.measuring(bench.plan.measuring)
+        found = calibrate_kinds(
+            bench.prunable,
+            self.batches,
+            measuring,
+            token_weights=self._fresh if bench.plan.sensitive else None,
+            fidelity=bench.fidelity,
+            seed=self.seed,
+        )
+        found.stats.save(to)
+
+    def _weigh(self, to: Path) -> None:
+        """Calibration took the weights of the batches that it differentiated; the others follow."""
+        weights, model = self._fresh, self.bench.named.model
+        with evaluating(model):
+            for number, batch in enumerate(prepared(self.batches, model)):
+                weights.take(batch, number)
+        tensors = {
+            f"{number}.{block}": tensor.detach().cpu().contiguous()
+            for number, blocks in weights.taken.items()
+            for block, tensor in enumerate(blocks)
+        }
+        save_file(tensors, to)

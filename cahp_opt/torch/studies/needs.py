@@ -1,0 +1,25 @@
+"""What calibration has to measure for all methods of a study together."""
+
+from __future__ import annotations
+
+from cahp_opt.runs.method import Needs
+from cahp_opt.torch.studies.bench import Bench
+
+
+def needs_of_all(bench: Bench) -> Needs:
+    """What all methods need at all limits with all recoveries.
+
+    Raises:
+        BudgetError: if nothing meets a limit.
+    """
+    statistics, densities = set[str](), set[float]()
+    for limit in bench.plan.limits:
+        for recovery in bench.plan.recoveries:
+            task = bench.task(limit, recovery, bench.plan.seeds[0], bench.prunable.space)
+            for method in bench.plan.methods.values():
+                needs = method.needs(task)
+                statistics |= needs.statistics
+                densities |= set(needs.densities)
+                if needs.statistics & {"gauss_newton", "fisher"} and not needs.densities:
+                    densities |= set(bench.plan.measuring.of(()).densities)
+    return Needs(frozenset(statistics), tuple(sorted(densities)))

@@ -1,0 +1,211 @@
+"""A study from its recipe to its record: profile, draws, cells, times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.profile import Profile
+from cahp_opt.progress import Progress, Stages
+from cahp_opt.runs.method import Needs
+from cahp_opt.runs.study_options import STUDY_FILE
+from cahp_opt.studies.outcome import Cell, Outcome
+from cahp_opt.studies.study import Study
+from cahp_opt.torch.blocks.fingerprint import structure
+from cahp_opt.torch.pipeline.profiles import measure_profile
+from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery
+from cahp_opt.torch.studies.bench import Bench, bench_of
+from cahp_opt.torch.studies.needs import needs_of_all
+from cahp_opt.torch.studies.outlook import Outlook
+from cahp_opt.torch.studies.recipe import Recipe
+from cahp_opt.torch.studies.timing import Timer, distinct_counts
+from cahp_opt.torch.studies.working import Finished, measure_draw, work
+from cahp_opt.version import __version__
+
+_PAUSE = 0.5  # seconds until work that another process was doing is asked for again
+
+
+def run_study(recipe: Recipe, *, jobs: int = 1, stages: Stages | None = None) -> Study:
+    """Run what is missing of a study, and write its record.
+
+    Args:
+        recipe: the study.
+        jobs: cells that are worked on at the same time; -1 for one per core.
+        stages: shows the stages.
+
+    Raises:
+        BudgetError: if nothing meets a limit.
+        ValueError: for a model, texts or methods that cannot be used.
+        OSError: if the folder cannot be written.
+    """
+    shown = stages or Stages()
+    bench = bench_of(recipe)
+    with bench.alone:
+        check_study(bench)
+        profile = recipe.profile or measured_profile(bench, shown)
+        if profile is not None and recipe.profile is None:
+            recipe = replace(recipe, source=_held(bench), profile=profile)
+    bench = bench_of(recipe)
+    with bench.alone:
+        needs = needs_of_all(bench)
+    found, failed = _worked(recipe, needs, jobs, shown)
+    outcomes = _timed(bench, found, shown)
+    study = _study(bench, outcomes, failed)
+    study.save(recipe.folder / STUDY_FILE)
+    return study
+
+
+def _held(bench: Bench) -> Any:
+    """The source with the model that this process has loaded."""
+    named = bench.named
+    return bench.recipe.source.holding(named.model, named.tokenizer)
+
+
+def check_study(bench: Bench) -> None:
+    """Refuse, before long work, what would be refused in every cell of a method or a recovery.
+
+    Raises:
+        BudgetError: if nothing meets a limit on numbers of units.
+        ValueError: naming the way out.
+    """
+    plan, space, texts = bench.plan, bench.prunable.space, bench.recipe.texts
+    if bench.recipe.profile is not None:
+        bench.recipe.profile.check(structure(bench.named.model))
+    for limit in plan.limits:
+        limit.target.numbers(space)
+    for recovery in plan.recoveries:
+        task = bench.within(Budget(space), recovery, plan.seeds[0])
+        for method in plan.methods.values():
+            method.check(task)
+            plan.measuring.check(method.name, method.needs(task).statistics)
+    few = bench.encoded(texts.pool[: plan.reading.batch_size], 0)
+    rehearse_judging(bench.named.model, bench.fidelity, few[0])
+    for recovery in plan.recoveries:
+        rehearse_recovery(bench.prunable, recovery, few[0])
+
+
+def measured_profile(bench: Bench, stages: Stages) -> Profile | None:
+    """The costs that the limits are about, measured once for the folder; None if none is about any."""
+    plan = bench.plan
+    if not any(limit.target.goals for limit in plan.limits):
+        return None
+    metered = [name for limit in plan.limits for name in limit.target.metered]
+    key = structure(bench.named.model), bench.key, plan.workloads, metered, bench.store.device
+    path = bench.store.path("latency", key)
+    samples = {w.name: path.with_suffix(f".{w.name}.jsonl") for w in plan.workloads}
+
+    def measure(to: Path) -> None:
+        measure_profile(
+            bench.prunable,
+            plan.workloads,
+            stages,
+            timed=plan.timed,
+            measured=metered,
+            samples=samples,
+            processor=bench.named.tokenizer,
+        ).save(to)
+
+    profile = Profile.load(bench.store.file(path, measure))
+    for sample in samples.values():
+        sample.unlink(missing_ok=True)
+    return profile
+
+
+def _worked(
+    recipe: Recipe, needs: Needs, jobs: int, stages: Stages
+) -> tuple[dict[Cell, Outcome], dict[Cell, str]]:
+    """The outcomes of all cells, and the reasons of those that failed."""
+    plan, failed = recipe.plan, dict[Cell, str]()
+    with stages.stage("calibrate") as progress:
+        draws = [partial(measure_draw, recipe, seed, needs) for seed in plan.seeds]
+        for number, done in enumerate(_spread(draws, jobs), start=1):
+            failed |= done.failed
+            progress("calibrate", number, len(draws))
+    hopeless = {cell.seed for cell in failed}
+    outcomes = dict[Cell, Outcome]()
+    outlook = Outlook(len(plan.cells()), failed=len(failed), found=len(failed))
+    with stages.stage("cells") as progress:
+        todo = [
+            partial(work, recipe, job, needs) for job in plan.jobs() if job.seed not in hopeless
+        ]
+        _tell(outlook, progress)
+        for done in _spread(todo, jobs):
+            outcomes |= {outcome.cell: outcome for outcome in done.outcomes}
+            failed |= done.failed
+            outlook.done, outlook.failed = len(outcomes), len(failed)
+            _tell(outlook, progress)
+    return outcomes, failed
+
+
+def _tell(outlook: Outlook, progress: Progress) -> None:
+    progress(str(outlook), outlook.done + outlook.failed, outlook.total)
+
+
+def _spread(todo: Sequence[Callable[[], Finished]], jobs: int) -> Iterable[Finished]:
+    """What comes of pieces of work, as it comes; what another process is doing is asked for again."""
+    import joblib  # takes a tenth of a second to import
+
+    tools: Any = joblib  # it carries no annotations
+    left = list(enumerate(todo))
+    while left:
+        parallel = tools.Parallel(n_jobs=jobs, return_as="generator_unordered")
+        busy = list[int]()
+        results: Iterable[tuple[int, Finished]] = parallel(
+            tools.delayed(_numbered)(number, piece) for number, piece in left
+        )
+        for number, done in results:
+            if done.busy:
+                busy.append(number)
+            else:
+                yield done
+        left = [(number, piece) for number, piece in left if number in busy]
+        if left:
+            time.sleep(_PAUSE)
+
+
+def _numbered(number: int, piece: Callable[[], Finished]) -> tuple[int, Finished]:
+    return number, piece()
+
+
+def _timed(bench: Bench, found: dict[Cell, Outcome], stages: Stages) -> list[Outcome]:
+    """The outcomes with their times, which nothing else on this machine disturbs: one after the other."""
+    with bench.alone, stages.stage("time") as progress:
+        timer = Timer(bench)
+        every = distinct_counts([outcome.counts for outcome in found.values()])
+        times = {}
+        for number, counts in enumerate(every, start=1):
+            times[counts] = timer.times(counts)
+            progress("time", number, len(every))
+    return [
+        replace(found[cell], times=times[found[cell].counts])
+        for cell in bench.plan.cells()
+        if cell in found
+    ]
+
+
+def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -> Study:
+    texts = bench.recipe.texts
+    with bench.alone:
+        unpruned = bench.judge.unpruned
+    facts = {
+        "model": bench.recipe.identity,
+        "device": bench.store.device,
+        "cahp-opt": __version__,
+        "texts of a draw": str(texts.drawn),
+        "held-out texts": str(len(texts.held_out)),
+    }
+    return Study(
+        bench.named.name,
+        texts.name,
+        bench.prunable.space.unordered(),
+        unpruned,
+        tuple(outcomes),
+        {cell: failed[cell] for cell in bench.plan.cells() if cell in failed},
+        facts,
+        texts.notes,
+    )

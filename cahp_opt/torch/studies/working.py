@@ -1,0 +1,99 @@
+"""What a worker of a study is asked to do: measure one draw, or work through one job."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cahp_opt.files.records import whole_file
+from cahp_opt.files.store import Busy, digest
+from cahp_opt.runs.method import Needs
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.study_plan import Job
+from cahp_opt.studies.outcome import Cell, Outcome
+from cahp_opt.torch.studies.bench import Bench, bench_of
+from cahp_opt.torch.studies.choosing import chosen
+from cahp_opt.torch.studies.draws import Draw
+from cahp_opt.torch.studies.judging import judged
+from cahp_opt.torch.studies.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What came of a piece of work.
+
+    Args:
+        outcomes: of the cells that went well, without times.
+        failed: by cell that did not, a sentence with the reason.
+        busy: whether another process is doing a part of it, so that it has to be asked for again.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    failed: Mapping[Cell, str] = field(default_factory=lambda: dict[Cell, str]())
+    busy: bool = False
+
+
+def measure_draw(recipe: Recipe, seed: int, needs: Needs) -> Finished:
+    """Measure what the cells of a seed share, unless it is there; a failure fails all of them."""
+    bench = bench_of(recipe)
+    with bench.alone:
+        try:
+            _draw(bench, seed, needs).measure()
+        except Busy:
+            return Finished(busy=True)
+        except Exception as error:  # the other seeds may go well
+            cells = [cell for cell in recipe.plan.cells() if cell.seed == seed]
+            return Finished(failed=dict.fromkeys(cells, _reason(bench, f"seed {seed}", error)))
+    return Finished()
+
+
+def work(recipe: Recipe, job: Job, needs: Needs) -> Finished:
+    """Choose for a job, and slice, recover and judge for each of its cells, unless that is there."""
+    bench = bench_of(recipe)
+    outcomes, failed = list[Outcome](), dict[Cell, str]()
+    with bench.alone:
+        draw = _draw(bench, job.seed, needs)
+        for cell in recipe.plan.cells_of(job):
+            try:
+                draw.measure()
+                outcomes.append(_outcome(draw, job, cell))
+            except Busy:
+                return Finished(busy=True)
+            except Exception as error:  # whatever it is, the other cells may go well
+                failed[cell] = _reason(bench, str(cell), error)
+    return Finished(tuple(outcomes), failed)
+
+
+def _draw(bench: Bench, seed: int, needs: Needs) -> Draw:
+    """The draw of a seed; only the last one is kept."""
+    last = bench.last
+    if not isinstance(last, Draw) or (last.seed, last.needs) != (seed, needs):
+        bench.last = last = Draw(bench, seed, needs)
+    return last
+
+
+def _outcome(draw: Draw, job: Job, cell: Cell) -> Outcome:
+    recovery = Recovery(cell.recovery)
+    choice = chosen(draw, job, recovery)
+    found = judged(draw, choice.selection, recovery)
+    seconds = {**draw.measure()["seconds"], "choose": choice.seconds, **found.seconds}
+    return Outcome.of(
+        cell,
+        choice.selection,
+        found.scores,
+        seconds=seconds,
+        provenance={"device": found.device},
+        notes=choice.notes,
+    )
+
+
+def _reason(bench: Bench, what: str, error: Exception) -> str:
+    """The reason as one sentence; the traceback goes to a file."""
+    path = bench.store.folder / "failures" / f"{digest(what)}.txt"
+    with whole_file(path) as to:
+        to.write_text(f"{what}\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
+    told = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, ValueError):
+        told = f"{type(error).__name__}: {told}"
+    return told if told.endswith(".") else f"{told}."
