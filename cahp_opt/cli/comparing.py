@@ -23,6 +23,7 @@ from cahp_opt.costs.target import Target
 from cahp_opt.files.belongings import some
 from cahp_opt.files.records import is_record
 from cahp_opt.problem import Problem
+from cahp_opt.reports.page import REPORT_PAGE
 from cahp_opt.runs.budget_options import BlockLimits, BudgetOptions
 from cahp_opt.runs.names import ObjectiveName, SolverName
 from cahp_opt.runs.options import option, same
@@ -177,13 +178,14 @@ class ComparisonOutput:
 def compare(
     given: Given, asked: ComparedProblems, running: ComparedSolvers, output: ComparisonOutput
 ) -> None:
-    """Run solvers on the same problems: one table of values, bounds, gaps and times, and two plots.
+    """Run solvers on the same problems: one table of values, bounds, gaps and times, a page and two plots.
 
     Needs no PyTorch. With neither --latency nor --heads, the budgets are 0.9, 0.8 and 0.7 of the
     unpruned time, as far as they can be reached, or 3/4, 1/2 and 1/4 of the units of every kind without a
     latency table.
     """
     from cahp_opt.cli.plugins import solver_named
+    from cahp_opt.reports.comparison_page import comparison_page
     from cahp_opt.studies.plotting import plot_gaps, plot_values, plots_missing
 
     note(given.check())
@@ -207,7 +209,8 @@ def compare(
     for name, plot in () if unplotted else (("gaps.png", plot_gaps), ("values.png", plot_values)):
         plot(found, folder / name)
         written.append(name)
-    print(f"written to {folder}: {', '.join(written)}")
+    comparison_page(found).save(folder / REPORT_PAGE)
+    print(f"written to {folder}: {', '.join([REPORT_PAGE, *written])}")
 
 
 def _fewer_units(ranges: Target, space: HeadSpace) -> list[dict[str, Any]]:
@@ -258,7 +261,7 @@ def _check_comparison(folder: Path) -> None:
     mine = {
         runs: runs.is_file() and is_journal(runs),
         table: table.is_file() and is_record(table, "cahp-comparison"),
-        **{folder / name: runs.is_file() for name in ("gaps.png", "values.png")},
+        **{folder / name: runs.is_file() for name in ("gaps.png", "values.png", REPORT_PAGE)},
     }
     theirs = [path for path, ours in mine.items() if path.exists() and not ours]
     if theirs:

@@ -66,7 +66,7 @@ def test_all_solvers_on_default_budgets(
     }
     assert all(found.bound(p) >= value - 1e-9 for p, value in best.items())
     assert {p.name for p in Path("comparison").iterdir()} == {
-        "comparison.json", "gaps.png", "runs.jsonl", "values.png",
+        "comparison.json", "gaps.png", "report.html", "runs.jsonl", "values.png",
     }  # fmt: skip
     assert "tightest bound" in capsys.readouterr().out
 
@@ -148,6 +148,7 @@ def test_refusals(
         ("runs.jsonl", "{}\n"),
         ("gaps.png", "a picture"),
         ("values.png", "a picture"),
+        ("report.html", "a page"),
     ],
 )
 def test_files_of_somebody_else_are_not_replaced(
@@ -187,4 +188,8 @@ def test_what_compare_cannot_do_is_told_at_once(
     assert main([*records, "--heads", "3", "--solver", "top-k"]) == 0
     told = capsys.readouterr()
     assert told.err.startswith("note: plots need matplotlib")
-    assert {p.name for p in Path("comparison").iterdir()} == {"comparison.json", "runs.jsonl"}
+    assert {p.name for p in Path("comparison").iterdir()} == {
+        "comparison.json",
+        "report.html",
+        "runs.jsonl",
+    }
