@@ -13,7 +13,7 @@ from cahp_opt.arrays import Floats
 from cahp_opt.torch.methods.gate_prices import GatePrices
 
 
-class Draw(NamedTuple):
+class GateDraw(NamedTuple):
     """Gates for some rows.
 
     Args:
@@ -48,8 +48,8 @@ class GateEstimator(ABC):
         prices: GatePrices,
         limits: Floats,
         rng: np.random.Generator,
-    ) -> Draw:
-        """Draw gates that are within limits.
+    ) -> GateDraw:
+        """GateDraw gates that are within limits.
 
         Args:
             logits: of the gates, without prices, ``[n]``.
@@ -92,7 +92,7 @@ class HardConcrete(GateEstimator):
         prices: GatePrices,
         limits: Floats,
         rng: np.random.Generator,
-    ) -> Draw:
+    ) -> GateDraw:
         """Gates whose expected cost is within the limits; logits ``[n]``."""
         found = prices.meeting(logits[None], self.openness, limits)[0]
         priced = logits - found @ prices.slopes
@@ -103,7 +103,7 @@ class HardConcrete(GateEstimator):
         inside = (wide > 0) & (wide < 1)
         slopes = np.where(inside, width * soft * (1 - soft) / self.temperature, 0.0)
         opened = self.openness(priced)
-        return Draw(np.clip(wide, 0, 1), slopes, opened * (1 - opened), found)
+        return GateDraw(np.clip(wide, 0, 1), slopes, opened * (1 - opened), found)
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class GumbelTop(GateEstimator):
         prices: GatePrices,
         limits: Floats,
         rng: np.random.Generator,
-    ) -> Draw:
+    ) -> GateDraw:
         """Gates of 0 and 1, every row within the limits; logits ``[n]``."""
         noisy = logits + rng.gumbel(size=(rows, len(logits)))
         found = prices.meeting(noisy, _above_0, limits)
         priced = noisy - found @ prices.slopes
         soft = self.openness(priced)
         slopes = soft * (1 - soft) / self.temperature
-        return Draw(_above_0(priced), slopes, slopes.mean(axis=0), found.mean(axis=0))
+        return GateDraw(_above_0(priced), slopes, slopes.mean(axis=0), found.mean(axis=0))
 
 
 def _above_0(logits: Floats) -> Floats:
