@@ -49,7 +49,7 @@ class GateEstimator(ABC):
         limits: Floats,
         rng: np.random.Generator,
     ) -> GateDraw:
-        """GateDraw gates that are within limits.
+        """Draw gates that are within limits.
 
         Args:
             logits: of the gates, without prices, ``[n]``.
