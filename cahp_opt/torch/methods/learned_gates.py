@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from cahp_opt.arrays import Floats
-from cahp_opt.costs.budget import Budget
 from cahp_opt.objectives import Modular
-from cahp_opt.problem import Problem
 from cahp_opt.runs.method import Task
-from cahp_opt.selection import Chooser, Selection, select
+from cahp_opt.selection import Chooser, chooser
 from cahp_opt.solvers import DynamicProgram
 from cahp_opt.torch.methods.gate_prices import GatePrices
 from cahp_opt.torch.methods.gate_samples import GateEstimator, GumbelTop, HardConcrete
@@ -110,20 +108,16 @@ class LearnedGates(ModelMethod):
             )
 
     def chooser_on(self, evidence: Evidence) -> Chooser:
-        """Learns the gates for the budget of the task; other budgets choose by the same logits."""
+        """Learns the gates for the budget of the task; other budgets choose by the same scores."""
         task = evidence.task
         self.check(task)
-        logits = _Training(self, evidence).run()
+        logits, prices = _Training(self, evidence).run(), GatePrices(task.budget)
         estimator: GateEstimator = self.gates.value
-
-        def choose(budget: Budget) -> Selection:
-            prices = GatePrices(budget)
-            found = prices.meeting(logits[None], estimator.openness, prices.limits)[0]
-            scores = estimator.weights(logits - found @ prices.slopes)
-            problem = Problem(Modular(scores), budget)
-            return select(problem, DynamicProgram(), time_limit=task.time_limit, seed=task.seed)
-
-        return choose
+        found = prices.meeting(logits[None], estimator.openness, prices.limits)[0]
+        scores = estimator.weights(logits - found @ prices.slopes)
+        return chooser(
+            Modular(scores), DynamicProgram(), time_limit=task.time_limit, seed=task.seed
+        )
 
 
 class _Training:
