@@ -158,6 +158,14 @@ def legend_below(figure: Any, axes: Any, entries: int) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
+def few_ticks(axes: Any) -> None:
+    """At most six marks across, which stay apart on a phone."""
+    from matplotlib.ticker import MaxNLocator
+
+    locator: Any = MaxNLocator
+    axes.xaxis.set_major_locator(locator(5))
+
+
 def legend_height(names: Sequence[str]) -> float:
     """Inches that such a legend takes."""
     return 0.22 * -(-len(names) // 3) + 0.1
