@@ -144,6 +144,7 @@ def script(folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.documents(12)
 def test_one_command_runs_everything(tmp_path: Path) -> None:
     done = script(
         tmp_path,

@@ -108,7 +108,7 @@ def test_threads_fit_the_quota_and_the_processors(
 def folder(tmp_path: Path) -> Iterator[str]:
     """A model; the commands set the threads of the process."""
     before = torch.get_num_threads()
-    tiny.BERT.build(bare=True).save_pretrained(tmp_path / "model")
+    tiny.BERT.build(bare=True, num_hidden_layers=1).save_pretrained(tmp_path / "model")
     yield str(tmp_path / "model")
     torch.set_num_threads(before)
 

@@ -37,6 +37,7 @@ LESS: dict[str, dict[str, str]] = {
     "compare_selection_algorithms": {
         "uniform(blocks=6, units=12)": "uniform(blocks=2, units=12)",
         "range(6)": "range(2)",
+        "time_limits=[1.0]": "time_limits=[0.2]",
     },
     "gqa_decoder": {
         "LENGTH = 96": "LENGTH = 16",
@@ -49,6 +50,8 @@ LESS: dict[str, dict[str, str]] = {
     "invent_an_objective_and_a_solver": {
         "steps: int = 20_000": "steps: int = 2_000",
         "steps=300": "steps=30",
+        "uniform(blocks=6, units=12)": "uniform(blocks=2, units=12)",
+        "attention_maps(200,": "attention_maps(40,",
     },
     "half_the_latency": {
         "texts[:96]": "texts[:32]",

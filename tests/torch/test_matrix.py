@@ -83,13 +83,13 @@ def skip_unless_it_runs(model: nn.Module, batches: list[Tensors]) -> None:
 
 def check_slice(family: Family, model: nn.Module, small: nn.Module, kept: Bools) -> None:
     """The sliced model computes what the masked one does, and not what the dense one does."""
-    dtype = next(model.parameters()).dtype
+    dtype, attention = next(model.parameters()).dtype, find_attention(model)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     for batch in batches(family, dtype):
-        expected = masked(model, kept, batch)
+        expected = masked(attention, kept, batch)
         assert difference(outputs(small, batch), expected) <= tolerance
         assert difference(outputs(model, batch), expected) > 1e-3
-    counts = find_attention(model).space.counts(kept)
+    counts = attention.space.counts(kept)
     found = find_attention(small)
     assert [block.units for block in found] == [max(int(c), 1) for c in counts]
     assert [block.ghost for block in found] == [c == 0 for c in counts]
@@ -129,16 +129,17 @@ def test_every_block_is_found(family: Family) -> None:
 @pytest.mark.support("mask")
 def test_gates_leave_no_trace(family: Family) -> None:
     model, batch = dense(family), batches(family)[-1]
-    n = find_attention(model).space.n
+    attention = find_attention(model)
+    n = attention.space.n
     hooks = [dict(module._forward_pre_hooks) for module in model.modules()]
     before = outputs(model, batch)
     with head_mask(model, np.ones(n, dtype=bool)):
         assert difference(outputs(model, batch), before) == 0
     # Block after block, because gates in a late one must not hide that those of an early one do nothing.
-    for where in find_attention(model).space.slices:
+    for where in attention.space.slices:
         kept = np.ones(n, dtype=bool)
         kept[where.start] = False
-        assert difference(masked(model, kept, batch), before) > 1e-6
+        assert difference(masked(attention, kept, batch), before) > 1e-6
         assert difference(outputs(model, batch), before) == 0
     with pytest.raises(ZeroDivisionError), head_mask(model, np.zeros(n, dtype=bool)):
         raise ZeroDivisionError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import tiny_models
 import torch
 from batches_by_hand import assert_same, collate, texts
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
@@ -86,7 +87,11 @@ def work(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gathering")
-    spawn(work, (folder,), nprocs=PROCESSES)  # type: ignore[no-untyped-call]
+    method = "spawn"
+    if "forkserver" in multiprocessing.get_all_start_methods():  # imports once for both
+        method = "forkserver"
+        multiprocessing.set_forkserver_preload(["cahp_opt.torch", "transformers"])
+    start_processes(work, (folder,), nprocs=PROCESSES, start_method=method)  # type: ignore[no-untyped-call]
     return folder
 
 

@@ -127,7 +127,13 @@ def test_encoder_decoders_read_texts_through_every_command(
     labels = (
         3 if family == "bart" else 2
     )  # what the configuration of BART takes as its usual number
-    model = save(tmp_path / "model", family, cls, num_labels=labels, eos_token_id=3, pad_token_id=0)
+    layers = (
+        ("num_layers", "num_decoder_layers")
+        if family == "t5"
+        else ("encoder_layers", "decoder_layers")
+    )
+    sizes = {**dict.fromkeys(layers, 1), "num_labels": labels}
+    model = save(tmp_path / "model", family, cls, eos_token_id=3, pad_token_id=0, **sizes)
     output, stats = tmp_path / "pruned", tmp_path / "stats.safetensors"
     assert prune(model, text, output, "--recovery", "none") == 0
     assert json.loads((output / "config.json").read_text())["architectures"] == [cls]
@@ -137,8 +143,8 @@ def test_encoder_decoders_read_texts_through_every_command(
     # Of tiny feed-forward parts ReLU may let nothing through.
     heads = measured.space.of_attention[measured.space.block_of]
     assert measured.examples == 30 - 6 and measured.salience.sum[heads].all()
-    sizes = ["--repeats", "1", "--batch-size", "2", "--sequence-length", "8"]
-    assert main(["latency", str(model), *sizes, "--output", str(tmp_path / "latency.json")]) == 0
+    quick = ["--repeats", "1", "--batch-size", "2", "--sequence-length", "8"]
+    assert main(["latency", str(model), *quick, "--output", str(tmp_path / "latency.json")]) == 0
 
 
 def test_the_decoder_reads_the_text_one_token_later() -> None:

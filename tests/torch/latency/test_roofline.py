@@ -86,10 +86,18 @@ def test_launches_are_the_floor_where_they_run_ahead_and_are_added_elsewhere() -
 
 
 @pytest.mark.parametrize(
-    "family", (tiny_models.BERT, tiny_models.LLAMA_GQA, T5), ids=lambda f: f.name
+    ("family", "layers"),
+    [
+        (tiny_models.BERT, {"num_hidden_layers": 2}),
+        (tiny_models.LLAMA_GQA, {"num_hidden_layers": 1}),
+        (T5, {"num_layers": 1, "num_decoder_layers": 1}),
+    ],
+    ids=["bert", "llama-gqa", "t5"],
 )
-def test_models_without_weights_and_models_that_stay_as_they_are(family: Family) -> None:
-    model, batch = family.build(), family.batch()
+def test_models_without_weights_and_models_that_stay_as_they_are(
+    family: Family, layers: dict[str, int]
+) -> None:
+    model, batch = family.build(**layers), family.batch()
     model.train()
     before = dict(model.named_parameters())
     for phase in Phase if family.generates else (Phase.PREFILL,):

@@ -185,6 +185,8 @@ def test_missing_and_misplaced_pieces_are_named() -> None:
 
 def test_what_no_gradient_reaches_is_not_contradicted() -> None:
     model = tiny.BERT.build(bare=True)
+    # Fused kernels of some processors leave rounding where the gradient of one key's softmax is zero.
+    model.set_attn_implementation("eager")
     attention = find_attention(model)
     block = attention.attention[0]
     trace = trace_units(model, attention, ids(length=1))[0]  # one key: queries make no difference
