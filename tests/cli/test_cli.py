@@ -477,10 +477,17 @@ def test_decoding_leaves_a_position_for_the_new_token(
     assert Profile.load(table).latency["decode"].provenance.sequence_length == 39
 
 
-@pytest.mark.parametrize("name", ["t5", "bart"])
-def test_encoder_decoders_are_timed(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("t5", ("num_layers", "num_decoder_layers")),
+        ("bart", ("encoder_layers", "decoder_layers")),
+    ],
+    ids=["t5", "bart"],
+)
+def test_encoder_decoders_are_timed(name: str, layers: tuple[str, str], tmp_path: Path) -> None:
     family = tiny_models.named(name)
-    model: Any = family.build(bare=False)
+    model: Any = family.build(bare=False, **dict.fromkeys(layers, 1))
     model.save_pretrained(tmp_path / name)
     table = tmp_path / "latency.json"
     measure = ["latency", str(tmp_path / name), "--repeats", "1", "--output", str(table)]

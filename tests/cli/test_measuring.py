@@ -39,7 +39,8 @@ def test_calibrate_measures_for_an_objective_what_prune_does(
     model: Path, text: Path, tmp_path: Path, objective: str, numbers: list[str]
 ) -> None:
     asked = ["--text", str(text), "--objective", objective, *numbers]
-    assert prune(model, tmp_path / "out", *asked, "--heads", "6", "--recovery", "none") == 0
+    chosen = ["--heads", "6", "--solver", "lazy-greedy"]
+    assert prune(model, tmp_path / "out", *asked, *chosen, "--recovery", "none") == 0
     whole = HeadStats.load(tmp_path / "out" / "stats.safetensors")
     assert whole.statistics.keys() == ObjectiveName(objective).needs | ALWAYS
     stage = calibrated(model, tmp_path, *asked)

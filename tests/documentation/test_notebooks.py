@@ -52,6 +52,7 @@ LESS: dict[str, dict[str, str]] = {
         "steps=300": "steps=30",
         "uniform(blocks=6, units=12)": "uniform(blocks=2, units=12)",
         "attention_maps(200,": "attention_maps(40,",
+        "{**OBJECTIVES, ": "{",
     },
     "half_the_latency": {
         "texts[:96]": "texts[:32]",
