@@ -29,7 +29,7 @@ WORDS: Mapping[str, str] = {
 }
 """What is put in the place of a word. Models and texts are files of these names in the folder instead:
 ``MODEL`` is a tiny decoder, and a classifier for the benchmarks, whose labelled texts are ``DATA``,
-``train.tsv`` and ``dev.tsv``; ``mine.py`` has a solver ``MySolver``."""
+``train.tsv`` and ``dev.tsv``; ``mine.py`` has a solver ``MySolver`` and a method ``MyMethod``."""
 
 LESS: Mapping[str, str] = {
     "solvers/run.py": "--families modular --sizes 72 --time-limits 0.2",
@@ -131,6 +131,16 @@ EXCUSED: Mapping[str, str] = {
     "torchrun": "the name of a launcher",
     "git": "the type of a model",
 }
+
+METHODS = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+"""The page on methods, whose example of a method of one's own is in ``mine.py`` too."""
+
+
+def own_method() -> str:
+    """The source of that example."""
+    (found,) = re.findall(r"```python\n(.*?class MyMethod.*?)```", METHODS, flags=re.DOTALL)
+    return str(found)
+
 
 _SPAN = re.compile(r"(?<![\\`])`([^`\n]+)`(?!`)")
 _PROGRAM = re.compile(r"(?:cahp|python|pip|pytest|ruff|mypy|pyright|coverage|torchrun|git)(?: |$)")

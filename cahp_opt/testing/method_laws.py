@@ -154,7 +154,7 @@ def check_choices(method: Method, trial: MethodTrial, task: Task) -> None:
         require(
             again.space == found.space
             and np.array_equal(again.kept, found.kept)
-            and np.array_equal([again.value, again.bound], [found.value, found.bound], True),
+            and np.array_equal(again.value, found.value, equal_nan=True),
             f"`{name}` must repeat itself with the same seed, whatever it was asked before: it kept "
             f"{found.heads()} of value {found.value}, and then {again.heads()} of value {again.value}.",
         )

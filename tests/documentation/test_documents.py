@@ -30,6 +30,7 @@ from documents import (
     files,
     in_document,
     is_name,
+    own_method,
 )
 from stand_ins import save
 
@@ -89,7 +90,7 @@ def fill(folder: Path, document: str) -> None:
     """What the commands of a document find beside the repository: a model, texts, a solver."""
     texts = [example.text for example in demo_texts()[:96]]
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    (folder / "mine.py").write_text(MINE, encoding="utf-8")
+    (folder / "mine.py").write_text(MINE + own_method(), encoding="utf-8")
     (folder / "DATA").mkdir()
     for part, own in {"train": texts[:48], "dev": texts[48:72], "test": texts[72:96]}.items():
         rows = ["label\ttext", *(f"{len(text) % 2}\t{text}" for text in own)]

@@ -16,6 +16,7 @@ from cahp_opt.methods import Cahp
 from cahp_opt.runs.method import Method
 from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.testing import BUDGETS, check_method
+from cahp_opt.torch.methods.trial import tiny_trial
 
 QUICK: Mapping[str, Method] = {"Cahp": Cahp(reduction=Reduction.NONE)}
 """Options of the methods that take long without, by class."""
@@ -34,6 +35,13 @@ def test_a_method_of_statistics_obeys_the_laws(name: str) -> None:
     method = QUICK.get(name) or getattr(cahp_opt.methods, name)()
     budgets = {b: BUDGETS[b] for b in FEW} if name in DEAR else BUDGETS
     check_method(method, budgets=budgets, ignores_names=name not in (*OF_ORDER, *DEAR))
+
+
+@pytest.mark.parametrize("name", cahp_opt.torch.methods.__all__)
+def test_a_method_that_runs_the_model_obeys_the_laws(name: str) -> None:
+    method = QUICK.get(name) or getattr(cahp_opt.torch.methods, name)()
+    few = {b: BUDGETS[b] for b in ("heads and neurons", "two tables", "even")}
+    check_method(method, trials=[tiny_trial(method.prunes)], budgets=few)
 
 
 @pytest.mark.slow
