@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from cahp_opt.cli.study_display import StudyDisplay
 from cahp_opt.cli.study_tables import study_tables
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.files.records import is_record
+from cahp_opt.reports.page import REPORT_PAGE
+from cahp_opt.reports.study_page import study_page
 from cahp_opt.runs.kinds import KindOptions
 from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.plan import TextOptions
@@ -113,11 +116,16 @@ def study(
         profile,
     )
     found = run_study(recipe, jobs=ways.jobs, stages=display)
-    _show(found, output.output_dir)
+    _show(found, output.output_dir, {name: method.source for name, method in methods.items()})
 
 
-def _show(found: Study, folder: Path) -> None:
-    """Show the tables, and say where everything is.
+def _show(found: Study, folder: Path, sources: Mapping[str, str]) -> None:
+    """Show the tables, write the page, and say where everything is.
+
+    Args:
+        found: the outcomes.
+        folder: where the study writes.
+        sources: by name of the method, where it was published.
 
     Raises:
         ValueError: if every cell failed.
@@ -135,7 +143,8 @@ def _show(found: Study, folder: Path) -> None:
                 f"the tracebacks are in {folder / 'failures'}."
             ]
         )
-    print(f"written to {folder}: {STUDY_FILE}")
+    study_page(found, sources).save(folder / REPORT_PAGE)
+    print(f"written to {folder}: {REPORT_PAGE}, {STUDY_FILE}")
 
 
 def _check_folder(folder: Path) -> None:
@@ -147,5 +156,9 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(
             f"`--output-dir` {folder} holds {STUDY_FILE}, which no study wrote, so it is not replaced; name "
             "another folder."
+        )
+    if (folder / REPORT_PAGE).exists() and not record.is_file():
+        raise ValueError(
+            f"`--output-dir` {folder} holds {REPORT_PAGE}, but no study, so it is not replaced; name another folder."
         )
     check_writable(record)

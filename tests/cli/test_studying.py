@@ -59,12 +59,25 @@ def test_a_study_is_shown_and_resumes(
     assert lines[1].startswith("study: 2 methods x 1 limit x 1 recovery x 1 seed: 2 cells")
     assert "limit 8 heads, recovery none" in told.out and "nothing suits." in told.out
     assert "1 of 2 cells failed" in told.err
+    page = Path("study/report.html").read_text(encoding="utf-8")
+    assert told.out.endswith("written to study: report.html, study.safetensors\n")
+    assert "nothing suits." in page and "these tests" in page  # the failure, and the source
     found = Study.load("study/study.safetensors")
     assert found.best("8 heads", "none") == ("random",) and len(found.missing) == 1
     judged = {path: path.stat().st_mtime_ns for path in Path("study/judged").iterdir()}
     assert main([*command, "--method", "random"]) == 0
     assert {path: path.stat().st_mtime_ns for path in Path("study/judged").iterdir()} == judged
     assert "failed" not in capsys.readouterr().out
+
+
+def test_pages_of_somebody_else_stay(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path("study/report.html")
+    page.parent.mkdir()
+    page.write_text("mine", encoding="utf-8")
+    refused(capsys, 2, "holds report.html, but no study", run=lambda: main(command))
+    assert page.read_text(encoding="utf-8") == "mine"
 
 
 def test_if_all_cells_fail_the_study_does(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,9 @@ def tiny_trial(prune: Prune = Prune.BOTH) -> ModelTrial:
     """
     from transformers import BertConfig, BertForSequenceClassification
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    untyped: Any = torch
+    with untyped.random.fork_rng(devices=[]):
+        untyped.manual_seed(0)
         config = BertConfig(
             vocab_size=_VOCABULARY,
             hidden_size=16,
@@ -82,12 +84,13 @@ def tiny_trial(prune: Prune = Prune.BOTH) -> ModelTrial:
             num_attention_heads=4,
             intermediate_size=20,
             max_position_embeddings=_TOKENS,
-            num_labels=_CLASSES,
             initializer_range=0.3,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
-        model = BertForSequenceClassification(config).eval()
+        config.num_labels = _CLASSES
+        model = BertForSequenceClassification(config)
+        model.train(False)
         batches = [
             {
                 "input_ids": torch.randint(1, _VOCABULARY, (_TEXTS, _TOKENS)),

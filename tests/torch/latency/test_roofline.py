@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_launches_are_the_floor_where_they_run_ahead_and_are_added_elsewhere() -
     ids=["bert", "llama-gqa", "t5"],
 )
 def test_models_without_weights_and_models_that_stay_as_they_are(
-    family: Family, layers: dict[str, int]
+    family: Family, layers: dict[str, Any]
 ) -> None:
     model, batch = family.build(**layers), family.batch()
     model.train()
