@@ -70,7 +70,10 @@ def test_arguments_become_options(command: str | None, python: str, told: str) -
         (["--time-limit", "-1"], ["`--time-limit`"]),
         (["--minimum", "9"], ["`--minimum`"]),
         (["--minimum", "2"], ["`--heads` of at most 3 cannot be met"]),
-        (["--objective", "facility-location", "--solver", "dynamic-program"], ["`--stats`"]),
+        (
+            ["--objective", "facility-location", "--solver", "dynamic-program"],
+            ["`--solver dynamic-program`", "`--solver lazy-greedy`"],
+        ),
     ],
 )
 def test_errors_of_records_name_options(
