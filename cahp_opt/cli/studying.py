@@ -116,6 +116,7 @@ def study(
         profile,
     )
     found = run_study(recipe, jobs=ways.jobs, stages=display)
+    note(told for told in found.notes if told not in examples.notes)
     _show(found, output.output_dir, {name: method.source for name, method in methods.items()})
 
 

@@ -17,7 +17,7 @@ from cahp_opt.files.store import Store, digest
 from cahp_opt.runs.limits import Limit
 from cahp_opt.runs.method import Task
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.runs.texts import Example
+from cahp_opt.runs.texts import Example, TextSplit
 from cahp_opt.space import HeadSpace
 from cahp_opt.torch.evaluation.evaluation import Judge
 from cahp_opt.torch.evaluation.fidelity import embeds_all_tokens, fidelity_of
@@ -26,7 +26,9 @@ from cahp_opt.torch.pipeline.run import Named
 from cahp_opt.torch.running.batches import device_of
 from cahp_opt.torch.studies.recipe import Recipe, content
 from cahp_opt.torch.studies.workers import WorkerNumber
+from cahp_opt.torch.texts.encoding import Encoded
 from cahp_opt.torch.texts.reading import encode_examples
+from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE, are_scored_pairs, calibration_texts
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -65,20 +67,55 @@ class Bench:
         return self.recipe.identity, pooling, space
 
     @cached_property
+    def paired(self) -> bool:
+        """Whether the texts are scored pairs, each text of which is embedded by itself."""
+        texts = self.recipe.texts
+        return are_scored_pairs(TextSplit(texts.pool, texts.held_out), self.fidelity)
+
+    def drawn(self, seed: int) -> tuple[Example, ...]:
+        """The examples of a seed; of scored pairs their texts, without those that are judged on.
+
+        Raises:
+            ValueError: if no text is left.
+        """
+        texts = self.recipe.texts
+        examples = texts.draw(seed)
+        if self.paired:
+            examples = tuple(calibration_texts(TextSplit(examples, texts.held_out)))
+        return examples
+
+    @cached_property
+    def held_out(self) -> Encoded:
+        """What the models are judged on, as batches ``[batch, tokens]``."""
+        return self._encoded(self.recipe.texts.held_out, 0, scored_pairs=self.paired)
+
+    @cached_property
     def held_out_key(self) -> str:
         """A digest of what the models are judged on."""
-        return digest((self.recipe.texts.held_out, self.plan.reading, self.recipe.texts.medium))
+        texts = self.recipe.texts
+        return digest((texts.held_out, self.plan.reading, texts.medium, self.paired))
 
     @cached_property
     def judge(self) -> Judge:
         """Judges models on the held-out examples; the unpruned model runs on them once."""
-        held_out = self.encoded(self.recipe.texts.held_out, 0)
-        return Judge(self.named.model, held_out, self.fidelity)
+        return Judge(self.named.model, self.held_out.batches, self.fidelity)
 
     def encoded(self, examples: Sequence[Example], seed: int) -> Batches:
         """The batches, ``[batch, tokens]``, of some examples."""
+        return self._encoded(examples, seed).batches
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on how the texts were read."""
+        return (*self.held_out.counts.notes(), *([PAIR_NOTE] if self.paired else []))
+
+    def _encoded(
+        self, examples: Sequence[Example], seed: int, *, scored_pairs: bool = False
+    ) -> Encoded:
         named, reading = self.named, self.plan.reading
-        return encode_examples(examples, named.tokenizer, named.model, reading, seed).batches
+        return encode_examples(
+            examples, named.tokenizer, named.model, reading, seed, scored_pairs=scored_pairs
+        )
 
     def task(self, limit: Limit, recovery: Recovery, seed: int, space: HeadSpace) -> Task:
         """What a method is asked for.
@@ -99,7 +136,7 @@ class Bench:
             budget,
             recovery,
             embeds=embeds_all_tokens(self.fidelity),
-            labelled=self.recipe.texts.labelled,
+            labelled=self.recipe.texts.labelled and not self.paired,
             seed=seed,
             time_limit=self.plan.time_limit,
         )

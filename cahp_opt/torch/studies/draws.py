@@ -36,7 +36,7 @@ class Draw:
 
     def __init__(self, bench: Bench, seed: int, needs: Needs) -> None:
         self.bench, self.seed, self.needs = bench, seed, needs
-        self.examples = bench.recipe.texts.draw(seed)
+        self.examples = bench.drawn(seed)
         self.key = digest((self.examples, bench.plan.reading, seed))
 
     @cached_property

@@ -73,7 +73,7 @@ def check_study(bench: Bench) -> None:
         BudgetError: if nothing meets a limit on numbers of units.
         ValueError: naming the way out.
     """
-    plan, space, texts = bench.plan, bench.prunable.space, bench.recipe.texts
+    plan, space = bench.plan, bench.prunable.space
     if bench.recipe.profile is not None:
         bench.recipe.profile.check(structure(bench.named.model))
     for limit in plan.limits:
@@ -83,8 +83,8 @@ def check_study(bench: Bench) -> None:
         for method in plan.methods.values():
             method.check(task)
             plan.measuring.check(method.name, method.needs(task).statistics)
-    few = bench.encoded(texts.pool[: plan.reading.batch_size], 0)
-    rehearse_judging(bench.named.model, bench.fidelity, few[0])
+    rehearse_judging(bench.named.model, bench.fidelity, bench.held_out.batches[0])
+    few = bench.encoded(bench.drawn(plan.seeds[0])[: plan.reading.batch_size], 0)
     for recovery in plan.recoveries:
         rehearse_recovery(bench.prunable, recovery, few[0])
 
@@ -192,9 +192,10 @@ def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -
     texts = bench.recipe.texts
     with bench.alone:
         unpruned = bench.judge.unpruned
+    devices = dict.fromkeys(outcome.provenance["device"] for outcome in outcomes)
     facts = {
-        "model": bench.recipe.identity,
-        "device": bench.store.device,
+        "weights": bench.recipe.identity,
+        "device": "; ".join(devices) or bench.store.device,
         "cahp-opt": __version__,
         "texts of a draw": str(texts.drawn),
         "held-out texts": str(len(texts.held_out)),
@@ -207,5 +208,5 @@ def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -
         tuple(outcomes),
         {cell: failed[cell] for cell in bench.plan.cells() if cell in failed},
         facts,
-        texts.notes,
+        (*texts.notes, *bench.notes),
     )

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,10 +21,11 @@ from command_line import make_tokenizer, sentences
 from cahp_opt import Budget, HeadSpace
 from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.workloads import Workload
-from cahp_opt.methods import Michel, Random
+from cahp_opt.methods import Fisher, Michel, Random
 from cahp_opt.runs.method import Method, Task
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.study_texts import StudyTexts
+from cahp_opt.runs.texts import Example
 from cahp_opt.selection import Chooser
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.outcome import Cell
@@ -33,6 +35,7 @@ from cahp_opt.torch.pipeline.repairing import repair
 from cahp_opt.torch.studies import choosing, draws, judging
 from cahp_opt.torch.studies.choosing import WatchedTask
 from cahp_opt.torch.texts.encoding import encode
+from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -57,7 +60,7 @@ def model() -> Any:
     return tiny_models.BERT.build()
 
 
-def run(model: Any, folder: Path, **options: Any) -> Study:
+def run(model: Any, folder: Path, texts: Sequence[str | Example] = TEXTS, **options: Any) -> Study:
     """A quick study of some methods."""
     usual: dict[str, Any] = {
         "methods": [Michel(), Random()],
@@ -69,7 +72,7 @@ def run(model: Any, folder: Path, **options: Any) -> Study:
         "workloads": QUICK,
         "prune": Prune.HEADS,
     }
-    return study(model, make_tokenizer(), TEXTS, **{**usual, **options}, output_dir=folder)
+    return study(model, make_tokenizer(), texts, **{**usual, **options}, output_dir=folder)
 
 
 @pytest.fixture
@@ -110,6 +113,25 @@ def test_every_cell_has_an_outcome_that_is_true(model: Any, tmp_path: Path, log:
     assert [o.cell for o in again.outcomes] == [o.cell for o in found.outcomes]
 
 
+def test_scored_pairs_are_judged_by_their_correlation(tmp_path: Path) -> None:
+    pairs = [Example(a, b, str(i % 5)) for i, (a, b) in enumerate(pairwise(TEXTS))]
+    embedder = tiny_models.BERT.build(bare=True)
+    found = run(embedder, tmp_path, pairs, seeds=1, recoveries=[Recovery.NONE])
+    assert found.unpruned.headline.name == "spearman" and found.unpruned.examples == 7
+    assert PAIR_NOTE in found.notes and not found.missing
+    with pytest.raises(ValueError, match="needs labelled texts"):  # scores are no labels
+        run(embedder, tmp_path, pairs, methods=[Fisher()])
+
+
+def test_held_out_texts_that_cannot_be_judged_on_are_refused_at_once(
+    model: Any, tmp_path: Path
+) -> None:
+    wrong = [Example(TEXTS[0], label="0"), Example(TEXTS[1], label="sad")]
+    with pytest.raises(ValueError, match="`label` 'sad' is not one of the model's"):
+        run(model, tmp_path, TEXTS[2:], held_out=wrong)
+    assert not (tmp_path / "statistics").exists()
+
+
 def test_an_interrupted_study_resumes_and_a_larger_one_costs_what_is_new(
     model: Any, tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +167,8 @@ def test_other_texts_models_and_options_are_other_results(
 ) -> None:
     few: dict[str, Any] = {"methods": [Michel()], "seeds": 1, "recoveries": [Recovery.REFIT]}
     run(model, tmp_path, **few)
-    for changed in ({"max_texts": 20}, {"seeds": [5]}):
+    others: list[dict[str, Any]] = [{"max_texts": 20}, {"seeds": [5]}]
+    for changed in others:
         log.clear()
         run(model, tmp_path, **{**few, **changed})
         assert "calibrate_kinds" in log and "slice_found" in log
