@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from cahp_opt.studies.outcome import Arm
 from cahp_opt.studies.study import SeedMean, Study, StudyRow
@@ -29,9 +30,13 @@ def _compared(study: Study, rows: Mapping[Arm, StudyRow], limit: str, recovery: 
     shown = [headline.name, *(name for name in study.unpruned.figures if name != headline.name)]
     own = [row for row in rows.values() if row.arm[1:] == (limit, recovery)]
     by_method = {row.arm.method: row for row in own}
-    unpruned = study.unpruned.value()
+    beside = (
+        f" ({headline.name} of the unpruned model {study.unpruned.value():.4g})"
+        if headline.of_one_model
+        else ""
+    )
     table = Table(
-        title=f"limit {limit}, recovery {recovery} ({headline.name} of the unpruned model {unpruned:.4g})",
+        title=f"limit {limit}, recovery {recovery}{beside}",
         header_style="bold",
         caption=f"{_TIE} does not differ from the best by more than chance explains; ± standard error over seeds",
     )
@@ -45,7 +50,7 @@ def _compared(study: Study, rows: Mapping[Arm, StudyRow], limit: str, recovery: 
         figures = [_mean(row.figures[name]) if name in row.figures else "" for name in shown]
         figures[0] += mark
         times = [_mean(mean, 3) for mean in row.times.values()]
-        table.add_row(standing.method, *figures, *times, str(len(row.seeds)))
+        table.add_row(Text(standing.method), *figures, *times, str(len(row.seeds)))
     return table
 
 
@@ -54,9 +59,8 @@ def _failed(study: Study) -> Table:
     for name in ("method", "limit", "recovery", "seed", "reason"):
         table.add_column(name)
     for cell, reason in study.missing.items():
-        table.add_row(
-            cell.method, cell.limit, cell.recovery, str(cell.seed), reason or "not run yet"
-        )
+        told = (cell.method, cell.limit, cell.recovery, str(cell.seed), reason or "not run yet")
+        table.add_row(*map(Text, told))  # brackets in it are no markup
     return table
 
 

@@ -27,6 +27,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", SURFACE: "surface"} | {
 }
 _STYLE = {
     "svg.fonttype": "none",  # words stay words: they can be read aloud, found and copied
+    "text.parse_math": False,  # a dollar in a name is one
     "font.size": 9.5,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -164,6 +165,18 @@ def few_ticks(axes: Any) -> None:
 
     locator: Any = MaxNLocator
     axes.xaxis.set_major_locator(locator(5))
+
+
+def logarithmic(axes: Any) -> None:
+    """A logarithmic axis upwards, with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    locator: Any = LogLocator
+    formatter: Any = NullFormatter
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(locator(subs=(1.0, 3.0)))
+    axes.yaxis.set_major_formatter("{x:,.6g}")
+    axes.yaxis.set_minor_formatter(formatter())
 
 
 def legend_height(names: Sequence[str]) -> float:

@@ -17,6 +17,7 @@ from cahp_opt.reports.charts import (
     few_ticks,
     legend_below,
     legend_height,
+    logarithmic,
     look,
 )
 from cahp_opt.reports.page import Picture
@@ -24,17 +25,26 @@ from cahp_opt.reports.wording import figure_meaning
 from cahp_opt.studies.outcome import Arm
 from cahp_opt.studies.study import Standing, Study, StudyRow
 
+_APART = 20.0  # times the smallest value; beyond it axes are logarithmic
+
 
 def quality_chart(study: Study, recovery: str, rows: Sequence[StudyRow]) -> Picture:
     """The headline figure against the measured share of time, a line per method, one recovery."""
     headline = study.unpruned.headline
     meaning, workload = figure_meaning(headline.name), _workload(rows)
-    methods = [m for m in study.methods if any(r.arm.method == m for r in rows)]
+    finite = {r.arm: math.isfinite(r.figures[headline.name].value) for r in rows}
+    methods = [m for m in study.methods if any(a.method == m and finite[a] for a in finite)]
+    left_out = [f"{arm.method} at {arm.limit}" for arm, drawn in finite.items() if not drawn]
+    told = f" Not drawn, because not finite: {', '.join(left_out)}." if left_out else ""
 
     def draw(figure: Any, axes: Any) -> None:
+        if _spreads(study, rows):
+            logarithmic(axes)
         axes.axhline(study.unpruned.value(), color=INK, lw=1, ls="--", label="unpruned")
         for method in methods:
-            own = [r for r in rows if r.arm.method == method and workload in r.times]
+            own = [
+                r for r in rows if r.arm.method == method and workload in r.times and finite[r.arm]
+            ]
             own = sorted(own, key=lambda r: r.times[workload].value)
             quality = [r.figures[headline.name] for r in own]
             axes.errorbar(
@@ -57,7 +67,7 @@ def quality_chart(study: Study, recovery: str, rows: Sequence[StudyRow]) -> Pict
     return chart(
         f"quality-{study.recoveries.index(recovery)}",
         f"{meaning.name.capitalize()} against measured time with the recovery {recovery}; bars are standard errors over "
-        "seeds, and points without them have one seed.",
+        f"seeds, and points without them have one seed.{told}",
         "The numbers are those of the table below.",
         draw,
         height=3.3 + legend_height([*methods, "unpruned"]),
@@ -198,6 +208,14 @@ def _kept_chart(
         height=0.6 + 1.15 * rows,
         grid=(rows, columns),
     )
+
+
+def _spreads(study: Study, rows: Sequence[StudyRow]) -> bool:
+    """Whether values lie so far apart, such as perplexities, that a plain axis shows the worst one alone."""
+    name = study.unpruned.headline.name
+    values = [study.unpruned.value(), *(r.figures[name].value for r in rows)]
+    seen = [x for x in values if math.isfinite(x)]
+    return bool(seen) and 0 < _APART * min(seen) < max(seen)
 
 
 def _workload(rows: Sequence[StudyRow]) -> str:

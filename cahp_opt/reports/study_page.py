@@ -18,6 +18,12 @@ from cahp_opt.studies.differences import LEVEL, Difference
 from cahp_opt.studies.outcome import Arm
 from cahp_opt.studies.study import SeedMean, Standing, Study, StudyRow
 
+LIMIT = (
+    "limit: what a method may choose within; a number alone is a share of the unpruned time, as predicted from "
+    "measured tables, so that the measured share can be larger."
+)
+"""What a limit is."""
+
 Standings = Mapping[tuple[str, str], tuple[Standing, ...]]
 """By limit and recovery, the methods there, the best first."""
 
@@ -59,26 +65,28 @@ def standings_of(study: Study) -> Standings:
 
 
 def _verdict(study: Study, standings: Standings) -> Iterator[str]:
-    """Who is best where, in one sentence."""
+    """Who is best where, and what is missing."""
     if not standings:
         yield "No cell of the study has a result yet."
         return
-    if len(standings) == 1:
-        yield from _places(study, standings)
-        return
+    yield from _places(study, standings) if len(standings) == 1 else _most_often(study, standings)
+    if study.missing:
+        yield f"{len(study.missing)} of {len(study.cells)} cells have no result."
+
+
+def _most_often(study: Study, standings: Standings) -> Iterator[str]:
+    """Who is best in most places."""
     first = dict[str, int]()
     for found in standings.values():
         for each in found:
             first[each.method] = first.get(each.method, 0) + each.ties
     most = max(first.values())
-    names = _named([method for method, times in first.items() if times == most])
+    names = [method for method, times in first.items() if times == most]
     yield (
-        f"By {figure_meaning(study.unpruned.headline.name).name}, {names} "
-        f"{'is' if list(first.values()).count(most) == 1 else 'are'} best or tied with the best in {most} of "
-        f"{len(standings)} combinations of a limit and a recovery."
+        f"By {figure_meaning(study.unpruned.headline.name).name}, {_named(names, 'methods')} "
+        f"{'is' if len(names) == 1 else 'are'} best or tied with the best in {most} of {len(standings)} "
+        "combinations of a limit and a recovery."
     )
-    if study.missing:
-        yield f"{len(study.missing)} of {len(study.cells)} cells have no result."
 
 
 def _places(study: Study, standings: Standings) -> Iterator[str]:
@@ -90,25 +98,30 @@ def _places(study: Study, standings: Standings) -> Iterator[str]:
             yield f"{where}, only {best.method} has a result ({name} {_mean(best.mean)})."
             continue
         ties = [each.method for each in others if each.ties]
-        tied = f", and {_named(ties)} {'tie' if len(ties) > 1 else 'ties'} with it" if ties else ""
+        tied = (
+            f", and {_named(ties, 'others')} {'tie' if len(ties) > 1 else 'ties'} with it"
+            if ties
+            else ""
+        )
         yield f"{where}, {best.method} is best ({name} {_mean(best.mean)}){tied}."
 
 
-def _named(names: list[str]) -> str:
+def _named(names: list[str], several: str) -> str:
     if len(names) > 4:
-        return f"{len(names)} others"
+        return f"{len(names)} {several}"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _tiles(study: Study) -> Iterator[Tile]:
     done, cells = len(study.outcomes), len(study.cells)
     seeds = {found.cell.seed for found in study.outcomes}
-    figure = study.unpruned.headline
-    yield Tile("unpruned", number(study.unpruned.value()), figure_meaning(figure.name).name)
+    figure, limits, recoveries = study.unpruned.headline, len(study.limits), len(study.recoveries)
+    if figure.of_one_model:
+        yield Tile("unpruned", number(study.unpruned.value()), figure_meaning(figure.name).name)
     yield Tile(
         "methods",
         str(len(study.methods)),
-        f"{len(study.limits)} limits, {len(study.recoveries)} recoveries",
+        f"{limits} limit{'s' * (limits != 1)}, {recoveries} recover{'y' if recoveries == 1 else 'ies'}",
     )
     yield Tile("cells with a result", str(done), f"of {cells}")
     yield Tile("seeds", str(len(seeds)), f"{study.unpruned.examples:,} held-out examples")
@@ -193,10 +206,13 @@ def _table(study: Study, recovery: str, rows: list[StudyRow], standings: Standin
         ),
         tuple(entries),
         words=frozenset({1, 3}),
-        below=tuple(
-            f"{figure_meaning(name).name}: {figure_meaning(name).sentence}."
-            for name in figures
-            if figure_meaning(name).sentence
+        below=(
+            *(
+                f"{figure_meaning(name).name}: {figure_meaning(name).sentence}."
+                for name in figures
+                if figure_meaning(name).sentence
+            ),
+            LIMIT,
         ),
     )
 
@@ -215,7 +231,7 @@ def _standing(standing: Standing) -> Entry:
 
 def signed(x: float) -> str:
     """A difference with its sign."""
-    return f"{x:+.3g}" if math.isfinite(x) else "unlimited"
+    return f"{'+' if x > 0 else ''}{number(x, 3)}" if math.isfinite(x) else "unlimited"
 
 
 # -- differences -----------------------------------------------------------------------------------
@@ -236,7 +252,7 @@ def _differences(study: Study, standings: Standings, charts: bool) -> Iterator[P
     if not charts:
         yield Prose((MISSING,))
     for place, ((limit, recovery), found) in enumerate(several.items()):
-        if charts:
+        if charts and any(each.behind and math.isfinite(each.behind.value) for each in found):
             yield differences_chart(study, limit, recovery, found, place)
         yield Table(
             f"At {limit} with the recovery {recovery}: each less {found[0].method}",
@@ -366,15 +382,17 @@ def _provenance(study: Study, figure: str) -> Iterator[Part]:
         ("model", study.model),
         ("data", study.data),
         ("held-out examples", f"{study.unpruned.examples:,}"),
+        ("a cell", "one run: a method at a limit with a recovery on one seed"),
         ("methods are ranked by", figure_meaning(figure).name),
         ("seeds", ", ".join(map(str, sorted({o.cell.seed for o in study.outcomes}))) or "none yet"),
     ]
     rows += list(study.provenance.items())
+    # Cells share calibrations, choices and scores: what took exactly as long is one measurement.
+    measured = dict.fromkeys(each for o in study.outcomes for each in o.seconds.items())
     seconds = dict[str, float]()
-    for outcome in study.outcomes:
-        for stage, taken in outcome.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + taken
+    for stage, taken in measured:
+        seconds[stage] = seconds.get(stage, 0.0) + taken
     if seconds:
         stages = ", ".join(f"{name} {taken:.1f}" for name, taken in seconds.items())
-        rows.append(("seconds, all cells", f"{sum(seconds.values()):.1f} ({stages})"))
+        rows.append(("seconds in all", f"{sum(seconds.values()):.1f} ({stages})"))
     yield Table("How this was made", ("", ""), tuple(rows), words=frozenset({1}))

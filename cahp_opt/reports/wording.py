@@ -109,10 +109,12 @@ def figure_meaning(name: str) -> Meaning:
 
 
 def number(x: float | None, digits: int = 4) -> str:
-    """A number with this many digits that count; a dash where there is none."""
+    """A number with this many digits that count, or all of a larger whole one; a dash where there is none."""
     if x is None or math.isnan(x):
         return "-"
-    return f"{x:,.{digits}g}" if math.isfinite(x) else "unlimited"
+    if not math.isfinite(x):
+        return "unlimited"
+    return f"{x:,.0f}" if 10**digits <= abs(x) < 1e9 else f"{x:,.{digits}g}"
 
 
 def percent(x: float | None, digits: int = 1, *, sign: bool = False) -> str:

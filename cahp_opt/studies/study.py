@@ -25,7 +25,7 @@ class SeedMean(NamedTuple):
 
     Args:
         value: the mean.
-        error: its standard error; None for one seed.
+        error: its standard error; None for one seed, and where a number is not finite.
     """
 
     value: float
@@ -35,9 +35,9 @@ class SeedMean(NamedTuple):
     def of(values: Sequence[float]) -> SeedMean:
         """The mean of at least one number."""
         array = np.array(values, dtype=np.float64)
-        with np.errstate(invalid="ignore"):  # infinite figures have no error
-            error = float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else None
-        return SeedMean(float(array.mean()), error)
+        if len(array) < 2 or not np.isfinite(array).all():
+            return SeedMean(float(array.mean()), None)
+        return SeedMean(float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array)))
 
 
 @dataclass(frozen=True)

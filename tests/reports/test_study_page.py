@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
@@ -15,7 +17,9 @@ from studies_by_hand import SPACE, study
 from cahp_opt.reports.charts import MISSING
 from cahp_opt.reports.study_page import mean_counts, standings_of, study_page
 from cahp_opt.reports.wording import number
-from cahp_opt.studies.outcome import Arm
+from cahp_opt.studies.figures import Judging
+from cahp_opt.studies.outcome import Arm, Cell
+from cahp_opt.studies.scores import Scores
 from cahp_opt.studies.study import Study
 
 ODD = 'odd <b>&"'
@@ -47,7 +51,7 @@ def test_the_page_has_every_mean_and_every_source() -> None:
         "kwon: a note",
         "a processor, 2 threads",
         "layer.0.attention, of 12",
-        "161.0",  # 46 cells of 2 and 1.5 seconds
+        "3.5 (calibrate 2.0, refit 1.5)",  # cells that share a measurement do not count it again
     ):
         assert part in words, part
     assert "<b>&" not in html and html.count("<script>") == 1
@@ -96,6 +100,49 @@ def test_a_study_that_has_only_begun() -> None:
     words = pages.words_of(study_page(one).html())
     assert "only default has a result" in words and "Differences from the best" not in words
     assert SPACE.blocks[0].name in words
+
+
+def by_perplexity(damage: Mapping[str, float]) -> Study:
+    """Methods whose models lose these nats per token, beside an unpruned model of one nat."""
+
+    def scores(nats: float) -> Scores:
+        each = np.full(20, 10.0)
+        arrays = {"kl": nats * each, "tokens": each, "nll": (1 + nats) * each, "targets": each}
+        return Scores(Judging.NEXT_TOKENS, arrays)
+
+    base = study(seeds=1)
+    outcomes = [
+        replace(base.outcomes[0], cell=Cell(name, "0.7", "none", 0), scores=scores(nats))
+        for name, nats in damage.items()
+    ]
+    return replace(base, unpruned=scores(0.0), outcomes=tuple(outcomes), missing={})
+
+
+def test_infinite_figures_are_said_and_not_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    html = study_page(by_perplexity({"good $_x$": 0.1, "bad": 1e4, "worse": math.nan})).html()
+    assert html.count("Not drawn, because not finite: bad at 0.7, worse at 0.7.") == 2
+    assert 'id="differences-0' not in html and "good $_x$" in pages.words_of(html)
+    assert ">100<" not in html  # a plain axis
+
+
+def test_perplexities_far_apart_have_a_logarithmic_axis() -> None:
+    pytest.importorskip("matplotlib")
+    html = study_page(by_perplexity({"good": 0.1, "bad": 9.0})).html()
+    assert ">100<" in html and ">10,000<" in html
+
+
+def test_what_the_page_says_of_one_and_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cahp_opt.reports.study_page.charts_missing", lambda: True)
+    words = pages.words_of(study_page(by_perplexity({"good": 0.1})).html())
+    assert "1 limit, 1 recovery" in words
+    record = by_perplexity({f"m{i}": 0.1 for i in range(6)})
+    missing = {Cell("m6", "0.7", "none", 0): ""}
+    words = pages.words_of(study_page(replace(record, missing=missing)).html())
+    assert "and 5 others tie with it. 1 of 7 cells have no result." in words
+    again = [replace(o, cell=o.cell._replace(limit="0.5")) for o in record.outcomes]
+    words = pages.words_of(study_page(replace(record, outcomes=(*record.outcomes, *again))).html())
+    assert "6 methods are best or tied with the best in 2 of 2 combinations" in words
 
 
 def test_without_matplotlib_the_tables_stay(monkeypatch: pytest.MonkeyPatch) -> None:

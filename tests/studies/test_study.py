@@ -184,6 +184,7 @@ def test_outcomes_that_do_not_fit_are_refused(outcomes: list[Outcome], words: st
         replace(STUDY, outcomes=tuple(outcomes))
 
 
-def test_a_mean_of_one_has_no_error() -> None:
+def test_a_mean_of_one_or_of_infinity_has_no_error() -> None:
+    assert SeedMean.of([1.0, math.inf]) == (math.inf, None)
     assert SeedMean.of([2.0]) == SeedMean(2.0, None)
     assert tuple(SeedMean.of([1.0, 3.0])) == pytest.approx((2.0, 1.0))
