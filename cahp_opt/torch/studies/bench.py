@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from cahp_opt.costs.budget import Budget
 from cahp_opt.costs.prune import Prune
 from cahp_opt.files.store import Store, digest
 from cahp_opt.runs.limits import Limit
+from cahp_opt.runs.media import Medium
 from cahp_opt.runs.method import Task
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import Example, TextSplit
@@ -62,9 +65,8 @@ class Bench:
     @property
     def key(self) -> object:
         """What every result depends on."""
-        pooling = None if self.recipe.pooling is None else self.recipe.pooling.value
         space = self.prunable.space.unordered().to_json()
-        return self.recipe.identity, pooling, space
+        return self.recipe.identity, repr(self.fidelity), space
 
     @cached_property
     def paired(self) -> bool:
@@ -92,8 +94,7 @@ class Bench:
     @cached_property
     def held_out_key(self) -> str:
         """A digest of what the models are judged on."""
-        texts = self.recipe.texts
-        return digest((texts.held_out, self.plan.reading, texts.medium, self.paired))
+        return self.read_key(self.recipe.texts.held_out, lambda: self.held_out.batches)
 
     @cached_property
     def judge(self) -> Judge:
@@ -103,6 +104,21 @@ class Bench:
     def encoded(self, examples: Sequence[Example], seed: int) -> Batches:
         """The batches, ``[batch, tokens]``, of some examples."""
         return self._encoded(examples, seed).batches
+
+    def read_key(self, examples: Sequence[Example], batches: Callable[[], Batches]) -> str:
+        """A digest of what the model reads of some examples: tokens and labels, or files and how they are prepared.
+
+        Args:
+            examples: the examples.
+            batches: gives them as batches, ``[batch, tokens]``; of files they take long.
+
+        Raises:
+            OSError: if a file cannot be read.
+        """
+        if self.recipe.texts.medium is Medium.TEXT:
+            return digest([_content(batch) for batch in batches()])
+        files = [hashlib.sha256(Path(each.text).read_bytes()).hexdigest() for each in examples]
+        return digest((examples, files, self.plan.reading, repr(self.named.tokenizer)))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -145,6 +161,19 @@ class Bench:
         """What a choice depends on through its limit."""
         goals, profile = limit.target.goals, self.recipe.profile
         return limit.target, content(profile) if goals and profile is not None else None
+
+
+def _content(batch: Mapping[str, Tensor]) -> object:
+    """All of a batch as plain values, its numbers as a digest."""
+    return [
+        (
+            name,
+            str(each.dtype),
+            list(each.shape),
+            hashlib.sha256(each.numpy().tobytes()).hexdigest(),
+        )
+        for name, each in sorted(batch.items())
+    ]
 
 
 def bench_of(recipe: Recipe) -> Bench:

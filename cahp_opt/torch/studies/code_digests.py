@@ -12,7 +12,10 @@ from cahp_opt.files.store import digest
 from cahp_opt.runs.method import Method
 
 _LIBRARY = Path(cahp_opt.__file__).parent
-_MEASURING = ("stats", "torch/calibration")
+_RUNNING = ("torch/blocks", "torch/running", "torch/evaluation")
+_MEASURING = (*_RUNNING, "stats", "torch/calibration", "torch/pipeline/calibrating.py")
+_JUDGING = (*_RUNNING, "torch/slicing")
+_RECOVERING = (*_MEASURING, "torch/recovery", "torch/pipeline/repairing.py")
 _CHOOSING = (
     "bounds",
     "costs",
@@ -25,14 +28,20 @@ _CHOOSING = (
     "selection.py",
     "subsets.py",
     "torch/methods",
+    *_RECOVERING,  # some methods refit while they choose
 )
-_RECOVERING = ("torch/recovery", "torch/pipeline/repairing.py")
 
 
 @cache
 def code_of_statistics() -> str:
     """A digest of the code that measures."""
     return _digest([_LIBRARY / name for name in _MEASURING])
+
+
+@cache
+def code_of_judging() -> str:
+    """A digest of the code that slices and judges."""
+    return _digest([_LIBRARY / name for name in _JUDGING])
 
 
 @cache

@@ -37,7 +37,11 @@ class Draw:
     def __init__(self, bench: Bench, seed: int, needs: Needs) -> None:
         self.bench, self.seed, self.needs = bench, seed, needs
         self.examples = bench.drawn(seed)
-        self.key = digest((self.examples, bench.plan.reading, seed))
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of what the model reads of the texts, and of the seed."""
+        return digest((self.bench.read_key(self.examples, lambda: self.batches), self.seed))
 
     @cached_property
     def batches(self) -> Batches:

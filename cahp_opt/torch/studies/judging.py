@@ -13,7 +13,7 @@ from cahp_opt.selection import Selection
 from cahp_opt.studies.scores import Scores
 from cahp_opt.torch.pipeline.repairing import repair
 from cahp_opt.torch.slicing.slicing import slice_found
-from cahp_opt.torch.studies.code_digests import code_of_recoveries
+from cahp_opt.torch.studies.code_digests import code_of_judging, code_of_recoveries
 from cahp_opt.torch.studies.draws import Draw
 
 
@@ -78,7 +78,7 @@ def _key(draw: Draw, selection: Selection, recovery: Recovery) -> object:
     if recovery is not Recovery.NONE:
         options = draw.bench.plan.recovered(recovery)
         how = draw.key, repr(options), code_of_recoveries()
-    return draw.bench.key, draw.bench.held_out_key, units_left(selection), how
+    return draw.bench.key, draw.bench.held_out_key, units_left(selection), how, code_of_judging()
 
 
 def units_left(selection: Selection) -> list[tuple[str, list[int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import joblib
 import pytest
 import tiny_models
 from command_line import make_tokenizer, sentences
+from tokenizers import Tokenizer
 
 from cahp_opt import Budget, HeadSpace
 from cahp_opt.costs.prune import Prune
@@ -28,6 +30,7 @@ from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.runs.texts import Example
 from cahp_opt.selection import Chooser
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.pooling import Pooling
 from cahp_opt.studies.outcome import Cell
 from cahp_opt.studies.study import Study
 from cahp_opt.torch import evaluate, find_attention, slice_heads, study
@@ -72,7 +75,8 @@ def run(model: Any, folder: Path, texts: Sequence[str | Example] = TEXTS, **opti
         "workloads": QUICK,
         "prune": Prune.HEADS,
     }
-    return study(model, make_tokenizer(), texts, **{**usual, **options}, output_dir=folder)
+    tokenizer = options.pop("tokenizer", None) or make_tokenizer()
+    return study(model, tokenizer, texts, **{**usual, **options}, output_dir=folder)
 
 
 @pytest.fixture
@@ -178,6 +182,41 @@ def test_other_texts_models_and_options_are_other_results(
     log.clear()
     run(model, tmp_path, **few, held_out=6)  # the pool is another one
     assert "slice_found" in log
+    log.clear()
+    run(model, tmp_path, **few, tokenizer=renumbered())
+    assert "calibrate_kinds" in log and "slice_found" in log
+
+
+def renumbered() -> Any:
+    """A tokenizer whose words have the numbers of others."""
+    tokenizer: Any = make_tokenizer()
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    numbers = told["model"]["vocab"]
+    numbers["w0"], numbers["w1"] = numbers["w1"], numbers["w0"]
+    swapped = Tokenizer.from_str(json.dumps(told))
+    return type(tokenizer)(tokenizer_object=swapped, pad_token="[PAD]")
+
+
+def test_code_that_judges_is_a_part_of_what_scores_depend_on(
+    model: Any, tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few: dict[str, Any] = {"methods": [Michel()], "seeds": 1, "recoveries": [Recovery.NONE]}
+    run(model, tmp_path, **few)
+    monkeypatch.setattr(judging, "code_of_judging", lambda: "another release")
+    log.clear()
+    run(model, tmp_path, **few)
+    assert log == ["slice_found"]
+
+
+def test_the_pooling_beside_a_model_is_a_part_of_it(tmp_path: Path) -> None:
+    embedder = tiny_models.BERT.build(bare=True)
+    few: dict[str, Any] = {"methods": [Michel()], "seeds": 1, "recoveries": [Recovery.NONE]}
+    values = {
+        pooling: run(embedder, tmp_path, **few, pooling=pooling).outcomes[0].scores.value()
+        for pooling in (None, Pooling.MEAN, Pooling.CLS)
+    }
+    assert values[None] == values[Pooling.MEAN] != values[Pooling.CLS]
+    assert len(list((tmp_path / "judged").glob("*.json"))) == 2  # the usual one is the mean
 
 
 def test_a_cell_that_fails_stops_no_other_and_is_tried_again(model: Any, tmp_path: Path) -> None:
