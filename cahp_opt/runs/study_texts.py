@@ -10,7 +10,7 @@ from cahp_opt.runs.columns import ColumnOptions
 from cahp_opt.runs.media import Medium
 from cahp_opt.runs.plan import TextOptions
 from cahp_opt.runs.sources import texts_in
-from cahp_opt.runs.texts import Example, TextError, split
+from cahp_opt.runs.texts import Example, TextError, key_of, split
 
 _POOL = 16
 """The pool holds this many times the texts of a draw, or all that there are; it bounds the memory."""
@@ -70,8 +70,11 @@ class StudyTexts:
         given = [_example(each) for each in texts]
         back = held_out if isinstance(held_out, int) else 0
         taken = split(given, most=_POOL * most, held_out=back, seed=0)
-        apart = taken.held_out if isinstance(held_out, int) else map(_example, held_out)
-        return _checked(StudyTexts(taken.calibration, tuple(apart), most))
+        if isinstance(held_out, int):
+            return _checked(StudyTexts(taken.calibration, taken.held_out, most))
+        judged = tuple(map(_example, held_out))
+        pool, notes = _apart(taken.calibration, judged, Medium.TEXT)
+        return _checked(StudyTexts(pool, judged, most, notes=notes))
 
     @staticmethod
     def read(options: TextOptions, test: str | None = None) -> StudyTexts:
@@ -87,18 +90,34 @@ class StudyTexts:
         """
         most, back = options.max_texts, options.held_out if test is None else 0
         taken = replace(options, max_texts=_POOL * most, held_out=back).read(seed=0)
-        held_out, notes = taken.held_out, taken.notes
-        if test is not None:
+        if test is None:
+            name = f"texts held out of {_source(options)}"
+            held_out, pool, notes = taken.held_out, taken.calibration, taken.notes
+        else:
+            name = test
             held_out, more = _all_of(test, options.columns)
-            notes += more
-            both = len(set(held_out).intersection(taken.calibration))
-            if both:
-                notes += (
-                    f"{both} of the {len(held_out)} test texts are among those to calibrate on too, so that the "
-                    "figures flatter; take them out of one of the files.",
-                )
-        name = test if test is not None else f"texts held out of {_source(options)}"
-        return _checked(StudyTexts(taken.calibration, held_out, most, name, notes, taken.medium))
+            pool, left_out = _apart(taken.calibration, held_out, taken.medium)
+            notes = (*taken.notes, *more, *left_out)
+        return _checked(StudyTexts(pool, held_out, most, name, notes, taken.medium))
+
+
+def _apart(
+    pool: Sequence[Example], held_out: Sequence[Example], medium: Medium
+) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """The examples whose texts are not judged on too, and a note on the others.
+
+    Raises:
+        TextError: if none is left.
+    """
+    judged = set(map(key_of, held_out))
+    left = tuple(example for example in pool if key_of(example) not in judged)
+    if not left:
+        raise TextError(
+            f"all {medium.value} to calibrate on are among those to judge by; name others for one of both."
+        )
+    both = len(pool) - len(left)
+    told = f"{both} of {len(pool)} {medium.value} are among those to judge by, and are not drawn to calibrate on."
+    return left, (told,) if both else ()
 
 
 def _checked(texts: StudyTexts) -> StudyTexts:

@@ -260,7 +260,7 @@ def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -
         )
     if isinstance(examples, Iterator):
         examples = list(examples)
-    order = _distinct(map(_key, examples), max(_POOL, most + 5 * held_out))
+    order = _distinct(map(key_of, examples), max(_POOL, most + 5 * held_out))
     random.Random(seed).shuffle(order)
     medium: Medium = getattr(examples, "medium", Medium.TEXT)
     back = min(held_out, max(len(order) // 5, 1))
@@ -271,7 +271,7 @@ def split(examples: Iterable[Example], *, most: int, held_out: int, seed: int) -
         )
     taken: dict[int, dict[Example, Example]] = {key: {} for key in order[: back + most]}
     for example in examples:
-        same = taken.get(_key(example))
+        same = taken.get(key_of(example))
         if same is not None:
             same.setdefault(_plain(example), example)
     sides = list(taken.values())
@@ -293,7 +293,7 @@ def _plain(example: Example) -> Example:
     return replace(example, text=" ".join(example.text.split()), pair=pair)
 
 
-def _key(example: Example) -> int:
+def key_of(example: Example) -> int:
     """A hash of the texts, the same in every process."""
     text = " ".join(example.text.split())
     if example.pair is not None:

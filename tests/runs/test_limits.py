@@ -10,6 +10,7 @@ from cahp_opt.costs.target import Target
 from cahp_opt.runs.limits import Limit
 from cahp_opt.runs.plan import TextOptions
 from cahp_opt.runs.study_texts import StudyTexts
+from cahp_opt.runs.texts import Example, TextError
 
 TEXTS = [f"text number {i}" for i in range(50)]
 
@@ -37,12 +38,26 @@ def test_draws_differ_by_seed_and_held_out_texts_do_not() -> None:
     assert "all 40 texts are drawn for every seed" in note
 
 
-def test_test_texts_are_all_taken_and_told_where_they_are_drawn_too(tmp_path: Path) -> None:
+def test_test_texts_are_all_taken_and_never_drawn(tmp_path: Path) -> None:
     for name, rows in (("train.tsv", TEXTS), ("test.tsv", ["other", *TEXTS[:3]])):
         lines = ["text\tlabel", *(f"{text}\t1" for text in rows)]
         (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     options = TextOptions(data=str(tmp_path / "train.tsv"), max_texts=10)
     texts = StudyTexts.read(options, str(tmp_path / "test.tsv"))
-    assert len(texts.held_out) == 4 and len(texts.pool) == 50 and texts.labelled
-    assert any("3 of the 4 test texts are among those" in note for note in texts.notes)
+    assert len(texts.held_out) == 4 and len(texts.pool) == 47 and texts.labelled
+    assert any("3 of 50 texts are among those to judge by" in note for note in texts.notes)
     assert len(StudyTexts.read(options).held_out) == 10
+
+
+def test_held_out_texts_in_memory_are_never_drawn() -> None:
+    spaced: list[str | Example] = [
+        Example(TEXTS[0].replace(" ", "  "), label="1"),
+        TEXTS[1],
+        "another",
+    ]
+    texts = StudyTexts.of(TEXTS, spaced, most=20)
+    assert len(texts.pool) == len(TEXTS) - 2 and len(texts.held_out) == 3
+    (note,) = texts.notes
+    assert note.startswith(f"2 of {len(TEXTS)} texts are among those to judge by")
+    with pytest.raises(TextError, match="all texts to calibrate on are among those to judge by"):
+        StudyTexts.of(TEXTS, TEXTS)
