@@ -246,7 +246,8 @@ def _differences(study: Study, standings: Standings, charts: bool) -> Iterator[P
         (
             f"Every method's {figure_meaning(figure).name} less that of the best at the same limit with the same recovery. "
             f"The intervals ({LEVEL:.0%}) are of a paired bootstrap over the held-out examples, and over seeds where there "
-            "are several; probabilities are corrected for the number of comparisons (Holm 1979).",
+            "are several; probabilities are corrected for the number of comparisons (Holm 1979), and for the best being "
+            "picked among the methods (Westfall and Young 1993).",
         )
     )
     if not charts:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import combinations
 
 import numpy as np
 
@@ -127,6 +128,38 @@ class Draws:
         beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p = min(1.0, 2 * (1 + beyond) / (1 + len(drawn)))
         return self._told(value, float(low), float(high), p)
+
+    def from_picked(self, picked: int, arms: Sequence[Mapping[int, int]]) -> list[Difference]:
+        """The differences of all others from one of several methods that was picked by these very scores, such as
+        the best one, in their order.
+
+        Corrected for the number of comparisons alone (:func:`holm`), probabilities would be too small, because
+        being picked makes a method look better than it is. So none is smaller than that of *any* two of the
+        methods being as far apart on examples drawn again, each pair relative to its own standard error, if none
+        differed from another (Westfall and Young 1993, single-step maxT).
+
+        Args:
+            picked: the place of that method.
+            arms: by method, the places of its scores by seed.
+        """
+        values = np.array([np.mean([self._whole[at] for at in arm.values()]) for arm in arms])
+        with np.errstate(invalid="ignore"):
+            drawn = np.stack([self._drawn[list(arm.values())].mean(axis=0) for arm in arms])
+            moved = drawn - values[:, None]
+        furthest = np.zeros(moved.shape[1])
+        for one, other in combinations(moved[np.isfinite(moved).all(axis=1)], 2):
+            error = float((one - other).std())
+            if error > 0:
+                furthest = np.maximum(furthest, np.abs(one - other) / error)
+        others = [place for place in range(len(arms)) if place != picked]
+        found = holm([self.difference(arms[each], arms[picked]) for each in others])
+        for number, each in enumerate(others):
+            error = float((moved[each] - moved[picked]).std())
+            if error > 0 and math.isfinite(error):
+                as_far = furthest >= abs(found[number].value) / error
+                least = (1 + int(as_far.sum())) / (1 + len(furthest))
+                found[number] = replace(found[number], p=max(found[number].p, least))
+        return found
 
     def _told(self, value: float, low: float, high: float, p: float) -> Difference:
         return Difference(self._figure.name, value, low, high, p, self._figure.higher_is_better)

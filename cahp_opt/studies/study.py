@@ -12,7 +12,7 @@ import numpy as np
 from cahp_opt.files.array_records import read_arrays, write_arrays
 from cahp_opt.files.records import PathLike, reading
 from cahp_opt.space import HeadSpace
-from cahp_opt.studies.differences import RESAMPLES, Difference, Draws, Verdict, holm
+from cahp_opt.studies.differences import RESAMPLES, Difference, Draws, Verdict
 from cahp_opt.studies.figures import Figure
 from cahp_opt.studies.outcome import Arm, Cell, Outcome, cell_of
 from cahp_opt.studies.scores import Scores
@@ -65,8 +65,8 @@ class Standing(NamedTuple):
     Args:
         method: name of the method.
         mean: its figure.
-        behind: its figure less that of the best method, corrected for comparing several; None for the
-            best.
+        behind: its figure less that of the best method, with the probability that allows for all of them; None for
+            the best.
     """
 
     method: str
@@ -194,7 +194,8 @@ class Study:
     ) -> tuple[Standing, ...]:
         """All methods at a limit with a recovery, the best first, each compared with the best.
 
-        The probabilities of chance are corrected for the number of comparisons (Holm 1979).
+        The probabilities of chance allow for the number of methods, and for the best being picked among them; see
+        :meth:`~cahp_opt.studies.differences.Draws.from_picked`.
 
         Args:
             limit: the limit, as in the cells.
@@ -219,7 +220,7 @@ class Study:
         order = sorted(range(len(arms)), key=lambda i: _rank(means[i].value, wanted))
         draws, places = self._draws(arms, wanted, resamples, seed)
         best, *others = order
-        behind = holm([draws.difference(places[i], places[best]) for i in others])
+        behind = draws.from_picked(0, [places[i] for i in order])
         return (
             Standing(arms[best].method, means[best], None),
             *(

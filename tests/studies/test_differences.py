@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 from scores_by_hand import scores_of
 
 from cahp_opt.arrays import Floats
-from cahp_opt.studies.differences import Difference, Verdict, difference_between, holm
+from cahp_opt.studies.differences import Difference, Draws, Verdict, difference_between, holm
 from cahp_opt.studies.figures import Judging
 from cahp_opt.studies.scores import Scores
 
@@ -103,10 +103,49 @@ def test_the_same_seeds_are_paired() -> None:
     assert difference_between(ours, others).verdict is Verdict.TIE
 
 
+def from_best(arms: Sequence[Mapping[int, Scores]], resamples: int = 1000) -> list[Difference]:
+    """All methods against the one with the highest mean accuracy."""
+    means = [np.mean([each.value("accuracy") for each in arm.values()]) for arm in arms]
+    scores, places = list[Scores](), list[dict[int, int]]()
+    for arm in arms:
+        places.append({seed: len(scores) + i for i, seed in enumerate(arm)})
+        scores += arm.values()
+    draws = Draws(scores, scores[0].figure("accuracy"), resamples=resamples)
+    return draws.from_picked(int(np.argmax(means)), places)
+
+
 def test_holm_multiplies_by_the_number_that_is_left() -> None:
     made = [Difference("kl", 1.0, 0.5, 1.5, p, False) for p in (0.03, 0.01, 0.02, 0.9)]
     assert [d.p for d in holm(made)] == pytest.approx([0.06, 0.04, 0.06, 0.9])
     assert holm([]) == []
+
+
+def test_the_best_of_many_that_do_as_well_is_seldom_called_better() -> None:
+    rng, tries = np.random.default_rng(5), 40
+    wrong = 0
+    for _ in range(tries):
+        ease = rng.random(150)
+        found = from_best([{0: scores(0.6, rng, ease)} for _ in range(15)], resamples=2000)
+        wrong += any(each.verdict is not Verdict.TIE for each in found)
+    assert wrong <= 3, wrong  # 2 are expected; corrected for the comparisons alone it is 6
+
+
+def test_what_differs_from_the_best_is_found_among_many() -> None:
+    rng = np.random.default_rng(6)
+    ease = rng.random(N)
+    arms = [seeds([0.6] * 3, rng, ease) for _ in range(9)] + [seeds([0.3] * 3, rng, ease)]
+    *alike, worse = from_best(arms)
+    assert worse.verdict is Verdict.WORSE
+    assert all(each.verdict is Verdict.TIE for each in alike)
+    two = from_best([arms[0], arms[-1]])[0]
+    assert two.p == pytest.approx(difference_between(arms[-1], arms[0], resamples=1000).p, abs=0.02)
+
+
+def test_equal_and_infinite_methods_among_several() -> None:
+    one = scores_of(Judging.CLASSES, predicted=np.zeros(9), label=np.zeros(9))
+    other = scores_of(Judging.CLASSES, predicted=np.ones(9), label=np.zeros(9))
+    same, worse = from_best([{0: one}, {0: one}, {0: other}])
+    assert same.p == 1 and worse.verdict is Verdict.WORSE
 
 
 def test_scores_of_other_examples_are_refused() -> None:
