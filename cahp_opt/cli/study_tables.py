@@ -41,7 +41,8 @@ def _compared(study: Study, rows: Mapping[Arm, StudyRow], limit: str, recovery: 
         caption=f"{_TIE} does not differ from the best by more than chance explains; ± standard error over seeds",
     )
     table.add_column("method")
-    for name in (*shown, *(f"{name}: time" for name in own[0].times)):
+    timed = list(dict.fromkeys(name for row in own for name in row.times))
+    for name in (*shown, *(f"{name}: time" for name in timed)):
         table.add_column(name, justify="right")
     table.add_column("seeds", justify="right")
     for standing in study.standings(limit, recovery):
@@ -49,7 +50,7 @@ def _compared(study: Study, rows: Mapping[Arm, StudyRow], limit: str, recovery: 
         mark = f" {_TIE}" if standing.behind is not None and standing.ties else ""
         figures = [_mean(row.figures[name]) if name in row.figures else "" for name in shown]
         figures[0] += mark
-        times = [_mean(mean, 3) for mean in row.times.values()]
+        times = [_mean(row.times[name], 3) if name in row.times else "" for name in timed]
         table.add_row(Text(standing.method), *figures, *times, str(len(row.seeds)))
     return table
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cahp_opt.costs.budget import Budget
+from cahp_opt.costs.checks import Check
 from cahp_opt.costs.profile import Profile
 from cahp_opt.progress import Progress, Stages
 from cahp_opt.runs.method import Needs
@@ -23,11 +25,15 @@ from cahp_opt.torch.studies.bench import Bench, bench_of
 from cahp_opt.torch.studies.needs import needs_of_all
 from cahp_opt.torch.studies.outlook import Outlook
 from cahp_opt.torch.studies.recipe import Recipe
-from cahp_opt.torch.studies.timing import Timer, distinct_counts
+from cahp_opt.torch.studies.timing import Counts, Timer, distinct_counts
 from cahp_opt.torch.studies.working import Finished, measure_draw, work
 from cahp_opt.version import __version__
 
 _PAUSE = 0.5  # seconds until work that another process was doing is asked for again
+
+
+class WorkerError(RuntimeError):
+    """A process of a study ended before its work was done; the message says what to do."""
 
 
 def run_study(recipe: Recipe, *, jobs: int = 1, stages: Stages | None = None) -> Study:
@@ -41,6 +47,7 @@ def run_study(recipe: Recipe, *, jobs: int = 1, stages: Stages | None = None) ->
     Raises:
         BudgetError: if nothing meets a limit.
         ValueError: for a model, texts or methods that cannot be used.
+        WorkerError: if a worker was ended from outside.
         OSError: if the folder cannot be written.
     """
     shown = stages or Stages()
@@ -84,6 +91,7 @@ def check_study(bench: Bench) -> None:
             method.check(task)
             plan.measuring.check(method.name, method.needs(task).statistics)
     rehearse_judging(bench.named.model, bench.fidelity, bench.held_out.batches[0])
+    Timer(bench)  # refuses workloads that the model cannot be timed on
     few = bench.encoded(bench.drawn(plan.seeds[0])[: plan.reading.batch_size], 0)
     for recovery in plan.recoveries:
         rehearse_recovery(bench.prunable, recovery, few[0])
@@ -155,14 +163,19 @@ def _spread(todo: Sequence[Callable[[], Finished]], jobs: int) -> Iterable[Finis
     while left:
         parallel = tools.Parallel(n_jobs=jobs, return_as="generator_unordered")
         busy = list[int]()
-        results: Iterable[tuple[int, Finished]] = parallel(
-            tools.delayed(_numbered)(number, piece) for number, piece in left
-        )
-        for number, done in results:
-            if done.busy:
-                busy.append(number)
-            else:
-                yield done
+        pieces = (tools.delayed(_numbered)(number, piece) for number, piece in left)
+        try:
+            results: Iterable[tuple[int, Finished]] = parallel(pieces)
+            for number, done in results:
+                if done.busy:
+                    busy.append(number)
+                else:
+                    yield done
+        except BrokenExecutor as error:
+            raise WorkerError(
+                "a worker of the study was ended from outside, most often because memory ran out; start the study "
+                "again, with fewer jobs: what is done is not done again."
+            ) from error
         left = [(number, piece) for number, piece in left if number in busy]
         if left:
             time.sleep(_PAUSE)
@@ -173,16 +186,27 @@ def _numbered(number: int, piece: Callable[[], Finished]) -> tuple[int, Finished
 
 
 def _timed(bench: Bench, found: dict[Cell, Outcome], stages: Stages) -> list[Outcome]:
-    """The outcomes with their times, which nothing else on this machine disturbs: one after the other."""
+    """The outcomes with their times, which nothing else on this machine disturbs: one after the other.
+
+    A model that cannot be timed is left without times, and a note says why.
+    """
     with bench.alone, stages.stage("time") as progress:
         timer = Timer(bench)
         every = distinct_counts([outcome.counts for outcome in found.values()])
-        times = {}
+        times, notes = dict[Counts, Mapping[str, Check]](), dict[Counts, tuple[str, ...]]()
         for number, counts in enumerate(every, start=1):
-            times[counts] = timer.times(counts)
+            try:
+                times[counts] = timer.times(counts)
+            except Exception as error:  # the other models may go well
+                why = " ".join(str(error).split()) or type(error).__name__
+                notes[counts] = (f"a model of it could not be timed: {why}",)
             progress("time", number, len(every))
     return [
-        replace(found[cell], times=times[found[cell].counts])
+        replace(
+            found[cell],
+            times=times.get(found[cell].counts, {}),
+            notes=found[cell].notes + notes.get(found[cell].counts, ()),
+        )
         for cell in bench.plan.cells()
         if cell in found
     ]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from command_line import make_tokenizer, sentences
 from tokenizers import Tokenizer
 
 from cahp_opt import Budget, HeadSpace
+from cahp_opt.costs.provenance import Phase
 from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.methods import Fisher, Michel, Random
@@ -28,14 +30,15 @@ from cahp_opt.runs.method import Method, Task
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.runs.texts import Example
-from cahp_opt.selection import Chooser
+from cahp_opt.selection import Chooser, Selection
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.studies.outcome import Cell
 from cahp_opt.studies.study import Study
 from cahp_opt.torch import evaluate, find_attention, slice_heads, study
 from cahp_opt.torch.pipeline.repairing import repair
-from cahp_opt.torch.studies import choosing, draws, judging
+from cahp_opt.torch.slicing.timing_copies import timing_copy
+from cahp_opt.torch.studies import choosing, draws, judging, running, timing
 from cahp_opt.torch.studies.choosing import WatchedTask
 from cahp_opt.torch.texts.encoding import encode
 from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE
@@ -55,6 +58,26 @@ class Refuses(Method):
 
     def chooser(self, stats: HeadStats, task: Task) -> Chooser:
         raise ValueError("no unit is good enough.")
+
+
+@dataclass(frozen=True)
+class Fixed(Method):
+    """Keeps one block whole, and one unit of every other."""
+
+    source: ClassVar[str] = "these tests"
+    whole: int = 0
+
+    def chooser(self, stats: HeadStats, task: Task) -> Chooser:
+        def choose(budget: Budget) -> Selection:
+            kept = budget.space.join(
+                {
+                    b.name: range(4 if i == self.whole else 1)
+                    for i, b in enumerate(budget.space.blocks)
+                }
+            )
+            return Selection.from_kept(budget.space, kept)
+
+        return choose
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +275,43 @@ def test_a_dask_cluster_finds_the_same(model: Any, tmp_path: Path) -> None:
         assert one.scores.value("kl") == pytest.approx(other.scores.value("kl"))
 
 
+def test_models_that_cannot_be_timed_keep_their_scores(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(prunable: Any, kept: Any) -> Any:
+        if kept[:4].all():
+            raise RuntimeError("no room.")
+        return timing_copy(prunable, kept)
+
+    monkeypatch.setattr(timing, "timing_copy", fails)
+    fixed = {"one": Fixed(0), "other": Fixed(1)}
+    found = run(model, tmp_path, methods=fixed, seeds=1, recoveries=[Recovery.NONE])
+    one, other = found.outcomes
+    assert not one.times and one.notes == ("a model of it could not be timed: no room.",)
+    assert other.times and not other.notes and not found.missing
+    monkeypatch.undo()
+    again = run(model, tmp_path, methods=fixed, seeds=1, recoveries=[Recovery.NONE])
+    assert all(outcome.times and not outcome.notes for outcome in again.outcomes)
+
+
+def test_a_worker_that_is_killed_is_told_as_that(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaks:
+        def __init__(self, **_: Any) -> None: ...
+
+        def __call__(self, _: Any) -> Any:
+            raise BrokenProcessPool
+
+    monkeypatch.setattr("joblib.Parallel", Breaks)
+    with pytest.raises(running.WorkerError, match="with fewer jobs"):
+        run(model, tmp_path, jobs=2)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"workloads": (Workload(1, 8, 1, phase=Phase.DECODE),)}, "nothing to decode with"),
         ({"methods": []}, "`methods` is empty"),
         ({"limits": ["8 heads", "8 heads"]}, "`limits` holds '8 heads' twice"),
         ({"limits": ["fast"]}, "`limits` holds 'fast'"),
