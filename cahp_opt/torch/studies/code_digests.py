@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import CodeType
 
 import cahp_opt
 from cahp_opt import solvers
@@ -52,10 +54,38 @@ def code_of_recoveries() -> str:
 
 @cache
 def code_of_choice(method: type[Method]) -> str:
-    """A digest of the code that chooses, with the file of the method."""
-    own = inspect.getsourcefile(method)
+    """A digest of the code that chooses, with the file of the method, or its code where it has no file."""
+    own = _file_of(method)
     rooms = [*(_LIBRARY / name for name in _CHOOSING), *map(Path, solvers.__path__)]
-    return _digest([*rooms, *([] if own is None else [Path(own)])])
+    if own is None:  # defined in a notebook
+        return digest([_digest(rooms), *_code_of(method)])
+    return _digest([*rooms, own])
+
+
+def _file_of(method: type) -> Path | None:
+    try:
+        file = inspect.getsourcefile(method)
+    except (OSError, TypeError):
+        return None
+    return Path(file) if file and Path(file).is_file() else None
+
+
+def _code_of(method: type) -> Iterator[str]:
+    """What the functions of a class do, in words that are the same in every process."""
+    for name, member in vars(method).items():
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if inspect.isfunction(function):
+            yield name
+            yield from _plain(function.__code__)
+
+
+def _plain(code: CodeType) -> Iterator[str]:
+    yield repr((code.co_code, code.co_names, code.co_varnames))
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _plain(constant)
+        else:  # sets of strings have another order in every process
+            yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 
 def _digest(places: list[Path]) -> str:

@@ -1,0 +1,77 @@
+"""Choices are made again when the code that makes them is another, wherever that code stands."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cahp_opt.methods import Michel, Random
+from cahp_opt.torch.studies.code_digests import code_of_choice
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cahp_opt import Method
+
+
+@dataclass(frozen=True)
+class Own(Method):
+    source: ClassVar[str] = "these tests"
+
+    def chooser(self, stats, task):
+        return {"a", "b", "c"} if 1 in {1, 2} and task in {"x", "y", "z"} else (lambda budget: WORD)
+"""
+
+
+def in_a_notebook(code: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class of some code that stands in no file, as the cells of a notebook."""
+    module = ModuleType("cells_of_a_notebook")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "<cell>", "exec"), module.__dict__)
+    return module.__dict__["Own"]
+
+
+def test_methods_of_a_notebook_are_known_by_what_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, same, other, deeper = (
+        code_of_choice(in_a_notebook(code, monkeypatch))
+        for code in (
+            OWN,
+            OWN,
+            OWN.replace('"a"', '"d"'),
+            OWN.replace("WORD", "OTHER"),
+        )
+    )
+    assert own == same
+    assert len({own, other, deeper, code_of_choice(Random)}) == 4
+
+
+def test_and_that_is_the_same_in_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from types import ModuleType; from cahp_opt.torch.studies.code_digests import _code_of\n"
+        "module = sys.modules['cells_of_a_notebook'] = ModuleType('cells_of_a_notebook')\n"
+        f"exec(compile({OWN!r}, '<another>', 'exec'), module.__dict__)\n"
+        "print(list(_code_of(module.Own)))"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1 and "OTHER" not in found.pop()
+
+
+def test_methods_of_files_by_these() -> None:
+    assert code_of_choice(Michel) != code_of_choice(Random)
