@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import CodeType
+from typing import cast
 
 import cahp_opt
 from cahp_opt import solvers
@@ -84,8 +85,10 @@ def _plain(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _plain(constant)
-        else:  # sets of strings have another order in every process
-            yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
+        elif isinstance(constant, frozenset):  # strings have another order in every process
+            yield repr(sorted(map(repr, cast("frozenset[object]", constant))))
+        else:
+            yield repr(constant)
 
 
 def _digest(places: list[Path]) -> str:
