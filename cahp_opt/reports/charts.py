@@ -167,16 +167,21 @@ def few_ticks(axes: Any) -> None:
     axes.xaxis.set_major_locator(locator(5))
 
 
-def logarithmic(axes: Any) -> None:
-    """A logarithmic axis upwards, with plain numbers."""
+def logarithmic(axis: Any, steps: Sequence[float] = (1.0,)) -> None:
+    """Make an axis logarithmic, with plain numbers.
+
+    Args:
+        axis: the axis.
+        steps: what is marked, times every power of ten.
+    """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     locator: Any = LogLocator
     formatter: Any = NullFormatter
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(locator(subs=(1.0, 3.0)))
-    axes.yaxis.set_major_formatter("{x:,.6g}")
-    axes.yaxis.set_minor_formatter(formatter())
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    axis.set_major_locator(locator(subs=steps))
+    axis.set_major_formatter("{x:,.6g}")
+    axis.set_minor_formatter(formatter())
 
 
 def legend_height(names: Sequence[str]) -> float:

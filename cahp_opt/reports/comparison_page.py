@@ -12,6 +12,7 @@ from cahp_opt.reports.charts import (
     charts_missing,
     legend_below,
     legend_height,
+    logarithmic,
     look,
 )
 from cahp_opt.reports.page import Entry, Page, Part, Prose, Table, Tile, sections_with
@@ -97,8 +98,9 @@ def _problem(comparison: Comparison, problem: str, place: int) -> Iterator[Part]
                 seconds = [max(row.seconds, 1e-6) for row in own]
                 gaps = [max(100 * comparison.gap(row), _LEAST) for row in own]
                 axes.plot(seconds, gaps, ls="none", label=solver, **look(solvers.index(solver)))
-            axes.set(xscale="log", yscale="log", xlabel="seconds")
-            axes.set_ylabel("gap to the tightest bound, %")
+            logarithmic(axes.xaxis)
+            logarithmic(axes.yaxis)
+            axes.set(xlabel="seconds", ylabel="gap to the tightest bound, %")
             axes.margins(0.08)
             legend_below(figure, axes, len(solvers))
 

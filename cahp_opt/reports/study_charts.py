@@ -39,7 +39,7 @@ def quality_chart(study: Study, recovery: str, rows: Sequence[StudyRow]) -> Pict
 
     def draw(figure: Any, axes: Any) -> None:
         if _spreads(study, rows):
-            logarithmic(axes)
+            logarithmic(axes.yaxis, (1.0, 3.0))
         axes.axhline(study.unpruned.value(), color=INK, lw=1, ls="--", label="unpruned")
         for method in methods:
             own = [

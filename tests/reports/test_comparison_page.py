@@ -49,6 +49,7 @@ def test_the_page_has_every_run() -> None:
         assert part in words, part
     assert "<b>&" not in html
     assert html.count("<svg") == 2  # two problems have a bound
+    assert "mathdefault" not in html  # plain numbers at the axes
 
 
 def test_charts_use_the_colours_of_the_page_and_say_what_they_show() -> None:
