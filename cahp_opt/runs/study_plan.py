@@ -87,8 +87,13 @@ class StudyPlan:
         return next(limit for limit in self.limits if limit.text == text)
 
     def recovered(self, recovery: Recovery) -> RecoveryOptions:
-        """The options of one recovery."""
-        return replace(self.recovering, recovery=recovery)
+        """The options of one recovery; those that are about another one are the usual ones."""
+        found, own = RecoveryOptions(recovery), self.recovering
+        if recovery.refits:
+            found = replace(found, weighting=own.weighting, feed_forward=own.feed_forward)
+        if recovery is Recovery.FINETUNE:
+            found = replace(found, epochs=own.epochs, learning_rate=own.learning_rate)
+        return found
 
     def in_words(self, texts: int, held_out: int) -> str:
         """How much there is to do, for people.

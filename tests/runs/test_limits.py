@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cahp_opt.costs.target import Target
+from cahp_opt.methods import Michel
 from cahp_opt.runs.limits import Limit
-from cahp_opt.runs.plan import TextOptions
+from cahp_opt.runs.plan import RecoveryOptions, TextOptions
+from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.study_plan import StudyPlan
 from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.runs.texts import Example, TextError
 
@@ -25,6 +29,15 @@ def test_limits_as_they_are_typed() -> None:
             continue
         with pytest.raises(ValueError, match="`limits` holds"):
             Limit.parse(text)
+
+
+def test_a_recovery_depends_on_its_own_options_alone() -> None:
+    given = RecoveryOptions(epochs=3, weighting=Weighting.EQUAL)
+    plan = StudyPlan({"michel": Michel()}, (Limit.parse("8 heads"),), recovering=given)
+    tuning, refit, finetune = Recovery.MASK_TUNING, Recovery.REFIT, Recovery.FINETUNE
+    assert plan.recovered(tuning) == RecoveryOptions(tuning)
+    assert plan.recovered(refit) == RecoveryOptions(refit, weighting=Weighting.EQUAL)
+    assert plan.recovered(finetune) == replace(given, recovery=finetune)
 
 
 def test_draws_differ_by_seed_and_held_out_texts_do_not() -> None:
