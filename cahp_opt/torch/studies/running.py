@@ -146,6 +146,7 @@ def _worked(
             outcomes |= {outcome.cell: outcome for outcome in done.outcomes}
             failed |= done.failed
             outlook.done, outlook.failed = len(outcomes), len(failed)
+            outlook.found += done.found
             _tell(outlook, progress)
     return outcomes, failed
 
