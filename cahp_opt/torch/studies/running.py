@@ -216,7 +216,7 @@ def _timed(bench: Bench, found: dict[Cell, Outcome], stages: Stages) -> list[Out
 def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -> Study:
     texts = bench.recipe.texts
     with bench.alone:
-        unpruned = bench.judge.unpruned
+        unpruned, notes = bench.judge.unpruned, (*texts.notes, *bench.notes)
     devices = dict.fromkeys(outcome.provenance["device"] for outcome in outcomes)
     facts = {
         "weights": bench.recipe.identity,
@@ -233,5 +233,5 @@ def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -
         tuple(outcomes),
         {cell: failed[cell] for cell in bench.plan.cells() if cell in failed},
         facts,
-        (*texts.notes, *bench.notes),
+        notes,
     )

@@ -146,7 +146,9 @@ def test_scored_pairs_are_judged_by_their_correlation(tmp_path: Path) -> None:
     embedder = tiny_models.BERT.build(bare=True)
     found = run(embedder, tmp_path, pairs, seeds=1, recoveries=[Recovery.NONE])
     assert found.unpruned.headline.name == "spearman" and found.unpruned.examples == 7
-    assert PAIR_NOTE in found.notes and not found.missing
+    few, about_pairs = found.notes[-1], found.notes[-2]
+    assert about_pairs == PAIR_NOTE and few.startswith("the figures compare 7 texts only")
+    assert not found.missing
     with pytest.raises(ValueError, match="needs labelled texts"):  # scores are no labels
         run(embedder, tmp_path, pairs, methods=[Fisher()])
 
