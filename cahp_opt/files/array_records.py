@@ -15,6 +15,21 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 """Arrays, ``[...]``, by name."""
 
 
+_NARROW = (np.uint8, np.int16, np.float16, np.float32)
+
+
+def narrowed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers ``[...]`` in the smallest of some types that hold all of them exactly; truth values stay."""
+    if array.dtype == np.bool_:
+        return array
+    for kind in _NARROW:
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = array.astype(kind)
+        if np.array_equal(found.astype(array.dtype), array, equal_nan=True):
+            return found
+    return array
+
+
 class ArrayRecord(NamedTuple):
     """What such a file holds.
 

@@ -50,6 +50,36 @@ class StudyTexts:
         """The texts of a seed, to calibrate and recover on."""
         return tuple(random.Random(seed).sample(self.pool, self.drawn))
 
+    def checked(self) -> StudyTexts:
+        """The same texts, without those of the pool that are judged on too, and with a note on these, or if every
+        draw takes the whole pool.
+
+        Raises:
+            TextError: if there is nothing to judge by, or nothing left to draw from.
+        """
+        if not self.held_out:
+            raise TextError(
+                "there are no held-out texts, and a study judges models by them; hold some out with `held_out`, or "
+                "name a file of their own."
+            )
+        judged, what = set(map(key_of, self.held_out)), self.medium.value
+        left = tuple(example for example in self.pool if key_of(example) not in judged)
+        if not left:
+            raise TextError(
+                f"all {what} to calibrate on are among those to judge by; name others for one of both."
+            )
+        notes, both = self.notes, len(self.pool) - len(left)
+        if both:
+            notes += (
+                f"{both} of {len(self.pool)} {what} are among those to judge by, and are not drawn to calibrate on.",
+            )
+        if len(left) <= self.most:
+            notes += (
+                f"all {len(left)} {what} are drawn for every seed, so that the seeds differ in their order and in "
+                "random choices alone.",
+            )
+        return replace(self, pool=left, notes=notes)
+
     @staticmethod
     def of(
         texts: Iterable[str | Example],
@@ -70,11 +100,8 @@ class StudyTexts:
         given = [_example(each) for each in texts]
         back = held_out if isinstance(held_out, int) else 0
         taken = split(given, most=_POOL * most, held_out=back, seed=0)
-        if isinstance(held_out, int):
-            return _checked(StudyTexts(taken.calibration, taken.held_out, most))
-        judged = tuple(map(_example, held_out))
-        pool, notes = _apart(taken.calibration, judged, Medium.TEXT)
-        return _checked(StudyTexts(pool, judged, most, notes=notes))
+        apart = taken.held_out if isinstance(held_out, int) else map(_example, held_out)
+        return StudyTexts(taken.calibration, tuple(apart), most).checked()
 
     @staticmethod
     def read(options: TextOptions, test: str | None = None) -> StudyTexts:
@@ -92,47 +119,12 @@ class StudyTexts:
         taken = replace(options, max_texts=_POOL * most, held_out=back).read(seed=0)
         if test is None:
             name = f"texts held out of {_source(options)}"
-            held_out, pool, notes = taken.held_out, taken.calibration, taken.notes
+            held_out, notes = taken.held_out, taken.notes
         else:
             name = test
             held_out, more = _all_of(test, options.columns)
-            pool, left_out = _apart(taken.calibration, held_out, taken.medium)
-            notes = (*taken.notes, *more, *left_out)
-        return _checked(StudyTexts(pool, held_out, most, name, notes, taken.medium))
-
-
-def _apart(
-    pool: Sequence[Example], held_out: Sequence[Example], medium: Medium
-) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-    """The examples whose texts are not judged on too, and a note on the others.
-
-    Raises:
-        TextError: if none is left.
-    """
-    judged = set(map(key_of, held_out))
-    left = tuple(example for example in pool if key_of(example) not in judged)
-    if not left:
-        raise TextError(
-            f"all {medium.value} to calibrate on are among those to judge by; name others for one of both."
-        )
-    both = len(pool) - len(left)
-    told = f"{both} of {len(pool)} {medium.value} are among those to judge by, and are not drawn to calibrate on."
-    return left, (told,) if both else ()
-
-
-def _checked(texts: StudyTexts) -> StudyTexts:
-    if not texts.held_out:
-        raise TextError(
-            "there are no held-out texts, and a study judges models by them; hold some out with `held_out`, or "
-            "name a file of their own."
-        )
-    if len(texts.pool) > texts.most:
-        return texts
-    same = (
-        f"all {len(texts.pool)} {texts.medium.value} are drawn for every seed, so that the seeds differ in their order and "
-        "in random choices alone."
-    )
-    return replace(texts, notes=(*texts.notes, same))
+            notes = (*taken.notes, *more)
+        return StudyTexts(taken.calibration, held_out, most, name, notes, taken.medium).checked()
 
 
 def _all_of(source: str, columns: ColumnOptions) -> tuple[tuple[Example, ...], tuple[str, ...]]:

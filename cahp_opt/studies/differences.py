@@ -84,7 +84,7 @@ class Draws:
     ) -> None:
         if resamples < 1:
             raise ValueError(f"`resamples` must be at least 1, got {resamples}.")
-        _check_same_examples(scores)
+        check_same_examples(scores)
         self._figure, self._seed = figure, seed
         self._whole = [_value(each, figure) for each in scores]
         parts = [
@@ -250,7 +250,12 @@ def _of_all(values: Floats, drawn: Floats, rng: np.random.Generator) -> Floats:
     return middle + share * (mean - middle) + error * student
 
 
-def _check_same_examples(scores: Sequence[Scores]) -> None:
+def check_same_examples(scores: Sequence[Scores]) -> None:
+    """Refuse scores that cannot be compared example by example.
+
+    Raises:
+        ValueError: for other numbers of examples, kinds of output or labels.
+    """
     first = scores[0]
     for other in scores[1:]:
         if other.judging is not first.judging or other.examples != first.examples:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cahp_opt.files.array_records import read_arrays, write_arrays
+from cahp_opt.files.array_records import narrowed, read_arrays, write_arrays
 from cahp_opt.files.records import PathLike, reading
 from cahp_opt.space import HeadSpace
-from cahp_opt.studies.differences import RESAMPLES, Difference, Draws, Verdict
+from cahp_opt.studies.differences import (
+    RESAMPLES,
+    Difference,
+    Draws,
+    Verdict,
+    check_same_examples,
+)
 from cahp_opt.studies.figures import Figure
 from cahp_opt.studies.outcome import Arm, Cell, Outcome, cell_of
 from cahp_opt.studies.scores import Scores
@@ -158,6 +164,44 @@ class Study:
         """Means and standard errors over seeds of every arm, in the order of the outcomes."""
         return tuple(_row(arm, self.of(arm)) for arm in self.arms)
 
+    def joined(self, newer: Study) -> Study:
+        """The cells of two studies of one model, judged on the same examples: of those that are in both, the
+        outcome of the newer one.
+
+        Args:
+            newer: the other study.
+
+        Raises:
+            ValueError: if it is of another model, of other blocks or examples, or drew other numbers of texts.
+        """
+        ours, theirs = ({**each.provenance, "data": each.data} for each in (self, newer))
+        for name in ("data", "model", "texts of a draw"):
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"`newer` has another {name}: {theirs.get(name)}, where this study has {ours.get(name)}; only "
+                    "studies of the same can be joined."
+                )
+        if self.space != newer.space:
+            raise ValueError(
+                "`newer` chose among other blocks than this study; only studies of the same can be joined."
+            )
+        check_same_examples([self.unpruned, newer.unpruned])
+        found = {outcome.cell: outcome for outcome in (*self.outcomes, *newer.outcomes)}
+        missing = {**self.missing, **newer.missing}
+        told = dict[str, list[str]]()
+        for name, fact in (*self.provenance.items(), *newer.provenance.items()):
+            told.setdefault(name, []).extend(fact.split("; "))
+        return Study(
+            newer.model,
+            newer.data,
+            newer.space,
+            newer.unpruned,
+            tuple(found.values()),
+            {cell: why for cell, why in missing.items() if cell not in found},
+            {name: "; ".join(dict.fromkeys(each)) for name, each in told.items()},
+            tuple(dict.fromkeys((*self.notes, *newer.notes))),
+        )
+
     def compared(
         self,
         one: Arm,
@@ -247,7 +291,7 @@ class Study:
         return Draws(scores, figure, resamples=resamples, seed=seed), places
 
     def save(self, path: PathLike) -> None:
-        """Write the study as one safetensors file."""
+        """Write the study as one safetensors file, every array in the smallest type that holds it exactly."""
         header = {
             "model": self.model,
             "data": self.data,
@@ -258,9 +302,10 @@ class Study:
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
         }
-        arrays = {f"unpruned/{name}": array for name, array in self.unpruned.arrays.items()}
+        arrays: dict[str, Any] = {f"unpruned/{n}": a for n, a in self.unpruned.arrays.items()}
         for i, found in enumerate(self.outcomes):
             arrays |= {f"{i}/{name}": array for name, array in found.arrays().items()}
+        arrays = {name: narrowed(array) for name, array in arrays.items()}
         write_arrays(path, _KIND, _VERSION, header, arrays)
 
     @staticmethod

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from records_by_hand import SPACE
 from scores_by_hand import scores_of
 
-from cahp_opt import Check, Cost, RecordError, Selection, Status
+from cahp_opt import Check, Cost, HeadSpace, RecordError, Selection, Status
 from cahp_opt.studies.differences import Verdict
 from cahp_opt.studies.figures import Judging
 from cahp_opt.studies.outcome import Arm, Cell, Outcome
@@ -75,6 +76,11 @@ STUDY = Study(
     {"torch": "2"},
     ("a note.",),
 )
+
+
+def replace_label(given: Scores) -> Scores:
+    """The same with other labels."""
+    return Scores(given.judging, {**given.arrays, "label": 1 - given.arrays["label"]})
 
 
 def test_rows_are_means_over_seeds() -> None:
@@ -154,6 +160,56 @@ def test_records_survive_a_round_trip(tmp_path: Path) -> None:
     assert back.rows() == STUDY.rows()
     with pytest.raises(RecordError, match="'cahp-study', and 'cahp-outcome' was expected"):
         Outcome.load(tmp_path / "study.safetensors")
+
+
+def test_a_record_is_no_larger_than_its_numbers_need(tmp_path: Path) -> None:
+    """Classes take a byte, and what was rounded to half precision two."""
+    STUDY.save(tmp_path / "study.safetensors")
+    of_arrays = sum(len(o.arrays()) for o in STUDY.outcomes) * 300
+    whole = (tmp_path / "study.safetensors").stat().st_size
+    kls = [
+        {**o.scores.arrays, "kl": o.scores.arrays["kl"].astype(np.float16).astype(np.float64)}
+        for o in STUDY.outcomes
+    ]
+    rounded = tuple(
+        replace(o, scores=Scores(Judging.CLASSES, arrays))
+        for o, arrays in zip(STUDY.outcomes, kls, strict=True)
+    )
+    replace(STUDY, outcomes=rounded).save(tmp_path / "half.safetensors")
+    half = (tmp_path / "half.safetensors").stat().st_size
+    assert whole < 4 * of_arrays and whole - half == pytest.approx(10 * 300 * 6, rel=0.05)
+
+
+def test_studies_are_joined() -> None:
+    newer = replace(
+        STUDY,
+        outcomes=(outcome("good", 0.05, 0), outcome("slow", 0.3, 0)),
+        missing={Cell("bad", "0.7", "refit", 0): "again", Cell("new", "0.7", "refit", 0): ""},
+        provenance={"torch": "3"},
+        notes=("another.",),
+    )
+    both = STUDY.joined(newer)
+    assert len(both.outcomes) == len(STUDY.outcomes) + 1
+    assert list(both.missing) == [Cell("new", "0.7", "refit", 0)]
+    good = both.of(Arm("good", "0.7", "refit"))
+    assert good[0] is newer.outcomes[0] and good[1] is STUDY.of(Arm("good", "0.7", "refit"))[1]
+    assert both.joined(newer).provenance == both.provenance == {"torch": "2; 3"}
+    assert both.notes == ("a note.", "another.")
+    assert both.methods == ("bad", "good", "as good", "slow", "new")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": "others"}, "another data: others, where this study has data;"),
+        ({"provenance": {"texts of a draw": "9"}}, "another texts of a draw: 9"),
+        ({"space": HeadSpace.uniform(1, 5), "outcomes": ()}, "chose among other blocks"),
+        ({"unpruned": replace_label(STUDY.unpruned)}, "other labels"),
+    ],
+)
+def test_studies_of_something_else_are_not_joined(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        STUDY.joined(replace(STUDY, **changes))
 
 
 def test_an_outcome_takes_what_a_selection_says() -> None:

@@ -122,9 +122,8 @@ class Bench:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on how the texts were read, and on the limits of the figures for them."""
-        paired = [PAIR_NOTE] if self.paired else []
-        return (*self.held_out.counts.notes(), *paired, *self.judge.notes)
+        """Sentences on how the texts were read."""
+        return (*self.held_out.counts.notes(), *([PAIR_NOTE] if self.paired else []))
 
     def _encoded(
         self, examples: Sequence[Example], seed: int, *, scored_pairs: bool = False

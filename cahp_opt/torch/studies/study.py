@@ -14,11 +14,12 @@ from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.workloads import Workload, workloads_for
 from cahp_opt.files.records import PathLike
 from cahp_opt.progress import Stages
-from cahp_opt.runs.kinds import Kinds
+from cahp_opt.runs.kinds import KindOptions
 from cahp_opt.runs.limits import Limit
 from cahp_opt.runs.method import Method
-from cahp_opt.runs.plan import Reading, RecoveryOptions
+from cahp_opt.runs.plan import Reading, RecoveryOptions, TextOptions
 from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.study_options import studied_kinds
 from cahp_opt.runs.study_plan import StudyPlan
 from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.runs.texts import Example
@@ -34,15 +35,15 @@ from cahp_opt.torch.studies.source import Source
 def study(
     model: nn.Module | PathLike,
     tokenizer: Any = None,
-    texts: Iterable[str | Example] = (),
+    texts: Iterable[str | Example] | StudyTexts = (),
     *,
     methods: Sequence[Method] | Mapping[str, Method],
     limits: Sequence[str | Limit] = ("0.8", "0.6"),
     recoveries: Sequence[Recovery] = (Recovery.NONE, Recovery.REFIT),
     seeds: int | Sequence[int] = 3,
-    held_out: Iterable[str | Example] | int = 256,
-    max_texts: int = 2000,
-    prune: Prune = Prune.BOTH,
+    held_out: Iterable[str | Example] | int | None = None,
+    max_texts: int | None = None,
+    prune: Prune | None = None,
     neuron_group: int | None = None,
     recovering: RecoveryOptions | None = None,
     reading: Reading | None = None,
@@ -70,15 +71,18 @@ def study(
         model: a folder or a hub id, which every process loads by itself, or a model in memory, which is sent
             to other processes with each of their jobs.
         tokenizer: of a model in memory: its tokenizer.
-        texts: texts, or :class:`~cahp_opt.runs.texts.Example` with labels or pairs, to draw from.
+        texts: texts, or :class:`~cahp_opt.runs.texts.Example` with labels or pairs, to draw from; or
+            :class:`~cahp_opt.runs.study_texts.StudyTexts`, which also state what to judge by, how many are
+            drawn, and a name for tables.
         methods: the methods, under their own names or those of a mapping.
         limits: each tried alone: a ratio of the unpruned time such as ``0.7``, a time such as ``decode=12ms``, a
             number of units of attention such as ``24 heads``, or a share such as ``0.5 neurons``.
         recoveries: each tried on every choice.
         seeds: how many, or which.
-        held_out: texts to judge by, or how many to hold out of ``texts``.
-        max_texts: texts of a draw.
-        prune: the kinds of blocks that are pruned.
+        held_out: texts to judge by, or how many to hold out of ``texts``; None for 256.
+        max_texts: texts of a draw; None for 2000.
+        prune: the kinds of blocks that are pruned; None for those that the limits are about and the methods can
+            choose from.
         neuron_group: as for :func:`~cahp_opt.torch.find_prunable`.
         recovering: how the recoveries work; None for the usual way.
         reading: how texts become batches; None for the usual way.
@@ -97,8 +101,9 @@ def study(
     """
     asked = tuple(each if isinstance(each, Limit) else Limit.parse(each) for each in limits)
     goals: list[LatencyGoal] = [goal for limit in asked for goal in limit.target.latencies]
+    named_methods = _named(methods)
     plan = StudyPlan(
-        _named(methods),
+        named_methods,
         asked,
         tuple(recoveries),
         tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
@@ -107,22 +112,38 @@ def study(
         reading or Reading(),
         time_limit=time_limit,
     )
+    options = KindOptions(prune, neuron_group)
+    kinds = studied_kinds(options, asked, named_methods.values(), profile)
     source = _source(model, tokenizer)
     loaded, processor = source.load(0)
-    kinds = Kinds(prune, neuron_group=neuron_group if prune.neurons else None)
-    named = Named(source.name, loaded, processor, pooling, kinds)
-    named.prunable  # noqa: B018 (refuses a model that is not understood)
+    named = Named(source.name, loaded, processor, pooling, kinds).settled()
     recipe = Recipe(
         source.holding(loaded, processor),
         fingerprint(loaded),
-        StudyTexts.of(texts, held_out, most=max_texts),
+        _texts(texts, held_out, max_texts),
         plan,
         Path(output_dir),
-        kinds,
+        named.kinds,
         pooling,
         profile,
     )
     return run_study(recipe, jobs=jobs, stages=stages)
+
+
+def _texts(
+    texts: Iterable[str | Example] | StudyTexts,
+    held_out: Iterable[str | Example] | int | None,
+    most: int | None,
+) -> StudyTexts:
+    if not isinstance(texts, StudyTexts):
+        held_out = TextOptions.held_out if held_out is None else held_out
+        return StudyTexts.of(texts, held_out, most=TextOptions.max_texts if most is None else most)
+    for name, given in (("held_out", held_out), ("max_texts", most)):
+        if given is not None:
+            raise ValueError(
+                f"`{name}` is given, but `texts` are StudyTexts, which state it; leave it out."
+            )
+    return texts.checked()
 
 
 def _named(methods: Sequence[Method] | Mapping[str, Method]) -> dict[str, Method]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,7 +40,6 @@ from cahp_opt.torch.pipeline.repairing import repair
 from cahp_opt.torch.slicing.timing_copies import timing_copy
 from cahp_opt.torch.studies import choosing, draws, judging, running, timing
 from cahp_opt.torch.studies.choosing import WatchedTask
-from cahp_opt.torch.studies.outlook import Outlook
 from cahp_opt.torch.texts.encoding import encode
 from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE
 
@@ -146,9 +145,7 @@ def test_scored_pairs_are_judged_by_their_correlation(tmp_path: Path) -> None:
     embedder = tiny_models.BERT.build(bare=True)
     found = run(embedder, tmp_path, pairs, seeds=1, recoveries=[Recovery.NONE])
     assert found.unpruned.headline.name == "spearman" and found.unpruned.examples == 7
-    few, about_pairs = found.notes[-1], found.notes[-2]
-    assert about_pairs == PAIR_NOTE and few.startswith("the figures compare 7 texts only")
-    assert not found.missing
+    assert PAIR_NOTE in found.notes and not found.missing
     with pytest.raises(ValueError, match="needs labelled texts"):  # scores are no labels
         run(embedder, tmp_path, pairs, methods=[Fisher()])
 
@@ -160,6 +157,24 @@ def test_held_out_texts_that_cannot_be_judged_on_are_refused_at_once(
     with pytest.raises(ValueError, match="`label` 'sad' is not one of the model's"):
         run(model, tmp_path, TEXTS[2:], held_out=wrong)
     assert not (tmp_path / "statistics").exists()
+
+
+def test_texts_of_ones_own(model: Any, tmp_path: Path) -> None:
+    """They are drawn from as they stand, judged on as a whole, and named; and a number of heads is about heads."""
+    texts = StudyTexts(tuple(map(Example, TEXTS[:20])), tuple(map(Example, TEXTS[20:])), 20, "mine")
+    quick: dict[str, Any] = {
+        "methods": [Random()],
+        "limits": ["8 heads"],
+        "recoveries": [Recovery.NONE],
+        "seeds": 1,
+        "workloads": QUICK,
+        "output_dir": tmp_path,
+    }
+    found = study(model, make_tokenizer(), texts, **quick)
+    assert (found.data, found.unpruned.examples) == ("mine", 20)
+    assert found.space.of_attention.all() and "all 20 texts are drawn" in found.notes[0]
+    with pytest.raises(ValueError, match="`max_texts` is given, but `texts` are StudyTexts"):
+        study(model, make_tokenizer(), texts, max_texts=9, **quick)
 
 
 def test_an_interrupted_study_resumes_and_a_larger_one_costs_what_is_new(
@@ -190,21 +205,6 @@ def test_an_interrupted_study_resumes_and_a_larger_one_costs_what_is_new(
     assert not log and [outcome.times["prefill"] for outcome in same.outcomes] == times
     run(model, tmp_path, methods=[Michel(), Random()], limits=["8 heads", "4 heads"], seeds=1)
     assert "calibrate_kinds" not in log and log.count("chooser_of") == 2
-
-
-def test_what_is_found_says_nothing_about_what_is_left(
-    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(model, tmp_path, seeds=1)
-    seen = list[Outlook]()
-
-    def tell(outlook: Outlook, progress: Any) -> None:
-        seen.append(replace(outlook))
-
-    monkeypatch.setattr(running, "_tell", tell)
-    run(model, tmp_path, seeds=2)
-    assert [(each.done, each.found) for each in seen] == [(0, 0), (2, 2), (4, 4), (6, 4), (8, 4)]
-    assert seen[2].seconds_left() is None and seen[3].seconds_left() is not None
 
 
 def test_other_texts_models_and_options_are_other_results(
