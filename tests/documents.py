@@ -37,8 +37,8 @@ LESS: Mapping[str, str] = {
     "architectures/sweep.py": "--only vit",
     "latency/run.py": "--models tiny-encoder --sets 3 --repeats 1 --examples 2 --tokens 8",
     "accuracy/run.py": (
-        "--checkpoint MODEL --methods random --budgets 4 --recovery none --calibration 12 "
-        "--seeds 1 --most-seeds 1"
+        "--checkpoint MODEL --methods random --limits '4 heads' --recoveries none --texts 12 "
+        "--cache cache --output record.safetensors"
     ),
     "both_kinds/run.py": "--shares 1 --draws 1 --texts 12 --repeats 1 --methods both,kwon",
     "objectives/run.py": "--sets 2 --calibration 12 --gradients 4 --held-out 4 --stages 1",
@@ -96,13 +96,13 @@ INSTEAD: Mapping[str, tuple[str, str]] = {
         "it needs a GPU",
     ),
     "benchmarks/gpu/accuracy.sh PROCESSES MINUTES FOLDER --data DATA --checkpoint MODEL "
-    "--table TABLE": (
-        "cahp latency MODEL --output TABLE && DEVICE=cpu benchmarks/gpu/accuracy.sh 1 5 FOLDER "
-        "--data DATA --checkpoint MODEL --table TABLE --methods random --budgets 0.9 "
-        "--recovery none --calibration 12 --seeds 1 --most-seeds 1",
+    "--latency-table TABLE": (
+        "cahp latency MODEL --output TABLE && CUDA_VISIBLE_DEVICES= benchmarks/gpu/accuracy.sh 1 5 FOLDER "
+        "--data DATA --checkpoint MODEL --latency-table TABLE --methods random --limits 0.9 "
+        "--recoveries none --texts 12 --output record.safetensors",
         "it needs a GPU",
     ),
-    "run.py --collect": (
+    "run.py --cache FOLDER": (
         "python benchmarks/accuracy/run.py --help",
         "the sentence names an option",
     ),

@@ -43,4 +43,4 @@ def write_critic(folder: Path) -> None:
     model: Any = transformers.BertForSequenceClassification(config)
     model.save_pretrained(folder)
     tokenizer: Any = transformers.BertTokenizer
-    tokenizer(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    tokenizer.from_pretrained(folder).save_pretrained(folder)

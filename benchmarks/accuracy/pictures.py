@@ -1,141 +1,62 @@
-"""Pictures of the results of `run.py`, written as text, so that they are the same on every machine."""
+"""The picture of a study, written as text, so that it is the same on every machine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 
-from benchmarks.accuracy.figures import (
-    RECOVERIES,
-    Row,
-    budgets,
-    mean_of,
-    methods,
-    recoveries,
-    those,
-)
-from benchmarks.latency.pictures import COLOURS, Panel, Point, _range, _svg, _ticks
-from benchmarks.picture import INK, MUTED, box, text
+from benchmarks.latency.pictures import COLOURS, Panel, _range, _svg, _ticks
+from benchmarks.picture import MUTED, text
+from cahp_opt.reports.study_page import Standings
+from cahp_opt.studies.study import Standing, Study
 
-PALETTE = (*COLOURS, "#a6761d", "#66a61e", "#1f2933")
+WIDE, ROW, LEFT, TOP, GAP, STEP = 300, 26, 140, 84, 34, 0.02
+TOLD = "filled: the best, or tied with it; bars: 95 % intervals of the difference from the best; dashed: unpruned"
 
 
-def heads(record: Row) -> str:
-    """Test accuracy by number of units kept."""
-    total = sum(record["units"])
-    return _curves(
-        record, "units kept", lambda row: sum(row["counts"]), (0, total), share=False, timed=False
-    )
+def accuracies(study: Study, standings: Standings, title: str) -> str:
+    """Accuracy by method, a panel per recovery and a colour per limit.
+
+    A mark is filled if the method is the best there or ties with it; its bar is the interval of the difference
+    from the best, around the method's own accuracy.
+    """
+    methods = list(dict.fromkeys(outcome.cell.method for outcome in study.outcomes))
+    rows, high = len(methods), ROW * len(methods)
+    colours = {limit: COLOURS[i % len(COLOURS)] for i, limit in enumerate(study.limits)}
+    shown = [x for found in standings.values() for each in found for x in _bar(each)]
+    across = _range([*shown, study.unpruned.value()], STEP)
+    parts = [text(16, 24, escape(title), size=15)]
+    for place, (limit, colour) in enumerate(colours.items()):
+        x = 16 + 110 * place
+        parts.append(f'<circle cx="{x + 5}" cy="44" r="4" fill="{colour}"/>')
+        parts.append(text(x + 14, 48, escape(limit), size=12))
+    names = [(escape(method), TOP + ROW * (row + 0.5) + 4) for row, method in enumerate(methods)]
+    parts += [text(LEFT - 10, y, name, size=12, end="end") for name, y in names]
+    panels = dict[str, Panel]()
+    for recovery in dict.fromkeys(recovery for _, recovery in standings):
+        left = LEFT + len(panels) * (WIDE + GAP)
+        panels[recovery] = panel = Panel(left, TOP, WIDE, high, across, (0, rows))
+        parts.append(text(left, TOP - 8, f"recovery: {escape(recovery)}", size=12))
+        parts += panel.frame(_ticks(across, STEP), (), share=True)
+        dense = [(study.unpruned.value(), 0), (study.unpruned.value(), rows)]
+        parts.append(panel.line(dense, f'stroke="{MUTED}" stroke-dasharray="5 4"'))
+    for (limit, recovery), found in standings.items():
+        shift = (study.limits.index(limit) + 1) / (len(colours) + 1)
+        for each in found:
+            row = rows - methods.index(each.method) - shift
+            parts += _mark(each, panels[recovery], row, colours[limit])
+    parts.append(text(16, TOP + high + 40, TOLD, size=11, fill=MUTED))
+    return _svg(parts, LEFT + len(panels) * (WIDE + GAP), TOP + high + 54)
 
 
-def latencies(record: Row) -> str:
-    """Test accuracy by predicted share of the unpruned time."""
-    floor = record["table"]["floor"] / record["table"]["dense"]
-    across = _range([floor, 1.0], 0.1)
-    return _curves(
-        record,
-        "predicted share of the unpruned time",
-        lambda row: row["latency"],
-        across,
-        share=True,
-        timed=True,
-    )
+def _mark(each: Standing, panel: Panel, row: float, colour: str) -> list[str]:
+    bar = panel.line([(x, row) for x in _bar(each)], f'stroke="{colour}" stroke-width="1.6"')
+    x, y = panel.at(each.mean.value, row)
+    fill = colour if each.ties else "white"
+    return [bar, f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>']
 
 
-def _curves(
-    record: Row,
-    label: str,
-    place: Callable[[Row], float],
-    across: Point,
-    *,
-    share: bool,
-    timed: bool,
-) -> str:
-    """A panel per recovery with a curve per method, through the means over seeds."""
-    shown = methods(record)
-    dense = record["dense"]["test"]
-    curves: dict[str, dict[str, list[Point]]] = {}
-    for recovery in recoveries(record):
-        for method in shown:
-            points = list[Point]()
-            for budget in budgets(record):
-                rows = those(record, recovery=recovery, method=method, budget=budget)
-                x, y = mean_of(rows, place), mean_of(rows, lambda row: row["test"])
-                if x and y and (timed or "." not in budget):
-                    points.append((x.value, y.value))
-            curves.setdefault(recovery, {})[method] = sorted(points)
-    values = [y for found in curves.values() for points in found.values() for _, y in points]
-    up = _range([*values, dense], 0.05)
-    side, high, top = 300, 260, 64 + 18 * -(-len(shown) // 3)
-    parts = [
-        text(16, 24, escape(f"{record['data']}: test accuracy"), size=15),
-        *_legend([record["names"][name] for name in shown], 16, 42),
-    ]
-    for number, (recovery, found) in enumerate(curves.items()):
-        panel = Panel(62 + number * (side + 60), top, side, high, across, up)
-        step = 0.1 if share else max(1, across[1] // 6)
-        columns = (
-            _ticks(across, step) if share else [step * k for k in range(int(across[1] / step) + 1)]
-        )
-        parts.append(text(panel.left, top - 8, RECOVERIES[recovery], size=12))
-        parts += panel.frame(columns, _ticks(up, 0.05), share)
-        style = f'fill="none" stroke="{MUTED}" stroke-width="1" stroke-dasharray="5 4"'
-        parts.append(panel.line([(across[0], dense), (across[1], dense)], style))
-        for method, points in found.items():
-            parts += panel.curve(points, PALETTE[shown.index(method) % len(PALETTE)])
-        parts.append(text(panel.left + side / 2, top + high + 32, label, size=11, end="middle"))
-    parts.append(
-        text(
-            16,
-            top + high + 58,
-            "means over seeds; the dashed line is the unpruned model",
-            fill=MUTED,
-        )
-    )
-    return _svg(parts, max(62 + len(curves) * (side + 60), 700), top + high + 70)
-
-
-def layers(record: Row, budget: str, recovery: str) -> str:
-    """How many units every method keeps in each block, mean over seeds."""
-    shown = methods(record, those(record, budget=budget, recovery=recovery))
-    units = record["units"]
-    cell, left, top = 40, 290, 84
-    parts = [
-        text(16, 24, escape(f"{record['data']}: units kept per block, {budget} in all"), size=15),
-        text(16, 44, f"means over seeds; chosen for: {RECOVERIES[recovery].lower()}", fill=MUTED),
-        *(
-            text(left + cell * (b + 0.5), top - 8, str(b), size=11, fill=MUTED, end="middle")
-            for b in range(len(units))
-        ),
-    ]
-    for number, method in enumerate(shown):
-        rows = those(record, budget=budget, recovery=recovery, method=method)
-        y = top + number * 26
-        parts.append(text(left - 12, y + 16, escape(record["names"][method]), end="end"))
-        for b, most in enumerate(units):
-            kept = sum(row["counts"][b] for row in rows) / len(rows)
-            colour = _blue(kept / most)
-            parts.append(box(left + cell * b + 1, y, cell - 2, 22, colour))
-            ink = INK if kept < 0.55 * most else "white"
-            parts.append(
-                text(
-                    left + cell * (b + 0.5), y + 15, f"{kept:.1f}", size=11, fill=ink, end="middle"
-                )
-            )
-    return _svg(parts, left + cell * len(units) + 20, top + 26 * len(shown) + 14)
-
-
-def _blue(share: float) -> str:
-    """White for none of the units, blue for all."""
-    ends = ((241, 245, 249), (37, 99, 235))
-    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True))
-
-
-def _legend(names: list[str], x: float, y: float) -> list[str]:
-    found = list[str]()
-    for number, name in enumerate(names):
-        left, top = x + 230 * (number % 3), y + 18 * (number // 3)
-        colour = PALETTE[number % len(PALETTE)]
-        found.append(f'<circle cx="{left + 5:.1f}" cy="{top:.1f}" r="4" fill="{colour}"/>')
-        found.append(text(left + 14, top + 4, escape(name), size=11))
-    return found
+def _bar(each: Standing) -> list[float]:
+    """The ends of the bar of a method; none for the best."""
+    behind = each.behind
+    ends = [] if behind is None else [behind.low - behind.value, behind.high - behind.value]
+    return [each.mean.value + end for end in ends]

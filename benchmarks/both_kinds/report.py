@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy.figures import Row, mean_of
 from benchmarks.pages import records, write_or_check
+from cahp_opt.studies.study import SeedMean
+
+Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "both_kinds"
@@ -76,8 +79,7 @@ def table(rows: Sequence[Row], names: dict[str, str]) -> list[str]:
 
 def _shown(rows: Sequence[Row], figure: str, digits: int, scale: float = 1) -> str:
     """The mean and its standard error."""
-    found = mean_of(rows, lambda row: scale * row[figure])
-    assert found is not None  # every row has every figure
+    found = SeedMean.of([scale * row[figure] for row in rows])
     error = "" if found.error is None else f" ± {found.error:.{digits}f}"
     return f"{found.value:.{digits}f}{error}"
 

@@ -3,7 +3,7 @@
     python benchmarks/both_kinds/run.py --data DATA --checkpoint MODEL
     python benchmarks/both_kinds/run.py --data DATA --shares 0.5 --methods both,kwon --draws 1
 
-``DATA`` is a folder of tables or a data set of the hub, and ``MODEL`` a classifier for it; without one
+``DATA`` is a folder of tables, and ``MODEL`` a classifier for it; without one
 all-MiniLM-L6-v2 is fine-tuned first. Every method gets the same draws of calibration texts and the same latency table, which is
 measured here, and is judged on the whole test set: the mean KL divergence from the unpruned model, the accuracy, and the
 time of the sliced model against that of the unpruned one, measured in turns. Prints the means over the draws and writes
@@ -31,8 +31,7 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.accuracy.data import Data, read
-from benchmarks.accuracy.judging import Judge
-from benchmarks.accuracy.training import Recipe, fine_tuned
+from benchmarks.accuracy.training import fine_tuned
 from benchmarks.both_kinds.draws import Draw, Source
 from benchmarks.both_kinds.methods import METHODS
 from benchmarks.both_kinds.report import table
@@ -41,6 +40,7 @@ from cahp_opt import HeadSpace, LatencyTable
 from cahp_opt.arrays import Bools
 from cahp_opt.files.store import Row, Store
 from cahp_opt.torch import bypass_empty, find_prunable, measure_latency, time_models
+from cahp_opt.torch.evaluation.evaluation import Judge
 from cahp_opt.torch.slicing.slicing import slice_found
 from cahp_opt.torch.texts.encoding import timing_batch
 
@@ -122,11 +122,13 @@ class Bench:
     @cached_property
     def judge(self) -> Judge:
         """Judges on the whole test set."""
-        return Judge(self.model, {"test": self.source.encoded(self.data.test, 128, 0)})
+        return Judge(self.model, self.source.encoded(self.data.test, 128, 0))
 
     def dense(self) -> Row:
         """The accuracy of the unpruned model."""
-        return self.store.row("dense", self._base, lambda: self.judge(self.model))
+        return self.store.row(
+            "dense", self._base, lambda: {"test": self.judge(self.model).value("accuracy")}
+        )
 
     def draw(self, seed: int) -> Draw:
         """The draw of that seed; only the last one is kept."""
@@ -162,8 +164,8 @@ class Bench:
         after = self.judge(small.model)
         return {
             **cell._asdict(),
-            "kl": after["kl"],
-            "accuracy": after["test"],
+            "kl": after.value("kl"),
+            "accuracy": after.value("accuracy"),
             "predicted": predicted,
             "measured": times["pruned"].seconds / times["unpruned"].seconds,
             "spread": max(timing.spread for timing in times.values()),
@@ -224,7 +226,7 @@ def _digest_of(tensors: dict[str, Tensor]) -> str:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("--data", required=True, help="a folder of tables, or a name on the hub")
+    options.add_argument("--data", type=Path, required=True, help="a folder of tables")
     options.add_argument("--checkpoint", type=Path, help="of a fine-tuned model; made if not given")
     options.add_argument("--methods", default=",".join(METHODS))
     options.add_argument("--shares", default=SHARES, help="of the unpruned time")
@@ -247,7 +249,7 @@ def main(arguments: Sequence[str] | None = None, tell: Callable[[str], None] = p
     given = _parse(arguments)
     torch.set_num_threads(given.threads)
     data = read(given.data)
-    checkpoint = given.checkpoint or fine_tuned(data, Recipe.suiting(data), given.cache)
+    checkpoint = given.checkpoint or fine_tuned(data, given.cache)
     settings = Settings(
         texts=min(given.texts, len(data.train)),
         neuron_group=given.neuron_group,
