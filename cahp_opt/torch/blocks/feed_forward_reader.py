@@ -43,6 +43,8 @@ def feeds_of(place: str, site: nn.Module) -> tuple[Feed, ...]:
         place: path of the site in the model.
         site: the module.
     """
+    if next(site.children(), None) is None:
+        return ()
     *_, around, name = ("", "", *place.split("."))
     if any(word in part for part in (around, name) for word in ELSEWHERE):
         return ()
@@ -185,4 +187,6 @@ def _linear_at(site: nn.Module, path: str) -> nn.Module | None:
     found: object = site
     for part in path.split("."):
         found = member(found, part)
+        if found is None:
+            return None
     return found if isinstance(found, nn.Module) and is_linear(found) else None

@@ -47,7 +47,10 @@ def best_layout(site: nn.Module) -> Layout | None:
     learnt: object = vars(site).get(LAYOUT)
     if isinstance(learnt, Layout) and fits(site, learnt):
         return learnt
-    fitting = [layout for layout in LAYOUTS if fits(site, layout)]
+    # Few modules have any of these layers, and none fits without: the others need not be asked for the rest.
+    named = {path for layout in LAYOUTS for path in layout.outs}
+    outs = {path for path in named if _is_linear_at(site, path)}
+    fitting = [x for x in LAYOUTS if not outs.isdisjoint(x.outs) and fits(site, x)]
     return max(fitting, key=lambda x: (len(x.when), _found(site, x)), default=None)
 
 
@@ -349,7 +352,9 @@ def _found(site: nn.Module, layout: Layout) -> int:
 
 
 def _usable(member: object) -> bool:
-    return isinstance(member, nn.Parameter) or (isinstance(member, nn.Module) and is_linear(member))
+    if isinstance(member, nn.Module):
+        return is_linear(member)
+    return member is not None and isinstance(member, nn.Parameter)
 
 
 def _is_linear_at(site: nn.Module, path: str) -> bool:
@@ -362,6 +367,8 @@ def _member(module: nn.Module, path: str) -> nn.Module | nn.Parameter | None:
     found: object = module
     for part in path.split("."):
         found = member(found, part)
+        if found is None:  # as mostly; whether something is a parameter takes longer to say
+            return None
     return found if isinstance(found, nn.Module | nn.Parameter) else None
 
 
