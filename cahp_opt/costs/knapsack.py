@@ -175,11 +175,13 @@ def _multipliers(blocks: Sequence[_Choices], room: Ints) -> Floats:
         for t, own in enumerate(cost):
             price[t] = 0.0
             left, flat = value - np.tensordot(price, cost, 1), own.ravel()
-            low, high = 0.0, _highest_price(blocks, t)
+            low, high, limit = 0.0, _highest_price(blocks, t), float(room[t])
             for _ in range(50):
                 tried = (low + high) / 2
                 chosen = starts + (left - tried * own).argmax(axis=1)
-                low, high = (tried, high) if flat[chosen].sum() > room[t] else (low, tried)
+                # The bare ufunc: on the few numbers of few blocks `sum` takes longer than adding.
+                spent = np.add.reduce(flat[chosen])
+                low, high = (tried, high) if spent > limit else (low, tried)
             price[t] = high
     return price
 
