@@ -43,7 +43,7 @@ def check_bounds(problem: Problem, seed: int) -> None:
 @pytest.mark.parametrize("budget", sorted(BUDGETS))
 def test_bounds_on_a_few_of_every_kind(budget: str) -> None:
     for seed, objective in enumerate(sorted(OBJECTIVES)):
-        for space in SPACES:
+        for space in SPACES[seed % 2 :: 2]:  # every objective, and every space; not every pair
             check_bounds(make_problem(objective, budget, space, seed), seed)
 
 

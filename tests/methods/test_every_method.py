@@ -16,9 +16,14 @@ from cahp_opt.methods import Cahp
 from cahp_opt.runs.method import Method
 from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.testing import BUDGETS, check_method
+from cahp_opt.torch.methods import LearnedGates, Staged
 from cahp_opt.torch.methods.trial import tiny_trial
 
-QUICK: Mapping[str, Method] = {"Cahp": Cahp(reduction=Reduction.NONE)}
+QUICK: Mapping[str, Method] = {
+    "Cahp": Cahp(reduction=Reduction.NONE),
+    "LearnedGates": LearnedGates(steps=12),
+    "Staged": Staged(stages=2),
+}
 """Options of the methods that take long without, by class."""
 
 FEW = ("heads", "heads per block", "two tables", "even")
@@ -42,6 +47,13 @@ def test_a_method_that_runs_the_model_obeys_the_laws(name: str) -> None:
     method = QUICK.get(name) or getattr(cahp_opt.torch.methods, name)()
     few = {b: BUDGETS[b] for b in ("heads and neurons", "two tables", "even")}
     check_method(method, trials=[tiny_trial(method.prunes)], budgets=few)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", cahp_opt.torch.methods.__all__)
+def test_a_method_that_runs_the_model_obeys_the_laws_thoroughly(name: str) -> None:
+    method = getattr(cahp_opt.torch.methods, name)()
+    check_method(method, trials=[tiny_trial(method.prunes)])
 
 
 @pytest.mark.slow
