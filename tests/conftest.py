@@ -12,16 +12,20 @@ from typing import Any
 # Before NumPy or torch are imported, here and in every process that a test starts: the models are tiny,
 # and threads of two workers would only be in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What they import is compiled once, and not by every process anew, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from hypothesis import HealthCheck, settings
 from support_recorder import SupportRecorder
 
+sys.dont_write_bytecode = False
+
 settings.register_profile(
     "default",
     derandomize=True,
     deadline=None,
-    max_examples=60,
+    max_examples=40,
     suppress_health_check=[HealthCheck.too_slow],
     database=None,
 )
@@ -127,7 +131,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from command_line import make_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "decoder"
-    model: Any = tiny_models.LLAMA_GQA.build(bare=False)
+    model: Any = tiny_models.LLAMA_GQA.build(bare=False, num_hidden_layers=1)
     model.save_pretrained(folder)
     tokenizer = make_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]

@@ -22,6 +22,7 @@ from cahp_opt.solvers import (
     LocalSearch,
     RandomSubset,
     Relaxation,
+    RowPrices,
     Spectral,
     Tabu,
     TopK,
@@ -48,7 +49,7 @@ SOLVERS: tuple[Solver, ...] = (
 )
 """Every public solver with its defaults, and some with other options."""
 
-DEAR = (BranchAndBound, CAHP, MIQP, Relaxation, Spectral, Tabu)
+DEAR = (BranchAndBound, CAHP, MIQP, Relaxation, RowPrices, Spectral, Tabu)
 """Solvers that think longer about one problem than the others: a law tries fewer on them."""
 
 

@@ -31,6 +31,9 @@ LAUNCHES = replace(
     ARITHMETIC, flops_per_second={"float32": ENDLESS}, launch_seconds=1.0, runs_ahead=True
 )
 T5 = named("t5")
+ONE: dict[str, Any] = {"num_hidden_layers": 1}
+BOTH: dict[str, Any] = {"num_layers": 1, "num_decoder_layers": 1}
+"""One layer, and one in each half."""
 
 
 def seen(run: Callable[[], object]) -> list[Operation]:
@@ -90,8 +93,8 @@ def test_launches_are_the_floor_where_they_run_ahead_and_are_added_elsewhere() -
     ("family", "layers"),
     [
         (tiny_models.BERT, {"num_hidden_layers": 2}),
-        (tiny_models.LLAMA_GQA, {"num_hidden_layers": 1}),
-        (T5, {"num_layers": 1, "num_decoder_layers": 1}),
+        (tiny_models.LLAMA_GQA, ONE),
+        (T5, BOTH),
     ],
     ids=["bert", "llama-gqa", "t5"],
 )
@@ -117,7 +120,7 @@ def test_decoding_takes_one_token_and_skips_the_encoder() -> None:
     per_unit = 2 * 2 * 4 * 32 * 8 + 2 * 2 * 1 * 8 * 16  # two tokens, and eight in the cache
     expected = [per_unit * k for k in range(5)]
     np.testing.assert_allclose(table.seconds[0], expected, atol=1e-20)
-    encoder = estimate_latency(T5.build(), T5.batch(), ARITHMETIC, phase=Phase.DECODE)
+    encoder = estimate_latency(T5.build(**BOTH), T5.batch(), ARITHMETIC, phase=Phase.DECODE)
     idle = [b.name.startswith("encoder") for b in encoder.space.blocks]
     assert [not s.any() for s in encoder.seconds] == idle and any(idle)
 
@@ -182,11 +185,15 @@ def test_work_per_second_is_what_was_measured(monkeypatch: pytest.MonkeyPatch, l
     assert found.launch_seconds == pytest.approx(1 / 60)  # twenty times three tiny layers
 
 
-@pytest.mark.parametrize("name", ["bert", "llama-gqa", "opt", "t5"])
-def test_feed_forward_blocks(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("bert", {"num_hidden_layers": 2}), ("llama-gqa", ONE), ("opt", ONE), ("t5", BOTH)],
+    ids=["bert", "llama-gqa", "opt", "t5"],
+)
+def test_feed_forward_blocks(name: str, layers: dict[str, Any]) -> None:
     """Their arithmetic is that of their layers, whatever modules these lie in; without groups they are skipped."""
     family = named(name)
-    prunable, batch = few_groups(family.build()), family.batch()
+    prunable, batch = few_groups(family.build(**layers)), family.batch()
     table = estimate_latency(prunable, batch, ARITHMETIC)
     assert table.space == prunable.space.unordered()
     for block, seconds in zip(prunable, table.seconds, strict=True):
