@@ -30,6 +30,8 @@ class Store:
 
     def __init__(self, folder: Path, device: str = "") -> None:
         self.folder, self.device = folder, device
+        self.made = 0
+        """How many results were made here, rather than found."""
 
     def path(self, kind: str, key: object, ending: str = "json") -> Path:
         """The file of a result of that kind; ``key`` must be plain values that ``repr`` tells apart."""
@@ -63,6 +65,7 @@ class Store:
                 if not path.exists():
                     with whole_file(path) as temporary:
                         make(temporary)
+                    self.made += 1
         return path
 
 

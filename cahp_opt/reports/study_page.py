@@ -83,7 +83,7 @@ def _most_often(study: Study, standings: Standings) -> Iterator[str]:
     most = max(first.values())
     names = [method for method, times in first.items() if times == most]
     yield (
-        f"By {figure_meaning(study.unpruned.headline.name).name}, {_named(names, 'methods')} "
+        f"By {_ranked_by(study)}, {_named(names, 'methods')} "
         f"{'is' if len(names) == 1 else 'are'} best or tied with the best in {most} of {len(standings)} "
         "combinations of a limit and a recovery."
     )
@@ -91,7 +91,7 @@ def _most_often(study: Study, standings: Standings) -> Iterator[str]:
 
 def _places(study: Study, standings: Standings) -> Iterator[str]:
     """For every limit and recovery, the best method and those that tie with it."""
-    name = figure_meaning(study.unpruned.headline.name).name
+    name = _ranked_by(study)
     for (limit, recovery), (best, *others) in standings.items():
         where = f"At {limit} with the recovery {recovery}"
         if not others:
@@ -104,6 +104,11 @@ def _places(study: Study, standings: Standings) -> Iterator[str]:
             else ""
         )
         yield f"{where}, {best.method} is best ({name} {_mean(best.mean)}){tied}."
+
+
+def _ranked_by(study: Study) -> str:
+    """The figure that methods are ranked by, for a sentence: without its unit."""
+    return figure_meaning(study.unpruned.headline.name).name.partition(",")[0]
 
 
 def _named(names: list[str], several: str) -> str:

@@ -143,6 +143,10 @@ def test_what_the_page_says_of_one_and_of_many(monkeypatch: pytest.MonkeyPatch) 
     again = [replace(o, cell=o.cell._replace(limit="0.5")) for o in record.outcomes]
     words = pages.words_of(study_page(replace(record, outcomes=(*record.outcomes, *again))).html())
     assert "6 methods are best or tied with the best in 2 of 2 combinations" in words
+    kl = Scores(Judging.CLASSES, {"kl": np.full(20, 0.5)})
+    judged = tuple(replace(outcome, scores=kl) for outcome in record.outcomes[:1])
+    words = pages.words_of(study_page(replace(record, unpruned=kl, outcomes=judged)).html())
+    assert "only m0 has a result (KL divergence 0.5)" in words
 
 
 def test_without_matplotlib_the_tables_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,13 +98,17 @@ def evaluate(
             _add(scorer, fidelity, fidelity.output(output, batch), model, batch)
             progress("evaluate", done, total)
     scores = scorer.scores()
+    return Evaluation(scores, scorer.dense_scores(), pooling, _notes(scorer, scores, dense))
+
+
+def _notes(scorer: Scorer, scores: Scores, dense: nn.Module) -> tuple[str, ...]:
+    """Sentences on the limits of the figures."""
     examples, what = scores.examples, (medium_of(dense) or Medium.TEXT).value
     few = (
         f"the figures compare {examples} {what if examples > 1 else what[:-1]} only, too few to tell apart "
         "models that differ a little."
     )
-    notes = scorer.notes() if examples >= FEW else (few, *scorer.notes())
-    return Evaluation(scores, scorer.dense_scores(), pooling, notes)
+    return scorer.notes() if examples >= FEW else (few, *scorer.notes())
 
 
 class Judge:
@@ -145,6 +149,8 @@ class Judge:
                 progress("evaluate", done, len(self._batches))
         self.unpruned: Scores = scorer.scores()
         """The scores of the unpruned model itself."""
+        self.notes = _notes(scorer, self.unpruned, dense)
+        """Sentences on the limits of the figures for these batches."""
 
     def __call__(self, model: nn.Module, *, progress: Progress = silent) -> Scores:
         """The scores of a model, which is left as found.

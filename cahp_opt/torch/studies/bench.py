@@ -122,8 +122,9 @@ class Bench:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on how the texts were read."""
-        return (*self.held_out.counts.notes(), *([PAIR_NOTE] if self.paired else []))
+        """Sentences on how the texts were read, and on the limits of the figures for them."""
+        paired = [PAIR_NOTE] if self.paired else []
+        return (*self.held_out.counts.notes(), *paired, *self.judge.notes)
 
     def _encoded(
         self, examples: Sequence[Example], seed: int, *, scored_pairs: bool = False

@@ -15,7 +15,7 @@ class Outlook:
         done: cells with an outcome.
         failed: cells that failed.
         began: when the work began, by the monotonic clock.
-        found: cells that were there already when it began.
+        found: cells of both that cost no work now: they were there already, or their texts failed.
     """
 
     total: int

@@ -146,6 +146,7 @@ def _worked(
             outcomes |= {outcome.cell: outcome for outcome in done.outcomes}
             failed |= done.failed
             outlook.done, outlook.failed = len(outcomes), len(failed)
+            outlook.found += done.found
             _tell(outlook, progress)
     return outcomes, failed
 
@@ -215,7 +216,7 @@ def _timed(bench: Bench, found: dict[Cell, Outcome], stages: Stages) -> list[Out
 def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -> Study:
     texts = bench.recipe.texts
     with bench.alone:
-        unpruned = bench.judge.unpruned
+        unpruned, notes = bench.judge.unpruned, (*texts.notes, *bench.notes)
     devices = dict.fromkeys(outcome.provenance["device"] for outcome in outcomes)
     facts = {
         "weights": bench.recipe.identity,
@@ -232,5 +233,5 @@ def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -
         tuple(outcomes),
         {cell: failed[cell] for cell in bench.plan.cells() if cell in failed},
         facts,
-        (*texts.notes, *bench.notes),
+        notes,
     )

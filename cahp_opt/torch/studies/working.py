@@ -27,11 +27,13 @@ class Finished:
         outcomes: of the cells that went well, without times.
         failed: by cell that did not, a sentence with the reason.
         busy: whether another process is doing a part of it, so that it has to be asked for again.
+        found: outcomes that were there already.
     """
 
     outcomes: tuple[Outcome, ...] = ()
     failed: Mapping[Cell, str] = field(default_factory=lambda: dict[Cell, str]())
     busy: bool = False
+    found: int = 0
 
 
 def measure_draw(recipe: Recipe, seed: int, needs: Needs) -> Finished:
@@ -51,18 +53,20 @@ def measure_draw(recipe: Recipe, seed: int, needs: Needs) -> Finished:
 def work(recipe: Recipe, job: Job, needs: Needs) -> Finished:
     """Choose for a job, and slice, recover and judge for each of its cells, unless that is there."""
     bench = bench_of(recipe)
-    outcomes, failed = list[Outcome](), dict[Cell, str]()
+    outcomes, failed, found = list[Outcome](), dict[Cell, str](), 0
     with bench.alone:
         draw = _draw(bench, job.seed, needs)
         for cell in recipe.plan.cells_of(job):
+            made = bench.store.made
             try:
                 draw.measure()
                 outcomes.append(_outcome(draw, job, cell))
+                found += bench.store.made == made
             except Busy:
                 return Finished(busy=True)
             except Exception as error:  # whatever it is, the other cells may go well
                 failed[cell] = _reason(bench, str(cell), error)
-    return Finished(tuple(outcomes), failed)
+    return Finished(tuple(outcomes), failed, found=found)
 
 
 def _draw(bench: Bench, seed: int, needs: Needs) -> Draw:

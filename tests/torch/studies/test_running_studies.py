@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +40,7 @@ from cahp_opt.torch.pipeline.repairing import repair
 from cahp_opt.torch.slicing.timing_copies import timing_copy
 from cahp_opt.torch.studies import choosing, draws, judging, running, timing
 from cahp_opt.torch.studies.choosing import WatchedTask
+from cahp_opt.torch.studies.outlook import Outlook
 from cahp_opt.torch.texts.encoding import encode
 from cahp_opt.torch.texts.scored_pairs import PAIR_NOTE
 
@@ -145,7 +146,9 @@ def test_scored_pairs_are_judged_by_their_correlation(tmp_path: Path) -> None:
     embedder = tiny_models.BERT.build(bare=True)
     found = run(embedder, tmp_path, pairs, seeds=1, recoveries=[Recovery.NONE])
     assert found.unpruned.headline.name == "spearman" and found.unpruned.examples == 7
-    assert PAIR_NOTE in found.notes and not found.missing
+    few, about_pairs = found.notes[-1], found.notes[-2]
+    assert about_pairs == PAIR_NOTE and few.startswith("the figures compare 7 texts only")
+    assert not found.missing
     with pytest.raises(ValueError, match="needs labelled texts"):  # scores are no labels
         run(embedder, tmp_path, pairs, methods=[Fisher()])
 
@@ -205,6 +208,21 @@ def test_an_interrupted_study_resumes_and_a_larger_one_costs_what_is_new(
     assert not log and [outcome.times["prefill"] for outcome in same.outcomes] == times
     run(model, tmp_path, methods=[Michel(), Random()], limits=["8 heads", "4 heads"], seeds=1)
     assert "calibrate_kinds" not in log and log.count("chooser_of") == 2
+
+
+def test_what_is_found_says_nothing_about_what_is_left(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(model, tmp_path, seeds=1)
+    seen = list[Outlook]()
+
+    def tell(outlook: Outlook, progress: Any) -> None:
+        seen.append(replace(outlook))
+
+    monkeypatch.setattr(running, "_tell", tell)
+    run(model, tmp_path, seeds=2)
+    assert [(each.done, each.found) for each in seen] == [(0, 0), (2, 2), (4, 4), (6, 4), (8, 4)]
+    assert seen[2].seconds_left() is None and seen[3].seconds_left() is not None
 
 
 def test_other_texts_models_and_options_are_other_results(
