@@ -31,6 +31,7 @@ def filled_up(problem: Problem, kept: Bools, gains: Floats) -> Bools:
 def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | None) -> Bools:
     """Keep units in this order while the budget holds; units that do not fit are passed over.
 
+    Where a block may not keep just one more, as with multiples, a unit enters with the next ones of its block.
     Starts from counts that are within the budget, so that block minima and tables that fall with a
     larger count are met too. A pass may make room for units passed over before (costs need not grow
     with the count), so passes repeat until nothing enters.
@@ -53,10 +54,17 @@ def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | 
     entered = True
     while entered:
         entered = False
-        for unit, block in zip(waiting.tolist(), space.block_of[waiting].tolist(), strict=True):
-            more = int(ledger.counts[block]) + 1
-            if budget.allowed[block][more] and ledger.fits((block, more)):
-                ledger.move(block, more)
-                kept[unit] = entered = True
+        blocks = space.block_of[waiting]
+        for place, (unit, block) in enumerate(zip(waiting.tolist(), blocks.tolist(), strict=True)):
+            now = int(ledger.counts[block])
+            larger = np.flatnonzero(budget.allowed[block][now + 1 :])
+            if kept[unit] or not len(larger):
+                continue
+            step = int(larger[0]) + 1
+            behind = waiting[place:][blocks[place:] == block] if step > 1 else waiting[[place]]
+            enter = behind[~kept[behind]][:step]
+            if len(enter) == step and ledger.fits((block, now + step)):
+                ledger.move(block, now + step)
+                kept[enter] = entered = True
         waiting = waiting[~kept[waiting]]
     return kept

@@ -97,6 +97,16 @@ def test_the_deadline_is_honoured(family: str, solver: Solver) -> None:
     assert problem.budget.allows(problem.space.counts(found.kept))
 
 
+def test_multiples_are_filled_up_in_order() -> None:
+    value = Modular(np.arange(1.0, 13.0)[::-1])
+    budget = Budget.heads(SPACE, 7, multiple_of=2)
+    found = select(Problem(value, budget), TopK())
+    assert found.counts.tolist() == [4, 2, 0] and np.flatnonzero(found.kept).tolist() == [*range(6)]
+    for seed in range(5):
+        counts = select(Problem(value, budget), RandomSubset(), seed=seed).counts
+        assert counts.sum() == 6 and not (counts % 2).any()
+
+
 def test_best_of_takes_the_best_and_the_tightest_bound() -> None:
     problem = instance("facility location", 72, 1)
     every = (RandomSubset(), TopK(), LocalSearch())
