@@ -146,7 +146,7 @@ class StageRun:
         Args:
             budgets: what every stage may keep, the last one at the end. What is left must be able to meet those
                 that follow (:func:`~cahp_opt.costs.narrowing.on_the_way`). A stage that would remove nothing is
-                left out.
+                left out, and so is the choice of one that would remove all.
             progress: called once per batch of every stage.
         """
         left = np.ones(self.prunable.space.n, dtype=np.bool_)
@@ -164,7 +164,9 @@ class StageRun:
             stats = self._measured(left, max(room, 1) / max(before, room, 1), told)
             if last:
                 return Narrowed(left, tuple(counts), stats)
-            left[left] = self._chosen(stats, left, budget).kept
+            kept = self._chosen(stats, left, budget).kept
+            if kept.any():  # the next stage has to have something to measure
+                left[left] = kept
         raise ValueError("`budgets` is empty; at least one stage is needed.")
 
     def last(self, narrowed: Narrowed, budget: Budget) -> Selection:

@@ -26,7 +26,7 @@ from cahp_opt.torch.running.preparing import prepared
 @dataclass(frozen=True)
 class GreedyKL(ModelMethod):
     """Removes unit after unit, each time the one that leaves the output closest to the unpruned model's for the
-    cost that it saves, until the budget allows what is left.
+    cost that it saves, until the budget allows what is left. What then fits in again is put back, the last first.
 
     The baseline that trusts no model of the damage. Distances are measured: the KL divergence of a classifier
     or language model, one minus the cosine of embeddings. To remove ``r`` of ``n`` units it runs about
@@ -94,12 +94,28 @@ class GreedyKL(ModelMethod):
 
 
 def along(path: list[int], budget: Budget) -> Bools:
-    """What is left at the end of a path of removals; if the budget does not allow that, those within it that go
-    last on the path, bool ``[n]``."""
-    kept = np.ones(budget.space.n, dtype=np.bool_)
+    """What is left at the end of a path of removals, with those that went last put back where that is still within
+    the budget, bool ``[n]``; if the budget does not allow the end of the path, those within it that go last on the
+    path.
+
+    A unit that saves much may go where little had to be saved, and leave room for units that went before it.
+    """
+    space = budget.space
+    kept = np.ones(space.n, dtype=np.bool_)
     kept[path] = False
-    if budget.allows(budget.space.counts(kept)):
-        return kept
-    late = np.full(budget.space.n, 1.0 + len(path))
-    late[path] = 1.0 + np.arange(len(path))
-    return select(Problem(Modular(late), budget), DynamicProgram()).kept
+    if not budget.allows(space.counts(kept)):
+        late = np.full(space.n, 1.0 + len(path))
+        late[path] = 1.0 + np.arange(len(path))
+        kept = select(Problem(Modular(late), budget), DynamicProgram()).kept.copy()
+    gone = np.array(path[::-1], dtype=np.int64)
+    for unit in gone:
+        block = space.block_of[unit]
+        waiting = gone[(space.block_of[gone] == block) & ~kept[gone]]
+        larger = np.flatnonzero(budget.allowed[block][space.counts(kept)[block] + 1 :])
+        if kept[unit] or not len(larger):
+            continue
+        more = kept.copy()
+        more[waiting[: larger[0] + 1]] = True
+        if budget.allows(space.counts(more)):
+            kept = more
+    return kept

@@ -132,6 +132,20 @@ def test_a_staircase_is_walked_down() -> None:
     assert removal_path(budget, additive(np.ones(8))) == [4, 5, 6, 7]
 
 
+def test_what_fits_in_again_is_put_back() -> None:
+    space = HeadSpace((Block("cheap", 4), Block("dear", 2, Unit.NEURON_GROUP)))
+    budget = Budget.table(space, [np.arange(5.0), 10.0 * np.arange(3)], 22.0)
+    damage = np.array([1.0, 2.0, 3.0, 400.0, 5000.0, 100.0])
+    path = removal_path(budget, additive(damage))
+    assert path == [0, 1]  # 22 of 22: nothing fits in again
+    assert np.flatnonzero(~along(path, budget)).tolist() == [0, 1]
+    path = removal_path(budget.with_limit(13.5), additive(damage))
+    assert path == [0, 1, 2, 5]  # and then there is room for three
+    assert np.flatnonzero(~along(path, budget.with_limit(13.5))).tolist() == [0, 5]
+    pairs = replace(budget.with_limit(14.0), multiple_of=[2, 1])
+    assert np.flatnonzero(~along([1, 0, 5], pairs)).tolist() == [5]
+
+
 @given(st.data())
 def test_every_budget_is_met(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 10_000))

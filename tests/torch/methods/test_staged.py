@@ -11,8 +11,10 @@ from batches_by_hand import trace
 from test_greedy_removal import evidence, silenced
 
 from cahp_opt import Budget, LatencyTable, Status
+from cahp_opt.testing import BUDGETS
 from cahp_opt.torch import Prunable, find_attention, find_prunable
 from cahp_opt.torch.methods import Staged
+from cahp_opt.torch.methods.trial import tiny_trial
 
 BATCHES: list[Any] = [tiny_models.BERT.batch(size=4), tiny_models.BERT.batch(size=4, seed=1)]
 
@@ -69,6 +71,13 @@ def test_counts_of_one_number_and_of_neurons() -> None:
     heads = find_attention(model)
     found = Staged(stages=2).chooser_on(evidence(heads, widths, BATCHES))(widths)
     assert widths.allows(found.counts)
+
+
+def test_a_stage_that_would_remove_all_leaves_what_there_is() -> None:
+    trial = tiny_trial()
+    budget = BUDGETS["linear latency"](np.random.default_rng(1), trial.space)
+    task = trial.task(budget, 1)
+    assert budget.allows(trial.chooser(Staged(), task)(budget).counts)
 
 
 def test_bad_options_are_refused() -> None:
