@@ -32,7 +32,7 @@ class Task:
         budget: what the selection may cost; its space is what is chosen from.
         recovery: how the sliced model is repaired.
         embeds: whether the output is an embedding, pooled over the tokens.
-        labelled: whether the calibration texts have labels.
+        labelled: whether the calibration texts have labels that the model takes.
         seed: of every random choice.
         time_limit: seconds that a solver may take; None for no limit.
     """
@@ -146,8 +146,8 @@ class Method(ABC):
         space = task.budget.space
         if self.labels and not task.labelled:
             raise ValueError(
-                f"`--method {self.name}` needs labelled texts, and these have none; give `--data` with a column "
-                "label, or another method."
+                f"`--method {self.name}` needs labelled texts, and these have no labels that the model takes; give a "
+                "classifier `--data` with a column label, or another method."
             )
         held = Prune.in_space(space)
         if self.prunes is not Prune.BOTH and held is not self.prunes:

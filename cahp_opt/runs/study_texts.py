@@ -37,11 +37,6 @@ class StudyTexts:
     medium: Medium = Medium.TEXT
 
     @property
-    def labelled(self) -> bool:
-        """Whether all texts that are drawn from have labels."""
-        return all(example.label is not None for example in self.pool)
-
-    @property
     def drawn(self) -> int:
         """The number of texts of a draw."""
         return min(self.most, len(self.pool))

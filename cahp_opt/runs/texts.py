@@ -63,11 +63,6 @@ class TextSplit:
     notes: tuple[str, ...] = ()
     medium: Medium = Medium.TEXT
 
-    @property
-    def labelled(self) -> bool:
-        """Whether all texts to measure on have labels."""
-        return all(example.label is not None for example in self.calibration)
-
 
 class LineTexts:
     """One text per line of a file; lines that show nothing are left out.

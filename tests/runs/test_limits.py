@@ -57,7 +57,7 @@ def test_test_texts_are_all_taken_and_never_drawn(tmp_path: Path) -> None:
         (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     options = TextOptions(data=str(tmp_path / "train.tsv"), max_texts=10)
     texts = StudyTexts.read(options, str(tmp_path / "test.tsv"))
-    assert len(texts.held_out) == 4 and len(texts.pool) == 47 and texts.labelled
+    assert len(texts.held_out) == 4 and len(texts.pool) == 47
     assert any("3 of 50 texts are among those to judge by" in note for note in texts.notes)
     assert len(StudyTexts.read(options).held_out) == 10
 

@@ -30,7 +30,7 @@ from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model,
 from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
 from cahp_opt.torch.pipeline.floors import naming_floor_of_both
 from cahp_opt.torch.pipeline.profiles import measure_profile
-from cahp_opt.torch.pipeline.run import EncodedTexts, Named, PruningRun
+from cahp_opt.torch.pipeline.run import Named, PruningRun
 from cahp_opt.torch.running.batches import device_of
 
 STATS_FILE = "stats.safetensors"
@@ -103,7 +103,7 @@ def check(
         ValueError: naming the way out.
         OSError: if nothing can be written to the folder.
     """
-    _check_plan(named, texts, plan, profile)
+    _check_plan(named, plan, profile)
     run = PruningRun.start(
         named,
         texts,
@@ -112,29 +112,30 @@ def check(
         output=output.output_dir,
         stages=stages,
     )
-    task = _task(named, texts, plan, Budget(named.prunable.space))
+    task = _task(named, plan, Budget(named.prunable.space), labelled=run.texts.labelled)
+    plan.method.check(task)  # by now it is known whether the model takes the labels
     if "signatures" in plan.method.needs(task).statistics:
         class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     return run
 
 
-def _check_plan(named: Named, texts: TextSplit, plan: PruningPlan, profile: Profile | None) -> None:
-    """Refuse a plan that this model or these texts do not allow."""
+def _check_plan(named: Named, plan: PruningPlan, profile: Profile | None) -> None:
+    """Refuse a plan that this model does not allow, whatever the texts."""
     if profile is not None:
         profile.check(structure(named.model))
-    task = _task(named, texts, plan, Budget(named.prunable.space))
+    task = _task(named, plan, Budget(named.prunable.space), labelled=True)
     plan.method.check(task)
     plan.target.numbers(named.prunable.space)  # they need no measuring
     plan.measuring.check(plan.method.name, plan.method.needs(task).statistics)
 
 
-def _task(named: Named, texts: TextSplit | EncodedTexts, plan: PruningPlan, budget: Budget) -> Task:
+def _task(named: Named, plan: PruningPlan, budget: Budget, *, labelled: bool) -> Task:
     """What the method is asked for within a budget."""
     return Task(
         budget,
         plan.applying.recovery.recovery,
         embeds=embeds_all_tokens(_fidelity(named)),
-        labelled=texts.labelled,
+        labelled=labelled,
         seed=plan.applying.seed,
         time_limit=plan.time_limit,
     )
@@ -214,7 +215,8 @@ def measure_statistics(
     Returns:
         The run with the neurons in the order of their prices, and the statistics.
     """
-    task = _task(run.named, run.texts, plan, prices.budget(run.prunable.space, plan.target))
+    budget = prices.budget(run.prunable.space, plan.target)
+    task = _task(run.named, plan, budget, labelled=run.texts.labelled)
     with run.stages.stage("calibrate") as progress:
         found = calibrate_kinds(
             run.prunable,
@@ -233,7 +235,7 @@ def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats)
     """Choose the units; where a latency is limited, time the sliced model and choose again after a miss."""
     target, profile = plan.target, prices.profile
     budget = prices.budget(stats.space, target)
-    task = _task(run.named, run.texts, plan, budget)
+    task = _task(run.named, plan, budget, labelled=run.texts.labelled)
     with run.stages.stage("select") as progress:
         evidence = Evidence(
             run.prunable, stats, task, run.texts.calibration, _fidelity(run.named), progress

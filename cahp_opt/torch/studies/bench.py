@@ -101,6 +101,12 @@ class Bench:
         """Judges models on the held-out examples; the unpruned model runs on them once."""
         return Judge(self.named.model, self.held_out.batches, self.fidelity)
 
+    @cached_property
+    def labelled(self) -> bool:
+        """Whether the texts have labels that the model takes."""
+        few = self.encoded(self.recipe.texts.pool[: self.plan.reading.batch_size], 0)
+        return all("labels" in batch for batch in few)
+
     def encoded(self, examples: Sequence[Example], seed: int) -> Batches:
         """The batches, ``[batch, tokens]``, of some examples."""
         return self._encoded(examples, seed).batches
@@ -153,7 +159,7 @@ class Bench:
             budget,
             recovery,
             embeds=embeds_all_tokens(self.fidelity),
-            labelled=self.recipe.texts.labelled and not self.paired,
+            labelled=self.labelled,
             seed=seed,
             time_limit=self.plan.time_limit,
         )

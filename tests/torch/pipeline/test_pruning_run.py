@@ -14,6 +14,7 @@ import tiny_models
 from command_line import make_tokenizer, sentences
 
 from cahp_opt.costs.target import Target
+from cahp_opt.methods import Fisher
 from cahp_opt.progress import Stages
 from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 from cahp_opt.runs.plan import Applying, OutputOptions, PruningPlan, Reading, RecoveryOptions
@@ -68,6 +69,29 @@ def test_what_is_there_stays_unless_it_may_be_replaced(named: Named, tmp_path: P
     with pytest.raises(FileExistsError, match="overwrite=True"):
         run_pipeline(named, TEXTS, bare, out)
     assert run_pipeline(named, TEXTS, bare, replace(out, overwrite=True)).files
+
+
+def test_labels_that_the_model_does_not_take_are_refused_before_anything_is_measured(
+    named: Named, tmp_path: Path
+) -> None:
+    examples = [Example(text, label=str(i % 2)) for i, text in enumerate(sentences(40))]
+    texts, stages = split(examples, most=40, held_out=8, seed=0), Stages()
+    embedder, fisher = (
+        replace(named, model=named.model.base_model),
+        replace(plan(), method=Fisher()),
+    )
+    out = OutputOptions(tmp_path / "out")
+    with pytest.raises(ValueError, match="`--method fisher` needs labelled texts"):
+        run_pipeline(embedder, texts, fisher, out, stages=stages)
+    assert not stages.seconds
+
+
+def test_what_an_encoder_decoder_writes_is_its_label(tmp_path: Path) -> None:
+    named = Named("tiny", tiny_models.named("t5").build(), make_tokenizer())
+    bare = replace(plan(recovery=RecoveryOptions(Recovery.NONE)), method=Fisher())
+    pairs = [Example(text, "w1 w2 w3") for text in sentences(40)]
+    texts, out = split(pairs, most=40, held_out=8, seed=0), OutputOptions(tmp_path / "out")
+    assert run_pipeline(named, texts, bare, out).selection.kept.sum() <= 6
 
 
 def test_the_whole_way_reads_as_a_list_of_stages() -> None:
