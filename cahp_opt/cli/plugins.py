@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,7 @@ def solver_named(text: str) -> Solver:
             raise ValueError(
                 _unknown("solver", text, [name.value for name in SolverName])
             ) from None
-    made = _class(text)()
-    if not isinstance(made, Solver):
-        raise ValueError(f"`--solver` {text} is not a cahp_opt.Solver; subclass it.")
+    made: Solver = _own("solver", text, Solver)
     return made
 
 
@@ -60,22 +59,29 @@ def method_named(text: str) -> Method:
         ValueError: if there is none.
     """
     if ":" in text:
-        made = _class(text)()
-        if not isinstance(made, Method):
-            raise ValueError(f"`--method` {text} is not a cahp_opt.Method; subclass it.")
+        made: Method = _own("method", text, Method)
+        if not getattr(made, "source", ""):
+            raise ValueError(
+                f"`--method` {text} must state its `source`, as text: what it was taken from."
+            )
         return made
-    found = {method.name: method for method in every_method()}
-    if text not in found:
-        raise ValueError(_unknown("method", text, list(found)))
-    return found[text]
+    known = list[str]()
+    for method in every_method():
+        if method.name == text:
+            return method
+        known.append(method.name)
+    raise ValueError(_unknown("method", text, known))
 
 
-def every_method() -> list[Method]:
-    """Every method of the library with its default options; those that run a model too, where PyTorch is."""
-    rooms: list[Any] = [methods]
+def every_method() -> Iterator[Method]:
+    """Every method of the library with its default options; at the end, where PyTorch is, those that run a model, for
+    which it is imported."""
+    for name in methods.__all__:
+        yield getattr(methods, name)()
     if find_spec("torch") is not None:
-        rooms.append(importlib.import_module("cahp_opt.torch.methods"))
-    return [getattr(room, name)() for room in rooms for name in room.__all__]
+        room: Any = importlib.import_module("cahp_opt.torch.methods")
+        for name in room.__all__:
+            yield getattr(room, name)()
 
 
 def objective_named(text: str, stats: HeadStats) -> Objective:
@@ -102,6 +108,24 @@ def objective_named(text: str, stats: HeadStats) -> Objective:
     return made
 
 
+def _own(option: str, text: str, base: type[Any]) -> Any:
+    """An instance of a user's own class with its default options.
+
+    Raises:
+        ValueError: if there is none, or it is no subclass of ``base``.
+    """
+    try:
+        made = _class(text)()
+    except TypeError as error:
+        raise ValueError(
+            f"`--{option}` {text} cannot be made without arguments ({error}); define what is abstract, and give every "
+            "option a default."
+        ) from None
+    if not isinstance(made, base):
+        raise ValueError(f"`--{option}` {text} is not a cahp_opt.{base.__name__}; subclass it.")
+    return made
+
+
 def _class(text: str) -> Any:
     module, _, name = text.partition(":")
     here = str(Path.cwd())
@@ -109,7 +133,7 @@ def _class(text: str) -> Any:
         sys.path.insert(0, here)  # a user's file lies where the command is given
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{text} cannot be loaded: {error}.") from None
 
 

@@ -39,6 +39,20 @@ OWN = dedent(
             return chooser(Modular(np.arange(stats.space.n, dtype=float)), TopK())
 
 
+    @dataclass(frozen=True)
+    class Sourceless(Last):
+        "Somebody's."
+
+        source: ClassVar[str] = ""
+
+
+    @dataclass(frozen=True)
+    class Asking(Last):
+        "One that has to be told."
+
+        units: int
+
+
     class Greedy:
         pass
     """
@@ -53,11 +67,16 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_method_is_known_by_its_name() -> None:
-    methods = every_method()
+    methods = list(every_method())
     names = [method.name for method in methods]
     assert len(set(names)) == len(names) and {"default", "michel", "random"} <= set(names)
     for method in methods:
         assert isinstance(method, Method) and method_named(method.name) == method
+
+
+def test_methods_of_statistics_are_found_without_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cahp_opt.cli.plugins.importlib", None)
+    assert method_named("zip-levels").name == "zip-levels"
 
 
 def test_a_method_of_the_users_own_prunes(
@@ -77,6 +96,9 @@ def test_a_method_of_the_users_own_prunes(
     [
         (["--method", "sorcery"], "`--method` 'sorcery' is not known; known: "),
         (["--method", "own_methods:Greedy"], "is not a cahp_opt.Method; subclass it"),
+        (["--method", "own_methods:Sourceless"], "must state its `source`"),
+        (["--method", "own_methods:Asking"], "'units'); define what is abstract, and give every"),
+        (["--method", ":Last"], "cannot be loaded"),
         (
             ["--method", "michel", "--objective", "salience"],
             "`--method michel` chooses in its own way, and `--objective salience` in another",
