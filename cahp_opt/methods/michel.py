@@ -17,8 +17,10 @@ from cahp_opt.stats.needs import needs_of
 class Michel(Method):
     """The units with the largest mean absolute gradient of the loss by their gates.
 
-    Published for attention heads, pruned a tenth at a time without recovery; here in one step, and for groups of
-    neurons by the same formula. Among all keep-sets within the budget the one with the largest sum is found exactly.
+    Published for attention heads, divided by their norm in every layer and pruned a tenth at a time without recovery;
+    here as they are, in one step, and for groups of neurons by the same formula. Among all keep-sets within the budget
+    the one with the largest sum is found exactly. Without labels, the loss is that of labels which are drawn from the
+    model's own output.
     """
 
     source: ClassVar[str] = (

@@ -21,7 +21,8 @@ class Osscar(Method):
     """The same share of every block, and of each the units from which least squares reconstructs the output best,
     found by greedy steps and local swaps.
 
-    Published with the least-squares weights that the refit finds too.
+    Published with the least-squares weights that the refit finds too, for inputs of the model as pruned so far; here
+    units are chosen for those of the unpruned model, and all about their means, since the refit repairs the bias.
     """
 
     source: ClassVar[str] = (

@@ -20,6 +20,7 @@ from cahp_opt.torch.methods.knowledge import knowledge
 from cahp_opt.torch.methods.loss_slopes import in_parts
 from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
 from cahp_opt.torch.methods.single_units import SingleUnits
+from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
 from cahp_opt.torch.recovery.refitting import LayerFits
 from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.gates import gated
@@ -110,7 +111,8 @@ class KPrune(ModelMethod):
     ) -> list[Bools]:
         """The masks of all blocks, bool ``[units]`` each."""
         whole = units.prunable
-        small = whole.at(copy.deepcopy(whole.model))
+        small = whole.at(copy.deepcopy(whole.model).requires_grad_(False))
+        unpruned = UnprunedOutputs(whole, evidence.fidelity)
         weights = np.where(whole.space.of_attention, self.attention, 1.0)[whole.space.block_of]
         masks = np.ones(whole.space.n, dtype=np.bool_)
         fewest, most = budget.fewest.copy(), budget.most.copy()
@@ -126,10 +128,17 @@ class KPrune(ModelMethod):
                 )
             for number, where in enumerate(whole.space.slices):
                 known = knowledge(
-                    small, whole, masks, parts, evidence.fidelity, temperature=self.temperature
+                    small,
+                    unpruned,
+                    masks,
+                    parts,
+                    evidence.fidelity,
+                    temperature=self.temperature,
+                    first=number,
                 )
-                worth = self.predictive * known.predictive
-                worth += self.representational * known.representational
+                worth = np.zeros(whole.space.n)  # what was chosen before stays as it is
+                worth[where.start :] += self.predictive * known.predictive
+                worth[where.start :] += self.representational * known.representational
                 within = replace(budget, minimum=fewest, maximum=most)
                 found = units.best(weights * worth, within, evidence.task)
                 masks[where] = units.kept(found)[number]

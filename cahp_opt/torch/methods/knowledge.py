@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from cahp_opt.torch.blocks.blocks import out_weight
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.gate_gradients import run_gated
 from cahp_opt.torch.evaluation.fidelity import Fidelity
-from cahp_opt.torch.running.batches import Batch, batch_size, inputs_of
-from cahp_opt.torch.running.gates import capture_head_outputs
+from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
+from cahp_opt.torch.running.batches import Batch, batch_size
+from cahp_opt.torch.running.gates import capture_head_outputs, gated
 from cahp_opt.torch.running.padding import Padding
 
 
@@ -25,8 +27,8 @@ class Knowledge:
 
     Args:
         predictive: to second order the mean over examples of the distance to the unpruned model's output, with half the
-            squared gate gradient for the curvature, ``[n]``.
-        representational: the mean over tokens of the squares of what the unit writes, per feature, ``[n]``.
+            squared gate gradient for the curvature, ``[units]``.
+        representational: the mean over tokens of the squares of what the unit writes, per feature, ``[units]``.
     """
 
     predictive: Floats
@@ -35,36 +37,44 @@ class Knowledge:
 
 def knowledge(
     small: Prunable,
-    whole: Prunable,
+    unpruned: UnprunedOutputs,
     masks: Bools,
     parts: Sequence[Batch],
     fidelity: Fidelity,
     *,
     temperature: float,
+    first: int = 0,
 ) -> Knowledge:
-    """Measure the knowledge of all units.
+    """Measure the knowledge of the units of a block and of those behind it.
 
     Args:
         small: the blocks of a model that is pruned in part, in evaluation mode; its weights may be other ones.
-        whole: those of the unpruned model, in evaluation mode.
+        unpruned: the outputs of the unpruned model.
         masks: which units of ``small`` are left, bool ``[n]``.
         parts: batches ready for both models.
         fidelity: compares outputs.
         temperature: at which probabilities are compared.
+        first: the number of the block.
 
     Raises:
         ValueError: if a gradient is not finite.
     """
-    predictive, energies = np.zeros(small.space.n), _Energies(small)
-    examples = 0
-    for part in parts:
-        with torch.no_grad():
-            dense = fidelity.output(whole.model(**inputs_of(part)), part)
-        with capture_head_outputs(small, energies.listener(part)):
-            run = run_gated(small, fidelity, part, np.repeat(masks[None], batch_size(part), axis=0))
+    before, behind = (
+        replace(small, blocks=b) for b in (small.blocks[:first], small.blocks[first:])
+    )
+    start = small.space.slices[first].start
+    predictive, energies, examples = np.zeros(behind.space.n), _Energies(behind), 0
+    for number, part in enumerate(parts):
+        size = batch_size(part)
+        with ExitStack() as stack:
+            if first:
+                stack.enter_context(gated(before, masks[:start]))
+            stack.enter_context(capture_head_outputs(behind, energies.listener(part)))
+            run = run_gated(behind, fidelity, part, np.repeat(masks[None, start:], size, axis=0))
+        dense = unpruned.of(part, number)
         distance = fidelity.softened(dense, run.output, part, temperature)
         predictive += np.square(run.gradients(distance.sum())).sum(axis=0) / 2
-        examples += batch_size(part)
+        examples += size
     return Knowledge(predictive / max(examples, 1), energies.means())
 
 

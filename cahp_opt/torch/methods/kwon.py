@@ -25,7 +25,7 @@ class Kwon(ModelMethod):
 
     The Fisher matrix of a block is ``F = E[g g']``, with ``g`` the gradient of an example's task loss by the masks of
     the block's units, at masks of 1. First, the kept units have the largest sum of the diagonals that the budget
-    allows; then, in every block, each dropped unit is exchanged with a kept one if that lowers ``d' F d``, with ``d``
+    allows; then, in every block, each kept unit is exchanged with a dropped one if that lowers ``d' F d``, with ``d``
     1 where a unit is dropped. This is as published, with mask tuning behind it
     (:func:`cahp_opt.torch.tune_masks`), except for two things. The search is the library's dynamic program over any
     budget, where the publication sweeps over the number of heads under times that are straight lines beyond a

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cahp_opt.arrays import Floats
 from cahp_opt.objectives import Modular
@@ -19,12 +18,11 @@ from cahp_opt.solvers import DynamicProgram
 from cahp_opt.torch.methods.gate_prices import GatePrices
 from cahp_opt.torch.methods.gate_samples import GateEstimator, GumbelTop, HardConcrete
 from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
+from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
 from cahp_opt.torch.running.batches import Batch, batch_size, examples, first_examples, inputs_of
 from cahp_opt.torch.running.gates import capture_head_outputs, gated
 from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.undisturbed import evaluating
-
-_MEMORY = 2**28  # bytes of outputs of the unpruned model that are kept
 
 
 class Gates(Enum):
@@ -134,8 +132,7 @@ class _Training:
         self._estimator: GateEstimator = method.gates.value
         self._prices = GatePrices(evidence.task.budget)
         self._rng = np.random.default_rng(evidence.task.seed)
-        self._dense: dict[int, Tensor] = {}
-        self._memory = _MEMORY
+        self._unpruned = UnprunedOutputs(self._prunable, self._fidelity)
 
     def run(self) -> Floats:
         """The logits, ``[n]``."""
@@ -165,7 +162,8 @@ class _Training:
         """The gradient of the loss by the logits, ``[n]``, with the prices that follow them."""
         rows = batch_size(batch) if together else 1
         draw = self._estimator.drawn(logits, rows, self._prices, limits, self._rng)
-        dense = self._unpruned(batch, number) if self._method.loss is GateLoss.DISTANCE else None
+        by_distance = self._method.loss is GateLoss.DISTANCE
+        dense = self._unpruned.of(batch, number) if by_distance else None
         gates = torch.tensor(draw.gates, dtype=torch.float32, requires_grad=True)
         with torch.enable_grad(), gated(self._prunable, gates if together else gates[0]):
             output = self._fidelity.output(self._prunable.model(**inputs_of(batch)), batch)
@@ -199,18 +197,6 @@ class _Training:
         with torch.no_grad(), capture_head_outputs(self._prunable, lambda _, z: rows.add(len(z))):
             self._prunable.model(**inputs_of(batch))
         return rows == {batch_size(batch)}
-
-    def _unpruned(self, batch: Batch, number: int) -> Tensor:
-        """The output of the unpruned model, kept if there is room."""
-        if number in self._dense:
-            return self._dense[number]
-        with torch.no_grad():
-            output = self._fidelity.output(self._prunable.model(**inputs_of(batch)), batch)
-        size = output.numel() * output.element_size()
-        if size <= self._memory:
-            self._memory -= size
-            self._dense[number] = output
-        return output
 
 
 class _Adam:

@@ -12,6 +12,7 @@ from cahp_opt.objective import Objective
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.methods.layer_runs import LayerRuns
+from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
 from cahp_opt.torch.running.batches import Batch, batch_size
 from cahp_opt.torch.running.gates import gated
 from cahp_opt.torch.running.undisturbed import evaluating
@@ -33,9 +34,9 @@ class TrueDistance(Objective):
         self._prunable, self._fidelity, self._batches = prunable, fidelity, batches
         self._examples = sum(map(batch_size, batches))
         self._known: dict[bytes, float] = {}
+        self._unpruned = UnprunedOutputs(prunable, fidelity)
         with torch.no_grad(), evaluating(prunable.model):
             self._runs = LayerRuns(prunable, fidelity, batches[0])
-            self._dense = [self._runs.whole(batch)[0] for batch in batches]
 
     @property
     def n(self) -> int:
@@ -45,9 +46,11 @@ class TrueDistance(Objective):
         key = kept.tobytes()
         if key not in self._known:
             total = 0.0
-            with torch.no_grad(), evaluating(self._prunable.model), gated(self._prunable, kept):
-                for batch, dense in zip(self._batches, self._dense, strict=True):
-                    output, _ = self._runs.whole(batch)
+            with torch.no_grad(), evaluating(self._prunable.model):
+                for number, batch in enumerate(self._batches):
+                    dense = self._unpruned.of(batch, number)
+                    with gated(self._prunable, kept):
+                        output, _ = self._runs.whole(batch)
                     total += float(self._fidelity.distance(dense, output, batch).double().sum())
             self._known[key] = self._mean(total)
         return -self._known[key]
@@ -66,9 +69,8 @@ class TrueDistance(Objective):
         totals = dict.fromkeys(unknown, 0.0)
         block_of = self._prunable.space.block_of
         with torch.no_grad(), evaluating(self._prunable.model):
-            for batch, dense in zip(self._batches, self._dense, strict=True):
-                if not unknown:
-                    break
+            for number, batch in enumerate(self._batches if unknown else ()):
+                dense = self._unpruned.of(batch, number)
                 with gated(self._prunable, kept):
                     _, passed = self._runs.whole(batch)
                 for unit in unknown:

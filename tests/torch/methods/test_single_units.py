@@ -26,6 +26,7 @@ from cahp_opt.torch.methods.magnitude import magnitudes
 from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
 from cahp_opt.torch.methods.rearranging import rearranged
 from cahp_opt.torch.methods.single_units import SingleUnits
+from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
 from cahp_opt.torch.slicing.slicing import slice_found
 
 GROUP = 8
@@ -182,7 +183,12 @@ def test_knowledge_is_what_its_docstring_states() -> None:
     parts = list(in_parts(whole, labelled()))
     masks = np.random.default_rng(0).random(space.n) < 0.7
     fidelity = fidelity_of(whole.model)
-    found = knowledge(whole, whole, masks, parts, fidelity, temperature=2.0)
+    unpruned = UnprunedOutputs(whole, fidelity)
+    found = knowledge(whole, unpruned, masks, parts, fidelity, temperature=2.0)
+    behind = knowledge(whole, unpruned, masks, parts, fidelity, temperature=2.0, first=3)
+    start = space.slices[3].start
+    np.testing.assert_allclose(behind.predictive, found.predictive[start:], rtol=1e-5)
+    np.testing.assert_allclose(behind.representational, found.representational[start:], rtol=1e-5)
     squares, written = np.zeros(space.n), np.zeros(space.n)
     tokens = 0
     for part in parts:
@@ -232,6 +238,13 @@ def test_k_prune_repairs_as_it_goes_and_leaves_the_model() -> None:
     after = prunable.model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert selection.certificate.startswith("no bound")
+
+
+def test_outputs_beyond_the_memory_are_computed_again() -> None:
+    prunable, batch = blocks(), {k: v for k, v in labelled()[0].items() if k != "labels"}
+    for memory, same in ((2**20, True), (0, False)):
+        outputs = UnprunedOutputs(prunable, fidelity_of(prunable.model), memory)
+        assert (outputs.of(batch, 0) is outputs.of(batch, 0)) is same
 
 
 def test_parts_that_were_sliced_keep_their_groups() -> None:
