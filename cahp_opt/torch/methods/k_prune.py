@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cahp_opt.arrays import Bools
 from cahp_opt.costs.budget import Budget
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Chooser, Selection
 from cahp_opt.solver import Status
+from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.methods.knowledge import knowledge
 from cahp_opt.torch.methods.loss_slopes import in_parts
 from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
 from cahp_opt.torch.methods.single_units import SingleUnits
 from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
+from cahp_opt.torch.recovery.path import check_walkable
 from cahp_opt.torch.recovery.refitting import LayerFits
 from cahp_opt.torch.running.batches import Batch
 from cahp_opt.torch.running.gates import gated
@@ -86,6 +90,19 @@ class KPrune(ModelMethod):
     @property
     def name(self) -> str:
         return "k-prune"
+
+    def rehearse(self, prunable: Prunable, batch: Mapping[str, Tensor]) -> None:
+        """Refuse a model that could not be repaired block by block.
+
+        Raises:
+            ValueError: naming the way out.
+        """
+        try:
+            check_walkable(prunable, batch, feed_forward=bool(prunable.feed_forward))
+        except ValueError as error:
+            raise ValueError(
+                f"{str(error).rstrip('.')}; `--method {self.name}` has to repair block by block: choose another method."
+            ) from None
 
     def chooser_on(self, evidence: Evidence) -> Chooser:
         """Takes the examples once; every choice walks through all blocks."""

@@ -54,6 +54,18 @@ class ModelMethod(Method):
             ValueError: if the method cannot be used on it.
         """
 
+    def rehearse(self, prunable: Prunable, batch: Mapping[str, Tensor]) -> None:
+        """Refuse, before anything is measured, a model that the method cannot run as it has to; by itself none.
+
+        Args:
+            prunable: the blocks of the unpruned model.
+            batch: one of the calibration texts, tensors ``[batch, tokens]``.
+
+        Raises:
+            ValueError: naming the way out.
+        """
+        del prunable, batch
+
     def chooser(self, stats: HeadStats, task: Task) -> Chooser:
         """Refuses: statistics are not enough.
 
@@ -64,6 +76,12 @@ class ModelMethod(Method):
             f"`--method {self.name}` runs the model, and statistics alone do not hold it; use `cahp prune`, or "
             "another method."
         )
+
+
+def rehearse_choice(method: Method, prunable: Prunable, batch: Mapping[str, Tensor]) -> None:
+    """:meth:`ModelMethod.rehearse` of any method; those of statistics refuse no model."""
+    if isinstance(method, ModelMethod):
+        method.rehearse(prunable, batch)
 
 
 def chooser_of(method: Method, evidence: Evidence) -> Chooser:

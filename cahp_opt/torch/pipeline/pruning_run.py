@@ -25,7 +25,7 @@ from cahp_opt.torch.calibration.class_maps import class_labels
 from cahp_opt.torch.evaluation.fidelity import Fidelity, embeds_all_tokens, fidelity_of
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
-from cahp_opt.torch.methods.model_method import Evidence, chooser_of
+from cahp_opt.torch.methods.model_method import Evidence, chooser_of, rehearse_choice
 from cahp_opt.torch.pipeline.applying import Record, recover, save, slice_model, time_slice
 from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
 from cahp_opt.torch.pipeline.floors import naming_floor_of_both
@@ -114,6 +114,7 @@ def check(
     )
     task = _task(named, plan, Budget(named.prunable.space), labelled=run.texts.labelled)
     plan.method.check(task)  # by now it is known whether the model takes the labels
+    rehearse_choice(plan.method, named.prunable, run.texts.calibration[0])
     if "signatures" in plan.method.needs(task).statistics:
         class_labels(run.texts.calibration[0])  # refuses labels that are not classes
     return run

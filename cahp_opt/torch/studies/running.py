@@ -19,6 +19,7 @@ from cahp_opt.runs.study_options import STUDY_FILE
 from cahp_opt.studies.outcome import Cell, Outcome
 from cahp_opt.studies.study import Study
 from cahp_opt.torch.blocks.fingerprint import structure
+from cahp_opt.torch.methods.model_method import rehearse_choice
 from cahp_opt.torch.pipeline.profiles import measure_profile
 from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery
 from cahp_opt.torch.studies.bench import Bench, bench_of
@@ -93,6 +94,8 @@ def check_study(bench: Bench) -> None:
     rehearse_judging(bench.named.model, bench.fidelity, bench.held_out.batches[0])
     Timer(bench)  # refuses workloads that the model cannot be timed on
     few = bench.encoded(bench.drawn(plan.seeds[0])[: plan.reading.batch_size], 0)
+    for method in plan.methods.values():
+        rehearse_choice(method, bench.prunable, few[0])
     for recovery in plan.recoveries:
         rehearse_recovery(bench.prunable, recovery, few[0])
 

@@ -288,6 +288,9 @@ def test_what_a_method_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="the gradient of a task loss is needed"):
         chosen(Kwon(), bare, Budget.heads(bare.space, 6), labelled())
     shared = blocks("albert")
+    with pytest.raises(ValueError, match=r"times per pass.*`--method k-prune` has to repair"):
+        KPrune().rehearse(shared, labelled()[0])
+    KPrune().rehearse(bare, labelled()[0])
     with pytest.raises(ValueError, match="times per pass"):
         chosen(KPrune(), shared, Budget.heads(shared.space, 2), labelled())
 

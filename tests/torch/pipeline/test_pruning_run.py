@@ -21,6 +21,7 @@ from cahp_opt.runs.plan import Applying, OutputOptions, PruningPlan, Reading, Re
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import Example, split
 from cahp_opt.torch import from_pretrained
+from cahp_opt.torch.methods import KPrune
 from cahp_opt.torch.pipeline.applying import apply_selection
 from cahp_opt.torch.pipeline.pruning_run import LATENCY_FILE, STATS_FILE, run_pipeline
 from cahp_opt.torch.pipeline.run import Named
@@ -83,6 +84,16 @@ def test_labels_that_the_model_does_not_take_are_refused_before_anything_is_meas
     out = OutputOptions(tmp_path / "out")
     with pytest.raises(ValueError, match="`--method fisher` needs labelled texts"):
         run_pipeline(embedder, texts, fisher, out, stages=stages)
+    assert not stages.seconds
+
+
+def test_models_that_a_method_cannot_run_are_refused_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    named, stages = Named("tiny", tiny_models.named("albert").build(), make_tokenizer()), Stages()
+    bare = replace(plan(recovery=RecoveryOptions(Recovery.NONE)), method=KPrune())
+    with pytest.raises(ValueError, match="`--method k-prune` has to repair block by block"):
+        run_pipeline(named, TEXTS, bare, OutputOptions(tmp_path / "out"), stages=stages)
     assert not stages.seconds
 
 
