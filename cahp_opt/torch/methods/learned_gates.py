@@ -15,12 +15,13 @@ from cahp_opt.objectives import Modular
 from cahp_opt.runs.method import Task
 from cahp_opt.selection import Chooser, chooser
 from cahp_opt.solvers import DynamicProgram
+from cahp_opt.torch.calibration.gate_gradients import runs_together
 from cahp_opt.torch.methods.gate_prices import GatePrices
 from cahp_opt.torch.methods.gate_samples import GateEstimator, GumbelTop, HardConcrete
 from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
 from cahp_opt.torch.methods.unpruned_outputs import UnprunedOutputs
 from cahp_opt.torch.running.batches import Batch, batch_size, examples, first_examples, inputs_of
-from cahp_opt.torch.running.gates import capture_head_outputs, gated
+from cahp_opt.torch.running.gates import gated
 from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.undisturbed import evaluating
 
@@ -143,7 +144,7 @@ class _Training:
         adam, total, summed = _Adam(method.rate, len(logits)), np.zeros(len(logits)), 0
         with torch.inference_mode(False), evaluating(model):
             batches = list(self._parts(prepared(self._evidence.batches, model)))
-            together = self._together(batches[0])
+            together = runs_together(self._prunable, batches[0])
             order = list[int]()
             for step in range(method.steps):
                 order = order or self._rng.permutation(len(batches)).tolist()
@@ -189,14 +190,6 @@ class _Training:
         for batch in first_examples(batches, self._method.texts):
             for start in range(0, batch_size(batch), self._method.batch_size):
                 yield examples(batch, start, start + self._method.batch_size)
-
-    def _together(self, batch: Batch) -> bool:
-        """Whether the first axis of all activations is that of the examples, so that each has gates of its
-        own."""
-        rows = set[int]()
-        with torch.no_grad(), capture_head_outputs(self._prunable, lambda _, z: rows.add(len(z))):
-            self._prunable.model(**inputs_of(batch))
-        return rows == {batch_size(batch)}
 
 
 class _Adam:
