@@ -39,7 +39,7 @@ def repair(
     """
     if options.recovery is Recovery.MASK_TUNING:
         with stages.stage("tune masks") as progress:
-            tune_found(small, dense, batches, progress=progress)
+            tune_found(small, dense, batches, fidelity=fidelity, progress=progress)
     if options.recovery.refits:
         with stages.stage("refit") as progress:
             refit_found(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,13 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, out_weight
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.blocks.linear_layers import column_tensors
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.recovery.feed_forward import is_used_once
 from cahp_opt.torch.recovery.layer_walk import Place, check_runs_once
 from cahp_opt.torch.recovery.matching import both_found, check_match
 from cahp_opt.torch.recovery.path import check_walkable, places_of
-from cahp_opt.torch.recovery.side_by_side import SideBySide
+from cahp_opt.torch.recovery.side_by_side import Gap, SideBySide
 from cahp_opt.torch.running.batches import Batch, length
 from cahp_opt.torch.running.centring import double_home
 from cahp_opt.torch.running.preparing import prepared
@@ -39,6 +42,7 @@ def tune_masks(
     batches: Iterable[Batch],
     *,
     damp: float = DAMP,
+    fidelity: Fidelity | None = None,
     memory: int = 3 * 2**28,
     progress: Progress = silent,
 ) -> tuple[Floats, ...]:
@@ -50,10 +54,14 @@ def tune_masks(
 
     ``a_it`` is what unit ``i`` writes to the residual stream at token ``t`` in the sliced model, and ``m_t`` is what
     is missing there: the stream behind the block in ``dense`` less that in ``model``, whose earlier blocks are tuned.
-    Units are single neurons, however they were grouped for slicing, and units of attention.
+    Units are single neurons, however they were grouped for slicing, and units of attention. In the last layer the
+    tokens are those alone that the output depends on: of a classifier by its first token, that one.
     No labels, no gradient steps, and no new weights: the factors go into the columns of the output layer.
+
     It is section 4.3 of Kwon et al. 2022 (arXiv 2204.09656), where LSMR iterates towards the minimum that is solved
     for here. As there, tuning ends where a factor is above :data:`LARGEST`: that block and those behind it keep 1.
+    The authors' code tunes to a model that is pruned half way, leaves the first attention alone, and takes all tokens
+    in the attention of the last layer.
 
     A :func:`~cahp_opt.torch.refit` solves for whole columns instead, and repairs more, but fits few texts closely.
 
@@ -62,6 +70,8 @@ def tune_masks(
         dense: the model that it was sliced from, or its blocks, of the same kinds.
         batches: as for :func:`~cahp_opt.torch.refit`; iterated once per block.
         damp: of the least squares, as above.
+        fidelity: takes the output, for the tokens that it depends on; None for the one that fits the model's head,
+            and all tokens where none does.
         memory: bytes of residual streams to remember, as for :func:`~cahp_opt.torch.refit`.
         progress: called once per block and batch.
 
@@ -79,7 +89,9 @@ def tune_masks(
     if memory < 0:
         raise ValueError(f"`memory` must be a number of bytes, at least 0, got {memory}.")
     small, whole = both_found(model, dense)
-    return tune_found(small, whole, batches, damp=damp, memory=memory, progress=progress)
+    return tune_found(
+        small, whole, batches, damp=damp, fidelity=fidelity, memory=memory, progress=progress
+    )
 
 
 def tune_found(
@@ -88,6 +100,7 @@ def tune_found(
     batches: Iterable[Batch],
     *,
     damp: float = DAMP,
+    fidelity: Fidelity | None = None,
     memory: int = 3 * 2**28,
     progress: Progress = silent,
 ) -> tuple[Floats, ...]:
@@ -104,12 +117,16 @@ def tune_found(
         layers = _tunable(small, whole, first)
         places = [layer.place for layer in layers]
         sides = SideBySide(small, whole, places, data, length(batches), memory=memory)
+        seen = _SeenTokens(whole, layers, fidelity)
         for index, layer in enumerate(layers):
             sums = _Sums.of(layer.block)
             for gap in sides.gaps(index):
-                sums.add(
-                    *(sides.rows(layer.number, rows, gap) for rows in (gap.inputs, gap.missing))
+                counts = sides.rows(layer.number, seen.of(layer, gap), gap)[:, 0]
+                inputs, missing = (
+                    sides.rows(layer.number, rows, gap)[counts]
+                    for rows in (gap.inputs, gap.missing)
                 )
+                sums.add(inputs, missing)
                 progress(f"tune block {layer.number + 1}/{len(small)}", gap.number + 1, sides.total)
             found = sums.masks(members[layer.number], damp)
             if found is None:
@@ -172,6 +189,32 @@ def _tunable(small: Prunable, whole: Prunable, batch: Batch) -> list[_Layer]:
             block = small.blocks[number]
             found.extend([] if block.ghost else [_Layer(place, number, block)])
     return found
+
+
+class _SeenTokens:
+    """The tokens of the last layer that the output depends on.
+
+    Args:
+        whole: the blocks of the unpruned model.
+        layers: the blocks that are tuned, in the order of the path.
+        fidelity: as for :func:`tune_masks`.
+    """
+
+    def __init__(
+        self, whole: Prunable, layers: Sequence[_Layer], fidelity: Fidelity | None
+    ) -> None:
+        last = max((layer.place.layer for layer in layers), default=0)
+        names = {layer.place.block for layer in layers if layer.place.layer == last}
+        self._last = replace(whole, blocks=tuple(b for b in whole if b.name in names))
+        self._weights: TokenWeights | None = None
+        with suppress(ValueError):  # nothing is known of the model's head
+            self._weights = TokenWeights(self._last, fidelity=fidelity) if names else None
+
+    def of(self, layer: _Layer, gap: Gap) -> Tensor:
+        """Whether every token counts, bool ``[..., 1]``."""
+        if self._weights is None or layer.place.block not in {b.name for b in self._last}:
+            return torch.ones_like(gap.missing[..., :1], dtype=torch.bool)
+        return self._weights.of(layer.place.block, gap.missing, gap.dense_batch, gap.number) != 0
 
 
 def _members(block: PrunableBlock) -> Ints:

@@ -130,10 +130,12 @@ def written(block_out: nn.Module, columns: np.ndarray, z: Tensor) -> np.ndarray:
 
 
 def streams(model: nn.Module, paths: list[str]) -> list[Tensor]:
-    """What reaches these modules at real tokens, ``[tokens, width]`` each."""
+    """What reaches these modules at real tokens, in the last layer at the first, ``[tokens, width]`` each."""
     found: dict[str, list[Tensor]] = {path: [] for path in paths}
     for batch in BATCHES:
         real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        if f".{tiny_models.LAYERS - 1}." in paths[0]:
+            real = real & (torch.arange(real.shape[1]) == 0)
         hooks = [
             model.get_submodule(path).register_forward_pre_hook(
                 lambda module, args, path=path, real=real: found[path].append(args[0][real])
@@ -175,6 +177,33 @@ def test_every_block_is_tuned_to_the_stream_of_the_unpruned_model(dense: Prunabl
     with head_mask(dense, gates):
         masked = tiny_models.run(dense.model, BATCHES[0])
     torch.testing.assert_close(tiny_models.run(small.model, BATCHES[0]), masked)
+
+
+def test_tokens_that_the_output_does_not_depend_on_are_not_tuned_to(dense: Prunable) -> None:
+    """Where the first token is right, the last layer stays, however wrong the others are."""
+    kept = np.ones(dense.space.n, dtype=np.bool_)
+    kept[dense.space.slices[-1].start] = False
+    wrong = copy.deepcopy(dense.model)
+    blocks = dense.at(wrong)
+    with torch.no_grad():  # a neuron that is active behind the first token alone
+        first = blocks.blocks[-1].ins[0]
+        first.get_parameter("weight")[0] = 0
+        first.get_parameter("bias")[0] = -100
+    hook = blocks.blocks[-1].ins[0].register_forward_hook(beside_the_first)
+    small = slice_found(blocks, kept)
+    found = tune_masks(small, blocks, BATCHES)
+    hook.remove()
+    for masks in found:
+        np.testing.assert_allclose(masks, 1, atol=1e-4)
+
+
+def beside_the_first(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """The first neuron answers all tokens but the first."""
+    if output.shape[-1] < tiny_models.INNER:
+        return output
+    moved = output.clone()
+    moved[:, 1:, 0] = 3.0
+    return moved
 
 
 def test_grouped_neurons_get_masks_of_their_own() -> None:
