@@ -183,15 +183,13 @@ def test_tokens_that_the_output_does_not_depend_on_are_not_tuned_to(dense: Pruna
     """Where the first token is right, the last layer stays, however wrong the others are."""
     kept = np.ones(dense.space.n, dtype=np.bool_)
     kept[dense.space.slices[-1].start] = False
-    wrong = copy.deepcopy(dense.model)
-    blocks = dense.at(wrong)
-    with torch.no_grad():  # a neuron that is active behind the first token alone
-        first = blocks.blocks[-1].ins[0]
-        first.get_parameter("weight")[0] = 0
-        first.get_parameter("bias")[0] = -100
-    hook = blocks.blocks[-1].ins[0].register_forward_hook(beside_the_first)
-    small = slice_found(blocks, kept)
-    found = tune_masks(small, blocks, BATCHES)
+    wrong = dense.at(copy.deepcopy(dense.model))
+    inner = wrong.feed_forward[-1].ins[0]
+    with torch.no_grad():  # a neuron that is silent at the first token
+        inner.get_parameter("weight")[0] = 0
+        inner.get_parameter("bias")[0] = -100
+    hook = inner.register_forward_hook(beside_the_first)
+    found = tune_masks(slice_found(wrong, kept), wrong, BATCHES)
     hook.remove()
     for masks in found:
         np.testing.assert_allclose(masks, 1, atol=1e-4)
