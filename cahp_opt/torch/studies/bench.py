@@ -104,7 +104,7 @@ class Bench:
     @cached_property
     def labelled(self) -> bool:
         """Whether the texts have labels that the model takes."""
-        few = self.encoded(self.recipe.texts.pool[: self.plan.reading.batch_size], 0)
+        few = self.encoded(self.drawn(self.plan.seeds[0])[: self.plan.reading.batch_size], 0)
         return all("labels" in batch for batch in few)
 
     def encoded(self, examples: Sequence[Example], seed: int) -> Batches:
