@@ -66,8 +66,14 @@ def through_block(model: nn.Module, block: AttentionBlock, batch: dict[str, Tens
     return [seen[name][real] for name in ("heads", "out", "residual")]
 
 
-@pytest.mark.parametrize("ridge", [TINY, 1e-2])
-@pytest.mark.parametrize("family", tiny_models.FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    ("family", "ridge"),
+    [
+        *(pytest.param(family, TINY, id=family.name) for family in tiny_models.FAMILIES),
+        pytest.param(tiny_models.BERT, 1e-2, id="bert and a large ridge"),
+        pytest.param(tiny_models.LLAMA_GQA, 1e-2, id="llama-gqa and a large ridge"),
+    ],
+)
 def test_keeping_everything_changes_nothing(family: tiny_models.Family, ridge: float) -> None:
     dense = family.build().double()
     model = copy.deepcopy(dense)
@@ -346,9 +352,15 @@ def test_padding_and_batching_change_nothing() -> None:
         torch.testing.assert_close(x, y)
 
 
-@pytest.mark.parametrize("fail", [None, RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(
-    "family", [tiny_models.BERT, tiny_models.MPNET, tiny_models.GPT2], ids=lambda f: f.name
+    ("family", "fail"),
+    [
+        (tiny_models.BERT, None),
+        (tiny_models.MPNET, None),
+        (tiny_models.GPT2, None),
+        (tiny_models.BERT, RuntimeError),
+        (tiny_models.GPT2, KeyboardInterrupt),
+    ],
 )
 @pytest.mark.parametrize("feed_forward", [False, True])
 def test_only_what_writes_to_the_stream_changes(
