@@ -57,7 +57,7 @@ def fill_in_order(budget: Budget, order: npt.NDArray[np.int64], useful: Bools | 
         blocks = space.block_of[waiting]
         for place, (unit, block) in enumerate(zip(waiting.tolist(), blocks.tolist(), strict=True)):
             now = int(ledger.counts[block])
-            larger = np.flatnonzero(budget.allowed[block][now + 1 :])
+            larger = np.flatnonzero(budget.allowed[int(block)][now + 1 :])
             if kept[unit] or not len(larger):
                 continue
             step = int(larger[0]) + 1
