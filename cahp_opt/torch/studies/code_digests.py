@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import cast
 
 import cahp_opt
@@ -55,12 +56,13 @@ def code_of_recoveries() -> str:
 
 @cache
 def code_of_choice(method: type[Method]) -> str:
-    """A digest of the code that chooses, with the file of the method, or its code where it has no file."""
+    """A digest of the code that chooses, with the file of the method and what it imports from beside it, or its code where
+    it has no file."""
     own = _file_of(method)
     rooms = [*(_LIBRARY / name for name in _CHOOSING), *map(Path, solvers.__path__)]
     if own is None:  # defined in a notebook
         return digest([_digest(rooms), *_code_of(method)])
-    return _digest([*rooms, own])
+    return _digest([*rooms, own, *_imported(method, own.parent)])
 
 
 def _file_of(method: type) -> Path | None:
@@ -69,6 +71,28 @@ def _file_of(method: type) -> Path | None:
     except (OSError, TypeError):
         return None
     return Path(file) if file and Path(file).is_file() else None
+
+
+def _imported(method: type, folder: Path) -> list[Path]:
+    """The files in a folder that the module of a class lies in or uses; of the library and of what is installed none."""
+    if folder.is_relative_to(_LIBRARY) or "site-packages" in folder.parts:
+        return []
+    found, queue = dict[str, Path](), [method.__module__]
+    while queue:
+        name = queue.pop()
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if name in found or not file or not Path(file).is_relative_to(folder):
+            continue
+        found[name] = Path(file)
+        for value in vars(module).values():
+            used = value.__name__ if isinstance(value, ModuleType) else _module_of(value)
+            queue += [used] if isinstance(used, str) else []
+    return sorted(found.values())
+
+
+def _module_of(value: object) -> object:
+    return getattr(value, "__module__", None)
 
 
 def _code_of(method: type) -> Iterator[str]:

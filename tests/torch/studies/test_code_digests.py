@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,3 +76,25 @@ def test_and_that_is_the_same_in_another_process(
 
 def test_methods_of_files_by_these() -> None:
     assert code_of_choice(Michel) != code_of_choice(Random)
+
+
+def test_and_by_the_files_beside_them_that_they_import(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    used = tmp_path / "used_by_the_base.py"
+    used.write_text("def best(): return 1\n", encoding="utf-8")
+    (tmp_path / "base_of_own.py").write_text(
+        f"import used_by_the_base\n{OWN.replace('Own', 'Base')}", encoding="utf-8"
+    )
+    (tmp_path / "own_with_base.py").write_text(
+        "from base_of_own import Base\n\nclass Own(Base): ...\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    own: Any = import_module("own_with_base").__dict__["Own"]
+    before = code_of_choice(own)
+    (tmp_path / "not_used.py").write_text("", encoding="utf-8")
+    code_of_choice.cache_clear()
+    assert code_of_choice(own) == before
+    used.write_text("def best(): return 2\n", encoding="utf-8")
+    code_of_choice.cache_clear()
+    assert code_of_choice(own) != before
