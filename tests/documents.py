@@ -98,7 +98,7 @@ INSTEAD: Mapping[str, tuple[str, str]] = {
     "benchmarks/gpu/accuracy.sh PROCESSES MINUTES FOLDER --data DATA --checkpoint MODEL "
     "--latency-table TABLE": (
         "cahp latency MODEL --output TABLE && CUDA_VISIBLE_DEVICES= benchmarks/gpu/accuracy.sh 1 5 FOLDER "
-        "--data DATA --checkpoint MODEL --latency-table TABLE --methods random --limits 0.9 "
+        "--data DATA --checkpoint MODEL --latency-table TABLE --methods random --limits 1 "
         "--recoveries none --texts 12 --output record.safetensors",
         "it needs a GPU",
     ),
