@@ -13,6 +13,7 @@ from cahp_opt import methods
 from cahp_opt.objective import Objective
 from cahp_opt.runs.method import Method
 from cahp_opt.runs.names import ObjectiveName, SolverName
+from cahp_opt.runs.own_objective import MadeOfStats
 from cahp_opt.runs.plan import SelectionOptions
 from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats
@@ -90,22 +91,33 @@ def objective_named(text: str, stats: HeadStats) -> Objective:
     Raises:
         ValueError: if there is none, or the statistics lack what it needs.
     """
+    found = objective_kind(text)
+    if isinstance(found, ObjectiveName):
+        return found.build(stats)
+    made: object = found.from_stats(stats)
+    if not isinstance(made, Objective):
+        raise ValueError(f"`--objective` {text} is not a cahp_opt.Objective; subclass it.")
+    return made
+
+
+def objective_kind(text: str) -> ObjectiveName | MadeOfStats:
+    """The objective of this name, or the class that this ``module:Class`` names.
+
+    Raises:
+        ValueError: if there is none.
+    """
     if ":" not in text:
         try:
-            name = ObjectiveName(text)
+            return ObjectiveName(text)
         except ValueError:
             known = [name.value for name in ObjectiveName]
             raise ValueError(_unknown("objective", text, known)) from None
-        return name.build(stats)
-    kind = _class(text)
+    kind: MadeOfStats = _class(text)
     if not hasattr(kind, "from_stats"):
         raise ValueError(
             f"`--objective` {text} has no `from_stats(stats)`; add this static method to the class."
         )
-    made = kind.from_stats(stats)
-    if not isinstance(made, Objective):
-        raise ValueError(f"`--objective` {text} is not a cahp_opt.Objective; subclass it.")
-    return made
+    return kind
 
 
 def _own(option: str, text: str, base: type[Any]) -> Any:

@@ -12,16 +12,19 @@ from cahp_opt.cli.loading import embeds, in_kinds, named_of, read_by
 from cahp_opt.cli.notes import note
 from cahp_opt.cli.options import MeasuredModel
 from cahp_opt.cli.outputs import check_writable
-from cahp_opt.cli.plugins import method_named
+from cahp_opt.cli.plugins import method_named, objective_kind
 from cahp_opt.cli.study_display import StudyDisplay
 from cahp_opt.cli.study_tables import study_tables
 from cahp_opt.cli.unused_options import Given
+from cahp_opt.costs.budget import Budget
 from cahp_opt.files.records import is_record
 from cahp_opt.reports.page import REPORT_PAGE
 from cahp_opt.reports.study_page import study_page
 from cahp_opt.runs.kinds import KindOptions
 from cahp_opt.runs.measuring import MeasuringOptions
+from cahp_opt.runs.method import Task
 from cahp_opt.runs.plan import TextOptions
+from cahp_opt.runs.studied_objectives import applicable, beside, objectives_named
 from cahp_opt.runs.study_options import (
     STUDY_FILE,
     StudiedLimits,
@@ -67,6 +70,7 @@ def study(
     note(given.check(table_times=profile is not None and bool(profile.latency)))
     note(given.check(goals=[goal for limit in limits for goal in limit.target.goals]))
     methods = {name: method_named(name) for name in ways.names}
+    asked_for = {name: objective_kind(name) for name in ways.asked_objectives}
     wanted = studied_kinds(kinds, limits, methods.values(), profile)
     workloads = timing.studied([limit.target for limit in limits], profile)
     _check_folder(output.output_dir)
@@ -78,6 +82,12 @@ def study(
     named = in_kinds(loaded, wanted, model.units)
     embeds(named)  # refuses an output that cannot be compared
     note(given.check(prunes=named.kinds.prune))
+    objectives = objectives_named(asked_for)
+    if ways.usual_objectives:
+        labelled = all(example.label is not None for example in examples.pool)
+        task = Task(Budget(named.prunable.space), labelled=labelled)
+        objectives |= applicable(ways.usual_objectives, task)
+    methods, ranked = beside(methods, objectives)
     plan = StudyPlan(
         methods,
         limits,
@@ -88,6 +98,8 @@ def study(
         texts.reading,
         ways.amounts,
         ways.time_limit,
+        ranked,
+        ways.keep_sets,
     )
     print(f"pruned: {named.kinds.sentence}", flush=True)
     print(f"study: {plan.in_words(examples.drawn, len(examples.held_out))}", flush=True)

@@ -249,6 +249,11 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
             lambda given: given["test_data"] is not None,
             "all of `--test-data` is judged by",
         ),
+        _Rule(
+            ("keep_sets",),
+            lambda given: not given["objective"],
+            "only `--objective` ranks them",
+        ),
         _TIMED,
         _SIZED,
         _Rule(

@@ -13,6 +13,7 @@ from cahp_opt.reports.study_charts import (
     predictions_chart,
     quality_chart,
 )
+from cahp_opt.reports.study_objectives import objectives_part
 from cahp_opt.reports.wording import figure_meaning, number, percent
 from cahp_opt.studies.differences import LEVEL, Difference
 from cahp_opt.studies.outcome import Arm
@@ -47,6 +48,7 @@ def study_page(study: Study, sources: Mapping[str, str] | None = None) -> Page:
                 (f"Recovery: {recovery}", _recovery(study, recovery, standings, charts))
                 for recovery in study.recoveries
             ),
+            ("What objectives say, and what they choose", objectives_part(study, charts)),
             ("Differences from the best", _differences(study, standings, charts)),
             ("Predicted and measured times", _predictions(study, charts)),
             ("What every layer keeps", _kept(study, charts)),

@@ -21,6 +21,8 @@ from cahp_opt.runs.recovery import Recovery
 from cahp_opt.selection import Chooser, Selection
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import provenance_of
+from cahp_opt.stats.statistic import Statistic
+from cahp_opt.stats.totals import PairsByDensity
 from cahp_opt.version import __version__
 
 
@@ -86,6 +88,23 @@ class Needs:
         """This much of the statistics."""
         found = amounts.of(self.statistics)
         return replace(found, densities=self.densities) if self.densities else found
+
+    def of(self, stats: HeadStats) -> HeadStats:
+        """These statistics alone, out of some that were measured for several methods together.
+
+        What a method makes of them so depends on nothing that others need: a matrix whose density is not
+        named is that of the smallest density there is.
+        """
+        measured = self.measuring(MeasuringOptions())
+        found = dict[str, Statistic]()
+        for name, statistic in stats.statistics.items():
+            if name not in measured:
+                continue
+            if isinstance(statistic, PairsByDensity):
+                own = {rho: statistic[rho] for rho in measured.densities if rho in statistic}
+                statistic = PairsByDensity(own)
+            found[name] = statistic
+        return replace(stats, statistics=found)
 
 
 class Method(ABC):

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cahp_opt.costs.budget import Budget
+from cahp_opt.objective import Objective
 from cahp_opt.problem import Problem
-from cahp_opt.runs.method import Method, Needs, Task
+from cahp_opt.runs.kinds import OF_ATTENTION
+from cahp_opt.runs.maximising import Maximising
+from cahp_opt.runs.method import Needs, Task
 from cahp_opt.runs.names import DEFAULT_SOLVER, ObjectiveName, SolverName
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.selection import Chooser, chooser, select
+from cahp_opt.selection import select
+from cahp_opt.solver import Solver
 from cahp_opt.stats.head_stats import HeadStats
 
 
 @dataclass(frozen=True)
-class ObjectiveAndSolver(Method):
+class ObjectiveAndSolver(Maximising):
     """An objective of calibration statistics, maximised by a solver.
 
     Args:
@@ -54,14 +58,14 @@ class ObjectiveAndSolver(Method):
         del task
         return Needs(self.objective.needs)
 
-    def chooser(self, stats: HeadStats, task: Task) -> Chooser:
-        """Maximises the objective of these statistics."""
-        return chooser(
-            self.objective.build(stats),
-            self.solver.build(),
-            time_limit=task.time_limit,
-            seed=task.seed,
-        )
+    def maximised(self, stats: HeadStats, task: Task) -> Objective:
+        """The objective of these statistics."""
+        del task
+        return self.objective.build(stats)
+
+    def maximiser(self) -> Solver:
+        """The solver."""
+        return self.solver.build()
 
     def remarks(self, stats: HeadStats) -> list[str]:
         """Those of the objective."""
@@ -72,7 +76,7 @@ class ObjectiveAndSolver(Method):
 
         Raises:
             ValueError: if the solver cannot handle the objective over this space, or the objective compares the
-                classes of texts without labels.
+                classes of texts without labels, or attention maps of blocks that have none.
         """
         if "signatures" in self.objective.needs and not task.labelled:
             raise ValueError(
@@ -80,6 +84,11 @@ class ObjectiveAndSolver(Method):
                 "give `--data` with a column label, or another objective."
             )
         space = task.budget.space
+        if self.objective.needs & OF_ATTENTION and not space.of_attention.all():
+            raise ValueError(
+                f"`--objective {self.objective.value}` compares attention maps, which feed-forward parts lack; give "
+                "`--prune heads`, or another objective."
+            )
         problem = Problem(self.objective.kind.example(space), Budget(space))
         select(problem, self.solver.build(), time_limit=0.1, seed=task.seed)
 

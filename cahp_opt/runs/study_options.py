@@ -14,9 +14,11 @@ from cahp_opt.runs.budget_options import BlockLimits, BudgetOptions
 from cahp_opt.runs.kinds import KindOptions, Kinds
 from cahp_opt.runs.limits import Limit
 from cahp_opt.runs.method import Method
+from cahp_opt.runs.names import ObjectiveName
 from cahp_opt.runs.options import option, same
 from cahp_opt.runs.plan import RecoveryOptions, SelectionOptions
 from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.study_plan import KEEP_SETS
 
 STUDY_FILE = "study.safetensors"
 """Name of the record in the folder of a study."""
@@ -25,6 +27,8 @@ LIMITS = ("0.8", "0.6")
 """Where none is given."""
 METHODS = ("default", "michel", "random")
 """Where none is given."""
+BASELINE = ("random",)
+"""Where none is given, and objectives are."""
 RECOVERIES = (Recovery.NONE, Recovery.REFIT)
 """Where none is given."""
 
@@ -100,7 +104,25 @@ class StudiedMethods:
         metadata=option(
             "--method",
             help="A method's name, or your own `module:Class`. May be repeated. Default: default, michel and "
-            "random.",
+            "random; random alone beside --objective.",
+        ),
+    )
+    objective: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "--objective",
+            help="An objective's name, or your own `module:Class`, to judge by how well it ranks random keep-sets and "
+            "by what it chooses. May be repeated. Beside your own stand all of the library that apply, unless some "
+            "of them are named.",
+        ),
+    )
+    keep_sets: int = field(
+        default=KEEP_SETS,
+        metadata=option(
+            "--keep-sets",
+            min=2,
+            help="Random keep-sets at every limit for every seed, which all objectives rank. Each is sliced, recovered "
+            "and judged.",
         ),
     )
     seeds: int = field(
@@ -130,7 +152,19 @@ class StudiedMethods:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the methods."""
-        return tuple(dict.fromkeys(self.method or METHODS))
+        usual = BASELINE if self.objective else METHODS
+        return tuple(dict.fromkeys(self.method or usual))
+
+    @property
+    def asked_objectives(self) -> tuple[str, ...]:
+        """The names of the objectives that were asked for."""
+        return tuple(dict.fromkeys(self.objective))
+
+    @property
+    def usual_objectives(self) -> tuple[ObjectiveName, ...]:
+        """The objectives of the library that stand beside one's own."""
+        own = [name for name in self.objective if ":" in name]
+        return tuple(ObjectiveName) if own and len(own) == len(self.objective) else ()
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from cahp_opt.costs.workloads import Workload
 from cahp_opt.runs.limits import Limit
+from cahp_opt.runs.maximising import Maximising
 from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.method import Method
 from cahp_opt.runs.plan import Reading, RecoveryOptions
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.studies.outcome import Cell
+
+KEEP_SETS = 20
+"""Random keep-sets where no number is given."""
 
 
 class Job(NamedTuple):
@@ -25,6 +29,18 @@ class Job(NamedTuple):
     """
 
     method: str
+    limit: str
+    seed: int
+
+
+class Stratum(NamedTuple):
+    """Where the random keep-sets of a study are drawn.
+
+    Args:
+        limit: text of the limit.
+        seed: of the texts and of every random choice.
+    """
+
     limit: str
     seed: int
 
@@ -43,9 +59,11 @@ class StudyPlan:
         reading: how texts become batches.
         measuring: the number of examples for the statistics that the methods need.
         time_limit: seconds that a solver may take; None for no limit.
+        objectives: the names of the methods whose objectives are judged by themselves too.
+        keep_sets: random keep-sets at every limit for every seed, by which they are judged.
 
     Raises:
-        ValueError: if there is nothing to do, or something twice.
+        ValueError: if there is nothing to do, or something twice; or for objectives that cannot be judged.
     """
 
     methods: Mapping[str, Method]
@@ -57,6 +75,8 @@ class StudyPlan:
     reading: Reading = field(default_factory=Reading)
     measuring: MeasuringOptions = field(default_factory=MeasuringOptions)
     time_limit: float | None = None
+    objectives: tuple[str, ...] = ()
+    keep_sets: int = KEEP_SETS
 
     def __post_init__(self) -> None:
         lists: Mapping[str, Sequence[object]] = {
@@ -70,6 +90,38 @@ class StudyPlan:
             if not given or twice:
                 what = f"holds {twice[0]!r} twice" if twice else "is empty"
                 raise ValueError(f"`{name}` {what}; give at least one, and each once.")
+        for name in self.objectives:
+            self.objective(name)
+        if self.keep_sets < 2:
+            raise ValueError(
+                f"`keep_sets` must be at least 2, for one has no order, got {self.keep_sets}."
+            )
+
+    def objective(self, name: str) -> Maximising:
+        """The method that maximises an objective.
+
+        Raises:
+            ValueError: if there is none of this name, or it maximises nothing.
+        """
+        found = self.methods.get(name)
+        if not isinstance(found, Maximising):
+            raise ValueError(
+                f"`objectives` holds {name!r}, which is not among the `methods` that maximise an objective."
+            )
+        return found
+
+    def without(self, names: Collection[str]) -> StudyPlan:
+        """The plan without some methods, and without objectives of these names."""
+        methods = {name: each for name, each in self.methods.items() if name not in names}
+        objectives = tuple(name for name in self.objectives if name not in names)
+        return replace(self, methods=methods, objectives=objectives)
+
+    @property
+    def strata(self) -> list[Stratum]:
+        """Where random keep-sets are drawn: seed by seed, at every limit; nowhere without objectives."""
+        if not self.objectives:
+            return []
+        return [Stratum(limit.text, seed) for seed in self.seeds for limit in self.limits]
 
     @property
     def sensitive(self) -> bool:
@@ -114,7 +166,16 @@ class StudyPlan:
         return (
             f"{product}: {_several(len(self.cells()), 'cell')}, for {_several(len(self.seeds), 'calibration')} on "
             f"{texts} texts, {_several(repaired, 'recovery')} on these texts, and as many models as cells to judge on "
-            f"{held_out} held-out texts"
+            f"{held_out} held-out texts{self._random_in_words()}"
+        )
+
+    def _random_in_words(self) -> str:
+        if not self.objectives:
+            return ""
+        models = len(self.strata) * self.keep_sets * len(self.recoveries)
+        return (
+            f"; {_several(len(self.objectives), 'objective')}, by {self.keep_sets} random keep-sets at every limit: "
+            f"{models} more models to judge"
         )
 
     def jobs(self) -> Iterator[Job]:

@@ -89,7 +89,7 @@ class Draws:
         self._whole = [_value(each, figure) for each in scores]
         parts = [
             [figure.values(each.arrays, weights) for each in scores]
-            for weights in _weights(scores[0].examples, resamples, seed)
+            for weights in resampled(scores[0].examples, resamples, seed)
         ]
         self._drawn = np.concatenate(parts, axis=1)
 
@@ -218,8 +218,14 @@ def _value(scores: Scores, figure: Figure) -> float:
     return value
 
 
-def _weights(examples: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often every example is drawn, ``[some of the resamples, examples]``, until all are there."""
+def resampled(examples: int, resamples: int, seed: int | Sequence[int]) -> Iterator[Floats]:
+    """How often every example is drawn, ``[some of the resamples, examples]``, until all are there.
+
+    Args:
+        examples: how many there are, and are drawn with replacement.
+        resamples: how often they are drawn.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
     some = max(1, _AT_ONCE // examples)
     for start in range(0, resamples, some):

@@ -90,6 +90,20 @@ class Scores:
             "models are ranked; name a figure."
         )
 
+    @property
+    def distance(self) -> Figure:
+        """The figure that says how far a model's outputs are from those of the unpruned model.
+
+        Raises:
+            ValueError: if the arrays allow none.
+        """
+        for figure in self.figures.values():
+            if not (figure.of_one_model or figure.higher_is_better):
+                return figure
+        raise ValueError(
+            f"these scores of {self.judging.value} have no distance from the unpruned model; name a figure."
+        )
+
     def figure(self, name: str | None = None) -> Figure:
         """A figure by name; the headline figure for None.
 

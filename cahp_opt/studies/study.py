@@ -12,6 +12,7 @@ import numpy as np
 from cahp_opt.files.array_records import narrowed, read_arrays, write_arrays
 from cahp_opt.files.records import PathLike, reading
 from cahp_opt.space import HeadSpace
+from cahp_opt.studies.correlations import Correlation, correlations
 from cahp_opt.studies.differences import (
     RESAMPLES,
     Difference,
@@ -21,6 +22,7 @@ from cahp_opt.studies.differences import (
 )
 from cahp_opt.studies.figures import Figure
 from cahp_opt.studies.outcome import Arm, Cell, Outcome, cell_of
+from cahp_opt.studies.random_sets import RandomSets, joined_sets
 from cahp_opt.studies.scores import Scores
 
 _KIND, _VERSION = "cahp-study", 1
@@ -98,6 +100,8 @@ class Study:
         missing: by cell without an outcome, a sentence with the reason; empty if it has not run yet.
         provenance: of the whole study, by name: versions, device, number of texts.
         notes: sentences that the user should read.
+        random_sets: by limit and seed, random keep-sets, what objectives say of them and how their models do; empty
+            if no objective was studied.
 
     Raises:
         ValueError: for two outcomes of one cell, one that is said to be missing, or one of other blocks or
@@ -112,8 +116,14 @@ class Study:
     missing: Mapping[Cell, str] = field(default_factory=lambda: dict[Cell, str]())
     provenance: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
     notes: tuple[str, ...] = ()
+    random_sets: tuple[RandomSets, ...] = ()
 
     def __post_init__(self) -> None:
+        for sets in self.random_sets:
+            if sets.kept.shape[1] != self.space.n:
+                raise ValueError(
+                    f"`random_sets` at {sets.limit} are of {sets.kept.shape[1]} units, and `space` has {self.space.n}."
+                )
         seen = set(self.missing)
         for found in self.outcomes:
             if found.cell in seen:
@@ -150,6 +160,11 @@ class Study:
     def recoveries(self) -> tuple[str, ...]:
         """The names of all recoveries, in the order of the cells."""
         return tuple(dict.fromkeys(cell.recovery for cell in self.cells))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of the objectives that were studied, each of which is a method too."""
+        return tuple(dict.fromkeys(name for sets in self.random_sets for name in sets.objectives))
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -200,6 +215,7 @@ class Study:
             {cell: why for cell, why in missing.items() if cell not in found},
             {name: "; ".join(dict.fromkeys(each)) for name, each in told.items()},
             tuple(dict.fromkeys((*self.notes, *newer.notes))),
+            joined_sets(self.random_sets, newer.random_sets),
         )
 
     def compared(
@@ -277,6 +293,47 @@ class Study:
         """The best method at a limit with a recovery, and all that tie with it; see :meth:`standings`."""
         return tuple(each.method for each in self.standings(limit, recovery, figure) if each.ties)
 
+    def correlations(
+        self,
+        recovery: str,
+        figure: str | None = None,
+        *,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> dict[str, Correlation]:
+        """By objective, how well it ranks random keep-sets by the damage that they do.
+
+        The interval is a bootstrap over the keep-sets of every limit and seed.
+
+        Args:
+            recovery: after which they were judged.
+            figure: name of the figure that they were judged by; None for the distance from the unpruned model.
+            resamples: how often the keep-sets are drawn again.
+            seed: of the draws.
+
+        Raises:
+            ValueError: without numbers for the figure.
+        """
+        wanted = self.unpruned.distance if figure is None else self.unpruned.figure(figure)
+        return correlations(self.random_sets, recovery, wanted, resamples=resamples, seed=seed)
+
+    def at_random(self, limit: str, recovery: str, figure: str | None = None) -> float:
+        """The mean of a figure over all random keep-sets at a limit; NaN without any.
+
+        Args:
+            limit: the limit.
+            recovery: the recovery.
+            figure: its name; None for the distance from the unpruned model.
+        """
+        name = self.unpruned.distance.name if figure is None else figure
+        found = [
+            sets.figures[recovery][name]
+            for sets in self.random_sets
+            if sets.limit == limit and name in sets.figures.get(recovery, {})
+        ]
+        known = [x for array in found for x in array if not math.isnan(x)]
+        return float(np.mean(known)) if known else math.nan
+
     def _draws(
         self, arms: Sequence[Arm], figure: Figure, resamples: int, seed: int
     ) -> tuple[Draws, list[dict[int, int]]]:
@@ -301,11 +358,14 @@ class Study:
             "missing": [[list(cell), reason] for cell, reason in self.missing.items()],
             "provenance": dict(self.provenance),
             "notes": list(self.notes),
+            "random_sets": [sets.header() for sets in self.random_sets],
         }
         arrays: dict[str, Any] = {f"unpruned/{n}": a for n, a in self.unpruned.arrays.items()}
         for i, found in enumerate(self.outcomes):
             arrays |= {f"{i}/{name}": array for name, array in found.arrays().items()}
         arrays = {name: narrowed(array) for name, array in arrays.items()}
+        for i, sets in enumerate(self.random_sets):
+            arrays |= {f"random {i}/{name}": array for name, array in sets.arrays().items()}
         write_arrays(path, _KIND, _VERSION, header, arrays)
 
     @staticmethod
@@ -335,6 +395,10 @@ class Study:
                 {cell_of(cell): why for cell, why in header["missing"]},
                 header["provenance"],
                 tuple(header["notes"]),
+                tuple(
+                    RandomSets.from_record(told, by_part[f"random {i}"])
+                    for i, told in enumerate(header.get("random_sets", []))
+                ),
             )
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from command_line import QUICK, refused, save_model, sentences
 
+from cahp_opt import Budget, HeadSpace, Task
 from cahp_opt.cli import main
+from cahp_opt.runs.names import ObjectiveName
+from cahp_opt.runs.studied_objectives import applicable
+from cahp_opt.runs.study_options import StudiedMethods
 from cahp_opt.studies.study import Study
 
 pytestmark = pytest.mark.usefixtures("threads")
@@ -16,7 +20,11 @@ OWN = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from cahp_opt import Method
+from cahp_opt.objectives import Modular
+from cahp_opt.stats.needs import needs
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,24 @@ class Never(Method):
 
     def chooser(self, stats, task):
         raise ValueError("nothing suits.")
+
+
+class Capped(Modular):
+    """Salience, with its largest values cut off."""
+
+    @staticmethod
+    @needs("salience")
+    def from_stats(stats):
+        salience = stats.salience.mean
+        return Capped(np.minimum(salience, np.median(salience) * 3))
+
+
+class Broken(Modular):
+    """Cannot be made."""
+
+    @staticmethod
+    def from_stats(stats):
+        raise RuntimeError("it broke")
 '''
 
 
@@ -70,6 +96,45 @@ def test_a_study_is_shown_and_resumes(
     assert "failed" not in capsys.readouterr().out
 
 
+def test_objectives_stand_beside_what_they_choose(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["own_module_for_study:Capped", "own_module_for_study:Broken"]
+    few = [
+        "--objective",
+        own[0],
+        "--objective",
+        own[1],
+        "--objective",
+        "salience",
+        "--keep-sets",
+        "4",
+    ]
+    assert main([*command, *few]) == 0
+    told = capsys.readouterr()
+    assert "study: 4 methods x 1 limit" in told.out  # random is the baseline
+    assert "3 objectives, by 4 random keep-sets at every limit: 4 more models to judge" in told.out
+    assert "do they rank 4 random keep-sets by kl" in " ".join(told.out.split())
+    assert "1 of 4 cells failed" in told.err
+    found = Study.load("study/study.safetensors")
+    assert found.objectives == (own[0], "salience", own[1])
+    assert found.methods == ("random", own[0], "salience", own[1])
+    page = Path("study/report.html").read_text(encoding="utf-8")
+    for words in ("What objectives say", "your own objective", "RuntimeError: it broke."):
+        assert words in page
+
+
+def test_objectives_of_the_library_stand_beside_ones_own() -> None:
+    usual = {name.value for name in StudiedMethods(objective=("mine:One",)).usual_objectives}
+    assert usual == {name.value for name in ObjectiveName}
+    assert not StudiedMethods(objective=("mine:One", "salience")).usual_objectives
+    assert not StudiedMethods().usual_objectives
+    space = HeadSpace.uniform(2, 3)
+    unlabelled = applicable(ObjectiveName, Task(Budget(space)))
+    assert "complementarity" not in unlabelled and "facility-location" in unlabelled
+    assert "complementarity" in applicable(ObjectiveName, Task(Budget(space), labelled=True))
+
+
 def test_pages_of_somebody_else_stay(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +156,8 @@ def test_if_all_cells_fail_the_study_does(
     ("options", "words"),
     [
         (["--method", "best"], "`--method` 'best' is not known"),
+        (["--objective", "best"], "`--objective` 'best' is not known"),
+        (["--objective", "own_module_for_study:Never"], "has no `from_stats(stats)`"),
         (["--jobs", "0"], "`--jobs` must be at least 1"),
         (["--latency", "quick"], "'quick'"),
         (["--held-out", "0"], "there are no held-out texts"),
@@ -113,3 +180,14 @@ def test_a_record_of_somebody_else_is_not_replaced(
     Path("study").mkdir()
     Path("study/study.safetensors").write_text("mine", encoding="utf-8")
     refused(capsys, 2, "which no study wrote", run=lambda: main(command))
+
+
+def test_those_that_apply_are_studied_beside_ones_own(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--objective", "own_module_for_study:Capped", "--keep-sets", "2"]
+    assert main([*command, *own]) == 0
+    assert "6 objectives, by 2 random keep-sets" in capsys.readouterr().out
+    names = [name.value for name in ObjectiveName if name.value != "complementarity"]
+    found = Study.load("study/study.safetensors").objectives
+    assert found == ("own_module_for_study:Capped", *names)

@@ -65,6 +65,7 @@ _OF_MEDIA: list[tuple[str, dict[str, Any]]] = [
 ]
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     # command, option, values beside which it does something, and nothing, whether that is refused
+    ("study", "keep_sets", {"objective": ("salience",)}, {}, False),
     *(
         (command, option, FINETUNE, values, True)
         for command in ("prune", "apply")

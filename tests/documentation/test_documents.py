@@ -31,6 +31,7 @@ from documents import (
     in_document,
     is_name,
     own_method,
+    own_objective,
 )
 from stand_ins import save
 
@@ -43,7 +44,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cahp_opt import Proposal, Solver
-from cahp_opt.objectives import Modular
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,6 @@ class MySolver(Solver):
         kept = [np.arange(units) < count for units, count in zip(space.units, few, strict=True)]
         return Proposal(np.concatenate(kept))
 
-
-class MyObjective(Modular):
-    @staticmethod
-    def from_stats(stats):
-        return MyObjective(stats.salience.mean)
 '''
 LONG = ("benchmarks/README.md", "benchmarks/gpu/README.md")
 RUN = [
@@ -90,7 +85,7 @@ def fill(folder: Path, document: str) -> None:
     """What the commands of a document find beside the repository: a model, texts, a solver."""
     texts = [example.text for example in demo_texts()[:96]]
     (folder / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    (folder / "mine.py").write_text(MINE + own_method(), encoding="utf-8")
+    (folder / "mine.py").write_text(MINE + own_objective() + own_method(), encoding="utf-8")
     (folder / "DATA").mkdir()
     for part, own in {"train": texts[:48], "dev": texts[48:72], "test": texts[72:96]}.items():
         rows = ["label\ttext", *(f"{len(text) % 2}\t{text}" for text in own)]

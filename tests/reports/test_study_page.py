@@ -14,10 +14,13 @@ import pages
 import pytest
 from studies_by_hand import SPACE, study
 
-from cahp_opt.reports.charts import MISSING
+from cahp_opt.reports.charts import MISSING, charts_missing
+from cahp_opt.reports.page import Page, sections_with
+from cahp_opt.reports.study_objectives import objectives_part
 from cahp_opt.reports.study_page import mean_counts, standings_of, study_page
 from cahp_opt.reports.wording import number
 from cahp_opt.studies.figures import Judging
+from cahp_opt.studies.objective_rows import objective_rows
 from cahp_opt.studies.outcome import Arm, Cell
 from cahp_opt.studies.scores import Scores
 from cahp_opt.studies.study import Study
@@ -80,6 +83,30 @@ def test_there_is_a_picture_for_every_recovery_and_none_without_points() -> None
     assert "No times have been measured yet" in words and "±" not in words.partition("Notes")[0].replace(
         "Means over seeds ± standard errors", ""
     )  # fmt: skip
+
+
+def test_objectives_are_shown_with_what_they_choose() -> None:
+    charts = not charts_missing()
+    assert "What objectives say" not in pages.words_of(found()[1])
+    record = study(objectives=True)
+    section = ("Objectives", objectives_part(record, charts))
+    html = Page("Study", "", (), sections_with(section)).html()
+    words = pages.words_of(html)
+    for recovery in record.recoveries:
+        for row in objective_rows(record, recovery):
+            if row.correlation.interval is not None:
+                low, high = row.correlation.interval
+                assert f"{row.correlation.mean:.2f} [{low:.2f}, {high:.2f}]" in words
+            for chosen in row.chosen.values():
+                assert f"{number(chosen.value)} ± {number(chosen.error, 2)}" in words
+        assert number(record.at_random("0.5", recovery)) in words
+    best = record.correlations("none")
+    assert best["kwon"].mean > 0.9 > abs(best[ODD].mean) and words.index(
+        f"kwon {best['kwon'].mean:.2f}"
+    ) < words.index(f"{ODD} {best[ODD].mean:.2f}")
+    assert "never: the texts have no <labels>." in words
+    for place in range(2):
+        assert html.count(f'id="objectives-{place}-title"') == charts
 
 
 def test_counts_are_means_over_seeds() -> None:

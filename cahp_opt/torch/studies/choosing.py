@@ -7,7 +7,8 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from cahp_opt.files.store import Row
-from cahp_opt.runs.method import Task, trusted, with_provenance
+from cahp_opt.runs.method import Method, Needs, Task, trusted, with_provenance
+from cahp_opt.runs.own_objective import OwnObjective
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.study_plan import Job
 from cahp_opt.selection import Selection
@@ -68,45 +69,55 @@ def chosen(draw: Draw, job: Job, recovery: Recovery) -> Choice:
         Busy: if another process makes it.
         ValueError: if the method refuses.
     """
-    store = draw.bench.store
-    anyhow, own = (_key(draw, job, each) for each in (None, recovery.value))
-    found = store.peek("choices", anyhow)
+    store, asked = draw.bench.store, _asked(draw, job, recovery)
+    needs = draw.bench.plan.methods[job.method].needs(asked)
+    anyhow = None if asked.looked_at else _key(draw, job, needs, None)
+    found = None if anyhow is None else store.peek("choices", anyhow)
     if found is not None:
         return Choice.of(found)
     watched = list[bool]()
 
     def make() -> Row:
-        row, looked_at = _choose(draw, job, recovery)
+        row, looked_at = _choose(draw, job, asked, needs)
         watched.append(looked_at)
         return row
 
-    row = store.row("choices", own, make, wait=False)
-    if watched == [False]:
+    row = store.row("choices", _key(draw, job, needs, recovery.value), make, wait=False)
+    if watched == [False] and anyhow is not None:
         store.row("choices", anyhow, lambda: row)
     return Choice.of(row)
 
 
-def _key(draw: Draw, job: Job, recovery: str | None) -> object:
+def _asked(draw: Draw, job: Job, recovery: Recovery) -> WatchedTask:
+    bench, space = draw.bench, draw.calibrated.stats.space
+    return WatchedTask.of(bench.task(bench.plan.limit(job.limit), recovery, draw.seed, space))
+
+
+def _key(draw: Draw, job: Job, needs: Needs, recovery: str | None) -> object:
     bench, method = draw.bench, draw.bench.plan.methods[job.method]
-    how = (type(method).__qualname__, repr(method), code_of_choice(type(method)))
     limit = bench.limit_key(bench.plan.limit(job.limit))
-    return draw.statistics_key, how, limit, bench.plan.time_limit, recovery
+    return draw.grouped_key(needs), told(method), limit, bench.plan.time_limit, recovery
 
 
-def _choose(draw: Draw, job: Job, recovery: Recovery) -> tuple[Row, bool]:
+def told(method: Method) -> object:
+    """What a choice depends on through its method, with all of its code."""
+    kinds: list[Any] = [type(method)]
+    if isinstance(method, OwnObjective):
+        kinds.append(method.kind)
+    return type(method).__qualname__, repr(method), code_of_choice(*kinds)
+
+
+def _choose(draw: Draw, job: Job, task: WatchedTask, needs: Needs) -> tuple[Row, bool]:
     bench, method = draw.bench, draw.bench.plan.methods[job.method]
     limit, calibrated = bench.plan.limit(job.limit), draw.calibrated
     began = time.monotonic()
-    asked = bench.task(limit, recovery, draw.seed, calibrated.stats.space)
-    task = WatchedTask.of(asked)
-    evidence = Evidence(calibrated.prunable, calibrated.stats, task, draw.batches, bench.fidelity)
+    stats = needs.of(calibrated.stats)
+    evidence = Evidence(calibrated.prunable, stats, task, draw.batches, bench.fidelity)
     selection = trusted(method, chooser_of(method, evidence))(task.budget)
-    told = with_provenance(
-        selection, method, task, calibrated.stats, limit.target, bench.recipe.profile
-    )
+    named = with_provenance(selection, method, task, stats, limit.target, bench.recipe.profile)
     row = {
-        "selection": told.to_json(),
-        "notes": method.remarks(calibrated.stats),
+        "selection": named.to_json(),
+        "notes": method.remarks(stats),
         "seconds": time.monotonic() - began,
     }
     return row, task.looked_at

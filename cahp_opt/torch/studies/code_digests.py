@@ -13,7 +13,6 @@ from typing import cast
 import cahp_opt
 from cahp_opt import solvers
 from cahp_opt.files.store import digest
-from cahp_opt.runs.method import Method
 
 _LIBRARY = Path(cahp_opt.__file__).parent
 _RUNNING = ("torch/blocks", "torch/running", "torch/evaluation")
@@ -26,9 +25,11 @@ _CHOOSING = (
     "methods",
     "objective.py",
     "objectives",
+    "runs/maximising.py",
     "runs/method.py",
     "runs/names.py",
     "runs/objective_and_solver.py",
+    "runs/own_objective.py",
     "selection.py",
     "subsets.py",
     "torch/methods",
@@ -55,14 +56,15 @@ def code_of_recoveries() -> str:
 
 
 @cache
-def code_of_choice(method: type[Method]) -> str:
-    """A digest of the code that chooses, with the file of the method and what it imports from beside it, or its code where
-    it has no file."""
-    own = _file_of(method)
+def code_of_choice(*kinds: type) -> str:
+    """A digest of the code that chooses, with the files of the method and of what else is of its user, what these import
+    from beside them, or their code where they have no file."""
     rooms = [*(_LIBRARY / name for name in _CHOOSING), *map(Path, solvers.__path__)]
-    if own is None:  # defined in a notebook
-        return digest([_digest(rooms), *_code_of(method)])
-    return _digest([*rooms, own, *_imported(method, own.parent)])
+    parts = [_digest(rooms)]
+    for kind in kinds:
+        own = _file_of(kind)  # none for one that was defined in a notebook
+        parts += _code_of(kind) if own is None else [_digest([own, *_imported(kind, own.parent)])]
+    return digest(parts)
 
 
 def _file_of(method: type) -> Path | None:

@@ -50,9 +50,18 @@ class Draw:
 
     @property
     def statistics_key(self) -> object:
-        """What the statistics depend on."""
-        measured = (sorted(self.needs.statistics), self.needs.densities, self.bench.plan.measuring)
+        """What the statistics of all methods depend on."""
+        return self.key_of(self.needs)
+
+    def key_of(self, needs: Needs) -> object:
+        """What the statistics that somebody needs depend on: nothing that others need beside them."""
+        measured = (sorted(needs.statistics), needs.densities, self.bench.plan.measuring)
         return self.bench.key, self.key, measured, code_of_statistics()
+
+    def grouped_key(self, needs: Needs) -> object:
+        """The same, with the order in which the neurons were put into groups."""
+        space = self.calibrated.stats.space
+        return self.key_of(needs), None if space == space.unordered() else digest(space.to_json())
 
     def measure(self) -> Row:
         """Measure what all cells of the seed share, unless it is there: the statistics, and the weights of tokens.
@@ -144,3 +153,17 @@ class Draw:
             for block, tensor in enumerate(blocks)
         }
         save_file(tensors, to)
+
+
+def draw_of(bench: Bench, seed: int, needs: Needs) -> Draw:
+    """The draw of a seed; only the last one is kept.
+
+    Args:
+        bench: the model.
+        seed: the seed.
+        needs: what all methods need together.
+    """
+    last = bench.last
+    if not isinstance(last, Draw) or (last.seed, last.needs) != (seed, needs):
+        bench.last = last = Draw(bench, seed, needs)
+    return last

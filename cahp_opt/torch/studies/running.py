@@ -17,6 +17,7 @@ from cahp_opt.progress import Progress, Stages
 from cahp_opt.runs.method import Needs
 from cahp_opt.runs.study_options import STUDY_FILE
 from cahp_opt.studies.outcome import Cell, Outcome
+from cahp_opt.studies.random_sets import RandomSets
 from cahp_opt.studies.study import Study
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.methods.model_method import rehearse_choice
@@ -25,9 +26,10 @@ from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recove
 from cahp_opt.torch.studies.bench import Bench, bench_of
 from cahp_opt.torch.studies.needs import needs_of_all
 from cahp_opt.torch.studies.outlook import Outlook
+from cahp_opt.torch.studies.ranking import ranked_sets
 from cahp_opt.torch.studies.recipe import Recipe
 from cahp_opt.torch.studies.timing import Counts, Timer, distinct_counts
-from cahp_opt.torch.studies.working import Finished, measure_draw, work
+from cahp_opt.torch.studies.working import Done, measure_draw, work
 from cahp_opt.version import __version__
 
 _PAUSE = 0.5  # seconds until work that another process was doing is asked for again
@@ -52,18 +54,23 @@ def run_study(recipe: Recipe, *, jobs: int = 1, stages: Stages | None = None) ->
         OSError: if the folder cannot be written.
     """
     shown = stages or Stages()
-    bench = bench_of(recipe)
+    bench, asked = bench_of(recipe), recipe.plan
     with bench.alone:
-        check_study(bench)
+        refused = check_study(bench)
         profile = recipe.profile or measured_profile(bench, shown)
-        if profile is not None and recipe.profile is None:
-            recipe = replace(recipe, source=_held(bench), profile=profile)
+        if refused or (profile is not None and recipe.profile is None):
+            plan = asked.without(refused)
+            recipe = replace(recipe, source=_held(bench), profile=profile, plan=plan)
     bench = bench_of(recipe)
     with bench.alone:
         needs = needs_of_all(bench)
     found, failed = _worked(recipe, needs, jobs, shown)
+    failed |= {cell: refused[cell.method] for cell in asked.cells() if cell.method in refused}
+    seeds = {cell.seed for cell in found}
+    ranked = ranked_sets(recipe, needs, refused, seeds, partial(_spread, jobs=jobs), shown)
     outcomes = _timed(bench, found, shown)
-    study = _study(bench, outcomes, failed)
+    missing = {cell: failed[cell] for cell in asked.cells() if cell in failed}
+    study = _study(bench, outcomes, missing, ranked)
     study.save(recipe.folder / STUDY_FILE)
     return study
 
@@ -74,13 +81,17 @@ def _held(bench: Bench) -> Any:
     return bench.recipe.source.holding(named.model, named.tokenizer)
 
 
-def check_study(bench: Bench) -> None:
+def check_study(bench: Bench) -> dict[str, str]:
     """Refuse, before long work, what would be refused in every cell of a method or a recovery.
+
+    Returns:
+        By objective that does not apply, which stops nothing else, a sentence with the reason.
 
     Raises:
         BudgetError: if nothing meets a limit on numbers of units.
-        ValueError: naming the way out.
+        ValueError: naming the way out; also if none of the methods is left.
     """
+    refused = dict[str, str]()
     plan, space = bench.plan, bench.prunable.space
     if bench.recipe.profile is not None:
         bench.recipe.profile.check(structure(bench.named.model))
@@ -88,9 +99,14 @@ def check_study(bench: Bench) -> None:
         limit.target.numbers(space)
     for recovery in plan.recoveries:
         task = bench.within(Budget(space), recovery, plan.seeds[0])
-        for method in plan.methods.values():
-            method.check(task)
-            plan.measuring.check(method.name, method.needs(task).statistics)
+        for name, method in plan.methods.items():
+            try:
+                method.check(task)
+                plan.measuring.check(method.name, method.needs(task).statistics)
+            except ValueError as error:
+                if name not in plan.objectives or len(refused | {name: ""}) == len(plan.methods):
+                    raise
+                refused[name] = str(error)
     rehearse_judging(bench.named.model, bench.fidelity, bench.held_out.batches[0])
     Timer(bench)  # refuses workloads that the model cannot be timed on
     few = bench.encoded(bench.drawn(plan.seeds[0])[: plan.reading.batch_size], 0)
@@ -98,6 +114,7 @@ def check_study(bench: Bench) -> None:
         rehearse_choice(method, bench.prunable, few[0])
     for recovery in plan.recoveries:
         rehearse_recovery(bench.prunable, recovery, few[0])
+    return refused
 
 
 def measured_profile(bench: Bench, stages: Stages) -> Profile | None:
@@ -158,7 +175,7 @@ def _tell(outlook: Outlook, progress: Progress) -> None:
     progress(str(outlook), outlook.done + outlook.failed, outlook.total)
 
 
-def _spread(todo: Sequence[Callable[[], Finished]], jobs: int) -> Iterable[Finished]:
+def _spread(todo: Sequence[Callable[[], Done]], jobs: int) -> Iterable[Done]:
     """What comes of pieces of work, as it comes; what another process is doing is asked for again."""
     import joblib  # takes a tenth of a second to import
 
@@ -169,7 +186,7 @@ def _spread(todo: Sequence[Callable[[], Finished]], jobs: int) -> Iterable[Finis
         busy = list[int]()
         pieces = (tools.delayed(_numbered)(number, piece) for number, piece in left)
         try:
-            results: Iterable[tuple[int, Finished]] = parallel(pieces)
+            results: Iterable[tuple[int, Done]] = parallel(pieces)
             for number, done in results:
                 if done.busy:
                     busy.append(number)
@@ -185,7 +202,7 @@ def _spread(todo: Sequence[Callable[[], Finished]], jobs: int) -> Iterable[Finis
             time.sleep(_PAUSE)
 
 
-def _numbered(number: int, piece: Callable[[], Finished]) -> tuple[int, Finished]:
+def _numbered(number: int, piece: Callable[[], Done]) -> tuple[int, Done]:
     return number, piece()
 
 
@@ -216,7 +233,12 @@ def _timed(bench: Bench, found: dict[Cell, Outcome], stages: Stages) -> list[Out
     ]
 
 
-def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -> Study:
+def _study(
+    bench: Bench,
+    outcomes: Sequence[Outcome],
+    missing: dict[Cell, str],
+    ranked: tuple[RandomSets, ...],
+) -> Study:
     texts = bench.recipe.texts
     with bench.alone:
         unpruned, notes = bench.judge.unpruned, (*texts.notes, *bench.notes)
@@ -234,7 +256,8 @@ def _study(bench: Bench, outcomes: Sequence[Outcome], failed: dict[Cell, str]) -
         bench.prunable.space.unordered(),
         unpruned,
         tuple(outcomes),
-        {cell: failed[cell] for cell in bench.plan.cells() if cell in failed},
+        missing,
         facts,
         notes,
+        ranked,
     )

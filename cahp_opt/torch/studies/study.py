@@ -19,8 +19,9 @@ from cahp_opt.runs.limits import Limit
 from cahp_opt.runs.method import Method
 from cahp_opt.runs.plan import Reading, RecoveryOptions, TextOptions
 from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.studied_objectives import Studied, beside, objectives_named
 from cahp_opt.runs.study_options import studied_kinds
-from cahp_opt.runs.study_plan import StudyPlan
+from cahp_opt.runs.study_plan import KEEP_SETS, StudyPlan
 from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.runs.texts import Example
 from cahp_opt.stats.pooling import Pooling
@@ -37,7 +38,9 @@ def study(
     tokenizer: Any = None,
     texts: Iterable[str | Example] | StudyTexts = (),
     *,
-    methods: Sequence[Method] | Mapping[str, Method],
+    methods: Sequence[Method] | Mapping[str, Method] = (),
+    objectives: Sequence[Studied] | Mapping[str, Studied] = (),
+    keep_sets: int = KEEP_SETS,
     limits: Sequence[str | Limit] = ("0.8", "0.6"),
     recoveries: Sequence[Recovery] = (Recovery.NONE, Recovery.REFIT),
     seeds: int | Sequence[int] = 3,
@@ -61,6 +64,10 @@ def study(
     sliced, checked, recovered on those texts and judged on the held-out ones, which are the same for all. In
     the end, models of every set of counts that came out are timed in turns with the unpruned one.
 
+    An objective is a method too, which chooses what maximises it. Beside that, it is asked for its values at
+    random keep-sets at every limit, the same for all objectives, and :meth:`Study.correlations` says how well it ranks
+    them by the damage that they do.
+
     Every result is a file in the folder as soon as it is there, named by a digest of all that it depends on: a
     study that was killed resumes, one with more methods, limits, recoveries or seeds costs only what is new,
     and several processes or machines that share the folder share the work. A cell that fails does not stop the
@@ -75,6 +82,11 @@ def study(
             :class:`~cahp_opt.runs.study_texts.StudyTexts`, which also state what to judge by, how many are
             drawn, and a name for tables.
         methods: the methods, under their own names or those of a mapping.
+        objectives: objectives to judge: members of :class:`~cahp_opt.runs.names.ObjectiveName`, classes of your own with a
+            static method ``from_stats(stats)`` that declares what it reads (:func:`~cahp_opt.stats.needs.needs`), or
+            methods that maximise one (:class:`~cahp_opt.runs.maximising.Maximising`). One that does not apply
+            or fails stops nothing else.
+        keep_sets: random keep-sets at every limit for every seed, by which objectives are judged.
         limits: each tried alone: a ratio of the unpruned time such as ``0.7``, a time such as ``decode=12ms``, a
             number of units of attention such as ``24 heads``, or a share such as ``0.5 neurons``.
         recoveries: each tried on every choice.
@@ -100,10 +112,10 @@ def study(
         OSError: if a file cannot be read, or the folder not be written.
     """
     asked = tuple(each if isinstance(each, Limit) else Limit.parse(each) for each in limits)
+    chosen, ranked = beside(_named(methods), objectives_named(objectives))
     goals: list[LatencyGoal] = [goal for limit in asked for goal in limit.target.latencies]
-    named_methods = _named(methods)
     plan = StudyPlan(
-        named_methods,
+        chosen,
         asked,
         tuple(recoveries),
         tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
@@ -111,9 +123,11 @@ def study(
         workloads_for(goals, workloads, Workload()),
         reading or Reading(),
         time_limit=time_limit,
+        objectives=ranked,
+        keep_sets=keep_sets,
     )
     options = KindOptions(prune, neuron_group)
-    kinds = studied_kinds(options, asked, named_methods.values(), profile)
+    kinds = studied_kinds(options, asked, chosen.values(), profile)
     source = _source(model, tokenizer)
     loaded, processor = source.load(0)
     named = Named(source.name, loaded, processor, pooling, kinds).settled()

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from cahp_opt.files.records import whole_file
-from cahp_opt.files.store import Busy, digest
+from cahp_opt.files.store import Busy
 from cahp_opt.runs.method import Needs
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.study_plan import Job
 from cahp_opt.studies.outcome import Cell, Outcome
-from cahp_opt.torch.studies.bench import Bench, bench_of
+from cahp_opt.torch.studies.bench import bench_of
 from cahp_opt.torch.studies.choosing import chosen
-from cahp_opt.torch.studies.draws import Draw
+from cahp_opt.torch.studies.draws import Draw, draw_of
+from cahp_opt.torch.studies.failures import reason_of
 from cahp_opt.torch.studies.judging import judged
 from cahp_opt.torch.studies.recipe import Recipe
+
+
+class Told(Protocol):
+    """What comes of any piece of work."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether another process is doing a part of it, so that it has to be asked for again."""
+        ...
+
+
+Done = TypeVar("Done", bound=Told)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +53,14 @@ def measure_draw(recipe: Recipe, seed: int, needs: Needs) -> Finished:
     bench = bench_of(recipe)
     with bench.alone:
         try:
-            _draw(bench, seed, needs).measure()
+            draw_of(bench, seed, needs).measure()
         except Busy:
             return Finished(busy=True)
         except Exception as error:  # the other seeds may go well
             cells = [cell for cell in recipe.plan.cells() if cell.seed == seed]
-            return Finished(failed=dict.fromkeys(cells, _reason(bench, f"seed {seed}", error)))
+            return Finished(
+                failed=dict.fromkeys(cells, reason_of(bench.store, f"seed {seed}", error))
+            )
     return Finished()
 
 
@@ -55,7 +69,7 @@ def work(recipe: Recipe, job: Job, needs: Needs) -> Finished:
     bench = bench_of(recipe)
     outcomes, failed, found = list[Outcome](), dict[Cell, str](), 0
     with bench.alone:
-        draw = _draw(bench, job.seed, needs)
+        draw = draw_of(bench, job.seed, needs)
         for cell in recipe.plan.cells_of(job):
             made = bench.store.made
             try:
@@ -65,16 +79,8 @@ def work(recipe: Recipe, job: Job, needs: Needs) -> Finished:
             except Busy:
                 return Finished(busy=True)
             except Exception as error:  # whatever it is, the other cells may go well
-                failed[cell] = _reason(bench, str(cell), error)
+                failed[cell] = reason_of(bench.store, str(cell), error)
     return Finished(tuple(outcomes), failed, found=found)
-
-
-def _draw(bench: Bench, seed: int, needs: Needs) -> Draw:
-    """The draw of a seed; only the last one is kept."""
-    last = bench.last
-    if not isinstance(last, Draw) or (last.seed, last.needs) != (seed, needs):
-        bench.last = last = Draw(bench, seed, needs)
-    return last
 
 
 def _outcome(draw: Draw, job: Job, cell: Cell) -> Outcome:
@@ -90,14 +96,3 @@ def _outcome(draw: Draw, job: Job, cell: Cell) -> Outcome:
         provenance={"device": found.device},
         notes=choice.notes,
     )
-
-
-def _reason(bench: Bench, what: str, error: Exception) -> str:
-    """The reason as one sentence; the traceback goes to a file."""
-    path = bench.store.folder / "failures" / f"{digest(what)}.txt"
-    with whole_file(path) as to:
-        to.write_text(f"{what}\n{''.join(traceback.format_exception(error))}", encoding="utf-8")
-    told = " ".join(str(error).split()) or type(error).__name__
-    if not isinstance(error, ValueError):
-        told = f"{type(error).__name__}: {told}"
-    return told if told.endswith(".") else f"{told}."
