@@ -30,7 +30,7 @@ TITLES = {"none": "without recovery", "refit": "after a refit"}
 HEAD = """# Which objective says what removing heads does
 
 Written by `python benchmarks/objectives/report.py` from `benchmarks/results/objectives/`; never edit it by hand. Your own model and
-texts, and an objective of your own, are judged in the same way by [`cahp study --objective`](compare.md#a-study-on-your-own-model).
+texts, and an objective of your own, are judged in the same way by [`cahp study`](compare.md#a-study-on-your-own-model).
 
 Every objective is a function of calibration statistics that a solver maximises. Two questions, and two tables for
 each recovery (nothing, or the closed-form `refit`):

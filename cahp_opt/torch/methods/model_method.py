@@ -79,7 +79,13 @@ class ModelMethod(Method):
 
 
 def rehearse_choice(method: Method, prunable: Prunable, batch: Mapping[str, Tensor]) -> None:
-    """:meth:`ModelMethod.rehearse` of any method; those of statistics refuse no model."""
+    """:meth:`ModelMethod.rehearse` of any method; those of statistics refuse no model.
+
+    Args:
+        method: the method.
+        prunable: the blocks of the model.
+        batch: of tensors ``[batch, tokens]``.
+    """
     if isinstance(method, ModelMethod):
         method.rehearse(prunable, batch)
 
