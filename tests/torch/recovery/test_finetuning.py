@@ -102,7 +102,7 @@ def test_empty_parts_of_both_kinds_stay_empty() -> None:
 def test_a_caller_may_have_autocast_on() -> None:
     """Autocast keeps the weights it has cast until its context ends; training must not see old ones."""
     dense, model = sliced(tiny_models.BERT)
-    options: dict[str, Any] = {"dense": dense, "epochs": 5, "learning_rate": 5e-3}
+    options: dict[str, Any] = {"dense": dense, "epochs": 2, "learning_rate": 5e-3}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = finetune(model, texts(tiny_models.BERT), **options)
     _, again = sliced(tiny_models.BERT)

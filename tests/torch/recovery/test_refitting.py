@@ -25,7 +25,7 @@ from cahp_opt.torch.running.repeatable_batches import Repeated
 from cahp_opt.torch.slicing.slicing import slice_heads, thin_copy
 
 TINY = 1e-10
-BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(6)]
+BATCHES = [tiny_models.batch(size=12, length=9, seed=s) for s in range(4)]
 
 
 def keep(model: nn.Module, counts: list[int]) -> np.ndarray:
@@ -77,8 +77,9 @@ def through_block(model: nn.Module, block: AttentionBlock, batch: dict[str, Tens
 def test_keeping_everything_changes_nothing(family: tiny_models.Family, ridge: float) -> None:
     dense = family.build().double()
     model = copy.deepcopy(dense)
-    refit(model, dense, BATCHES, ridge=ridge)
-    for batch in BATCHES[:2]:
+    few = BATCHES[:2]
+    refit(model, dense, few, ridge=ridge)
+    for batch in few:
         torch.testing.assert_close(output(model, batch), output(dense, batch), atol=1e-6, rtol=1e-6)
 
 
@@ -270,7 +271,7 @@ def test_a_feed_forward_part_may_be_called_by_keyword_but_not_be_left_out() -> N
     dense.model.layers[1].mlp.skips = True
     model = slice_heads(dense, keep(dense, [2, 1, 3]))
     with pytest.raises(
-        ValueError, match=r"ran 'model.layers.1.mlp.down' on .* but not on batches\[6\]"
+        ValueError, match=r"ran 'model.layers.1.mlp.down' on .* but not on batches\[4\]"
     ):
         refit(model, dense, [*BATCHES, few])
 
@@ -331,7 +332,7 @@ def test_resuming_equals_running_from_the_start(family: tiny_models.Family) -> N
     refit(models[0], dense, BATCHES)
     refit(models[1], dense, BATCHES, memory=0)
     refit(
-        models[2], dense, iter(BATCHES), memory=2 * 3 * 12 * 9 * 32 * 4
+        models[2], dense, iter(BATCHES), memory=2 * 2 * 12 * 9 * 32 * 4
     )  # half of the batches fit
     for other in models[1:]:
         for a, b in zip(models[0].parameters(), other.parameters(), strict=True):
@@ -703,7 +704,7 @@ def test_calibration_hands_over_the_weights_of_whole_batches(
 
     monkeypatch.setattr("cahp_opt.torch.calibration.token_weights.flows", counted)
     refit(shared, dense, BATCHES, weighting=weights)
-    assert len(taken) == 4
+    assert len(taken) == len(BATCHES) - 2
     for a, b in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
