@@ -138,7 +138,7 @@ def test_the_command_line_takes_no_more_threads_than_are_granted(
     monkeypatch.setattr("cahp_opt.costs.processors.granted", lambda root=None: 2.5)
     monkeypatch.setattr("cahp_opt.torch.latency.model_times.granted", lambda: 2.5)
     torch.set_num_threads(4)
-    size = ["--batch-size", "1", "--sequence-length", "4", "--repeats", "1"]
+    size = ["--batch-size", "1", "--sequence-length", "4", "--repeats", "1", "--prune", "heads"]
     path = tmp_path / "profile.json"
     assert main(["latency", folder, "--output", str(path), *size, *options]) == 0
     told = capsys.readouterr().err
