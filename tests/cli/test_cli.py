@@ -398,9 +398,10 @@ def test_goals_of_every_kind_by_stages(
 ) -> None:
     """A profile of two workloads, measured once, and everything that a selection has to keep to."""
     stats, table, chosen = (str(tmp_path / n) for n in ("s.safetensors", "l.json", "sel.json"))
-    calibrate = ["calibrate", str(decoder), "--text", str(text), "--output", stats]
+    calibrate = ["calibrate", str(decoder), "--text", str(text), "--output", stats, *HEADS]
     assert main([*calibrate, *SMALL[:4], "--threads", "1"]) == 0
-    timed = ["--workload", "decode:2x8", "--workload", "long=prefill:1x12", "--repeats", "1"]
+    timed = ["--workload", "decode:2x8", "--workload", "long=prefill:1x12", *HEADS]
+    timed += ["--repeats", "1"]
     assert main(["latency", str(decoder), "--output", table, *timed]) == 0
     shown = capsys.readouterr().out
     for name in ("latency of decode: unpruned", "latency of long", "parameters", "kv_cache"):
@@ -426,7 +427,7 @@ def test_goals_of_every_kind_by_stages(
 
     apply = ["apply", str(decoder), "--selection", chosen, "--output-dir", str(tmp_path / "small")]
     assert main([*apply, "--repeats", "1"]) == 0
-    ready = ["--latency-table", table, "--latency", "decode=9s", "--multiple-of", "2"]
+    ready = ["--latency-table", table, "--latency", "decode=9s", "--multiple-of", "2", *HEADS]
     assert prune(decoder, tmp_path / "out", "--text", text, *ready) == 0
     saved = Profile.load(tmp_path / "out" / "latency.json")
     assert saved.latency["decode"].dense == profile.latency["decode"].dense
@@ -435,7 +436,7 @@ def test_goals_of_every_kind_by_stages(
 def test_prune_measures_what_the_goals_name(
     decoder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    goals = ["--latency", "9s", "--latency", "prefill+3*decode=9s", "--kv-cache", "1"]
+    goals = ["--latency", "9s", "--latency", "prefill+3*decode=9s", "--kv-cache", "1", *HEADS]
     assert prune(decoder, tmp_path / "out", "--text", text, *goals) == 0
     profile = Profile.load(tmp_path / "out" / "latency.json")
     where = {name: table.provenance for name, table in profile.latency.items()}
@@ -444,9 +445,9 @@ def test_prune_measures_what_the_goals_name(
     }  # fmt: skip
     report = Report.read(tmp_path / "out" / "report.json")
     assert list(report["goals"]) == ["latency", "latency of prefill+3*decode"]
-    alone = prune(decoder, tmp_path / "alone", "--text", text, "--memory", "1")
+    alone = prune(decoder, tmp_path / "alone", "--text", text, "--memory", "1", *HEADS)
     assert alone == 0 and not Profile.load(tmp_path / "alone" / "latency.json").latency
-    run = partial(prune, decoder, tmp_path / "no", "--text", text, "--latency", "fast=0.9")
+    run = partial(prune, decoder, tmp_path / "no", "--text", text, "--latency", "fast=0.9", *HEADS)
     refused(capsys, 2, "no workload 'fast'", run=run)
 
 
@@ -456,7 +457,8 @@ def test_the_cache_is_counted_for_the_workload_that_was_named(
     held: list[float] = []
     for length in (8, 16):
         output = tmp_path / str(length)
-        alone = ["--kv-cache", "0.9", "--workload", f"decode:2x{length}", "--recovery", "none"]
+        alone = ["--kv-cache", "0.9", "--workload", f"decode:2x{length}", *HEADS]
+        alone += ["--recovery", "none"]
         assert prune(decoder, output, "--text", text, *alone) == 0
         profile = Profile.load(output / "latency.json")
         assert not profile.latency
@@ -470,7 +472,7 @@ def test_decoding_leaves_a_position_for_the_new_token(
     folder, table = tmp_path / "gpt2", tmp_path / "latency.json"
     model: Any = tiny_models.GPT2.build(bare=False)
     model.save_pretrained(folder)
-    measure = ["latency", str(folder), "--repeats", "1", "--output", str(table)]
+    measure = ["latency", str(folder), "--repeats", "1", "--output", str(table), *HEADS]
     full = ["--workload", "decode:2x40"]
     refused(capsys, 2, "give at most 39", run=lambda: main([*measure, *full]))
     assert main([*measure, "--workload", "decode:2"]) == 0
@@ -490,7 +492,7 @@ def test_encoder_decoders_are_timed(name: str, layers: tuple[str, str], tmp_path
     model: Any = family.build(bare=False, **dict.fromkeys(layers, 1))
     model.save_pretrained(tmp_path / name)
     table = tmp_path / "latency.json"
-    measure = ["latency", str(tmp_path / name), "--repeats", "1", "--output", str(table)]
+    measure = ["latency", str(tmp_path / name), "--repeats", "1", "--output", str(table), *HEADS]
     assert main([*measure, "--workload", "prefill:2x8", "--workload", "decode:2x8"]) == 0
     tables = Profile.load(table).latency
     blocks = tables["decode"].space.blocks
@@ -524,7 +526,7 @@ def test_an_interrupted_measurement_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = tmp_path / "latency.json"
-    timed = ["--batch-size", "2", "--sequence-length", "8", "--repeats", "2"]
+    timed = ["--batch-size", "2", "--sequence-length", "8", "--repeats", "2", *HEADS]
     command = ["latency", str(model), "--output", str(table), *timed]
     add, added = SampleFile.add, list[str]()
 
@@ -554,7 +556,7 @@ def test_an_interrupted_measurement_goes_on(
 def test_a_refused_budget_keeps_its_timings(
     model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = ["--text", str(text), "--latency"]
+    ask = ["--text", str(text), *HEADS, "--latency"]
     run = partial(prune, model, tmp_path / "out", *ask, "1e-9s")
     refused(capsys, 2, "cannot be met", run=run)
     assert [p.name for p in tmp_path.iterdir()] == ["out.prefill.jsonl"]
@@ -574,7 +576,7 @@ def test_an_interrupted_prune_keeps_its_timings(
     late: bool,
 ) -> None:
     """In the middle of the timing, and in what comes after it."""
-    run = partial(prune, model, tmp_path / "out", "--text", text, "--latency", "9s")
+    run = partial(prune, model, tmp_path / "out", "--text", text, "--latency", "9s", *HEADS)
     add = SampleFile.add
 
     def interrupted(self: SampleFile, name: str, seconds: float) -> None:
@@ -617,7 +619,7 @@ def test_plans_without_the_device_say_so(
     hardware, stats, table = (str(tmp_path / n) for n in ("h.json", "s.safetensors", "l.json"))
     assert main(["hardware", "--device", "cpu", "--output", hardware, "--threads", "1"]) == 0
     assert "Gflop/s in float32" in capsys.readouterr().out
-    estimate = ["latency", str(decoder), "--estimate", hardware, "--output", table]
+    estimate = ["latency", str(decoder), "--estimate", hardware, "--output", table, *HEADS]
     estimate += ["--workload", "prefill:2x8", "--workload", "decode:2x8"]
     assert main(estimate) == 0
     shown = capsys.readouterr()
@@ -627,7 +629,7 @@ def test_plans_without_the_device_say_so(
     assert all(found.provenance.estimated for found in profile.latency.values())
     assert set(profile.resources) == {"parameters", "memory", "kv_cache"}
 
-    calibrate = ["calibrate", str(decoder), "--text", str(text), "--output", stats]
+    calibrate = ["calibrate", str(decoder), "--text", str(text), "--output", stats, *HEADS]
     assert main([*calibrate, *SMALL[:4], "--threads", "1"]) == 0
     records = ["--stats", stats, "--latency-table", table, "--latency"]
     for command, amount, code in (
@@ -638,7 +640,7 @@ def test_plans_without_the_device_say_so(
         capsys.readouterr()
         assert main([*command, *records, amount]) == code
         assert said in capsys.readouterr().err
-    ready: list[str | Path] = ["--text", text, "--latency-table", table, "--latency", "9s"]
+    ready: list[str | Path] = ["--text", text, "--latency-table", table, "--latency", "9s", *HEADS]
     assert prune(decoder, tmp_path / "out", *ready) == 0
     notes = Report.read(tmp_path / "out" / "report.json")["notes"]
     assert any(said in note for note in notes)
@@ -1112,7 +1114,7 @@ def test_query_slots_of_a_decoder_by_stages_and_at_once(
     tokenizer = make_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(tmp_path / "decoder")
-    dense, slots = str(tmp_path / "decoder"), ["--units", "query-slots"]
+    dense, slots = str(tmp_path / "decoder"), ["--units", "query-slots", *HEADS]
     stats, table = str(tmp_path / "stats.safetensors"), str(tmp_path / "latency.json")
     chosen = str(tmp_path / "selection.json")
     calibrate = ["calibrate", dense, *slots, "--text", str(text), "--output", stats]
@@ -1134,7 +1136,7 @@ def test_query_slots_of_a_decoder_by_stages_and_at_once(
 def test_units_that_a_model_has_anyway_are_noted(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure = ["latency", str(model), "--units", "query-slots", "--workload", "prefill:1x4"]
+    measure = ["latency", str(model), "--units", "query-slots", "--workload", "prefill:1x4", *HEADS]
     assert main([*measure, "--repeats", "1", "--output", str(tmp_path / "l.json")]) == 0
     assert "note: `--units query-slots` does nothing here" in capsys.readouterr().err
 
@@ -1152,7 +1154,7 @@ def test_limits_that_do_not_bind_are_noted_and_forgotten_units_refused(
     for option in ("--kv-cache", "--memory"):
         run = partial(prune, tmp_path / "nowhere", tmp_path / "out", "--text", text, option, "2")
         refused(capsys, 2, f"`{option}` must be a ratio", run=run)
-    wide = ["--heads", "99", "--parameters", "2B", "--recovery", "none"]
+    wide = ["--heads", "99", "--parameters", "2B", "--recovery", "none", *HEADS]
     assert prune(model, tmp_path / "out", "--text", text, *wide) == 0
     notes = Report.read(tmp_path / "out" / "report.json")["notes"]
     for option in ("--heads 99", "--parameters 2000000000"):
@@ -1175,7 +1177,7 @@ def test_names_that_the_terminal_cannot_show(
     shutil.copytree(model, folder)
     shown = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, "ascii", write_through=True))
-    given: list[str | Path] = ["--text", text, "--heads", "6"]
+    given: list[str | Path] = ["--text", text, "--heads", "6", *HEADS]
     assert prune(folder, out, *given) == 0
     assert b"speed-up" in shown.getvalue()
     assert prune(folder, out, *given, "--recovery", "none", "--overwrite") == 0
