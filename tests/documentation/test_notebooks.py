@@ -80,7 +80,7 @@ SECONDS = {
     "meet_a_latency_budget": 75,
     "gqa_decoder": 50,
     "invent_an_objective_and_a_solver": 35,
-    "which_method": 100,
+    "which_method": 150,
 }
 notebooks = pytest.mark.parametrize("notebook", BOOKS, ids=lambda p: p.stem)
 
