@@ -151,11 +151,11 @@ def _restyled(value: str, name: str) -> str:
     return re.sub(r"#0a0[bc][0-9a-f]{2}", lambda found: f"var(--{_VARIABLES[found[0]]})", value)
 
 
-def legend_below(figure: Any, axes: Any, entries: int) -> None:
-    """A legend under all axes, in two columns where names are many."""
+def legend_below(figure: Any, axes: Any) -> None:
+    """A legend under all axes, in as many columns as its names have room for, at most three."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        columns = min(3, max(1, entries))
+        columns = min(len(labels), _columns(labels))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
@@ -186,4 +186,10 @@ def logarithmic(axis: Any, steps: Sequence[float] = (1.0,)) -> None:
 
 def legend_height(names: Sequence[str]) -> float:
     """Inches that such a legend takes."""
-    return 0.22 * -(-len(names) // 3) + 0.1
+    return 0.22 * -(-len(names) // _columns(names)) + 0.1
+
+
+def _columns(names: Sequence[str]) -> int:
+    """How many columns of such names there is room for: a mark takes about half an inch, a letter a fourteenth."""
+    longest = max(map(len, names), default=0)
+    return min(3, max(1, int(WIDTH / (0.5 + longest / 14))))

@@ -102,7 +102,7 @@ def _problem(comparison: Comparison, problem: str, place: int) -> Iterator[Part]
             logarithmic(axes.yaxis)
             axes.set(xlabel="seconds", ylabel="gap to the tightest bound, %")
             axes.margins(0.08)
-            legend_below(figure, axes, len(solvers))
+            legend_below(figure, axes)
 
         yield chart(
             f"gaps-{place}",

@@ -62,7 +62,7 @@ def quality_chart(study: Study, recovery: str, rows: Sequence[StudyRow]) -> Pict
         few_ticks(axes)
         axes.set_xlabel(f"measured share of the unpruned time, {workload}")
         axes.set_ylabel(f"{meaning.name} ({better} is better)")
-        legend_below(figure, axes, len(methods) + 1)
+        legend_below(figure, axes)
 
     return chart(
         f"quality-{study.recoveries.index(recovery)}",
@@ -99,7 +99,7 @@ def predictions_chart(study: Study, rows: Sequence[StudyRow]) -> Picture:
         axes.plot(ends, ends, color=MUTED, lw=1, ls="--", label="as predicted")
         few_ticks(axes)
         axes.set(xlabel="predicted share of the unpruned time", ylabel="measured share")
-        legend_below(figure, axes, len(methods) + 1)
+        legend_below(figure, axes)
 
     return chart(
         "predictions",
@@ -198,7 +198,7 @@ def _kept_chart(
             panel.grid(axis="y", color=LINE)
             if number + columns >= len(shares):
                 panel.set_xlabel("layer")
-        legend_below(figure, panels[0], len(there))
+        legend_below(figure, panels[0])
 
     return chart(
         f"kept-{place}",

@@ -147,7 +147,7 @@ def objectives_chart(study: Study, recovery: str, rows: Sequence[ObjectiveRow]) 
         few_ticks(chosen)
         ranks.set_xlabel("rank correlation")
         chosen.set_xlabel("damage of the choice,\nas a share of random's")
-        legend_below(figure, chosen, len(study.limits))
+        legend_below(figure, chosen)
 
     return chart(
         f"objectives-{study.recoveries.index(recovery)}",
