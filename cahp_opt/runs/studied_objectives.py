@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from cahp_opt.runs.maximising import Maximising
 from cahp_opt.runs.method import Method, Task
 from cahp_opt.runs.names import ObjectiveName, SolverName
 from cahp_opt.runs.objective_and_solver import ObjectiveAndSolver
 from cahp_opt.runs.own_objective import MadeOfStats, OwnObjective
+
+M = TypeVar("M", bound=Method)
 
 Studied: TypeAlias = ObjectiveName | MadeOfStats | Maximising
 """An objective of the library, a class with a static method ``from_stats``, or a method that maximises one."""
@@ -34,6 +36,26 @@ def as_method(objective: Studied) -> Maximising:
     return OwnObjective(objective)
 
 
+def by_name(what: str, given: Sequence[M] | Mapping[str, M]) -> dict[str, M]:
+    """Methods under their own names or those of a mapping.
+
+    Args:
+        what: they are called, for errors.
+        given: the methods.
+
+    Raises:
+        ValueError: if two have one name.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    named = {method.name: method for method in given}
+    if len(named) != len(given):
+        raise ValueError(
+            f"`{what}` has two {what} of one name; give a mapping with names of your own."
+        )
+    return named
+
+
 def objectives_named(given: Sequence[Studied] | Mapping[str, Studied]) -> dict[str, Maximising]:
     """The methods of some objectives by name: their own names or those of a mapping.
 
@@ -42,13 +64,7 @@ def objectives_named(given: Sequence[Studied] | Mapping[str, Studied]) -> dict[s
     """
     if isinstance(given, Mapping):
         return {name: as_method(each) for name, each in given.items()}
-    methods = [as_method(each) for each in given]
-    named = {method.name: method for method in methods}
-    if len(named) != len(methods):
-        raise ValueError(
-            "`objectives` has two objectives of one name; give a mapping with names of your own."
-        )
-    return named
+    return by_name("objectives", [as_method(each) for each in given])
 
 
 def applicable(names: Iterable[ObjectiveName], task: Task) -> dict[str, Maximising]:

@@ -102,10 +102,14 @@ class Bench:
         return Judge(self.named.model, self.held_out.batches, self.fidelity)
 
     @cached_property
+    def few(self) -> Batches:
+        """A batch of the first draw, ``[batch, tokens]``, to try the model on."""
+        return self.encoded(self.drawn(self.plan.seeds[0])[: self.plan.reading.batch_size], 0)
+
+    @property
     def labelled(self) -> bool:
         """Whether the texts have labels that the model takes."""
-        few = self.encoded(self.drawn(self.plan.seeds[0])[: self.plan.reading.batch_size], 0)
-        return all("labels" in batch for batch in few)
+        return all("labels" in batch for batch in self.few)
 
     def encoded(self, examples: Sequence[Example], seed: int) -> Batches:
         """The batches, ``[batch, tokens]``, of some examples."""

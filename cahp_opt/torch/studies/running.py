@@ -109,11 +109,10 @@ def check_study(bench: Bench) -> dict[str, str]:
                 refused[name] = str(error)
     rehearse_judging(bench.named.model, bench.fidelity, bench.held_out.batches[0])
     Timer(bench)  # refuses workloads that the model cannot be timed on
-    few = bench.encoded(bench.drawn(plan.seeds[0])[: plan.reading.batch_size], 0)
     for method in plan.methods.values():
-        rehearse_choice(method, bench.prunable, few[0])
+        rehearse_choice(method, bench.prunable, bench.few[0])
     for recovery in plan.recoveries:
-        rehearse_recovery(bench.prunable, recovery, few[0])
+        rehearse_recovery(bench.prunable, recovery, bench.few[0])
     return refused
 
 

@@ -19,7 +19,7 @@ from cahp_opt.runs.limits import Limit
 from cahp_opt.runs.method import Method
 from cahp_opt.runs.plan import Reading, RecoveryOptions, TextOptions
 from cahp_opt.runs.recovery import Recovery
-from cahp_opt.runs.studied_objectives import Studied, beside, objectives_named
+from cahp_opt.runs.studied_objectives import Studied, beside, by_name, objectives_named
 from cahp_opt.runs.study_options import studied_kinds
 from cahp_opt.runs.study_plan import KEEP_SETS, StudyPlan
 from cahp_opt.runs.study_texts import StudyTexts
@@ -112,7 +112,7 @@ def study(
         OSError: if a file cannot be read, or the folder not be written.
     """
     asked = tuple(each if isinstance(each, Limit) else Limit.parse(each) for each in limits)
-    chosen, ranked = beside(_named(methods), objectives_named(objectives))
+    chosen, ranked = beside(by_name("methods", methods), objectives_named(objectives))
     goals: list[LatencyGoal] = [goal for limit in asked for goal in limit.target.latencies]
     plan = StudyPlan(
         chosen,
@@ -158,17 +158,6 @@ def _texts(
                 f"`{name}` is given, but `texts` are StudyTexts, which state it; leave it out."
             )
     return texts.checked()
-
-
-def _named(methods: Sequence[Method] | Mapping[str, Method]) -> dict[str, Method]:
-    if isinstance(methods, Mapping):
-        return dict(methods)
-    named = {method.name: method for method in methods}
-    if len(named) != len(methods):
-        raise ValueError(
-            "`methods` has two methods of one name; give a mapping with names of your own."
-        )
-    return named
 
 
 def _source(model: nn.Module | PathLike, tokenizer: Any) -> Source:
