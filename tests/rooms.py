@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("torch/recovery", "torch/texts", "torch/export"),
     ("torch/methods",),
     ("torch/pipeline",),
-    ("torch/studies",),
+    ("torch/studies", "torch/forecast"),
     ("torch",),
     ("cli",),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cahp_opt.cli.display import Display
+from cahp_opt.cli.forecast_table import show_forecast
 from cahp_opt.cli.loading import embeds, in_kinds, named_of, read_by
 from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
@@ -41,6 +42,22 @@ class MeasuredSelection(SelectionOptions):
     amounts: MeasuringOptions = field(default_factory=MeasuringOptions)
 
 
+@dataclass(frozen=True)
+class DryRunOptions:
+    """Whether anything is done at all."""
+
+    topic: ClassVar[str] = "Output"
+
+    dry_run: bool = field(
+        default=False,
+        metadata=option(
+            "--dry-run",
+            help="Only check everything, run one batch, and show the passes over the texts, the memory and the time "
+            "that every stage would take; nothing is written.",
+        ),
+    )
+
+
 def prune(
     given: Given,
     texts: TextOptions,
@@ -49,6 +66,7 @@ def prune(
     choice: MeasuredSelection,
     recovery: RecoveryOptions,
     output: OutputOptions,
+    dry: DryRunOptions,
     kinds: KindOptions,
     model: MeasuredModel,
 ) -> None:
@@ -81,10 +99,16 @@ def prune(
     task = Task(Budget(named.prunable.space), recovery.recovery, embeds=embeds(named))
     note(given.check(needs=method.needs(task).statistics))
 
+    from cahp_opt.torch.forecast.forecasting import forecast_pruning
     from cahp_opt.torch.pipeline.pruning_run import run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed, given.line)
     plan = PruningPlan(target, method, applying, choice.time_limit, timing.rounds, choice.amounts)
+    if dry.dry_run:
+        show_forecast(
+            forecast_pruning(named, examples, plan, output, profile=profile, stages=display)
+        )
+        return
     with kept_runs(output.output_dir.resolve(), () if profile else workloads) as samples:
         report = run_pipeline(
             named, examples, plan, output, profile=profile, samples=samples, stages=display

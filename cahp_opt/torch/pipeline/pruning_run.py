@@ -112,7 +112,7 @@ def check(
         output=output.output_dir,
         stages=stages,
     )
-    task = _task(named, plan, Budget(named.prunable.space), labelled=run.texts.labelled)
+    task = task_of(named, plan, Budget(named.prunable.space), labelled=run.texts.labelled)
     plan.method.check(task)  # by now it is known whether the model takes the labels
     rehearse_choice(plan.method, named.prunable, run.texts.calibration[0])
     if "signatures" in plan.method.needs(task).statistics:
@@ -124,14 +124,14 @@ def _check_plan(named: Named, plan: PruningPlan, profile: Profile | None) -> Non
     """Refuse a plan that this model does not allow, whatever the texts."""
     if profile is not None:
         profile.check(structure(named.model))
-    task = _task(named, plan, Budget(named.prunable.space), labelled=True)
+    task = task_of(named, plan, Budget(named.prunable.space), labelled=True)
     plan.method.check(task)
     plan.target.numbers(named.prunable.space)  # they need no measuring
     plan.measuring.check(plan.method.name, plan.method.needs(task).statistics)
 
 
-def _task(named: Named, plan: PruningPlan, budget: Budget, *, labelled: bool) -> Task:
-    """What the method is asked for within a budget."""
+def task_of(named: Named, plan: PruningPlan, budget: Budget, *, labelled: bool) -> Task:
+    """What the method of a plan is asked for within a budget."""
     return Task(
         budget,
         plan.applying.recovery.recovery,
@@ -217,7 +217,7 @@ def measure_statistics(
         The run with the neurons in the order of their prices, and the statistics.
     """
     budget = prices.budget(run.prunable.space, plan.target)
-    task = _task(run.named, plan, budget, labelled=run.texts.labelled)
+    task = task_of(run.named, plan, budget, labelled=run.texts.labelled)
     with run.stages.stage("calibrate") as progress:
         found = calibrate_kinds(
             run.prunable,
@@ -236,7 +236,7 @@ def choose(run: PruningRun, plan: PruningPlan, prices: Prices, stats: HeadStats)
     """Choose the units; where a latency is limited, time the sliced model and choose again after a miss."""
     target, profile = plan.target, prices.profile
     budget = prices.budget(stats.space, target)
-    task = _task(run.named, plan, budget, labelled=run.texts.labelled)
+    task = task_of(run.named, plan, budget, labelled=run.texts.labelled)
     with run.stages.stage("select") as progress:
         evidence = Evidence(
             run.prunable, stats, task, run.texts.calibration, _fidelity(run.named), progress

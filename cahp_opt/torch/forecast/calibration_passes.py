@@ -1,0 +1,139 @@
+"""The passes and the bytes of a calibration, from the statistics that are wanted and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cahp_opt.runs.forecast import Passes
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.torch.calibration.attention_maps import MapDivergences
+from cahp_opt.torch.calibration.class_maps import ClassMaps
+from cahp_opt.torch.calibration.collector import Collector
+from cahp_opt.torch.calibration.collectors import collectors_for
+from cahp_opt.torch.calibration.gate_gradients import GateGradients
+from cahp_opt.torch.calibration.token_gradients import TokenGradients
+from cahp_opt.torch.forecast.statistics_bytes import (
+    ReadShape,
+    by_kind,
+    moments_bytes,
+    pairs_bytes,
+    sensitivity_bytes,
+    signatures_bytes,
+    units_bytes,
+    whole_metric,
+)
+
+
+@dataclass(frozen=True)
+class CalibrationForecast:
+    """What :func:`~cahp_opt.torch.pipeline.calibrating.calibrate_kinds` does.
+
+    Args:
+        measuring: the statistics, and the number of examples for each.
+        sizes: the number of examples in every batch.
+        shapes: of the layers that read the units of every block.
+        units: the number of all units.
+        probes: backward passes of a token's sensitivity (:meth:`~cahp_opt.torch.Fidelity.probes`).
+        losses: whether the batches have labels that the output is judged by.
+        ordered: whether neurons are put in order between two passes.
+        classes: the number of classes of the labels; 0 without class labels.
+    """
+
+    measuring: Measuring
+    sizes: Sequence[int]
+    shapes: Sequence[ReadShape]
+    units: int
+    probes: int
+    losses: bool
+    ordered: bool
+    classes: int = 0
+
+    @property
+    def passes(self) -> Passes:
+        """The passes over all texts: one without gradients, and those of every statistic of its own."""
+        found = Passes(dense=1.0)
+        for collector in collectors_for(self.measuring):
+            found += self._own(collector)
+            if self.ordered and isinstance(collector, GateGradients):
+                found += Passes(dense=self._whole_batches(collector.examples))
+        return found
+
+    @property
+    def products(self) -> tuple[float, float]:
+        """Multiplications per token of the sums without weights, and of those weighted by sensitivity."""
+        weighted = 0.0
+        for shape in self.shapes:
+            d, hidden = shape.width, shape.hidden
+            metric = d**2 + d * hidden if whole_metric(shape) else hidden**2
+            weighted += d**2 + self.probes * metric
+        return float(sum(shape.width**2 for shape in self.shapes)), weighted
+
+    @property
+    def sensitive(self) -> float:
+        """The share of the texts whose tokens are weighted by sensitivity."""
+        asked = TokenGradients.wanted(self.measuring)
+        return 0.0 if asked is None else self._share(asked.examples)
+
+    @property
+    def weighed(self) -> float:
+        """The share of the texts that leave the weights of their tokens for a refit: those in whole batches."""
+        asked = TokenGradients.wanted(self.measuring)
+        if asked is None:
+            return 0.0
+        seen = whole = 0
+        for size in self.sizes:
+            seen += size
+            whole += size if asked.examples is None or seen <= asked.examples else 0
+        return whole / sum(self.sizes)
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """The bytes of every statistic, those by block in two kinds of blocks."""
+        measuring, amounts = self.measuring, self.measuring.amounts
+        found: dict[str, int] = {}
+        by_block = {"moments": moments_bytes}
+        if TokenGradients.wanted(measuring) is not None:
+            by_block["sensitivity"] = sensitivity_bytes
+        for name, size_of in by_block.items():
+            sizes = [size_of(shape) for shape in self.shapes]
+            found |= {f"{name} of {k}": size for k, size in by_kind(self.shapes, sizes).items()}
+        gates = GateGradients.wanted(measuring)
+        found["salience"] = units_bytes(self.units)
+        pairs = pairs_bytes(self.units)
+        if gates.densities:
+            found["gauss_newton"] = len(gates.densities) * pairs
+        if gates.densities and gates.fisher:
+            found["fisher"] = len(gates.densities) * pairs
+        if "divergence" in measuring and amounts.divergence_examples:
+            found["divergence"] = pairs
+        if "signatures" in measuring and amounts.signature_size:
+            size = signatures_bytes(self.units, amounts.signature_size, self.classes)
+            found["signatures"] = size
+        return found
+
+    def _own(self, collector: Collector) -> Passes:
+        share = self._share(collector.examples)
+        if isinstance(collector, TokenGradients):
+            return Passes(dense=share, backward=share * self.probes)
+        if isinstance(collector, GateGradients):
+            densities = {1.0, *collector.densities}
+            losses = sum(
+                self.losses and (rho == 1.0 or collector.fisher) for rho in densities
+            )  # a second gradient of the same forward pass
+            return Passes(share * len(densities), share * (len(densities) + losses))
+        again = isinstance(collector, (MapDivergences, ClassMaps))  # for the maps themselves
+        return Passes(dense=share if again else 0.0)
+
+    def _share(self, examples: int | None) -> float:
+        number = sum(self.sizes)
+        return 1.0 if examples is None else min(examples, number) / number
+
+    def _whole_batches(self, examples: int | None) -> float:
+        """The share of the texts in the batches that hold the first examples; at least one batch."""
+        seen = 0
+        for size in self.sizes:
+            seen += size
+            if examples is not None and seen >= examples:
+                break
+        return seen / sum(self.sizes)

@@ -1,0 +1,273 @@
+"""What a run would do: shapes and one timed batch, and the arithmetic of the passes over them."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from cahp_opt.costs.budget import Budget, BudgetError
+from cahp_opt.costs.profile import Profile
+from cahp_opt.progress import Stages
+from cahp_opt.runs.forecast import Forecast, Passes, StageForecast
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.plan import OutputOptions, PruningPlan
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.texts import TextSplit
+from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.torch.blocks.out_weight import readout_weight
+from cahp_opt.torch.calibration.class_maps import class_labels
+from cahp_opt.torch.evaluation.fidelity import fidelity_of
+from cahp_opt.torch.forecast.calibration_passes import CalibrationForecast
+from cahp_opt.torch.forecast.statistics_bytes import ReadShape
+from cahp_opt.torch.forecast.timed_batch import TimedBatch, positions
+from cahp_opt.torch.forecast.walk_passes import WalkedModel, WalkForecast, fit_bytes
+from cahp_opt.torch.methods.model_method import ModelMethod
+from cahp_opt.torch.pipeline.pruning_run import check, task_of
+from cahp_opt.torch.pipeline.run import Batches, Named, PruningRun
+from cahp_opt.torch.running.batches import batch_size
+
+_STREAM_MEMORY = 3 * 2**28  # of the recovery, as `refit` has it
+_WEIGHT = 4  # bytes of the weight of a token
+
+
+def forecast_pruning(
+    named: Named,
+    texts: TextSplit,
+    plan: PruningPlan,
+    output: OutputOptions,
+    *,
+    profile: Profile | None = None,
+    stages: Stages | None = None,
+) -> Forecast:
+    """What :func:`~cahp_opt.torch.pipeline.pruning_run.run_pipeline` would do with the same arguments.
+
+    It makes the checks that come before long work, runs one batch to time it, and writes nothing.
+
+    Args:
+        named: the unpruned model.
+        texts, plan, output, profile: as there.
+        stages: shows the stages; None for nothing.
+
+    Raises:
+        ValueError: for a model, texts or options that cannot be used.
+    """
+    told = stages or Stages()
+    with tempfile.TemporaryDirectory() as folder:
+        run = check(named, texts, plan, profile, Path(folder), output, told)
+    with told.stage("forecast"):
+        return RunForecast(run, plan, profile).forecast()
+
+
+@dataclass(frozen=True, eq=False)
+class RunForecast:
+    """The forecast of a run that was checked.
+
+    Args:
+        run: the run.
+        plan: its options.
+        profile: the measured costs; None where they are not there yet.
+    """
+
+    run: PruningRun
+    plan: PruningPlan
+    profile: Profile | None = None
+
+    def forecast(self) -> Forecast:
+        """All stages that run models over texts."""
+        stages = [self._calibrate(), *self._evaluate("evaluate")]
+        recovery = self._recovery
+        if recovery is Recovery.MASK_TUNING:
+            stages.append(self._tune_masks())
+        if recovery.refits:
+            stages.append(self._refit())
+        if recovery is Recovery.FINETUNE:
+            stages.append(self._finetune())
+        if recovery.repairs:
+            stages += self._evaluate("evaluate again")
+        return Forecast(
+            self.run.texts.counts,
+            sum(p.numel() * p.element_size() for p in self.run.model.parameters()),
+            self.batch.times,
+            tuple(stages),
+            tuple(self._notes()),
+        )
+
+    @cached_property
+    def batch(self) -> TimedBatch:
+        """The batch that was timed: the one of median size."""
+        batches = sorted(self._texts, key=positions)
+        return TimedBatch.of(
+            self.run.prunable,
+            batches[len(batches) // 2],
+            self.run.fidelity or fidelity_of(self.run.model),
+            gradients=self._gradients,
+        )
+
+    @cached_property
+    def calibration(self) -> CalibrationForecast:
+        """The forecast of the statistics."""
+        run, first = self.run, self._texts[0]
+        signatures = "signatures" in self._measuring
+        parts = run.prunable.feed_forward
+        return CalibrationForecast(
+            self._measuring,
+            [batch_size(batch) for batch in self._texts],
+            read_shapes(run.prunable),
+            run.prunable.space.n,
+            self.batch.probes,
+            self.batch.losses,
+            ordered=any(part.cut.whole for part in parts),
+            classes=max(map(max, map(class_labels, self._texts))) + 1
+            if signatures and "labels" in first
+            else 0,
+        )
+
+    @cached_property
+    def _measuring(self) -> Measuring:
+        run = self.run
+        task = task_of(run.named, self.plan, self._budget, labelled=run.texts.labelled)
+        return self.plan.method.needs(task).measuring(self.plan.measuring)
+
+    @property
+    def _budget(self) -> Budget:
+        """The budget of the run, or one about as tight where costs have to be measured first."""
+        space, target = self.run.prunable.space, self.plan.target
+        if not target.goals:
+            return target.numbers(space)
+        with suppress(BudgetError):
+            if self.profile is not None:
+                return target.budget(space, self.profile)
+        return Budget(space, maximum=np.maximum(space.units // 2, 1))
+
+    @property
+    def _recovery(self) -> Recovery:
+        return self.plan.applying.recovery.recovery
+
+    @property
+    def _texts(self) -> Batches:
+        return self.run.texts.calibration
+
+    @property
+    def _gradients(self) -> bool:
+        needed = {"salience", "gauss_newton", "fisher", "sensitivity"}
+        trained = self._recovery in (Recovery.FINETUNE, Recovery.MASK_TUNING)
+        return trained or self.run.weights is not None or self._measuring.any(needed)
+
+    @cached_property
+    def _walked(self) -> WalkedModel:
+        return WalkedModel.of(
+            self.run.prunable,
+            self._texts[0],
+            feed_forward=self.plan.applying.recovery.feed_forward
+            if self._recovery.refits
+            else bool(self.run.prunable.feed_forward),
+            attention_too=self._recovery.refits,
+        )
+
+    @cached_property
+    def _walk(self) -> WalkForecast:
+        return self._walked.over([positions(batch) for batch in self._texts], _STREAM_MEMORY)
+
+    def _calibrate(self) -> StageForecast:
+        found = self.calibration
+        plain, weighted = found.products
+        sums = (plain + found.sensitive * weighted) / multiplications(self.run.model)
+        held = dict(found.statistics)
+        if self.run.weights is not None and found.weighed:
+            held["weights of tokens"] = round(found.weighed * self._token_weights)
+        return self._stage("calibrate", self._texts, replace(found.passes, sums=sums), held)
+
+    def _evaluate(self, name: str) -> list[StageForecast]:
+        batches = self.run.texts.held_out
+        return [self._stage(name, batches, Passes(dense=1, sliced=1), {})] if batches else []
+
+    def _refit(self) -> StageForecast:
+        passes = self._over_layers()
+        held = {
+            "streams": self._walk.held,
+            "sums and solution of a layer": max(
+                (fit_bytes(s.width, s.hidden) for s in self._walked.shapes), default=0
+            ),
+        }
+        if self.run.weights is not None:
+            left = 1 - self.calibration.weighed
+            passes += Passes(dense=left, backward=left * self.batch.probes)
+            held["weights of tokens"] = self._token_weights
+        return self._stage("refit", self._texts, passes, held)
+
+    def _tune_masks(self) -> StageForecast:
+        weights = Passes(dense=1, backward=self.batch.probes)
+        sums = max((8 * s.width * (s.width + s.hidden) for s in self._walked.shapes), default=0)
+        held = {"streams": self._walk.held, "sums of a layer": sums}
+        return self._stage("tune masks", self._texts, self._over_layers() + weights, held)
+
+    def _over_layers(self) -> Passes:
+        share, walk = self._walked.attention_share, self._walk
+        sums = sum(s.width * (s.width + s.hidden) for s in self._walked.shapes)
+        return Passes(
+            dense=walk.dense.passes(share),
+            sliced=walk.sliced.passes(share),
+            sums=sums / multiplications(self.run.model),
+        )
+
+    def _finetune(self) -> StageForecast:
+        epochs = self.plan.applying.recovery.epochs
+        passes = Passes(dense=epochs, sliced=epochs, sliced_backward=epochs)
+        weights = sum(p.numel() for p in self.run.model.parameters())
+        held = {"gradients and moments of the optimiser": 12 * weights}
+        return self._stage("finetune", self._texts, passes, held)
+
+    @property
+    def _token_weights(self) -> int:
+        """The bytes of the weights of all tokens."""
+        return _WEIGHT * len(self.run.prunable) * sum(map(positions, self._texts))
+
+    def _stage(
+        self, name: str, batches: Batches, passes: Passes, held: dict[str, int]
+    ) -> StageForecast:
+        number = sum(map(batch_size, batches))
+        seconds = self.batch.times.seconds(passes, sum(map(positions, batches)))
+        return StageForecast(name, number, passes, held, seconds)
+
+    def _notes(self) -> list[str]:
+        notes = [
+            "beside the passes there are the timing of the model, the order of the neurons, the solver, and solving "
+            "for the refitted weights."
+        ]
+        if isinstance(self.plan.method, ModelMethod):
+            notes.append(
+                f"`--method {self.plan.method.name}` runs the model itself while it chooses; its passes are "
+                "not in these numbers."
+            )
+        if self._recovery.repairs and self._walk.remembered < 1:
+            notes.append(
+                f"the residual streams of {100 * self._walk.remembered:.0f} % of the texts fit into the memory that "
+                "the recovery keeps for them; the others run from the first layer on again for every layer."
+            )
+        return [*self.run.notes, *notes]
+
+
+def read_shapes(prunable: Prunable) -> list[ReadShape]:
+    """The shapes of the layers that read the units of every block."""
+    return [
+        ReadShape(block.width, len(readout_weight(block.out, block.width)), block.unit.of_attention)
+        for block in prunable
+    ]
+
+
+def multiplications(model: nn.Module) -> int:
+    """The multiplications of a forward pass per token: every number in a matrix that is not an embedding's, in models
+    that use each once."""
+    return sum(
+        weight.numel()
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for weight in module.parameters(recurse=False)
+        if weight.ndim > 1
+    )
