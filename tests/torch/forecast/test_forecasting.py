@@ -15,7 +15,7 @@ import pytest
 import tiny_models
 import torch
 from command_line import make_tokenizer, sentences
-from torch import Tensor, nn
+from torch import nn
 
 from cahp_opt.costs.prune import Prune
 from cahp_opt.costs.target import Target
@@ -121,7 +121,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
         stages = Counting(model, attention, end)
         gradient = torch.autograd.grad
 
-        def counting_gradient(*args: Any, **options: Any) -> tuple[Tensor, ...]:
+        def counting_gradient(*args: Any, **options: Any) -> Any:
             stages.backward[stages.now] += stages.size
             return gradient(*args, **options)
 
