@@ -69,7 +69,8 @@ class StatisticsOptions:
         for number, statistics in DECIDED.items():
             if number in given.explicit and given.values[number] and not needed & statistics:
                 needed |= statistics - {"fisher"}
-        return self.amounts.of(needed)
+        refitted = any(name.refitted for name in self.objective or usual)
+        return replace(self.amounts.of(needed), refitted=refitted)
 
     def reader_of_maps(self, given: Given) -> str | None:
         """The option that asks for attention maps; None if none does."""
@@ -114,7 +115,7 @@ def calibrate(
     print(f"measured: {named.kinds.sentence}", flush=True)
     note(given.check(prunes=named.kinds.prune))
     if not statistics.objective and embeds(named) and "sensitivity_examples" not in given.explicit:
-        measuring = measuring.amounts.of(measuring.statistics - {"sensitivity"})
+        measuring = replace(measuring, statistics=measuring.statistics - {"sensitivity"})
     stats = _measured(named, examples, texts, statistics, measuring, display)
     stats.save(statistics.output)
     note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))

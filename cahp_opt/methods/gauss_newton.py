@@ -18,8 +18,8 @@ from cahp_opt.stats.head_stats import HeadStats
 class GaussNewton(Method):
     """The keep-set with the least damage to the output, by pairs of units within and across blocks.
 
-    The matrix is taken under random masks that keep as many units as the budget does, so that it holds far from
-    the unpruned model.
+    The matrix of heads is taken under random masks that keep as many units as the budget does, so that it holds
+    far from the unpruned model; beside groups of neurons, it is taken at the unpruned model.
 
     Args:
         seconds: for the mixed-integer program, which needs OR-Tools, where the task sets no time.
@@ -42,11 +42,11 @@ class GaussNewton(Method):
 
     def needs(self, task: Task) -> Needs:
         """The matrix at that density."""
-        return Needs(frozenset({"gauss_newton"}), (task.density,))
+        return Needs(frozenset({"gauss_newton"}), (_density(task),))
 
     def chooser(self, stats: HeadStats, task: Task) -> Chooser:
         """Minimises the damage."""
-        objective = Quadratic.from_stats(stats, density=task.density)
+        objective = Quadratic.from_stats(stats, density=_density(task))
         solver, seconds = self._solver(stats.space.n), task.time_limit
         if seconds is None and isinstance(solver, MIQP):
             seconds = self.seconds
@@ -56,3 +56,7 @@ class GaussNewton(Method):
         """The mixed-integer program, where it is there, fast enough, and not every keep-set can be tried instead."""
         suits = Auto().few < units <= self.most and find_spec("ortools") is not None
         return MIQP() if suits else Auto()
+
+
+def _density(task: Task) -> float:
+    return task.density if task.budget.space.of_attention.all() else 1.0

@@ -27,8 +27,9 @@ class Curvature(Enum):
 
         Args:
             stats: calibration statistics.
-            density: of the masks; best the share of units that will be kept. None for the smallest
-                measured.
+            density: of the masks; for heads best the share of units that will be kept. None for the smallest
+                measured, or the largest where there are groups of neurons: these are in the order of their worth,
+                and random masks take away first groups, which no good choice does.
 
         Raises:
             ValueError: if there is none, or the density lies outside of those measured.
@@ -39,7 +40,8 @@ class Curvature(Enum):
         if not measured:
             how = "`fisher=True` and labels" if self is Curvature.FISHER else "`densities`"
             raise ValueError(f"`stats` has no {self.value} matrix; calibrate with {how}.")
-        rho = min(measured) if density is None else float(density)
+        usual = min if stats.space.of_attention.all() else max
+        rho = usual(measured) if density is None else float(density)
         below = max((found for found in measured if found <= rho), default=None)
         above = min((found for found in measured if found >= rho), default=None)
         if below is None or above is None:

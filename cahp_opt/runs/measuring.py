@@ -77,11 +77,15 @@ class Measuring:
             those it needs (:attr:`cahp_opt.runs.names.ObjectiveName.needs`).
         amounts: the numbers of examples and the like.
         densities: of the random masks under which matrices are taken.
+        refitted: whether what is left will be refitted, which decides the order of neurons: by what a refit on
+            the others cannot replace, or by what is lost where nothing is refitted
+            (:func:`cahp_opt.stats.neuron_order.in_order_of_price`).
     """
 
     statistics: frozenset[str]
     amounts: MeasuringOptions = MeasuringOptions()
     densities: tuple[float, ...] = (1.0, 0.5)
+    refitted: bool = True
 
     def __contains__(self, statistic: str) -> bool:
         return statistic in self.statistics or statistic in ANYWAY

@@ -79,14 +79,17 @@ class Needs:
     Args:
         statistics: their names, as :data:`cahp_opt.stats.registry.STATISTICS` has them.
         densities: of the random masks of ``gauss_newton`` and ``fisher``; empty for the usual ones.
+        refitted: whether what is left will be refitted, as :class:`~cahp_opt.runs.measuring.Measuring` has it;
+            the recovery decides, whatever a method says.
     """
 
     statistics: frozenset[str] = frozenset()
     densities: tuple[float, ...] = ()
+    refitted: bool = True
 
     def measuring(self, amounts: MeasuringOptions) -> Measuring:
         """This much of the statistics."""
-        found = amounts.of(self.statistics)
+        found = replace(amounts.of(self.statistics), refitted=self.refitted)
         return replace(found, densities=self.densities) if self.densities else found
 
     def of(self, stats: HeadStats) -> HeadStats:

@@ -75,6 +75,11 @@ class ObjectiveName(str, Enum):
         return needs_of(self.make)
 
     @property
+    def refitted(self) -> bool:
+        """Whether it is about what a refit can still explain, and not about a model that stays as it is sliced."""
+        return self.needs <= {"moments", "sensitivity"}
+
+    @property
     def separable(self) -> bool:
         """Whether it is a sum over blocks, which dynamic programming solves exactly."""
         space = HeadSpace((Block("one", 2), Block("other", 2)))

@@ -54,9 +54,9 @@ class ObjectiveAndSolver(Maximising):
         return str(self.objective.value)
 
     def needs(self, task: Task) -> Needs:
-        """The statistics of the objective."""
-        del task
-        return Needs(self.objective.needs)
+        """The statistics of the objective; matrices beside neurons at the unpruned model alone."""
+        whole = not task.budget.space.of_attention.all() and "gauss_newton" in self.objective.needs
+        return Needs(self.objective.needs, (1.0,) if whole else ())
 
     def maximised(self, stats: HeadStats, task: Task) -> Objective:
         """The objective of these statistics."""

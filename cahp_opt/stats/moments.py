@@ -103,6 +103,16 @@ class Moments:
         return constant(self.scatter / self.count)
 
     @property
+    def second_moment(self) -> Floats:
+        """Second moment of ``z`` about zero, shape ``[d, d]``.
+
+        Raises:
+            ValueError: if nothing was measured.
+        """
+        mean = self.sum / max(self.count, 1)
+        return constant(self.covariance + np.outer(mean, mean))
+
+    @property
     def constant(self) -> bool:
         """Whether the head outputs are the same at every token, up to rounding (in float32, about
         1e-15 here)."""

@@ -112,6 +112,12 @@ class Sensitivity:
         return constant(self.scatter / self.weight)
 
     @property
+    def second_moment(self) -> Floats:
+        """Weighted second moment of ``z`` about zero, shape ``[d, d]``."""
+        mean = self.sum / self.weight if self.weight else np.zeros_like(self.sum)
+        return constant(self.covariance + np.outer(mean, mean))
+
+    @property
     def readout(self) -> Floats:
         """``E[(W' g) (W' g)'] / E[g' g]``, shape ``[d, d]``: the metric in which a change of ``z``
         costs, up to the factor :attr:`cost`."""

@@ -11,7 +11,7 @@ from cahp_opt.objectives import ExplainedVariance
 from cahp_opt.space import Block, Unit
 from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.moments import Moments
-from cahp_opt.stats.neuron_order import in_order_of_price, removal
+from cahp_opt.stats.neuron_order import in_order_of_price, loss, removal
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.stats.totals import Total
 
@@ -65,6 +65,31 @@ def test_columns_that_never_vary_have_an_order_too() -> None:
     assert sorted(found.order.tolist()) == [0, 1, 2, 3] and not found.prices.any()
 
 
+def test_without_a_refit_the_next_to_go_adds_least_to_what_is_missing() -> None:
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(60, 9)) @ rng.normal(size=(9, 9)) + rng.normal(size=9)
+    second, factor = z.T @ z / 60, rng.normal(size=(3, 9))
+    found = loss(second, ColumnForm.small(factor))
+
+    def missing(gone: list[int]) -> float:
+        return float(np.mean(np.square(z[:, gone] @ factor[:, gone].T).sum(axis=1)))
+
+    gone: list[int] = []
+    for column, price in zip(found.order[::-1].tolist(), found.prices[::-1], strict=True):
+        left = [c for c in range(9) if c not in gone]
+        assert column == min(left, key=lambda c: missing([*gone, c]))
+        assert price == pytest.approx(missing([*gone, column]) - missing(gone), abs=1e-9)
+        gone.append(column)
+
+
+def test_columns_that_cancel_each_other_go_together_where_nothing_is_refitted() -> None:
+    base = np.random.default_rng(0).normal(size=(400, 3)) * [3.0, 1.0, 0.5]
+    z = np.stack([base[:, 0], -base[:, 0], base[:, 1], base[:, 2]], axis=1)
+    found = loss(z.T @ z / 400, ColumnForm.small(np.ones((1, 4))))
+    assert {*found.order[-2:].tolist()} == {2, 3}  # each alone costs less than one of the pair
+    assert found.prices[:2].sum() == pytest.approx(0, abs=1e-9)
+
+
 def stats_of(order: tuple[int, ...] | None, *, weighted: bool = True) -> HeadStats:
     """One attention block and one feed-forward part of 3 groups of 4 neurons."""
     rng = np.random.default_rng(3)
@@ -83,10 +108,11 @@ def stats_of(order: tuple[int, ...] | None, *, weighted: bool = True) -> HeadSta
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_statistics_in_order_say_the_same_of_every_neuron(weighted: bool) -> None:
+@pytest.mark.parametrize("refitted", [True, False])
+def test_statistics_in_order_say_the_same_of_every_neuron(weighted: bool, refitted: bool) -> None:
     before = tuple(np.random.default_rng(1).permutation(12).tolist())
     stats = stats_of(before, weighted=weighted)
-    ordered = in_order_of_price(stats)
+    ordered = in_order_of_price(stats, refitted=refitted)
     heads, part = ordered.space.blocks
     assert heads == stats.space.blocks[0] and part[:3] == stats.space.blocks[1][:3]
     assert part.order is not None and part.order != before
@@ -102,10 +128,12 @@ def test_statistics_in_order_say_the_same_of_every_neuron(weighted: bool) -> Non
             np.testing.assert_array_equal(new.sum, old.sum[place])
             np.testing.assert_array_equal(new.covariance, old.covariance[np.ix_(place, place)])
             np.testing.assert_allclose(new.readout, old.readout[np.ix_(place, place)])
-    again = in_order_of_price(ordered)
+    again = in_order_of_price(ordered, refitted=refitted)
     assert again.space == ordered.space
     deciding = (stats.sensitivity or stats.moments)[1]
     expected = removal(deciding.covariance, deciding.form.factor).order
+    if not refitted:
+        expected = loss(deciding.second_moment, deciding.form).order
     for group in range(0, 12, 4):
         assert {*place[group : group + 4]} == {*expected[group : group + 4].tolist()}
         assert sorted(part.order[group : group + 4]) == list(part.order[group : group + 4])

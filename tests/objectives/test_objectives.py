@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from cahp_opt.objectives import (
 )
 from cahp_opt.objectives.similarities import is_symmetric
 from cahp_opt.solvers import Greedy, LazyGreedy
-from cahp_opt.space import Block
+from cahp_opt.space import Block, Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.moments import Moments
 from cahp_opt.stats.totals import Total
@@ -285,15 +286,35 @@ def test_a_density_between_two_that_were_measured_is_interpolated() -> None:
     stats = curved_stats()
     for density, scale in ((None, 0.25), (0.25, 0.25), (0.3, 0.3), (0.8, 0.8), (1, 1)):
         np.testing.assert_allclose(Curvature.GAUSS_NEWTON.of(stats, density), scale * SMALL)
-        quadratic = Quadratic.from_stats(stats, density)
+        quadratic = Quadratic.from_stats(stats, density, shrinkage=0)
         np.testing.assert_allclose(quadratic.pairwise, -0.5 * scale * SMALL)
         weights = Modular.from_curvature(stats, density).weights
         np.testing.assert_allclose(weights, [2 * scale, 1.5 * scale, scale])
-    fisher = Quadratic.from_stats(stats, matrix=Curvature.FISHER)
+    fisher = Quadratic.from_stats(stats, matrix=Curvature.FISHER, shrinkage=0)
     assert fisher.value(keep(0, 1, 2)) == pytest.approx(0.25 * SMALL.sum())
     np.testing.assert_allclose(
         Modular.from_curvature(stats, 1.0, Curvature.FISHER).weights, [1, 0.75, 0.5]
     )
+
+
+def test_products_of_different_gates_are_shrunk() -> None:
+    stats = curved_stats()
+    for given, left in (({}, 0.5), ({"shrinkage": 0.2}, 0.8), ({"shrinkage": 1}, 0)):
+        pairwise = Quadratic.from_stats(stats, 1.0, **given).pairwise
+        np.testing.assert_allclose(np.diagonal(pairwise), -0.5 * np.diagonal(SMALL))
+        np.testing.assert_allclose(pairwise[0, 1], -0.5 * left * SMALL[0, 1])
+    with pytest.raises(ValueError, match=r"`shrinkage` must be a number from 0 to 1, got -1"):
+        Quadratic.from_stats(stats, shrinkage=-1)
+
+
+def test_beside_neurons_the_usual_density_is_the_largest() -> None:
+    stats = curved_stats()
+    blocks = stats.space.blocks
+    mixed = replace(
+        stats.without("moments"),
+        space=HeadSpace((blocks[0], blocks[1]._replace(unit=Unit.NEURON_GROUP))),
+    )
+    np.testing.assert_allclose(Curvature.GAUSS_NEWTON.of(mixed), SMALL)
 
 
 def test_a_density_out_of_reach_is_refused() -> None:

@@ -23,6 +23,7 @@ def order_neurons(
     batches: Iterable[Batch],
     *,
     sensitivity_examples: int | None = 256,
+    refitted: bool = True,
     ridge: float = 1e-2,
     fidelity: Fidelity | None = None,
     seed: int = 0,
@@ -31,7 +32,8 @@ def order_neurons(
     """The same blocks with the neurons of every feed-forward part grouped by their worth.
 
     A neuron is worth what least squares on those that are left explains less without it, after all that
-    are worth less (:func:`~cahp_opt.stats.neuron_order.removal`). The first group holds the most valuable
+    are worth less (:func:`~cahp_opt.stats.neuron_order.removal`); or, where nothing will be refitted, what the
+    output misses without it (:func:`~cahp_opt.stats.neuron_order.loss`). The first group holds the most valuable
     neurons, so that to keep the first ``k`` groups is nearly always the best for ``k`` groups. Weights
     do not move. Parts that were sliced keep their groups.
 
@@ -48,6 +50,7 @@ def order_neurons(
         batches: as for :func:`~cahp_opt.torch.calibrate`; read once.
         sensitivity_examples: the number of examples, from the start, that tell how strongly the output depends
             on each token; None for all, 0 to count all tokens alike, over all examples.
+        refitted: whether the pruned model will be refitted.
         ridge: as in :class:`~cahp_opt.objectives.ExplainedVariance`.
         fidelity, seed, progress: as for :func:`~cahp_opt.torch.calibrate`.
 
@@ -68,6 +71,7 @@ def order_neurons(
         seed=seed,
         progress=progress,
     )
-    ordered = {block.name: block for block in in_order_of_price(stats, ridge=ridge).space.blocks}
+    found = in_order_of_price(stats, refitted=refitted, ridge=ridge)
+    ordered = {block.name: block for block in found.space.blocks}
     entries = (ordered.get(block.name, block) for block in prunable.space.blocks)
     return prunable.grouped(HeadSpace(tuple(entries)))

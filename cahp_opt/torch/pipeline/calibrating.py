@@ -48,9 +48,9 @@ def calibrate_kinds(
 ) -> Calibrated:
     """Measure statistics, and put neurons into groups of those that are worth as much.
 
-    What tells the worth of single neurons is measured first, and put in order with them. Statistics of gates
-    on the groups take a second pass over the examples that they are taken on. Feed-forward parts that were
-    sliced keep their groups.
+    What tells the worth of single neurons is measured first, and put in order with them; where nothing will be
+    refitted, that is the sensitivity, whether or not it is asked for. Statistics of gates on the groups take a
+    second pass over the examples that they are taken on. Feed-forward parts that were sliced keep their groups.
 
     Args:
         prunable: the blocks, the neurons grouped in any way.
@@ -70,12 +70,15 @@ def calibrate_kinds(
             progress=progress,
         )
 
+    if not measuring.refitted and prunable.feed_forward:
+        measuring = replace(measuring, statistics=measuring.statistics | {"sensitivity"})
     every = collectors_for(measuring)
     sliced = {b.name for b in prunable.feed_forward if not b.cut.whole}
     if len(sliced) == len(prunable.feed_forward):
         return Calibrated(prunable, measured(prunable, batches, every))
     of_columns = [each for each in every if not isinstance(each, GateGradients)]
-    stats = in_order_of_price(measured(prunable, batches, of_columns), fixed=sliced)
+    stats = measured(prunable, batches, of_columns)
+    stats = in_order_of_price(stats, refitted=measuring.refitted, fixed=sliced)
     prunable = prunable.grouped(stats.space)
     gates = GateGradients.wanted(measuring)
     second = measured(prunable, list(_first(batches, gates.examples)), [gates])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -222,7 +223,9 @@ def measure_statistics(
         found = calibrate_kinds(
             run.prunable,
             run.texts.calibration,
-            plan.method.needs(task).measuring(plan.measuring),
+            replace(
+                plan.method.needs(task).measuring(plan.measuring), refitted=task.recovery.refits
+            ),
             token_weights=run.weights,
             fidelity=run.fidelity,
             seed=plan.applying.seed,

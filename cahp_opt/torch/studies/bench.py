@@ -59,8 +59,8 @@ class Bench:
         self.fidelity = fidelity_of(model, recipe.pooling)
         self.device = device_of(model)
         self.store = Store(recipe.folder, described(self.device))
-        self.last: object = None
-        """What the last job left behind for the next: its draw."""
+        self.last: Sequence[object] = ()
+        """What the last job left behind for the next: its draws."""
 
     @property
     def key(self) -> object:

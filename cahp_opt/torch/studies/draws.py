@@ -56,7 +56,7 @@ class Draw:
     def key_of(self, needs: Needs) -> object:
         """What the statistics that somebody needs depend on: nothing that others need beside them."""
         measured = (sorted(needs.statistics), needs.densities, self.bench.plan.measuring)
-        return self.bench.key, self.key, measured, code_of_statistics()
+        return self.bench.key, self.key, measured, self.needs.refitted, code_of_statistics()
 
     def grouped_key(self, needs: Needs) -> object:
         """The same, with the order in which the neurons were put into groups."""
@@ -156,14 +156,17 @@ class Draw:
 
 
 def draw_of(bench: Bench, seed: int, needs: Needs) -> Draw:
-    """The draw of a seed; only the last one is kept.
+    """The draw of a seed; only those of the last seed are kept, one for every order of neurons.
 
     Args:
         bench: the model.
         seed: the seed.
         needs: what all methods need together.
     """
-    last = bench.last
-    if not isinstance(last, Draw) or (last.seed, last.needs) != (seed, needs):
-        bench.last = last = Draw(bench, seed, needs)
-    return last
+    kept = [each for each in bench.last if isinstance(each, Draw) and each.seed == seed]
+    for draw in kept:
+        if draw.needs == needs:
+            return draw
+    draw = Draw(bench, seed, needs)
+    bench.last = [*(each for each in kept if each.needs.refitted != needs.refitted), draw]
+    return draw

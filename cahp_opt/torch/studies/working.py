@@ -16,6 +16,7 @@ from cahp_opt.torch.studies.choosing import chosen
 from cahp_opt.torch.studies.draws import Draw, draw_of
 from cahp_opt.torch.studies.failures import reason_of
 from cahp_opt.torch.studies.judging import judged
+from cahp_opt.torch.studies.needs import with_recoveries
 from cahp_opt.torch.studies.recipe import Recipe
 
 
@@ -51,9 +52,11 @@ class Finished:
 def measure_draw(recipe: Recipe, seed: int, needs: Needs) -> Finished:
     """Measure what the cells of a seed share, unless it is there; a failure fails all of them."""
     bench = bench_of(recipe)
+    each = (with_recoveries(bench, needs, [recovery]) for recovery in recipe.plan.recoveries)
     with bench.alone:
         try:
-            draw_of(bench, seed, needs).measure()
+            for own in dict.fromkeys(each):
+                draw_of(bench, seed, own).measure()
         except Busy:
             return Finished(busy=True)
         except Exception as error:  # the other seeds may go well
@@ -69,9 +72,9 @@ def work(recipe: Recipe, job: Job, needs: Needs) -> Finished:
     bench = bench_of(recipe)
     outcomes, failed, found = list[Outcome](), dict[Cell, str](), 0
     with bench.alone:
-        draw = draw_of(bench, job.seed, needs)
         for cell in recipe.plan.cells_of(job):
-            made = bench.store.made
+            own = with_recoveries(bench, needs, [Recovery(cell.recovery)])
+            draw, made = draw_of(bench, job.seed, own), bench.store.made
             try:
                 draw.measure()
                 outcomes.append(_outcome(draw, job, cell))

@@ -17,9 +17,12 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
+from cahp_opt.runs.measuring import Measuring
+from cahp_opt.space import HeadSpace
 from cahp_opt.stats.neuron_order import in_order_of_price
 from cahp_opt.torch import calibrate, find_prunable, head_mask, order_neurons
 from cahp_opt.torch.blocks.blocks import out_weight
+from cahp_opt.torch.pipeline.calibrating import calibrate_kinds
 
 BATCHES = [collate(texts())]
 
@@ -68,6 +71,20 @@ def test_the_first_groups_are_worth_most(examples: int | None) -> None:
         first, last = np.zeros((2, ordered.space.n), dtype=np.bool_)
         first[where.start], last[where.stop - 1] = True, True
         assert objective.value(first) > objective.value(last)
+
+
+def test_where_nothing_is_refitted_neurons_stand_by_what_is_lost_without_them() -> None:
+    """The sensitivity decides, although salience alone is asked for."""
+    whole = find_prunable(tiny_models.BERT.build().double(), neuron_group=8)
+    spaces = list[HeadSpace]()
+    for refitted in (False, True):
+        measuring = Measuring(frozenset({"salience"}), refitted=refitted)
+        spaces.append(calibrate_kinds(whole, BATCHES, measuring).stats.space)
+    stats = calibrate(whole, BATCHES, sensitivity_examples=2048).without("salience", "gauss_newton")
+    assert spaces[0] == in_order_of_price(stats, refitted=False).space
+    assert spaces[1] == in_order_of_price(stats.without("sensitivity")).space != spaces[0]
+    ordered = order_neurons(whole, BATCHES, sensitivity_examples=2048, refitted=False)
+    assert ordered.space == spaces[0]
 
 
 def test_attention_alone_has_no_neurons_to_order() -> None:

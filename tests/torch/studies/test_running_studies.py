@@ -210,6 +210,17 @@ def test_an_interrupted_study_resumes_and_a_larger_one_costs_what_is_new(
     assert "calibrate_kinds" not in log and log.count("chooser_of") == 2
 
 
+def test_neurons_stand_in_the_order_that_suits_the_recovery(
+    model: Any, tmp_path: Path, log: list[str]
+) -> None:
+    both: dict[str, Any] = {"prune": Prune.BOTH, "limits": ["0.5 neurons"], "seeds": 1}
+    found = run(model, tmp_path, **both, methods=[Michel()])
+    assert len(found.outcomes) == 2 and log.count("calibrate_kinds") == 2
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "choices").glob("*.json")]
+    spaces = [Selection.from_json(row["selection"]).space for row in rows]
+    assert any(a != b for a in spaces for b in spaces)
+
+
 def test_what_is_found_says_nothing_about_what_is_left(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
