@@ -65,7 +65,12 @@ def main() -> None:
         ("explained variance, dynamic program", explained, DynamicProgram(), 0),
         ("explained variance, greedy", explained, Greedy(), 0),
         ("salience, top-k", salience, TopK(), 0),
-        ("Gauss-Newton at density 0.5, greedy", Quadratic.from_stats(stats), Greedy(), 0),
+        (
+            "Gauss-Newton at density 0.5, greedy",
+            Quadratic.from_stats(stats, shrinkage=0),
+            Greedy(),
+            0,
+        ),
         *(("random", salience, RandomSubset(), seed) for seed in range(given.random)),
     ]
     weights, rows = TokenWeights(model), []

@@ -14,9 +14,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.accuracy.report import RESULTS as ACCURACY
+from benchmarks.accuracy.tasks import table as over_tasks
 from benchmarks.both_kinds.report import RESULTS as BOTH_KINDS
 from benchmarks.both_kinds.report import headline as both_kinds
 from benchmarks.pages import records
+from cahp_opt.studies.study import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -62,11 +65,23 @@ def both_kinds_table() -> str:
     return both_kinds(records(BOTH_KINDS).values())
 
 
+def tasks_table() -> str:
+    """Mean accuracies of all methods over the tasks."""
+    return over_tasks(
+        [
+            Study.load(path)
+            for path in sorted(ACCURACY.glob("*.safetensors"))
+            if not path.stem.endswith("-heads")
+        ]
+    )
+
+
 def filled(text: str) -> str:
     """``text`` with the tables between their markers."""
     tables = {
         "fidelity": fidelity_table,
         "both kinds": both_kinds_table,
+        "tasks": tasks_table,
     }
     for name, table in tables.items():
         if f"<!-- {name} -->" in text:

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.accuracy.earlier import Earlier, percent
 from benchmarks.accuracy.pictures import accuracies
+from benchmarks.accuracy.tasks import section as over_tasks
 from benchmarks.pages import write_or_check
 from cahp_opt.reports.study_page import standings_of
 from cahp_opt.studies.outcome import Arm
@@ -59,7 +60,9 @@ def page(records: Mapping[str, Study], earlier: Sequence[Earlier]) -> str:
     then = (f"### {found.name}\n\n{found.made}\n\n{found.table}" for found in earlier)
     pairs = [(e, s) for e in earlier for stem, s in records.items() if stem.startswith(e.name)]
     beside = list(filter(None, (found.beside(study) for found, study in pairs)))
-    parts = [HEAD, *(section(stem, study) for stem, study in records.items())]
+    both = {stem: study for stem, study in records.items() if not stem.endswith("-heads")}
+    together = filter(None, [over_tasks(both)])
+    parts = [HEAD, *together, *(section(stem, study) for stem, study in records.items())]
     parts += [BESIDE, *beside] if beside else []
     return "\n\n".join([*parts, EARLIER, *then]) + "\n"
 

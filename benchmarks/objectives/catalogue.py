@@ -80,14 +80,18 @@ FURTHER: Mapping[str, Entry] = {
         MOMENTS, lambda s, _: ExplainedVariance.from_stats(s, relative=True)
     ),
     "reconstruction, no refit": Entry(MOMENTS, reconstruction),
-    "Gauss-Newton, density matched": Entry(GAUSS_NEWTON, Quadratic.from_stats),
-    "Gauss-Newton, density 1": Entry(GAUSS_NEWTON, lambda s, _: Quadratic.from_stats(s, 1.0), 1.0),
+    "Gauss-Newton, density matched": Entry(
+        GAUSS_NEWTON, lambda s, share: Quadratic.from_stats(s, share, shrinkage=0)
+    ),
+    "Gauss-Newton, density 1": Entry(
+        GAUSS_NEWTON, lambda s, _: Quadratic.from_stats(s, 1.0, shrinkage=0), 1.0
+    ),
     "Gauss-Newton, density matched, diagonal": Entry(GAUSS_NEWTON, Modular.from_curvature),
     "Fisher, density matched": Entry(
-        FISHER, lambda s, share: Quadratic.from_stats(s, share, Curvature.FISHER)
+        FISHER, lambda s, share: Quadratic.from_stats(s, share, Curvature.FISHER, shrinkage=0)
     ),
     "Fisher, density 1": Entry(
-        FISHER, lambda s, _: Quadratic.from_stats(s, 1.0, Curvature.FISHER), 1.0
+        FISHER, lambda s, _: Quadratic.from_stats(s, 1.0, Curvature.FISHER, shrinkage=0), 1.0
     ),
     "Fisher, density 1, diagonal": Entry(
         FISHER, lambda s, _: Modular.from_curvature(s, 1.0, Curvature.FISHER), 1.0

@@ -116,6 +116,8 @@ def calibrate(
     note(given.check(prunes=named.kinds.prune))
     if not statistics.objective and embeds(named) and "sensitivity_examples" not in given.explicit:
         measuring = replace(measuring, statistics=measuring.statistics - {"sensitivity"})
+    if named.prunable.feed_forward:  # see `Curvature.of`
+        measuring = replace(measuring, densities=(1.0,))
     stats = _measured(named, examples, texts, statistics, measuring, display)
     stats.save(statistics.output)
     note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))

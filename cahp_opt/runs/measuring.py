@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from cahp_opt.runs.options import option
@@ -89,6 +89,12 @@ class Measuring:
 
     def __contains__(self, statistic: str) -> bool:
         return statistic in self.statistics or statistic in ANYWAY
+
+    def ordering_neurons(self) -> Measuring:
+        """The same, with the sensitivity where nothing is refitted: it tells what the output loses with a neuron."""
+        if self.refitted:
+            return self
+        return replace(self, statistics=self.statistics | {"sensitivity"})
 
     def any(self, statistics: Iterable[str]) -> bool:
         """Whether any of these statistics is measured."""

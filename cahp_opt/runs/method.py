@@ -184,6 +184,12 @@ class Method(ABC):
         return {"method": self.name}
 
 
+def measured_for(method: Method, task: Task, amounts: MeasuringOptions) -> Measuring:
+    """What calibration measures for a method, with neurons in the order that suits the recovery."""
+    measuring = method.needs(task).measuring(amounts)
+    return replace(measuring, refitted=task.recovery.refits)
+
+
 def trusted(method: Method, chooser: Chooser) -> Chooser:
     """The same function, whose selections are checked against their budgets, and get their costs from there.
 

@@ -109,6 +109,15 @@ def test_the_page_says_what_the_record_says(record: Study, tmp_path: Path) -> No
         ),
         encoding="utf-8",
     )
+    two = report.files({"a": record, "b": record, "b-heads": record}, [])["accuracy.md"]
+    together, accuracy = (
+        two.partition("## 2 tasks together")[2],
+        record.of(Arm("osscar", "4 heads", "none")),
+    )
+    share = 100 * accuracy[0].scores.value("accuracy")
+    assert any(
+        f"{share:.1f}" in line for line in together.splitlines() if line.startswith("| osscar")
+    )
     failed = {Cell("kwon", "4 heads", "none", 0): "it ran out of memory."}
     made = report.files(
         {"films-heads": replace(record, missing=failed)},

@@ -16,6 +16,7 @@ from cahp_opt.costs.profile import Profile
 from cahp_opt.progress import Stages
 from cahp_opt.runs.forecast import Forecast, Passes, StageForecast
 from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.method import measured_for
 from cahp_opt.runs.plan import OutputOptions, PruningPlan
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import TextSplit
@@ -132,7 +133,8 @@ class RunForecast:
     def _measuring(self) -> Measuring:
         run = self.run
         task = task_of(run.named, self.plan, self._budget, labelled=run.texts.labelled)
-        return self.plan.method.needs(task).measuring(self.plan.measuring)
+        found = measured_for(self.plan.method, task, self.plan.measuring)
+        return found.ordering_neurons() if self.run.prunable.feed_forward else found
 
     @property
     def _budget(self) -> Budget:

@@ -70,8 +70,8 @@ def calibrate_kinds(
             progress=progress,
         )
 
-    if not measuring.refitted and prunable.feed_forward:
-        measuring = replace(measuring, statistics=measuring.statistics | {"sensitivity"})
+    if prunable.feed_forward:
+        measuring = measuring.ordering_neurons()
     every = collectors_for(measuring)
     sliced = {b.name for b in prunable.feed_forward if not b.cut.whole}
     if len(sliced) == len(prunable.feed_forward):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from cahp_opt.costs.profile import Profile
 from cahp_opt.costs.target import Target
 from cahp_opt.files.folders import whole_folder
 from cahp_opt.progress import Progress, Stages
-from cahp_opt.runs.method import Task, trusted, with_provenance
+from cahp_opt.runs.method import Task, measured_for, trusted, with_provenance
 from cahp_opt.runs.plan import OutputOptions, PruningPlan
 from cahp_opt.runs.report import Report
 from cahp_opt.runs.texts import TextSplit
@@ -223,9 +222,7 @@ def measure_statistics(
         found = calibrate_kinds(
             run.prunable,
             run.texts.calibration,
-            replace(
-                plan.method.needs(task).measuring(plan.measuring), refitted=task.recovery.refits
-            ),
+            measured_for(plan.method, task, plan.measuring),
             token_weights=run.weights,
             fidelity=run.fidelity,
             seed=plan.applying.seed,

@@ -39,13 +39,16 @@ def test_each_stage_is_a_selection_on_the_model_that_is_left() -> None:
 
     def objective(stats: HeadStats) -> Objective:
         seen.append(stats)
-        return Quadratic.from_stats(stats)
+        return Quadratic.from_stats(stats, shrinkage=0)
 
     before = trace(model)
     found = select_staged(model, batches, objective, 3, BruteForce(), stages=2, seed=5)
     assert trace(model) == before
     first = calibrate(model, batches, densities=(0.5,), seed=5)
-    one = select(Problem(Quadratic.from_stats(first), Budget.heads(first.space, 6)), BruteForce())
+    one = select(
+        Problem(Quadratic.from_stats(first, shrinkage=0), Budget.heads(first.space, 6)),
+        BruteForce(),
+    )
     with head_mask(model, one):
         second = calibrate(model, batches, densities=(0.5,), seed=5)
     own = np.flatnonzero(one.kept)
@@ -53,7 +56,8 @@ def test_each_stage_is_a_selection_on_the_model_that_is_left() -> None:
         seen[1].gauss_newton[0.5].sum, second.gauss_newton[0.5].sum[np.ix_(own, own)]
     )
     two = select(
-        Problem(Quadratic.from_stats(seen[1]), Budget.heads(seen[1].space, 3)), BruteForce()
+        Problem(Quadratic.from_stats(seen[1], shrinkage=0), Budget.heads(seen[1].space, 3)),
+        BruteForce(),
     )
     assert np.flatnonzero(found.kept).tolist() == own[two.kept].tolist()
     assert found.space == first.space and len(seen) == 2
@@ -81,7 +85,7 @@ def test_any_objective_and_blocks_that_lose_all_units() -> None:
     batch = {**collate(texts(4)), "labels": torch.arange(4) % 3}
 
     def fisher(stats: HeadStats) -> Objective:
-        return Quadratic.from_stats(stats, matrix=Curvature.FISHER)
+        return Quadratic.from_stats(stats, matrix=Curvature.FISHER, shrinkage=0)
 
     said: list[str] = []
     found = select_staged(
