@@ -130,6 +130,7 @@ EXCUSED: Mapping[str, str] = {
     "pytest -m documents": "it is what runs these commands, this one over and over",
     "coverage run": "a name in a sentence; coverage is not among the requirements",
     "torchrun": "the name of a launcher",
+    "torchrun --nproc-per-node 2 --no-python cahp prune MODEL ...": "tests/cli/test_launching.py does the same",
     "git": "the type of a model",
 }
 

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from cahp_opt.cli.launching import launched
 from cahp_opt.cli.unused_options import Given
 from cahp_opt.runs.options import Option, option_of
 
@@ -36,7 +37,8 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
             name: Given.of(context, values) if kind is Given else _packed(kind, values)
             for name, kind in kinds.items()
         }
-        command(**records)
+        with launched(command.__name__):
+            command(**records)
 
     run.__name__, run.__doc__ = command.__name__, _flowing(command.__doc__ or "")
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -60,6 +60,7 @@ def model_of(options: ModelOptions, display: Display) -> nn.Module:
         model = load_model(
             name,
             device=options.device,
+            device_map=options.device_map,
             precision=options.precision,
             leave_out=lost,
             trust_remote_code=options.trust_remote_code,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cahp_opt.cli.display import Display
+from cahp_opt.cli.launching import is_first
 from cahp_opt.cli.loading import (
     embeds,
     in_kinds,
@@ -119,6 +120,8 @@ def calibrate(
     if named.prunable.feed_forward:  # see `Curvature.of`
         measuring = replace(measuring, densities=(1.0,))
     stats = _measured(named, examples, texts, statistics, measuring, display)
+    if not is_first():
+        return
     stats.save(statistics.output)
     note(ObjectiveName.EXPLAINED_VARIANCE.remarks(stats))
     print(

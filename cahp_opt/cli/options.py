@@ -48,6 +48,15 @@ class ModelOptions:
             "--device", metavar="DEVICE", help="Such as cpu or cuda. Default: CUDA where available."
         ),
     )
+    device_map: str | None = field(
+        default=None,
+        metadata=option(
+            "--device-map",
+            metavar="MAP",
+            help="Spread the model over several devices, in place of --device: auto, balanced, balanced_low_0 or "
+            "sequential, as transformers has them, or one device. Needs accelerate.",
+        ),
+    )
     precision: Precision | None = field(
         default=None,
         metadata=option(

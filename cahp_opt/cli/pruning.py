@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from cahp_opt.cli.display import Display
 from cahp_opt.cli.forecast_table import show_forecast
+from cahp_opt.cli.launching import is_first
 from cahp_opt.cli.loading import embeds, in_kinds, named_of, read_by
 from cahp_opt.cli.measuring import too_many
 from cahp_opt.cli.notes import note
@@ -100,10 +101,14 @@ def prune(
     note(given.check(needs=method.needs(task).statistics))
 
     from cahp_opt.torch.forecast.forecasting import forecast_pruning
-    from cahp_opt.torch.pipeline.pruning_run import run_pipeline
+    from cahp_opt.torch.pipeline.pruning_run import assist_pipeline, run_pipeline
 
     applying = Applying(recovery, workloads, texts.reading, choice.seed, given.line)
     plan = PruningPlan(target, method, applying, choice.time_limit, timing.rounds, choice.amounts)
+    if not is_first():
+        if not dry.dry_run:
+            assist_pipeline(named, examples, plan, output, profile=profile)
+        return
     if dry.dry_run:
         show_forecast(
             forecast_pruning(named, examples, plan, output, profile=profile, stages=display)

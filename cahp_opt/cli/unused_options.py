@@ -226,6 +226,12 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _TIME_LIMIT,
     ),
     "study": (
+        _Rule(
+            ("device_map",),
+            lambda given: True,
+            "every process of a study has the model on one device, which `--device` names",
+            refused=True,
+        ),
         _COLUMNS,
         _sized("max_length", "sequence_length"),
         _LONG,

@@ -88,15 +88,17 @@ def _sent(
     untyped: Any = distributed
     received: dict[str, Array] = {}
     for name, array in mine.arrays().items():
-        values = array
+        values = np.array(array, order="C")  # others could not know of another order in memory
         if array.ndim:  # not all processes may know of the same classes
             shape = torch.tensor(array.shape, device=device)
             untyped.broadcast(shape, source, group=group)
-            values = array if own else np.zeros(shape.cpu().numpy(), array.dtype)
+            values = values if own else np.zeros(shape.cpu().numpy(), array.dtype)
         tensor = torch.tensor(values, device=device)
         untyped.broadcast(tensor, source, group=group)
         received[name] = tensor.cpu().numpy()
-    return mine if own else mine.of_arrays(received)
+    return mine.of_arrays(
+        received
+    )  # also its own: all add up the same, in the same order in memory
 
 
 def _check_alike(

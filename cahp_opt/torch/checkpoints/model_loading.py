@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +54,7 @@ __all__ = [
     "refuse_other_medium",
 ]
 
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of transformers
 _OTHER_TOWERS = ("vision_config", "audio_config")
 _ONE_TOWER = ("ForImageClassification",)  # of models with two, this uses one alone
 _SEVERAL_TEXTS = ("DoubleHeadsModel",)  # choices, and a place in each of them
@@ -74,6 +76,7 @@ def load_model(
     name: str,
     *,
     device: str | None = None,
+    device_map: str | None = None,
     precision: Precision | None = None,
     leave_out: Sequence[str] = (),
     trust_remote_code: bool = False,
@@ -85,6 +88,8 @@ def load_model(
     Args:
         name: a folder, also one of a sliced model or of sentence-transformers, or a hub id.
         device: the device; None for CUDA if there is one, otherwise the CPU.
+        device_map: how transformers spreads the model over several devices, in place of ``device``: ``auto`` and
+            the like, or one device; None for one device.
         precision: of the weights; None for float32 on the CPU and the checkpoint's own elsewhere.
         leave_out: modules of the checkpoint that its class does not take and that may be lost, such as
             ``cls.seq_relationship`` under a language model.
@@ -94,6 +99,8 @@ def load_model(
         ModelError: if it cannot be loaded whole but for ``leave_out``, or reads anything else, or several of
             them.
     """
+    if device_map is not None:
+        _check_map(device_map, device)
     where = device_named(device)
     dtype: torch.dtype | str = "auto" if where.type != "cpu" else torch.float32
     if precision is not None:
@@ -107,14 +114,37 @@ def load_model(
                 "leave the option out."
             )
         with explained(name, "the sliced model"):
-            model = from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+            model = from_pretrained(
+                folder, dtype=dtype, trust_remote_code=trust_remote_code, **_spread(device_map)
+            )
     else:
-        model = _load_whole(name, dtype, leave_out, trust_remote_code)
+        model = _load_whole(name, dtype, leave_out, trust_remote_code, _spread(device_map))
     _refuse_other_inputs(model, name)
+    if device_map is not None:
+        return cast("nn.Module", model).eval()
     try:
         return cast("nn.Module", model).to(where).eval()
     except (AssertionError, RuntimeError) as error:  # too little memory, above all
         raise ModelError(f"{name} cannot be put on {where}: {sentence_of(error)}") from None
+
+
+def _check_map(device_map: str, device: str | None) -> None:
+    """Refuse a device map that cannot be."""
+    if device is not None:
+        raise ModelError(
+            f"`--device {device}` and `--device-map {device_map}` both say where the model goes; leave out one."
+        )
+    if find_spec("accelerate") is None:
+        raise ModelError(
+            f"`--device-map {device_map}` needs the package accelerate; install it, or name one device by `--device`."
+        )
+    if device_map not in _MAPS:
+        device_named(device_map, "--device-map")
+
+
+def _spread(device_map: str | None) -> dict[str, Any]:
+    """The options of a loader."""
+    return {} if device_map is None else {"device_map": device_map}
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -183,8 +213,12 @@ def _stands_in(what: str, native: object) -> str:
     )
 
 
-def device_named(name: str | None) -> torch.device:
+def device_named(name: str | None, option: str = "--device") -> torch.device:
     """The device of this name; for None, CUDA if there is one, otherwise the CPU.
+
+    Args:
+        name: the name.
+        option: what it was given as, for messages.
 
     Raises:
         ModelError: if it is not a device that this machine and its PyTorch can compute with.
@@ -195,14 +229,14 @@ def device_named(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelError(
-            f"`--device` must be a device such as cpu or cuda, got {name!r}."
+            f"`{option}` must be a device such as cpu or cuda, got {name!r}."
         ) from None
     try:  # every absent device refuses in its own way, and `meta` has no numbers to give back
         torch.ones(1, device=device).sum().item()
     except (AssertionError, ImportError, RuntimeError) as error:
         here = "cuda or cpu" if torch.cuda.is_available() else "cpu"
         raise ModelError(
-            f"`--device` {name} cannot be computed with here ({sentence_of(error)[:80]}); name {here}, or "
+            f"`{option}` {name} cannot be computed with here ({sentence_of(error)[:80]}); name {here}, or "
             "leave the option out."
         ) from None
     return device
@@ -218,7 +252,11 @@ def _same_numbers() -> Generator[None]:
 
 
 def _load_whole(
-    name: str, dtype: torch.dtype | str, leave_out: Sequence[str], trusted: bool
+    name: str,
+    dtype: torch.dtype | str,
+    leave_out: Sequence[str],
+    trusted: bool,
+    spread: Mapping[str, Any],
 ) -> nn.Module:
     local = Path(name).is_dir()
     if (Path(name) / ADAPTER_FILE).is_file():
@@ -239,6 +277,7 @@ def _load_whole(
                 local_files_only=local,
                 trust_remote_code=trusted,
                 output_loading_info=True,
+                **spread,
                 ignore_mismatched_sizes=True,  # told below: the stock error says it in a log only
             )
         keys = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,10 +14,12 @@ from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.neuron_order import in_order_of_price
 from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.collector import Collector
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.gate_gradients import GateGradients
+from cahp_opt.torch.calibration.shares import Share, share_weights, told_by_first
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import batch_size
@@ -52,6 +55,9 @@ def calibrate_kinds(
     refitted, that is the sensitivity, whether or not it is asked for. Statistics of gates on the groups take a
     second pass over the examples that they are taken on. Feed-forward parts that were sliced keep their groups.
 
+    Where ``torch.distributed`` is initialised, every process calls this with all batches, measures some of them, and gets
+    the statistics of all.
+
     Args:
         prunable: the blocks, the neurons grouped in any way.
         batches: tensors ``[batch, tokens]``; everything else as for
@@ -59,38 +65,56 @@ def calibrate_kinds(
         measuring: the statistics to measure.
     """
 
+    share = Share.here()
+    weights = token_weights if share.processes == 1 else _apart(token_weights)
+
     def measured(of: Prunable, on: Batches, collectors: list[Collector]) -> HeadStats:
-        return measure(
+        stats = measure(
             of,
-            on,
-            collectors,
-            token_weights=token_weights,
+            share.of(on),
+            [share.asking(collector, on) for collector in collectors],
+            token_weights=weights,
             fidelity=fidelity,
             seed=seed,
             progress=progress,
         )
+        return gather_stats(stats)
 
     if prunable.feed_forward:
         measuring = measuring.ordering_neurons()
     every = collectors_for(measuring)
     sliced = {b.name for b in prunable.feed_forward if not b.cut.whole}
-    if len(sliced) == len(prunable.feed_forward):
-        return Calibrated(prunable, measured(prunable, batches, every))
-    of_columns = [each for each in every if not isinstance(each, GateGradients)]
-    stats = measured(prunable, batches, of_columns)
+    together = len(sliced) == len(prunable.feed_forward)
+    first = [each for each in every if together or not isinstance(each, GateGradients)]
+    stats = measured(prunable, batches, first)
+    if token_weights is not None and weights is not None and weights is not token_weights:
+        share_weights(token_weights, weights)
+    if together:
+        return Calibrated(prunable, stats)
     stats = in_order_of_price(stats, refitted=measuring.refitted, fixed=sliced)
-    prunable = prunable.grouped(stats.space)
+    # Other machines may round in other ways: the order of the first process is that of all.
+    prunable = prunable.grouped(told_by_first(stats.space))
     gates = GateGradients.wanted(measuring)
-    second = measured(prunable, list(_first(batches, gates.examples)), [gates])
+    few = list(_first(batches, gates.examples, share.processes))
+    second = measured(prunable, few, [gates])
     stats = replace(stats, statistics={**stats.statistics, **second.statistics})
     return Calibrated(prunable, stats)
 
 
-def _first(batches: Batches, examples: int | None) -> Iterator[Mapping[str, Tensor]]:
-    """The batches that hold the first examples; at least one."""
+def _apart(weights: TokenWeights | None) -> TokenWeights | None:
+    """Weights of the same model that know of no batch yet."""
+    if weights is None:
+        return None
+    found = copy.copy(weights)
+    found.taken = {}
+    return found
+
+
+def _first(batches: Batches, examples: int | None, least: int) -> Iterator[Mapping[str, Tensor]]:
+    """The batches that hold the first examples; at least this many batches, if there are as many."""
     seen = 0
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
         yield batch
         seen += batch_size(batch)
-        if examples is not None and seen >= examples:
+        if examples is not None and seen >= examples and number >= least:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.studies.promise import Measure, Promise, corrected
 from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.calibration.class_maps import class_labels
+from cahp_opt.torch.calibration.shares import told_by_first
 from cahp_opt.torch.evaluation.fidelity import Fidelity, embeds_all_tokens, fidelity_of
 from cahp_opt.torch.latency.measured_selection import measuring
 from cahp_opt.torch.latency.model_times import device_name
@@ -77,6 +79,29 @@ def run_pipeline(
         closeness = recover(run, sliced)
         times = time_slice(run, sliced)
         return save(run, sliced, closeness, times, _records(stats, prices.profile))
+
+
+def assist_pipeline(
+    named: Named,
+    texts: TextSplit,
+    plan: PruningPlan,
+    output: OutputOptions,
+    *,
+    profile: Profile | None = None,
+) -> None:
+    """What a further process of a launcher does while the first one is in :func:`run_pipeline`: it measures its share
+    of the statistics, and writes nothing.
+
+    Args:
+        named, texts, plan, output, profile: the same as there.
+
+    Raises:
+        ValueError: as there.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run = check(named, texts, plan, profile, Path(folder), output, Stages())
+    nothing: Prices | None = None
+    measure_statistics(run, plan, told_by_first(nothing))
 
 
 def check(
@@ -177,8 +202,18 @@ def measure_prices(
 ) -> Prices:
     """Measure the costs that the target needs, and refuse a target that nothing meets.
 
-    See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach.
+    See :meth:`~cahp_opt.studies.promise.Promise.reach` for limits below what the tables can reach. Processes that
+    measure statistics with this one are told.
     """
+    return told_by_first(_prices(run, plan, profile, samples))
+
+
+def _prices(
+    run: PruningRun,
+    plan: PruningPlan,
+    profile: Profile | None,
+    samples: Mapping[str, Path] | None,
+) -> Prices:
     space, target = run.prunable.space, plan.target
     if target.goals and profile is None:
         profile = measure_profile(

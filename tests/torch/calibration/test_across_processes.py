@@ -17,10 +17,14 @@ from batches_by_hand import assert_same, collate, texts
 from torch import distributed
 from torch.multiprocessing.spawn import start_processes
 
+from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
+from cahp_opt.torch import find_prunable
 from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import calibrate
+from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.pipeline.calibrating import Calibrated, calibrate_kinds
 
 PROCESSES = 2
 
@@ -62,12 +66,24 @@ def refusal(stats: HeadStats) -> str:
     return "accepted"
 
 
+def of_both_kinds(rows: list[list[int]]) -> Calibrated:
+    """Statistics whose arrays lie in memory in different ways; the neurons are put in order in between."""
+    model = tiny_models.BERT.build().double()
+    batches = [collate(rows[i : i + 2]) for i in range(0, len(rows), 2)]
+    weights = TokenWeights(find_prunable(model))
+    wanted = MeasuringOptions(3, 6).of({"moments", "sensitivity", "salience"})
+    found = calibrate_kinds(find_prunable(model), batches, wanted, token_weights=weights)
+    assert sorted(weights.taken) == [0, 1, 2]
+    return found
+
+
 def work(rank: int, folder: Path) -> None:
     """What each process does; it writes down what it got."""
     torch.set_num_threads(1)
     mine = measured(shares()[rank])
     with connected(rank, folder):
         gather_stats(mine).save(folder / f"{rank}.safetensors")
+        of_both_kinds(texts(9)).stats.save(folder / f"both-{rank}.safetensors")
         said = [
             refusal(measured(shares()[rank], seed=rank)),
             refusal(measured(shares()[rank], densities=(1.0, 0.5) if rank else (1.0,))),
@@ -106,6 +122,17 @@ def test_every_process_gets_the_sums_of_one_process(folder: Path) -> None:
         np.testing.assert_allclose(result.signatures.squares, one.signatures.squares, atol=1e-12)
         assert result.salience.count == one.salience.count == 9
     assert_same(results[0], results[1], rtol=0)
+
+
+def test_processes_that_share_the_texts_put_neurons_in_the_same_order(folder: Path) -> None:
+    one = of_both_kinds(texts(9)).stats
+    mine: list[HeadStats] = []
+    for rank in range(PROCESSES):
+        mine.append(HeadStats.load(folder / f"both-{rank}.safetensors"))
+        assert mine[rank].space == one.space and mine[rank].salience.count == 3
+        assert mine[rank].sensitivity[0].examples == one.sensitivity[0].examples == 6
+        assert_same(mine[rank], one, rtol=1e-6)
+    assert_same(mine[0], mine[1], rtol=0)
 
 
 def test_every_process_refuses_what_does_not_add_up(folder: Path) -> None:

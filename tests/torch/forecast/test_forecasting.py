@@ -30,6 +30,7 @@ from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import Example, TextSplit, split
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.torch import Weighting, find_prunable, refit
+from cahp_opt.torch.blocks.blocks import submodules
 from cahp_opt.torch.forecast.forecasting import forecast_pruning
 from cahp_opt.torch.forecast.walk_passes import TimesRun, WalkedModel
 from cahp_opt.torch.pipeline.applying import recover, slice_model
@@ -88,7 +89,7 @@ class Counting(Stages):
             return ran
 
         model.register_forward_pre_hook(begin, with_kwargs=True)
-        for name, module in model.named_modules():
+        for name, module in submodules(model):
             for kind, ending in (("attention", attention), ("end", end)):
                 if re.search(f"{ending}$", name):
                     module.register_forward_hook(listen(kind))
@@ -119,7 +120,7 @@ class Counting(Stages):
 def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
     def start(model: nn.Module, attention: str, end: str) -> Counting:
         stages = Counting(model, attention, end)
-        gradient = torch.autograd.grad
+        gradient: Any = torch.autograd.grad
 
         def counting_gradient(*args: Any, **options: Any) -> Any:
             stages.backward[stages.now] += stages.size
