@@ -79,10 +79,12 @@ class MomentSums(Collecting):
     def result(self) -> Mapping[str, Statistic]:
         """The moments of every block, with the readout ``W' W`` of its output projection.
 
-        The columns stand unit by unit, whatever their order in the model.
+        The columns stand unit by unit, whatever their order in the model. The sums of a block are given up as its
+        moments are made, so that nothing is there twice; there is one result.
         """
         made: list[Moments] = []
-        for block, sums, order in zip(self._blocks, self._sums, self._order, strict=True):
+        for number, (block, order) in enumerate(zip(self._blocks, self._order, strict=True)):
+            sums, self._sums[number] = self._sums[number], None
             weight: Floats = readout_weight(block.out, block.width).cpu().double().numpy()
             readout = ColumnForm.small(weight[:, order])
             if sums is None:  # the data never reached it

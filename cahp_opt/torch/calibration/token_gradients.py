@@ -88,10 +88,11 @@ class SensitivitySums(Collecting):
             on.token_weights.remember(found, dense.number)
 
     def result(self) -> Mapping[str, Statistic]:
-        """The weighted moments of every block; the columns stand unit by unit."""
+        """The weighted moments of every block; the columns stand unit by unit. The sums of a block are given up
+        as its entry is made, so that nothing is there twice; there is one result."""
         entries = (
-            sums.result(order, readout, self._examples)
-            for sums, order, readout in zip(self._sums, self._order, self._readout, strict=True)
+            self._sums.pop(0).result(order, readout, self._examples)
+            for order, readout in zip(self._order, self._readout, strict=True)
         )
         return {"sensitivity": BlockSensitivity(entries)}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import tiny_models
+import torch
 from batches_by_hand import collate, texts
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
 from cahp_opt.torch.calibration.collectors import COLLECTORS, collectors_for
 from cahp_opt.torch.calibration.gate_gradients import GateGradients
+from cahp_opt.torch.calibration.output_moments import HeadOutputs
+from cahp_opt.torch.calibration.token_gradients import TokenGradients
 from cahp_opt.torch.running.batches import Batch, batch_size
 
 
@@ -96,3 +100,25 @@ def test_every_statistic_is_collected_where_it_is_asked_for() -> None:
         assert stats.statistics.keys() == expected
         gradients = name in ("salience", "gauss_newton", "fisher")
         assert stats.salience.count == 3 * gradients
+
+
+@pytest.mark.parametrize("asked", [HeadOutputs(), TokenGradients()])
+def test_sums_are_given_up_for_what_is_made_of_them(asked: Collector) -> None:
+    """The matrices of a wide model would be there twice otherwise, for all blocks at once."""
+    prunable = find_attention(tiny_models.BERT.build())
+    kept: list[Collecting] = []
+
+    class Keeping(Collector):
+        def start(self, subject: Subject) -> Collecting:
+            kept.append(asked.start(subject))
+            return kept[0]
+
+    stats = measure(prunable, [collate(texts(3))], [Keeping()])
+    assert kept and len(stats.statistics) == 1
+    width = prunable.blocks[0].width
+    squares = [
+        one
+        for one in gc.get_objects()
+        if type(one) is Tensor and one.dtype == torch.float64 and one.shape == (width, width)
+    ]
+    assert not squares
