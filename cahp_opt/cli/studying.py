@@ -116,6 +116,7 @@ def study(
         model.leave_out,
         model.trust_remote_code,
         model.threads,
+        device_map=model.device_map,
     )
     recipe = Recipe(
         source.holding(named.model, named.tokenizer),

@@ -141,6 +141,12 @@ _REFITTING = _Rule(
     "only `--recovery refit` and `--recovery finetune` refit",
     refused=True,
 )
+_REPAIRING = _Rule(
+    ("stream_memory",),
+    lambda given: not given["recovery"].repairs,
+    "`--recovery none` repairs nothing",
+    refused=True,
+)
 _SIZES = ("latency_batch_size", "sequence_length")
 _TIMED = _Rule(
     ("workload", "execution", *_SIZES),
@@ -209,6 +215,7 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _NEURONS,
         _TRAINING,
         _REFITTING,
+        _REPAIRING,
         _TIMED,
         _SIZED,
         _Rule(
@@ -226,12 +233,6 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         _TIME_LIMIT,
     ),
     "study": (
-        _Rule(
-            ("device_map",),
-            lambda given: True,
-            "every process of a study has the model on one device, which `--device` names",
-            refused=True,
-        ),
         _COLUMNS,
         _sized("max_length", "sequence_length"),
         _LONG,
@@ -316,8 +317,9 @@ _RULES: Mapping[str, tuple[_Rule, ...]] = {
         ),
         _TRAINING,
         _REFITTING,
+        _REPAIRING,
         _Rule(
-            ("weighting", "feed_forward"),
+            ("weighting", "feed_forward", "stream_memory"),
             lambda given: not _texts(given),
             "without `--text`, `--data`, `--images` or `--audio` nothing is refitted",
             refused=True,

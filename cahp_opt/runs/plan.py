@@ -251,6 +251,22 @@ class RecoveryOptions:
             "times as long.",
         ),
     )
+    stream_memory: float = field(
+        default=0.75,
+        repr=False,  # results do not depend on it
+        metadata=option(
+            "--stream-memory",
+            min=0,
+            metavar="GIB",
+            help="Memory for the residual streams that a recovery remembers, in GiB; over texts beyond it the layers "
+            "run again from the first. `--dry-run` shows what that costs.",
+        ),
+    )
+
+    @property
+    def stream_bytes(self) -> int:
+        """The bytes of residual streams to remember."""
+        return int(self.stream_memory * 2**30)
 
     @property
     def sensitive(self) -> bool:

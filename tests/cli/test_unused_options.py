@@ -144,6 +144,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], bool]] = [
     ("compare", "seeds", {"seeds": 1, "solvers": DRY}, {"seeds": 2, "solvers": DRY}, False),
     ("apply", "recovery", NO_RECOVERY, NO_TEXT, True),
     ("apply", "recovery", MASK_TUNING, {**MASK_TUNING, **NO_TEXT}, True),
+    *((command, "stream_memory", {}, NO_RECOVERY, True) for command in ("prune", "apply")),
+    ("apply", "stream_memory", {}, NO_TEXT, True),
     ("apply", "weighting", {}, NO_TEXT, True),
     ("apply", "feed_forward", {}, NO_TEXT, True),
     *(

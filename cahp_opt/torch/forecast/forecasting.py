@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,7 +34,6 @@ from cahp_opt.torch.pipeline.pruning_run import check, task_of
 from cahp_opt.torch.pipeline.run import Batches, Named, PruningRun
 from cahp_opt.torch.running.batches import batch_size
 
-_STREAM_MEMORY = 3 * 2**28  # of the recovery, as `refit` has it
 _WEIGHT = 4  # bytes of the weight of a token
 
 
@@ -174,7 +174,8 @@ class RunForecast:
 
     @cached_property
     def _walk(self) -> WalkForecast:
-        return self._walked.over([positions(batch) for batch in self._texts], _STREAM_MEMORY)
+        memory = self.plan.applying.recovery.stream_bytes
+        return self._walked.over([positions(batch) for batch in self._texts], memory)
 
     def _calibrate(self) -> StageForecast:
         found = self.calibration
@@ -250,7 +251,8 @@ class RunForecast:
         if self._recovery.repairs and self._walk.remembered < 1:
             notes.append(
                 f"the residual streams of {100 * self._walk.remembered:.0f} % of the texts fit into the memory that "
-                "the recovery keeps for them; the others run from the first layer on again for every layer."
+                "the recovery has for them, and over the others every layer runs again for all that follow; "
+                f"`--stream-memory {math.ceil(10 * self._walk.enough / 2**30) / 10}` would hold all."
             )
         return [*self.run.notes, *notes]
 

@@ -64,6 +64,11 @@ class WalkForecast:
         return 3 * self._kept if self.resumes else 0
 
     @property
+    def enough(self) -> int:
+        """The memory that would hold all streams."""
+        return 3 * sum(self.sizes)
+
+    @property
     def dense(self) -> TimesRun:
         """The runs of the unpruned model: each layer once, and as far as each place from the start for
         batches whose streams there is no room for."""

@@ -39,7 +39,14 @@ def repair(
     """
     if options.recovery is Recovery.MASK_TUNING:
         with stages.stage("tune masks") as progress:
-            tune_found(small, dense, batches, fidelity=fidelity, progress=progress)
+            tune_found(
+                small,
+                dense,
+                batches,
+                fidelity=fidelity,
+                memory=options.stream_bytes,
+                progress=progress,
+            )
     if options.recovery.refits:
         with stages.stage("refit") as progress:
             refit_found(
@@ -48,6 +55,7 @@ def repair(
                 batches,
                 weighting=weights or Weighting.EQUAL,
                 feed_forward=options.feed_forward,
+                memory=options.stream_bytes,
                 progress=progress,
             )
     if options.recovery is Recovery.FINETUNE:

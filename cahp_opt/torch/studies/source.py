@@ -30,6 +30,7 @@ class Source:
         threads: of the CPU, in every process; None for those that PyTorch has.
         loaded: the model and what makes its inputs, in the process that loaded it.
         sent: whether these go to other processes with the source, because there is nothing to load.
+        device_map: in place of ``device``, as for :func:`~cahp_opt.torch.checkpoints.model_loading.load_model`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     threads: int | None = None
     loaded: tuple[nn.Module, Any] | None = field(default=None, repr=False, compare=False)
     sent: bool = False
+    device_map: str | None = None
 
     def __reduce__(self) -> tuple[Callable[..., Source], tuple[Any, ...]]:
         """Another process loads the model itself, if it can."""
@@ -61,7 +63,8 @@ class Source:
             torch.set_num_threads(self.threads)
         model = load_model(
             self.name,
-            device=device_of_worker(self.device, number),
+            device=None if self.device_map else device_of_worker(self.device, number),
+            device_map=self.device_map,
             precision=self.precision,
             leave_out=self.leave_out,
             trust_remote_code=self.trust_remote_code,

@@ -55,7 +55,9 @@ def texts() -> TextSplit:
 def plan(recovery: Recovery, kinds: Prune, method: Method | None = None) -> PruningPlan:
     """Statistics of gradients on whole batches, so that the weights of their tokens stay for the refit."""
     target = Target(heads=6, neurons=0.5 if kinds.neurons else None)
-    applying = Applying(RecoveryOptions(recovery), reading=Reading(16, batch_size=8))
+    forgetful = isinstance(method, Fisher)  # no residual stream is remembered
+    repairs = RecoveryOptions(recovery, stream_memory=0 if forgetful else 0.75)
+    applying = Applying(repairs, reading=Reading(16, batch_size=8))
     timed = tuple(replace(w, batch_size=2, repeats=1) for w in applying.workloads)
     amounts = MeasuringOptions(gradient_examples=16, sensitivity_examples=24)
     return PruningPlan(
@@ -174,6 +176,7 @@ def test_passes_and_bytes_are_those_of_the_run(
     planned, out = plan(recovery, kinds, method), OutputOptions(tmp_path / "out")
     said = forecast_pruning(named, read, planned, out)
     assert not list(tmp_path.iterdir())  # nothing was written
+    assert any("`--stream-memory 0.1`" in note for note in said.notes) is isinstance(method, Fisher)
     stages = counted(model, *places)
     stats = run_as_far_as_the_recovery(
         check(named, read, planned, None, tmp_path, out, stages), planned
