@@ -15,6 +15,7 @@ from cahp_opt.objective import Objective
 from cahp_opt.objectives.group_subsets import group_subsets, is_cheaper_whole
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.column_form import ColumnForm
+from cahp_opt.stats.definite import definite_form
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.needs import needs
 from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable
@@ -273,7 +274,7 @@ class Equations(NamedTuple):
         """The variance that all columns explain."""
         if not self.small:
             return float(np.trace(np.linalg.solve(self.gram, self.target)))
-        return float(np.vdot(np.linalg.solve(self.gram, self.target.T), self.target.T))
+        return definite_form(self.gram, self.target)
 
     def without(self, pivots: int) -> tuple[Equations, float]:
         """Conditioned on the first columns, and the variance that these explain."""

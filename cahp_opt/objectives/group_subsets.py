@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cahp_opt.arrays import Bools, Floats, Ints
+from cahp_opt.stats.definite import definite_form, definite_inverse, solved_lower
 from cahp_opt.subsets import MOST_UNITS, BestSubsets
 
 _SHARES = (
@@ -74,7 +75,7 @@ def group_subsets(
     fit = _Fit(gram, target, units)
     lowest = _prefixes(fit)
     first: Bools = np.tri(units + 1, units, -1, dtype=np.bool_)
-    inverse: Floats = np.linalg.inv(gram).astype(np.float64, copy=False)
+    inverse = definite_inverse(gram)
     weights: Floats = target @ inverse
     total = float(lowest[-1])
     try:
@@ -84,7 +85,8 @@ def group_subsets(
     rounding = float(np.max(np.abs(total - suffix - lowest)))
     relaxed = _Relaxed.of(fit, inverse, weights, answers)
     if units <= MOST_UNITS:
-        found = _searched(fit, relaxed, lowest, first, total, subset_values)
+        exact = _Fit(inverse, weights, units) if rounding <= _CLOSE * total else None
+        found = _searched(fit, exact, relaxed, lowest, first, total, subset_values)
         return _bounded(found, total, rounding)
     bound = total - relaxed.losses_in_parts(subset_values)[::-1]
     bound[0], bound[units] = lowest[0], lowest[units]
@@ -120,8 +122,8 @@ def _bounded(found: BestSubsets, total: float, rounding: float) -> BestSubsets:
 
 def _prefixes(fit: _Fit) -> Floats:
     """What the first ``k`` units explain, ``[units + 1]``."""
-    lower = np.linalg.cholesky(fit.gram)
-    taken = np.linalg.solve(lower, fit.target.T)
+    lower: Floats = np.linalg.cholesky(fit.gram).astype(np.float64, copy=False)
+    taken = solved_lower(lower, fit.target.T)
     energy = np.einsum("ij,ij->i", taken, taken).reshape(fit.units, fit.width).sum(axis=1)
     return np.concatenate([[0.0], np.cumsum(energy)])
 
@@ -133,8 +135,8 @@ def _suffixes(inverse: Floats, weights: Floats, units: int) -> tuple[Floats, lis
     width = d // units
     losses = np.zeros(units + 1)
     # From the back, so that the factor of every suffix is a corner of one.
-    lower = np.linalg.cholesky(inverse[::-1, ::-1])
-    taken = np.linalg.solve(lower, weights[:, ::-1].T)
+    lower: Floats = np.linalg.cholesky(inverse[::-1, ::-1]).astype(np.float64, copy=False)
+    taken = solved_lower(lower, weights[:, ::-1].T)
     energy = np.einsum("ij,ij->i", taken, taken).reshape(units, width).sum(axis=1)
     losses[:units] = np.cumsum(energy)[::-1]
     steps = {round(share * units) for share in _SHARES} | {units - 1}
@@ -142,9 +144,9 @@ def _suffixes(inverse: Floats, weights: Floats, units: int) -> tuple[Floats, lis
     for removed in sorted(steps - {0}):
         size = removed * width
         own = np.zeros_like(weights)
-        # With L L' = Q_DD, Y = B_D Q_DD^-1 = (L^-1 B_D')' L^-1.
-        solved = np.linalg.solve(lower[:size, :size].T, taken[:size])
-        own[:, d - size :] = solved.T[:, ::-1]
+        # With L L' = Q_DD, Y = B_D Q_DD^-1 = (L^-1 B_D')' L^-1; back to front, L' is a lower triangle.
+        corner = lower[:size, :size].T[::-1, ::-1]
+        own[:, d - size :] = solved_lower(corner, taken[:size][::-1]).T
         answers.append(own)
     return losses, answers
 
@@ -173,11 +175,11 @@ class _Relaxed(NamedTuple):
         for u in range(units):
             own = slice(u * width, (u + 1) * width)
             side[u] = np.einsum("irw,rw->i", flat[:, :, u], weights[:, own])
-            for i in range(m):
-                reach = (flat[i, :, u] @ inverse[own]).reshape(rows, units, width)
-                gram[u, i] = np.einsum("rvw,jrvw->vj", reach, flat)
+            for i in range(m):  # with the units from this one on: the matrix is symmetric
+                reach = (flat[i, :, u] @ inverse[own, u * width :]).reshape(rows, -1, width)
+                gram[u, i, u:] = np.einsum("rvw,jrvw->vj", reach, flat[:, :, u:])
         square = gram.reshape(units * m, units * m)
-        square = (square + square.T) / 2
+        square = np.triu(square) + np.triu(square, 1).T
         scale = np.sqrt(np.maximum(np.diagonal(square), 0.0))
         scale[scale == 0] = 1.0  # a matrix that is 0: its place stays empty
         square = square / scale / scale[:, None]
@@ -240,13 +242,18 @@ def _sizes(units: int) -> Ints:
 
 def _searched(
     fit: _Fit,
+    losses: _Fit | None,
     relaxed: _Relaxed,
     lowest: Floats,
     first: Bools,
     total: float,
     subset_values: SubsetValues,
 ) -> BestSubsets:
-    """Fit the subsets that could be the best of their size, the most hopeful first, while work is left."""
+    """Fit the subsets that could be the best of their size, the most hopeful first, while work is left.
+
+    Where ``losses`` is given, the inverse Gram matrix with the fitted weights, what few units lose in it shows
+    that many a subset is not the best; only others are fitted in full.
+    """
     units = fit.units
     hopes = total - relaxed.losses(subset_values)  # by the code of what is removed
     sizes, bits = _sizes(units), np.arange(units)
@@ -266,6 +273,12 @@ def _searched(
                 break
             work, fits = work + effort, fits + 1
             chosen = ((int(code) >> bits) & 1) == 0
+            if (
+                losses is not None
+                and removed < k
+                and total - _value(losses, ~chosen) <= values[k] + tiny
+            ):
+                continue
             value = _value(fit, chosen)
             if value > values[k]:
                 values[k], kept[k] = value, chosen
@@ -276,6 +289,4 @@ def _searched(
 
 def _value(fit: _Fit, chosen: Bools) -> float:
     columns = fit.columns(chosen)
-    lower = np.linalg.cholesky(fit.gram[np.ix_(columns, columns)])
-    taken = np.linalg.solve(lower, fit.target[:, columns].T)
-    return float(np.vdot(taken, taken))
+    return definite_form(fit.gram[np.ix_(columns, columns)], fit.target[:, columns])

@@ -11,6 +11,7 @@ import numpy as np
 from cahp_opt.arrays import Floats, Ints
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.column_form import ColumnForm
+from cahp_opt.stats.definite import definite_inverse
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.moments import BlockMoments, Moments
 from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
@@ -55,7 +56,7 @@ def removal(
     mean = float(np.mean(np.diagonal(covariance)))
     gram = covariance.copy()
     gram[np.diag_indices(d)] += ridge * mean if mean > 0 else 1.0
-    inverse: Floats = np.linalg.inv(gram).astype(np.float64, copy=False)
+    inverse = definite_inverse(gram)
     del gram
     weights: Floats = factor @ covariance @ inverse
     column = np.arange(d)  # of every place of the matrices

@@ -18,7 +18,7 @@ from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Subject
 from cahp_opt.torch.running.batches import Batch, wide
-from cahp_opt.torch.running.centring import ScatterSums, centred
+from cahp_opt.torch.running.centring import ScatterSums, centred, gram
 from cahp_opt.torch.running.padding import Padding
 
 _SHARE = 4  # running sums may use 1 / _SHARE of a device's free memory
@@ -64,7 +64,7 @@ class MomentSums(Collecting):
         """
         z = wide(self._padding.rows(block, outputs.detach(), batch))
         found = centred(z)
-        scatter = found.deviations.T @ found.deviations
+        scatter = gram(found.deviations)
         if not bool(torch.isfinite(scatter.diagonal().sum() + found.base.sum())):
             raise ValueError(
                 f"the head outputs of block {self._blocks[block].name!r} hold NaN or infinite "

@@ -19,7 +19,7 @@ from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, S
 from cahp_opt.torch.calibration.output_moments import column_order, in_order
 from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.running.batches import Batch, batch_size, wide
-from cahp_opt.torch.running.centring import ScatterSums, centred, in_double
+from cahp_opt.torch.running.centring import ScatterSums, centred, gram, in_double
 from cahp_opt.torch.running.padding import Padding
 
 
@@ -119,12 +119,11 @@ class _Sums:
         """Add rows of head outputs and their gradients, one for every probe; whether all were finite."""
         weights = sum((g.square().sum(dim=1) for g in gradients), z.new_zeros(len(z)))
         found, sums = centred(z, weights), self._heads
-        # Of one matrix with itself, so that it is symmetric.
         scaled = found.deviations * weights[:, None].sqrt()
-        sums.add(float(in_double(weights).sum()), found.mean(sums.mean.device), scaled.T @ scaled)
-        for g in gradients:
-            back = g if self._small else g @ readout
-            self._metric += (back.T @ back).cpu().double().numpy()
+        sums.add(float(in_double(weights).sum()), found.mean(sums.mean.device), gram(scaled))
+        if gradients:
+            back = torch.cat([*gradients])
+            self._metric += gram(back if self._small else back @ readout).cpu().double().numpy()
         return bool(np.isfinite(sums.weight + float(sums.scatter.trace()) + self._metric.trace()))
 
     def result(self, order: Ints, readout: Tensor, examples: int) -> Sensitivity:

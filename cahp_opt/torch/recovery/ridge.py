@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cahp_opt.torch.running.centring import between, centred, double_home, in_double
+from cahp_opt.torch.running.centring import between, centred, double_home, gram, in_double
 
 Solution = tuple[Tensor, Tensor | None]
 """Weights ``[targets, inputs]``, and the intercept ``[targets]`` where there is one."""
@@ -50,7 +50,7 @@ class RidgeSums:
         self._pool(
             float(in_double(weights).sum()),
             (inputs.mean(home), goals.mean(home)),
-            ((xs.T @ xs).to(home), (xs.T @ ys).to(home), ys.square().sum().to(home)),
+            (gram(xs).to(home), (xs.T @ ys).to(home), ys.square().sum().to(home)),
         )
 
     def merge(self, other: RidgeSums) -> None:
