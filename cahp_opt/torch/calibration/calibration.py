@@ -17,6 +17,7 @@ from cahp_opt.torch.blocks.finder import Prunable, blocks_of
 from cahp_opt.torch.blocks.fingerprint import fingerprint
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
+from cahp_opt.torch.calibration.token_flows import differentiated
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import (
@@ -89,8 +90,9 @@ def calibrate(
         signature_size: cells along each side of the resized attention maps that are averaged by class,
             which needs class labels and takes ``16 * n * classes * signature_size ** 2`` bytes; 0 for
             none. The seed method takes 32.
-        token_weights: of the same model, fidelity and seed; receives the weights of the batches
-            whose sensitivity is measured, so that a refit on them need not compute them again.
+        token_weights: of the same model, fidelity and seed; receives the weights of all batches, from
+            the gradients of the sensitivity where that is measured, so that a refit on them runs no
+            further pass.
         collectors: of further statistics, such as your own
             (:class:`~cahp_opt.torch.calibration.collector.Collector`).
         fidelity: the distance to differentiate; None for the one that fits the model's head.
@@ -147,7 +149,7 @@ def measure(
             "model inside it, `model.module`."
         )
     fidelity = fidelity_of(model) if fidelity is None else fidelity
-    subject = Subject(prunable, fidelity, seed, token_weights)
+    subject = Subject(prunable, fidelity, seed)
     running = [(collector.examples, collector.start(subject)) for collector in collectors]
     seen = tokens = 0
     labelled: bool | None = None
@@ -162,12 +164,20 @@ def measure(
                 )
             labelled = has_labels
             size = batch_size(batch)
-            output, together, pooling = _forward(subject, batch, [sums for _, sums in running])
-            for most, sums in running:
-                left = size if most is None else min(size, most - seen)
-                if left > 0:
-                    part = batch if left == size else examples(batch, 0, left)
-                    sums.add(part, Dense(output[:left], together, number, left == size))
+            shares = [size if most is None else min(size, most - seen) for most, _ in running]
+            weigh = token_weights is not None and number not in token_weights.taken
+            differentiate = weigh or any(
+                left == size and sums.differentiates
+                for left, (_, sums) in zip(shares, running, strict=True)
+            )
+            dense, pooling = _forward(subject, batch, [sums for _, sums in running], differentiate)
+            if token_weights is not None and weigh and dense.flows is not None:
+                token_weights.remember(dense.flows, number)
+            for left, (_, sums) in zip(shares, running, strict=True):
+                if left == size:
+                    sums.add(batch, dense)
+                elif left > 0:
+                    sums.add(examples(batch, 0, left), Dense(dense.output[:left], dense.together))
             seen += size
             tokens += int(real_tokens(batch).sum())
             progress("calibrate", number + 1, total)
@@ -182,9 +192,9 @@ def measure(
 
 
 def _forward(
-    subject: Subject, batch: Batch, running: Sequence[Collecting]
-) -> tuple[Tensor, bool, Pooling | None]:
-    """The dense output of a batch, whether all activations have one row per example, and how it was pooled.
+    subject: Subject, batch: Batch, running: Sequence[Collecting], differentiate: bool
+) -> tuple[Dense, Pooling | None]:
+    """The dense output of a batch, with gradients where asked, and how it was pooled.
 
     The collectors see the head outputs meanwhile.
     """
@@ -192,13 +202,22 @@ def _forward(
 
     def sink(block: int, outputs: Tensor) -> None:
         for sums in running:
-            sums.see(block, outputs, batch)
+            sums.see(block, outputs.detach(), batch)
         rows.add(len(outputs))
 
     with torch.no_grad(), capture_head_outputs(subject.prunable, sink):
-        output = subject.prunable.model(**inputs_of(batch))
-        dense = subject.fidelity.output(output, batch)
-    return dense, rows <= {batch_size(batch)}, subject.fidelity.pooling_of(output)
+        if differentiate:
+            output, pooling, found = differentiated(
+                subject.prunable, batch, subject.fidelity, subject.seed
+            )
+        else:
+            returned = subject.prunable.model(**inputs_of(batch))
+            output, pooling = (
+                subject.fidelity.output(returned, batch),
+                subject.fidelity.pooling_of(returned),
+            )
+            found = None
+    return Dense(output, rows <= {batch_size(batch)}, found), pooling
 
 
 def _together(results: Iterable[Mapping[str, Statistic]]) -> dict[str, Statistic]:

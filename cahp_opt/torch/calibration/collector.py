@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Prunable
-from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.calibration.token_flows import Flow
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch
 
@@ -28,14 +28,11 @@ class Subject:
         prunable: the blocks of the model, which is in evaluation mode.
         fidelity: the distance to differentiate.
         seed: of masks and probes, together with each example's content.
-        token_weights: receives the weights of tokens from a collector that computes them; None for
-            none.
     """
 
     prunable: Prunable
     fidelity: Fidelity
     seed: int = 0
-    token_weights: TokenWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +42,19 @@ class Dense:
     Args:
         output: its output, as the fidelity takes it, ``[batch, ...]``.
         together: whether the first axis of all activations is that of the examples.
-        number: the position of the batch in the data.
-        whole: whether these are all examples of the batch.
+        flows: of every block, where the same pass gave them for these examples; None where it did not.
     """
 
     output: Tensor
     together: bool
-    number: int
-    whole: bool
+    flows: Sequence[Sequence[Flow]] | None = None
 
 
 class Collecting(ABC):
     """Sums over examples that are being added up."""
+
+    differentiates: ClassVar[bool] = False
+    """Whether :attr:`Dense.flows` is of use, so that one pass should give it with the output."""
 
     def see(self, block: int, outputs: Tensor, batch: Batch) -> None:
         """Take the head outputs ``[batch, tokens, width]`` of one block, while the unpruned model runs.

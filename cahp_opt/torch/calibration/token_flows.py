@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
 from cahp_opt.torch.evaluation.fidelity import Fidelity
@@ -31,7 +32,23 @@ class Flow:
     gradient: Tensor
 
 
-def flows(prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int) -> list[list[Flow]]:
+class Differentiated(NamedTuple):
+    """One pass over a batch, forth and back.
+
+    Args:
+        output: the output, as the fidelity takes it, ``[batch, ...]``.
+        pooling: how that was pooled; None if it was not.
+        flows: for every block one entry for every probe and every run of the block in the pass.
+    """
+
+    output: Tensor
+    pooling: Pooling | None
+    flows: list[list[Flow]]
+
+
+def differentiated(
+    prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int
+) -> Differentiated:
     """Run a model on a batch and take the gradients of its probed output.
 
     With ``g_t(u)`` the gradient for probe ``u`` by a block's output at token ``t``, a small error
@@ -46,9 +63,6 @@ def flows(prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int) -> li
         batch: the batch, on the model's device.
         fidelity: gives the probes of the output.
         seed: of the probes, together with each example's content.
-
-    Returns:
-        For every block one entry for every probe and every run of the block in the pass.
     """
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in prunable]
 
@@ -66,7 +80,8 @@ def flows(prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int) -> li
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for block, runs in zip(prunable, found, strict=True):
             stack.callback(block.out.register_forward_hook(listener(runs)).remove)
-        output = fidelity.output(prunable.model(**inputs_of(batch)), batch)
+        returned = prunable.model(**inputs_of(batch))
+        output = fidelity.output(returned, batch)
         errors = [error for runs in found for _, error in runs]
         rngs = generators(digests(batch), seed, _KEY)
         for probe in fidelity.probes(output.detach(), batch, rngs):
@@ -77,4 +92,9 @@ def flows(prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int) -> li
             )
             for runs, flow in zip(found, listed, strict=True):
                 flow.extend(Flow(heads, wide(next(gradients))) for heads, _ in runs)
-    return listed
+    return Differentiated(output.detach(), fidelity.pooling_of(returned), listed)
+
+
+def flows(prunable: Prunable, batch: Batch, fidelity: Fidelity, seed: int) -> list[list[Flow]]:
+    """The flows of :func:`differentiated` alone."""
+    return differentiated(prunable, batch, fidelity, seed).flows

@@ -49,11 +49,12 @@ class SensitivitySums(Collecting):
     """Adds up the moments of the head outputs, every token weighted by the output's sensitivity to it.
 
     A batch is centred and multiplied in the precision of the model, at least single, and added up in double.
-    The token weights of whole batches are left with :attr:`Subject.token_weights`.
 
     Args:
         subject: what is measured.
     """
+
+    differentiates = True
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
@@ -73,7 +74,7 @@ class SensitivitySums(Collecting):
             ValueError: naming the block if a gradient or a head output is not finite.
         """
         on = self._subject
-        found = flows(on.prunable, batch, on.fidelity, on.seed)
+        found = dense.flows or flows(on.prunable, batch, on.fidelity, on.seed)
         for b, (block, runs) in enumerate(zip(self._blocks, found, strict=True)):
             for same in _by_run(runs):
                 g = [self._padding.rows(b, flow.gradient, batch) for flow in same]
@@ -84,8 +85,6 @@ class SensitivitySums(Collecting):
                         "values; check the model's weights, or calibrate in float32."
                     )
         self._examples += batch_size(batch)
-        if on.token_weights is not None and dense.whole:
-            on.token_weights.remember(found, dense.number)
 
     def result(self) -> Mapping[str, Statistic]:
         """The weighted moments of every block; the columns stand unit by unit. The sums of a block are given up

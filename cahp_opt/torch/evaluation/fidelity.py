@@ -136,13 +136,22 @@ class ClassLogits(_Logits):
         return softmax_probe(output, torch.as_tensor(uniforms))
 
     def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
-        """For few classes one probe per class ``y``, ``sqrt(p_y) (p - onehot(y))``."""
+        """For few classes one probe per class but the last: the columns of the Cholesky factor of
+        ``diag(p) - p p'``, whose rank is one less."""
         classes = output.shape[-1]
         if classes > _FEW:
             return super().probes(output, batch, rngs)
         p = wide(output).softmax(dim=-1)
-        one = torch.eye(classes, dtype=p.dtype, device=p.device)
-        return [p[:, y : y + 1].sqrt() * (p - one[y]) for y in range(classes)]
+        tiny = torch.finfo(p.dtype).tiny
+        left = p.flip(-1).cumsum(-1).flip(-1).clamp(min=tiny)  # of a class and those behind it
+        share = (p / left).sqrt()
+        found: list[Tensor] = []
+        for y in range(classes - 1):
+            probe, behind = torch.zeros_like(p), left[:, y + 1].sqrt()
+            probe[:, y] = share[:, y] * behind
+            probe[:, y + 1 :] = -p[:, y + 1 :] * (share[:, y] / behind)[:, None]
+            found.append(probe)
+        return found
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor | None:
         """Cross entropy of the labels."""

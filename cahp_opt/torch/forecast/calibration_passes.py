@@ -37,6 +37,7 @@ class CalibrationForecast:
         probes: backward passes of a token's sensitivity (:meth:`~cahp_opt.torch.Fidelity.probes`).
         losses: whether the batches have labels that the output is judged by.
         ordered: whether neurons are put in order between two passes.
+        weighted: whether a refit takes the weights of tokens, which come of the same gradients.
         classes: the number of classes of the labels; 0 without class labels.
     """
 
@@ -47,12 +48,13 @@ class CalibrationForecast:
     probes: int
     losses: bool
     ordered: bool
+    weighted: bool = False
     classes: int = 0
 
     @property
     def passes(self) -> Passes:
-        """The passes over all texts: one without gradients, and those of every statistic of its own."""
-        found = Passes(dense=1.0)
+        """The passes over all texts: one of the model, and those of every statistic of its own."""
+        found = Passes(dense=1.0, backward=float(self.probes) if self.weighted else 0.0)
         for collector in collectors_for(self.measuring):
             found += self._own(collector)
             if self.ordered and isinstance(collector, GateGradients):
@@ -74,18 +76,6 @@ class CalibrationForecast:
         """The share of the texts whose tokens are weighted by sensitivity."""
         asked = TokenGradients.wanted(self.measuring)
         return 0.0 if asked is None else self._share(asked.examples)
-
-    @property
-    def weighed(self) -> float:
-        """The share of the texts that leave the weights of their tokens for a refit: those in whole batches."""
-        asked = TokenGradients.wanted(self.measuring)
-        if asked is None:
-            return 0.0
-        seen = whole = 0
-        for size in self.sizes:
-            seen += size
-            whole += size if asked.examples is None or seen <= asked.examples else 0
-        return whole / sum(self.sizes)
 
     @property
     def statistics(self) -> dict[str, int]:
@@ -115,7 +105,9 @@ class CalibrationForecast:
     def _own(self, collector: Collector) -> Passes:
         share = self._share(collector.examples)
         if isinstance(collector, TokenGradients):
-            return Passes(dense=share, backward=share * self.probes)
+            whole = self._within_batches(collector.examples)
+            cut = share - whole  # of a batch that holds more runs once more
+            return Passes(cut, self.probes * (cut + (0.0 if self.weighted else whole)))
         if isinstance(collector, GateGradients):
             densities = {1.0, *collector.densities}
             losses = sum(
@@ -128,6 +120,14 @@ class CalibrationForecast:
     def _share(self, examples: int | None) -> float:
         number = sum(self.sizes)
         return 1.0 if examples is None else min(examples, number) / number
+
+    def _within_batches(self, examples: int | None) -> float:
+        """The share of the texts in batches of the first examples alone."""
+        seen = whole = 0
+        for size in self.sizes:
+            seen += size
+            whole += size if examples is None or seen <= examples else 0
+        return whole / sum(self.sizes)
 
     def _whole_batches(self, examples: int | None) -> float:
         """The share of the texts in the batches that hold the first examples; at least one batch."""

@@ -124,6 +124,7 @@ class RunForecast:
             self.batch.probes,
             self.batch.losses,
             ordered=any(part.cut.whole for part in parts),
+            weighted=run.weights is not None,
             classes=max(map(max, map(class_labels, self._texts))) + 1
             if signatures and "labels" in first
             else 0,
@@ -182,8 +183,8 @@ class RunForecast:
         plain, weighted = found.products
         sums = (plain + found.sensitive * weighted) / multiplications(self.run.model)
         held = dict(found.statistics)
-        if self.run.weights is not None and found.weighed:
-            held["weights of tokens"] = round(found.weighed * self._token_weights)
+        if self.run.weights is not None:
+            held["weights of tokens"] = self._token_weights
         return self._stage("calibrate", self._texts, replace(found.passes, sums=sums), held)
 
     def _evaluate(self, name: str) -> list[StageForecast]:
@@ -199,8 +200,6 @@ class RunForecast:
             ),
         }
         if self.run.weights is not None:
-            left = 1 - self.calibration.weighed
-            passes += Passes(dense=left, backward=left * self.batch.probes)
             held["weights of tokens"] = self._token_weights
         return self._stage("refit", self._texts, passes, held)
 

@@ -67,6 +67,7 @@ class SideBySide:
         self._behind = LayerWalk(small, memory // 3)
         self._padding = Padding(small)
         self._check = PaddingCheck(whole.model)
+        self._known = 0  # batches from the start that were checked: they stay the same
 
     def gaps(self, index: int) -> Iterator[Gap]:
         """What every batch shows at the place of that number; every place is asked for once, in their order.
@@ -77,10 +78,14 @@ class SideBySide:
         done = 0
         for done, raw in enumerate(self._data, start=1):
             number = done - 1
+            known = number < self._known
             batch, dense_batch = (
-                prepare(raw, model, f"batches[{number}]") for model in (self._small, self._whole)
+                prepare(raw, model, f"batches[{number}]", known=known)
+                for model in (self._small, self._whole)
             )
-            self._check.check(dense_batch, f"batches[{number}]")
+            if not known:
+                self._check.check(dense_batch, f"batches[{number}]")
+                self._known = done
             there = self._streams.of(index, dense_batch, number)
             met = self._behind.meet(self._places[index], batch, number)
             inputs = wide(met.inputs)

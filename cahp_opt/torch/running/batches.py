@@ -34,9 +34,16 @@ PAIR_SCORES = "pair_scores"
 
 
 def prepare(
-    batch: object, model: nn.Module, argument: str, device: torch.device | None = None
+    batch: object,
+    model: nn.Module,
+    argument: str,
+    device: torch.device | None = None,
+    *,
+    known: bool = False,
 ) -> Batch:
     """One batch, checked and moved to ``device``; None for the model's.
+
+    A batch that is ``known`` was checked before, and is moved alone.
 
     An encoder-decoder model that is given labels and no decoder input gets the input that it makes
     from labels itself, because labels never reach a model here. The cache is turned off.
@@ -60,14 +67,14 @@ def prepare(
         )
     if not batch_size(moved):
         raise ValueError(f"`{argument}` holds no examples; drop empty batches.")
-    refuse_unfit_inputs(
-        given, model, argument
-    )  # before the move, because a GPU would be waited for
+    if not known:
+        refuse_unfit_inputs(given, model, argument)
     if takes_cache(model):
         moved["use_cache"] = (
             False  # texts are read whole, and a cache changes how some models do that
         )
-    _check_labels(moved, argument)
+    if not known:
+        _check_labels(moved, argument)
     return _with_decoder_input(moved, model)
 
 

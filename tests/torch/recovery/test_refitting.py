@@ -687,24 +687,23 @@ def test_weights_taken_once_serve_several_refits(monkeypatch: pytest.MonkeyPatch
         refit(slice_heads(dense, keep(dense, [2, 1, 2])), dense, longer, weighting=weights)
 
 
-def test_calibration_hands_over_the_weights_of_whole_batches(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("examples", [0, 30])  # 30 cut the third batch
+def test_calibration_hands_over_the_weights_of_all_batches(
+    examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = tiny_models.BERT.build()
     alone, shared = (slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(2))
     refit(alone, dense, BATCHES)
     weights = TokenWeights(dense)
-    # The third batch is cut, so that its weights, and those of later ones, are taken in the refit.
-    calibrate(dense, BATCHES, sensitivity_examples=30, gradient_examples=0, token_weights=weights)
-    taken = list[int]()
-
-    def counted(*args: Any) -> Any:
-        taken.append(len(args))
-        return flows(*args)
-
-    monkeypatch.setattr("cahp_opt.torch.calibration.token_weights.flows", counted)
+    calibrate(
+        dense,
+        BATCHES,
+        sensitivity_examples=examples,
+        gradient_examples=0,
+        token_weights=weights,
+    )
+    monkeypatch.setattr("cahp_opt.torch.calibration.token_weights.flows", None)
     refit(shared, dense, BATCHES, weighting=weights)
-    assert len(taken) == len(BATCHES) - 2
     for a, b in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
