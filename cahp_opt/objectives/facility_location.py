@@ -19,6 +19,7 @@ from cahp_opt.stats.needs import needs
 
 _CHUNK = 2**16  # numbers handled at once: a double-precision buffer that fits a second-level cache
 _FEW = 8  # a unit's rows are listed once they are fewer than one in this many
+_SHORT = 32  # rows up to which a list is not worth shortening
 _NO_ROWS = np.empty(0, dtype=np.intp)
 
 
@@ -196,10 +197,12 @@ class FacilityLocationTracker:
         """The gains of units that are out, ``[len(units)]``."""
         if not len(units):
             return np.empty(0)
-        if not self._started and not self.kept.any():
+        if not self._started:
             return self._first_gains(units)
-        result = np.zeros(len(units))
         left = self._left[units]  # rows listed; below 0: none yet
+        if left.min() > 0:
+            return self._listed_gains(units.tolist(), left)
+        result = np.zeros(len(units))
         listed = np.flatnonzero(left > 0)
         if len(listed):
             result[listed] = self._listed_gains(units[listed].tolist(), left[listed])
@@ -214,12 +217,11 @@ class FacilityLocationTracker:
         for unit in units:
             column = self._columns[unit]
             better = np.greater(column, self._best, out=self._better)
-            count = np.count_nonzero(better)
-            if self._second is None and count * _FEW <= self._m:
+            if self._second is None and np.count_nonzero(better) * _FEW <= self._m:
                 rows = better.nonzero()[0]
-                reach = column[rows]
-                self._left[unit], self._rows[unit], self._reach[unit] = count, rows, reach
-                above = np.subtract(reach, self._best[rows], dtype=np.float64)
+                reach = column.take(rows)
+                self._left[unit], self._rows[unit], self._reach[unit] = len(rows), rows, reach
+                above = np.subtract(reach, self._best.take(rows), dtype=np.float64)
                 gains.append(float(above.sum() if self._alike else above @ self._weights[rows]))
             else:
                 above = np.subtract(column, self._best, out=self._above, dtype=np.float64)
@@ -243,24 +245,40 @@ class FacilityLocationTracker:
         return result
 
     def _listed_gains(self, units: list[int], lengths: Ints) -> Floats:
-        """Gains from the listed rows alone; shortens lists of which little is left."""
+        """Gains from the listed rows alone; shortens long lists of which little is left."""
         rows = np.concatenate([self._rows[unit] for unit in units])
         reach = np.concatenate([self._reach[unit] for unit in units])
-        above = np.subtract(reach, self._best[rows], dtype=np.float64)
+        above = np.subtract(reach, self._best.take(rows), dtype=np.float64)
+        ends = lengths.cumsum()
+        if lengths.max() > _SHORT:
+            self._shorten(units, ends, rows, reach, above)
         np.maximum(above, 0, out=above)
-        ends = np.cumsum(lengths)
-        starts = ends - lengths
-        gains = np.add.reduceat(above if self._alike else above * self._weights[rows], starts)
-        better = above > 0
-        left = np.add.reduceat(better, starts, dtype=np.int64)
-        shorter = np.flatnonzero(3 * left < 2 * lengths).tolist()
-        if shorter:
-            rows, reach, ends = rows[better], reach[better], np.cumsum(left)
-            for place in shorter:
-                unit, some = units[place], slice(ends[place] - left[place], ends[place])
-                self._rows[unit], self._reach[unit] = rows[some].copy(), reach[some].copy()
-                self._left[unit] = left[place]
-        return gains
+        if not self._alike:
+            above *= self._weights.take(rows)
+        return np.add.reduceat(above, ends - lengths)
+
+    def _shorten(
+        self,
+        units: list[int],
+        ends: Ints,
+        rows: npt.NDArray[np.intp],
+        reach: npt.NDArray[Any],
+        above: Floats,
+    ) -> None:
+        """Drop the rows that a unit improves no more, where these are a third of a long list."""
+        better = (above > 0).nonzero()[0]
+        stops = better.searchsorted(ends)
+        left = np.diff(stops, prepend=0)
+        lengths = np.diff(ends, prepend=0)
+        long = ((3 * left < 2 * lengths) & (lengths > _SHORT)).nonzero()[0].tolist()
+        if not long:
+            return
+        rows, reach = rows.take(better), reach.take(better)
+        for place in long:
+            unit, count, stop = units[place], left[place], stops[place]
+            self._rows[unit] = rows[stop - count : stop].copy()
+            self._reach[unit] = reach[stop - count : stop].copy()
+            self._left[unit] = count
 
     def _runner_up(self) -> npt.NDArray[Any]:
         """The second best kept similarity of every row; found from scratch the first time."""

@@ -17,7 +17,7 @@ from cahp_opt.solvers.parts.filling import filled_up
 from cahp_opt.solvers.parts.ledger import Ledger
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
-_BATCH = 4  # old gains looked at anew together at first; more and more while none stands
+_BATCH = 8  # old gains looked at anew together at first; more and more while none stands
 _MOST = 64
 _SHARE = 64  # the list of the most promising holds one unit in this many
 
@@ -140,9 +140,9 @@ class _LazyGains:
         """The unit of the largest gain among open ones (and ``only`` those), and its gain."""
         if only is not None:
             return self._best_of(only)
-        batch, length = _BATCH, self._length
+        size, length = _BATCH, self._length
         while True:
-            old = self._gains[self._list]
+            old = self._gains.take(self._list)
             top = float(old.max())
             if top == -np.inf and self._others == -np.inf:
                 return 0, -np.inf
@@ -151,20 +151,20 @@ class _LazyGains:
                 self._draw_up(length)
                 length *= 2  # equals may fill any list
                 continue
-            near = np.flatnonzero(old >= least)
-            fresh = self._seen[self._list] == self._step
-            if fresh[near[0]]:
-                unit = int(self._list[near[0]])
+            near = (old >= least).nonzero()[0]
+            unit = int(self._list[near[0]])
+            if self._seen[unit] == self._step:
                 return unit, float(self._gains[unit])
-            some = near[~fresh[near]][:batch]  # equals: the first that stands is taken
+            fresh = self._seen.take(self._list) == self._step
+            some = near[~fresh[near]][:size]  # equals: the first that stands is taken
             if len(some) == 1:
                 standing = float(old.max(where=fresh, initial=-np.inf))
                 old[fresh] = -np.inf
-                size = min(batch, len(old))
-                cut = float(np.partition(old, len(old) - size)[len(old) - size])
-                some = np.flatnonzero((old >= max(cut, min(standing, least))) & (old > -np.inf))
+                last = max(len(old) - size, 0)
+                cut = float(np.partition(old, last)[last])
+                some = ((old >= max(cut, min(standing, least))) & (old > -np.inf)).nonzero()[0]
             self._look(self._list[some])
-            batch = min(2 * batch, _MOST)
+            size = min(2 * size, _MOST)
 
     def add(self, unit: int) -> None:
         self._tracker.add(unit)

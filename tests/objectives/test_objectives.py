@@ -171,6 +171,20 @@ def test_removals_after_many_additions() -> None:
     np.testing.assert_allclose(tracker.gains(), objective.gains(tracker.kept), atol=1e-12)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gains_from_listed_rows_are_those_of_whole_columns(weighted: bool) -> None:
+    """Rows so many that lists are long, and are shortened as units enter."""
+    rng = np.random.default_rng(0)
+    matrix = np.float32(rng.random((2_000, 60)) ** 12)
+    objective = FacilityLocation(matrix, rng.random(2_000) if weighted else None)
+    tracker = objective.tracker(np.zeros(60, dtype=np.bool_))
+    for unit in rng.permutation(60)[:50]:
+        tracker.add(int(unit))
+        out = np.flatnonzero(~tracker.kept)
+        fresh = objective.gains(tracker.kept)  # a new tracker has no lists
+        np.testing.assert_allclose(tracker.gains(out), fresh[out], rtol=1e-12)
+
+
 @pytest.mark.parametrize("solver", [Greedy(), LazyGreedy()])
 def test_equal_units_under_a_limit_that_rounds(solver: Greedy | LazyGreedy) -> None:
     """0.1 is no binary fraction: whether the last unit fits is for exact sums to say."""
