@@ -42,6 +42,9 @@ LESS: Mapping[str, str] = {
         "--cache cache --output record.safetensors"
     ),
     "both_kinds/run.py": "--shares 1 --draws 1 --texts 12 --repeats 1 --methods both,kwon",
+    "scale/run.py": (
+        "--hidden 32 --inner 64 --heads 4 --layers 1 --texts 2 --length 8 --output results"
+    ),
     "objectives/run.py": "--heads 6 --keep-sets 2 --texts 12 --held-out 4",
 }
 """By script under ``benchmarks``, the options behind its own so that it ends in seconds, not hours."""

@@ -10,6 +10,8 @@ from which ``benchmarks/scale/report.py`` computes what all layers of the whole 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import sys
 import time
@@ -43,18 +45,21 @@ from cahp_opt.torch.slicing.slicing import slice_found
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "scale"
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+LIBC, MMAP_THRESHOLD = ctypes.CDLL("libc.so.6"), -3
 Result = TypeVar("Result")
 
 
 def main() -> None:
     given = arguments()
     torch.set_num_threads(1)
+    LIBC.mallopt(MMAP_THRESHOLD, 2**17)  # what is freed goes back to the system at once
     untyped: Any = torch
     untyped.manual_seed(0)
     stages: dict[str, dict[str, float]] = {}
 
     def stage(name: str, work: Callable[[], Result]) -> Result:
         """Run a stage: CPU seconds, bytes in use before it, and the most during it."""
+        give_back()
         RESET.write_text("5")
         before, start = memory("VmRSS"), time.process_time()
         result = work()
@@ -167,6 +172,12 @@ def half(stats: HeadStats, prunable: Prunable) -> Selection:
     return ObjectiveAndSolver.suiting(Recovery.REFIT, None, None, embeds=False).chooser(
         stats, task
     )(task.budget)
+
+
+def give_back() -> None:
+    """Give memory that is not used any more back to the system, so that what is in use can be seen."""
+    gc.collect()
+    LIBC.malloc_trim(0)
 
 
 def memory(line: str) -> int:

@@ -16,6 +16,7 @@ from scripts import run_script
         "knees/report.py",
         "latency/report.py",
         "objectives/report.py",
+        "scale/report.py",
     ],
 )
 def test_a_page_is_up_to_date(script: str) -> None:
