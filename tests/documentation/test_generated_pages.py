@@ -16,6 +16,7 @@ from scripts import run_script
         "knees/report.py",
         "latency/report.py",
         "objectives/report.py",
+        "peers/report.py",
         "scale/report.py",
     ],
 )
