@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/fidelity.md from the committed results.
+"""Write the tables of the README, docs/fidelity.md and docs/how-recovery.md from the committed results.
 
 python benchmarks/table.py            rewrite them
 python benchmarks/table.py --check    fail if they are not what the results say
@@ -23,8 +23,9 @@ from cahp_opt.studies.study import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/fidelity.md")
+DOCUMENTS = ("README.md", "docs/fidelity.md", "docs/how-recovery.md")
 """Those with tables between markers."""
+_STAGES = ("calibrate", "of which order neurons", "select", "refit")
 
 
 def fidelity_table() -> str:
@@ -76,11 +77,36 @@ def tasks_table() -> str:
     )
 
 
+def time_table() -> str:
+    """What pruning takes in forward passes of the unpruned model over the same texts, stage by stage."""
+    found = list(records(RESULTS / "time_to_prune").values())
+    lines = [
+        "| model, texts | a forward pass, s | "
+        + " | ".join(_STAGES)
+        + " | in all | peak memory, MB |",
+        "|---" * (len(_STAGES) + 4) + "|",
+    ]
+    for record in found:
+        stages = record["stages"]
+        passes = [stages[name]["passes"] for name in _STAGES]
+        whole = sum(stages[name]["passes"] for name in ("calibrate", "select", "refit"))
+        peak = max(stage["peak MB"] for stage in stages.values())
+        cells = [f"{each:.1f}" for each in (stages["forward"]["seconds"], *passes, whole)]
+        lines.append(f"| {record['model']}, {record['texts']} | {' | '.join(cells)} | {peak:.0f} |")
+    last = found[-1]
+    lines.append(
+        f"\nProcessor time of one thread of an {last['device']}, torch {last['versions']['torch']}, "
+        f"transformers {last['versions']['transformers']}."
+    )
+    return "\n".join(lines)
+
+
 def filled(text: str) -> str:
     """``text`` with the tables between their markers."""
     tables = {
         "fidelity": fidelity_table,
         "both kinds": both_kinds_table,
+        "time to prune": time_table,
         "tasks": tasks_table,
     }
     for name, table in tables.items():

@@ -437,6 +437,11 @@ class PooledEmbedding(Fidelity):
         unit, signs = output / length, random_signs(output, rngs)
         return (signs - unit * (unit * signs).sum(dim=-1, keepdim=True)) / length
 
+    def probes(self, output: Tensor, batch: Batch, rngs: Generators) -> list[Tensor]:
+        """A single random one: the many directions of an embedding average already, and every further probe is a
+        backward pass."""
+        return [self.probe(output, batch, rngs)]
+
     def scorer(self) -> Scorer:
         return EmbeddingScorer()
 

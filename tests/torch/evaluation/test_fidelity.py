@@ -90,19 +90,21 @@ def test_few_outputs_are_probed_exactly(fidelity: Fidelity, classes: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("fidelity", "shape"),
-    [(ClassLogits(), (9,)), (TokenLogits(causal=True), (4, 3)), (PooledEmbedding(), (5,))],
+    ("fidelity", "shape", "number"),
+    [(ClassLogits(), (9,), 4), (TokenLogits(causal=True), (4, 3), 4), (PooledEmbedding(), (5,), 1)],
     ids=repr,
 )
-def test_larger_outputs_are_probed_at_random(fidelity: Fidelity, shape: tuple[int, ...]) -> None:
+def test_larger_outputs_are_probed_at_random(
+    fidelity: Fidelity, shape: tuple[int, ...], number: int
+) -> None:
     torch.manual_seed(2)
     output, batch = torch.randn(2, *shape), padded(2, 4)
     generators = rngs(2)
-    one_by_one = [fidelity.probe(output, batch, generators) for _ in range(4)]
+    one_by_one = [fidelity.probe(output, batch, generators) for _ in range(number)]
     probes = fidelity.probes(output, batch, rngs(2))
-    assert len(probes) == 4
+    assert len(probes) == number
     for probe, other in zip(probes, one_by_one, strict=True):
-        torch.testing.assert_close(2 * probe, other)
+        torch.testing.assert_close(number**0.5 * probe, other)
 
 
 def test_distance_to_itself_is_zero_and_kl_is_known() -> None:
