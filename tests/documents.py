@@ -67,6 +67,10 @@ INSTEAD: Mapping[str, tuple[str, str]] = {
         "python benchmarks/fidelity_after_refit.py --help",
         "it refits the real model six times over, which takes minutes however few the texts",
     ),
+    "time_to_prune.py": (
+        "python benchmarks/time_to_prune.py --help",
+        "it prunes the real model, which takes minutes",
+    ),
     "similarity.py pruned-minilm --pairs PAIRS": (
         "python benchmarks/similarity.py --help",
         "it judges what the demonstration wrote, by pairs that are not in the repository",
