@@ -1,6 +1,6 @@
 """Train a small decoder on a folder of books, for studies that judge by perplexity.
 
-    python benchmarks/decoder.py --books ../shared/data/books --output small-llama
+    python benchmarks/decoders/train.py --books ../shared/data/books --output small-llama
     cahp study small-llama --text ../shared/data/books/train.txt --test-data ../shared/data/books/test.txt
 
 The folder holds ``train.txt`` and ``test.txt``, a paragraph per line. The tokenizer (byte pairs) and the weights come

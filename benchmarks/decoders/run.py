@@ -1,0 +1,86 @@
+"""How much perplexity each method costs small decoders: a configuration of `cahp_opt.torch.study`.
+
+    python benchmarks/decoders/train.py --books ../shared/data/books --output small-llama --steps 1500
+    python benchmarks/decoders/run.py --model small-llama --name llama --books ../shared/data/books
+
+Calibration texts are paragraphs of ``train.txt``; models are judged on those of ``test.txt``. What came out is added to the record of
+that name in ``benchmarks/results/decoders``. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from cahp_opt.cli.plugins import method_named
+from cahp_opt.cli.study_display import StudyDisplay
+from cahp_opt.costs.prune import Prune
+from cahp_opt.runs.plan import Reading
+from cahp_opt.runs.recovery import Recovery
+from cahp_opt.runs.study_texts import StudyTexts
+from cahp_opt.runs.texts import Example
+from cahp_opt.studies.study import Study
+from cahp_opt.torch import study
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "decoders"
+METHODS = "default,osscar,zip-levels,k-prune,michel,even,random"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, and add to the record."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--model", type=Path, required=True, help="a folder of `train.py`")
+    options.add_argument("--name", required=True, help="of the record")
+    options.add_argument("--books", type=Path, required=True, help="holds train.txt and test.txt")
+    options.add_argument("--methods", default=METHODS)
+    options.add_argument("--limits", default="0.7,0.5", help="as `cahp study`")
+    options.add_argument("--recoveries", default="none,refit")
+    options.add_argument("--seeds", type=int, default=1, help="draws of the calibration texts")
+    options.add_argument("--texts", type=int, default=512, help="in a draw")
+    options.add_argument("--held-out", type=int, default=512, help="paragraphs to judge by")
+    options.add_argument("--work", type=Path, default=Path("decoder-studies"))
+    options.add_argument("--results", type=Path, default=RESULTS)
+    given = options.parse_args(arguments)
+
+    train, test = (paragraphs(given.books / f"{name}.txt") for name in ("train", "test"))
+    found = study(
+        given.model,
+        texts=StudyTexts(train, test[: given.held_out], given.texts, "the ends of the books"),
+        methods={name: method_named(name) for name in given.methods.split(",")},
+        limits=given.limits.split(","),
+        recoveries=[Recovery(name) for name in given.recoveries.split(",")],
+        seeds=given.seeds,
+        prune=Prune.BOTH,
+        reading=Reading(max_length=128),
+        output_dir=given.work / given.name,
+        stages=StudyDisplay(),
+    )
+    for cell, why in found.missing.items():
+        print(f"failed: {cell}: {why}")
+    facts = {"date": time.strftime("%Y-%m-%d"), "transformers": version("transformers")}
+    found = replace(found, model=given.name, provenance={**found.provenance, **facts})
+    record = given.results / f"{given.name}.safetensors"
+    record.parent.mkdir(parents=True, exist_ok=True)
+    whole = Study.load(record).joined(found) if record.exists() else found
+    whole.save(record)
+    print(f"{len(found.outcomes)} cells are in {record.name}, which has {len(whole.outcomes)}")
+    return int(bool(found.missing))
+
+
+def paragraphs(path: Path) -> tuple[Example, ...]:
+    """The lines of a file that hold at least ten words."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return tuple(Example(line) for line in lines if len(line.split()) >= 10)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
