@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.accuracy.report import times
 from benchmarks.pages import write_or_check
 from cahp_opt.reports.study_page import standings_of
 from cahp_opt.studies.outcome import Arm
@@ -56,7 +57,9 @@ def section(name: str, study: Study) -> str:
     missing = [
         f"- without a result: {', '.join(map(str, c))}: {w}" for c, w in study.missing.items()
     ]
-    return "\n\n".join(filter(None, [f"## {name}", facts, "\n".join(lines), "\n".join(missing)]))
+    return "\n\n".join(
+        filter(None, [f"## {name}", facts, "\n".join(lines), times(study), "\n".join(missing)])
+    )
 
 
 def page(records: Mapping[str, Study]) -> str:
