@@ -66,6 +66,30 @@ def both_kinds_table() -> str:
     return both_kinds(records(BOTH_KINDS).values())
 
 
+def time_table() -> str:
+    """What pruning takes in forward passes of the unpruned model over the same texts, stage by stage."""
+    found = list(records(RESULTS / "time_to_prune").values())
+    lines = [
+        "| model, texts | a forward pass, s | "
+        + " | ".join(_STAGES)
+        + " | in all | peak memory, MB |",
+        "|---" * (len(_STAGES) + 4) + "|",
+    ]
+    for record in found:
+        stages = record["stages"]
+        passes = [stages[name]["passes"] for name in _STAGES]
+        whole = sum(stages[name]["passes"] for name in ("calibrate", "select", "refit"))
+        peak = max(stage["peak MB"] for stage in stages.values())
+        cells = [f"{each:.1f}" for each in (stages["forward"]["seconds"], *passes, whole)]
+        lines.append(f"| {record['model']}, {record['texts']} | {' | '.join(cells)} | {peak:.0f} |")
+    last = found[-1]
+    lines.append(
+        f"\nProcessor time of one thread of an {last['device']}, torch {last['versions']['torch']}, "
+        f"transformers {last['versions']['transformers']}."
+    )
+    return "\n".join(lines)
+
+
 def tasks_table() -> str:
     """Mean accuracies of all methods over the tasks."""
     paths = [path for path in sorted(ACCURACY.glob("*.safetensors")) if "-heads" not in path.stem]
