@@ -68,8 +68,8 @@ class OverTasks:
 
 
 def _right(scores: Scores) -> Floats:
-    right = scores.arrays["predicted"] == scores.arrays["label"]
-    return right.astype(np.float64)
+    right: Floats = (scores.arrays["predicted"] == scores.arrays["label"]).astype(np.float64)
+    return right
 
 
 def places_of(studies: Sequence[Study]) -> list[Place]:

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def ours(given: Knapsack, limit: float, name: str) -> tuple[list[int], dict[str,
 
     per_block = int(given.per_block)
     space = HeadSpace.uniform(len(given.costs) // per_block, per_block)
-    seconds = tuple(float(c) * np.arange(per_block + 1) for c in given.costs[::per_block])
+    counts = np.arange(per_block + 1, dtype=np.float64)
+    seconds = tuple(float(c) * counts for c in given.costs[::per_block])
     budget = Budget.latency(LatencyTable(space, 0.0, seconds), seconds=float(given.limit))
     problem = Problem(Quadratic(given.linear, given.pairwise), budget)
     found = select(problem, getattr(solvers, name)(), time_limit=limit)
@@ -71,8 +73,7 @@ def ours(given: Knapsack, limit: float, name: str) -> tuple[list[int], dict[str,
 
 def latence(given: Knapsack, limit: float, **options: Any) -> tuple[list[int], dict[str, Any]]:
     """latence-solver with nothing but relevance and pairs, and no limit but that of the costs."""
-    import latence_solver
-
+    latence_solver: Any = import_module("latence_solver")
     n = len(given.linear)
     relevance = given.linear + np.diag(given.pairwise)
     scale = np.abs(relevance).max()  # it computes in single precision

@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,11 +69,12 @@ def ours(given: Regression, keep: int, name: str) -> tuple[list[int], dict[str, 
 
 def abess(given: Regression, keep: int, **options: Any) -> tuple[list[int], dict[str, Any]]:
     """abess on the same columns and responses; it is given the number of groups."""
-    from abess.linear import MultiTaskRegression
-
+    linear: Any = import_module("abess.linear")
     groups = int(given.groups)
     group = np.repeat(np.arange(groups), given.columns.shape[1] // groups)
-    model = MultiTaskRegression(support_size=keep, group=group, fit_intercept=False, **options)
+    model = linear.MultiTaskRegression(
+        support_size=keep, group=group, fit_intercept=False, **options
+    )
     model.fit(given.columns, given.columns @ given.readout.T)
     return np.unique(group[np.any(model.coef_ != 0, axis=1)]).tolist(), {}
 
