@@ -34,7 +34,7 @@ from cahp_opt.torch.blocks import finder
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.latency.block_times import Timing
 from cahp_opt.torch.pipeline import applying, calibrating, profiles
-from cahp_opt.torch.running.batches import inputs_of
+from cahp_opt.torch.running.batches import real_tokens
 
 pytestmark = pytest.mark.usefixtures("threads")
 
@@ -957,9 +957,9 @@ def test_interrupted_calibration(
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return inputs_of(*args)
+        return real_tokens(*args)
 
-    monkeypatch.setattr("cahp_opt.torch.calibration.calibration.inputs_of", interrupted)
+    monkeypatch.setattr("cahp_opt.torch.calibration.calibration.real_tokens", interrupted)
 
     def run() -> int:
         return prune(model, tmp_path / "out", "--text", text, "--heads", "6")
@@ -976,9 +976,9 @@ def test_signals_reach_a_process(model: Path, text: Path, tmp_path: Path) -> Non
     code = (
         # A shell that runs the tests in the background has children ignore the signal.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys, time; import cahp_opt.torch.calibration.calibration as c; real = c.inputs_of\n"
+        "import sys, time; import cahp_opt.torch.calibration.calibration as c; real = c.real_tokens\n"
         "def slow(batch): print('calibrating', flush=True); time.sleep(60); return real(batch)\n"
-        "c.inputs_of = slow\n"
+        "c.real_tokens = slow\n"
         "from cahp_opt.cli import main\n"
         f"run = ['prune', {str(model)!r}, '--text', {str(text)!r}, '--heads', '6']\n"
         f"run += ['--output-dir', {str(tmp_path / 'out')!r}]\n"
