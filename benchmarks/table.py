@@ -14,12 +14,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.accuracy.report import RESULTS as ACCURACY
+from benchmarks.accuracy.report import of_both_kinds, recorded
 from benchmarks.accuracy.tasks import table as over_tasks
 from benchmarks.both_kinds.report import RESULTS as BOTH_KINDS
 from benchmarks.both_kinds.report import headline as both_kinds
 from benchmarks.pages import records
-from cahp_opt.studies.study import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -92,11 +91,10 @@ def time_table() -> str:
 
 def tasks_table() -> str:
     """Mean accuracies of all methods over the tasks."""
-    paths = [path for path in sorted(ACCURACY.glob("*.safetensors")) if "-heads" not in path.stem]
-    studies = [Study.load(path) for path in paths]
+    records = of_both_kinds(recorded())
+    studies = [*records.values()]
     tested = sum(study.unpruned.examples for study in studies)
-    names = ", ".join(path.stem for path in paths)
-    return f"{over_tasks(studies)}\n\n{len(paths)} tasks: {names}; {tested:,} test examples."
+    return f"{over_tasks(studies)}\n\n{len(records)} tasks: {', '.join(records)}; {tested:,} test examples."
 
 
 def filled(text: str) -> str:

@@ -55,13 +55,22 @@ def record_name(stem: str) -> str:
     return f"{stem.removesuffix('-heads')}, heads alone" if stem.endswith("-heads") else stem
 
 
+def recorded() -> dict[str, Study]:
+    """All records, by the names of their files."""
+    return {path.stem: Study.load(path) for path in sorted(RESULTS.glob("*.safetensors"))}
+
+
+def of_both_kinds(records: Mapping[str, Study]) -> dict[str, Study]:
+    """The records in which neurons are pruned too, one for every task."""
+    return {stem: study for stem, study in records.items() if not stem.endswith("-heads")}
+
+
 def page(records: Mapping[str, Study], earlier: Sequence[Earlier]) -> str:
     """The whole page."""
     then = (f"### {found.name}\n\n{found.made}\n\n{found.table}" for found in earlier)
     pairs = [(e, s) for e in earlier for stem, s in records.items() if stem.startswith(e.name)]
     beside = list(filter(None, (found.beside(study) for found, study in pairs)))
-    both = {stem: study for stem, study in records.items() if not stem.endswith("-heads")}
-    together = filter(None, [over_tasks(both)])
+    together = filter(None, [over_tasks(of_both_kinds(records))])
     parts = [HEAD, *together, *(section(stem, study) for stem, study in records.items())]
     parts += [BESIDE, *beside] if beside else []
     return "\n\n".join([*parts, EARLIER, *then]) + "\n"
@@ -141,8 +150,7 @@ def files(records: Mapping[str, Study], earlier: Sequence[Earlier]) -> dict[str,
 
 def main(arguments: Sequence[str]) -> int:
     """Write, or check."""
-    records = {path.stem: Study.load(path) for path in sorted(RESULTS.glob("*.safetensors"))}
-    made = files(records, Earlier.read(RESULTS / "earlier.json"))
+    made = files(recorded(), Earlier.read(RESULTS / "earlier.json"))
     return write_or_check(made, ROOT / "docs", PICTURES, "accuracy.md", arguments)
 
 

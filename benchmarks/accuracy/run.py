@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +24,7 @@ import numpy as np
 
 from benchmarks.accuracy.data import Data, read
 from benchmarks.accuracy.training import CACHE, fine_tuned
+from benchmarks.study_records import add_to_record, dated
 from cahp_opt.cli.plugins import method_named
 from cahp_opt.cli.study_display import StudyDisplay
 from cahp_opt.costs.profile import Profile
@@ -75,8 +74,7 @@ def studied(given: argparse.Namespace, data: Data) -> Study:
         jobs=given.jobs,
         stages=StudyDisplay(),
     )
-    facts = {"date": time.strftime("%Y-%m-%d"), "transformers": version("transformers")}
-    return replace(found, model=checkpoint.name, provenance={**found.provenance, **facts})
+    return dated(found, checkpoint.name)
 
 
 def compact(found: Study) -> Study:
@@ -96,15 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parse(arguments)
     data = read(given.data)
     found = studied(given, data)
-    for cell, why in found.missing.items():
-        print(f"failed: {cell}: {why}")
     heads_alone = bool(found.space.of_attention.all())  # a record of its own: it is of other blocks
     record = given.output or RESULTS / f"{data.name}{'-heads' * heads_alone}.safetensors"
-    whole = Study.load(record).joined(compact(found)) if record.exists() else compact(found)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    whole.save(record)
-    print(f"{len(found.outcomes)} cells are in {record.name}, which has {len(whole.outcomes)}")
-    return int(bool(found.missing))
+    return add_to_record(compact(found), record)
 
 
 if __name__ == "__main__":

@@ -111,11 +111,11 @@ def table(studies: Sequence[Study]) -> str:
     for name in dict.fromkeys(name for methods in found.values() for name in methods):
         cells = list[str]()
         for place, methods in found.items():
-            each, bold = methods.get(name), "**" * (name in best[place])
-            told = "" if each is None else f"{bold}{100 * each.accuracy:.1f}{bold}"
-            cells.append(
-                told and f"{told} ({-100 * each.lost:+.1f}); {fmean(each.kl):.4f}" if each else ""
-            )
+            cells.append("")
+            if (each := methods.get(name)) is not None:
+                bold = "**" * (name in best[place])
+                told = f"{bold}{100 * each.accuracy:.1f}{bold} ({-100 * each.lost:+.1f})"
+                cells[-1] = f"{told}; {fmean(each.kl):.4f}"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

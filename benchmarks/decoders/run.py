@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.study_records import add_to_record, dated
 from cahp_opt.cli.plugins import method_named
 from cahp_opt.cli.study_display import StudyDisplay
 from cahp_opt.costs.prune import Prune
@@ -28,7 +26,6 @@ from cahp_opt.runs.plan import Reading
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.runs.texts import Example
-from cahp_opt.studies.study import Study
 from cahp_opt.torch import study
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "decoders"
@@ -64,16 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output_dir=given.work / given.name,
         stages=StudyDisplay(),
     )
-    for cell, why in found.missing.items():
-        print(f"failed: {cell}: {why}")
-    facts = {"date": time.strftime("%Y-%m-%d"), "transformers": version("transformers")}
-    found = replace(found, model=given.name, provenance={**found.provenance, **facts})
-    record = given.results / f"{given.name}.safetensors"
-    record.parent.mkdir(parents=True, exist_ok=True)
-    whole = Study.load(record).joined(found) if record.exists() else found
-    whole.save(record)
-    print(f"{len(found.outcomes)} cells are in {record.name}, which has {len(whole.outcomes)}")
-    return int(bool(found.missing))
+    return add_to_record(dated(found, given.name), given.results / f"{given.name}.safetensors")
 
 
 def paragraphs(path: Path) -> tuple[Example, ...]:
