@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks.peers.timed import timed
 
 SIZES = ((12, 32, 4), (48, 8, 12))
 """Groups, columns per group, and groups to keep."""
@@ -97,16 +98,12 @@ def main() -> None:
     arguments = parser.parse_args()
     with np.load(arguments.instance) as file:
         given = Regression(**file)
-    clock, start = time.perf_counter(), time.process_time()
-    kept, extra = SOLVERS[arguments.solver](given, arguments.keep)
-    spent = time.process_time() - start
+    kept, told = timed(lambda: SOLVERS[arguments.solver](given, arguments.keep))
     result = {
         "solver": arguments.solver,
         "value": given.explained(kept),
         "kept": len(kept),
-        "processor_seconds": spent,
-        "seconds": time.perf_counter() - clock,
-        **extra,
+        **told,
     }
     print(json.dumps(result))
 
