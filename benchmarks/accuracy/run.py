@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+from transformers import AutoModelForSequenceClassification
 
 from benchmarks.accuracy.data import Data, read
 from benchmarks.accuracy.training import CACHE, fine_tuned
@@ -34,6 +35,7 @@ from cahp_opt.runs.study_texts import StudyTexts
 from cahp_opt.studies.scores import Scores
 from cahp_opt.studies.study import Study
 from cahp_opt.torch import study
+from cahp_opt.torch.blocks.fingerprint import structure
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "accuracy"
 METHODS = "default,kwon,osscar,k-prune,zip-levels,michel,even,magnitude,random"
@@ -50,7 +52,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.add_argument("--texts", type=int, default=2048, help="in a draw")
     options.add_argument("--longest", type=int, default=64, help="tokens per text")
     options.add_argument(
-        "--latency-table", type=Path, help="of `cahp latency`; measured if not given"
+        "--latency-table", type=Path, help="of the encoder with any outputs; measured if not given"
     )
     options.add_argument("--jobs", type=int, default=1, help="processes, each with the model")
     options.add_argument("--cache", type=Path, default=CACHE)
@@ -69,12 +71,24 @@ def studied(given: argparse.Namespace, data: Data) -> Study:
         recoveries=[Recovery(name) for name in given.recoveries.split(",")],
         seeds=given.seeds,
         reading=Reading(max_length=given.longest),
-        profile=given.latency_table and Profile.load(given.latency_table),
+        profile=given.latency_table and table_of_encoder(given.latency_table, checkpoint),
         output_dir=given.cache / "studies" / data.name,
         jobs=given.jobs,
         stages=StudyDisplay(),
     )
     return dated(found, checkpoint.name)
+
+
+def table_of_encoder(path: Path, checkpoint: Path) -> Profile:
+    """The latencies in a file of `cahp latency`, for a checkpoint.
+
+    Models of all tasks are one encoder with outputs of their own, which are in no block: one table serves them all.
+    """
+    found = Profile.load(path)
+    model = structure(AutoModelForSequenceClassification.from_pretrained(checkpoint))
+    tables = found.latency.items()
+    latency = {n: replace(t, provenance=replace(t.provenance, model=model)) for n, t in tables}
+    return Profile(found.space, latency)
 
 
 def compact(found: Study) -> Study:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,9 +18,13 @@ from benchmarks.accuracy.data import read
 from benchmarks.accuracy.earlier import Earlier
 from benchmarks.accuracy.training import Recipe, accuracy, groups, train
 from benchmarks.pages import stale
+from cahp_opt.costs.latency_table import LatencyTable
+from cahp_opt.costs.profile import Profile
+from cahp_opt.costs.provenance import Provenance
 from cahp_opt.studies.outcome import Arm, Cell
 from cahp_opt.studies.study import Study
-from cahp_opt.torch import evaluate, slice_heads
+from cahp_opt.torch import evaluate, find_prunable, slice_heads
+from cahp_opt.torch.blocks.fingerprint import structure
 from cahp_opt.torch.texts.encoding import encode
 
 Trained = tuple[Any, Any]
@@ -146,6 +151,21 @@ def test_the_page_says_what_the_record_says(record: Study, tmp_path: Path) -> No
     assert stale(made, tmp_path, report.PICTURES) == list(made)
     (tmp_path / "accuracy-gone.svg").write_text("", encoding="utf-8")
     assert stale({}, tmp_path, report.PICTURES) == ["accuracy-gone.svg"]
+
+
+def test_a_table_of_the_encoder_serves_models_of_all_tasks(
+    checkpoint: Path, loaded: Trained, tmp_path: Path
+) -> None:
+    """It is taken for the model at hand, whose outputs alone differ, and says so to the study."""
+    space = find_prunable(loaded[0]).space
+    of_another = Provenance(device="a CPU", model="BertForSequenceClassification/0123456789abcdef")
+    costs = tuple(np.arange(b.units + 1.0) for b in space.blocks)
+    Profile(space, {"prefill": LatencyTable(space, 1.0, costs, of_another)}).save(tmp_path / "t")
+    with pytest.raises(ValueError, match="of another model"):
+        Profile.load(tmp_path / "t").check(structure(loaded[0]))
+    found = run.table_of_encoder(tmp_path / "t", checkpoint)
+    found.check(structure(loaded[0]))
+    assert found.latency["prefill"].provenance.device == "a CPU"
 
 
 def test_training_learns_and_keeps_the_best_epoch(data: Path, checkpoint: Path) -> None:
