@@ -53,8 +53,41 @@ class _Fit(NamedTuple):
     def width(self) -> int:
         return len(self.gram) // self.units
 
-    def columns(self, chosen: Bools) -> Ints:
-        return np.flatnonzero(np.repeat(chosen, self.width))
+
+class _Factored(NamedTuple):
+    """A fit with the triangle of its Gram matrix, which knows what the first units explain.
+
+    Args:
+        fit: the fit.
+        lower: ``L`` with ``L L'`` its Gram matrix, ``[d, d]``.
+        taken: ``L^-1 H'``, ``[d, rows]``.
+        explained: by the first ``k`` units, ``[units + 1]``.
+    """
+
+    fit: _Fit
+    lower: Floats
+    taken: Floats
+    explained: Floats
+
+    @staticmethod
+    def of(fit: _Fit) -> _Factored:
+        lower: Floats = np.linalg.cholesky(fit.gram).astype(np.float64, copy=False)
+        taken = solved_lower(lower, fit.target.T)
+        energy = np.einsum("ij,ij->i", taken, taken).reshape(fit.units, fit.width).sum(axis=1)
+        return _Factored(fit, lower, taken, np.concatenate([[0.0], np.cumsum(energy)]))
+
+    def value(self, chosen: Bools) -> float:
+        """What some units explain, bool ``[units]``: the first of them by the triangle, and what the others
+        add to these by a triangle of their own."""
+        first = len(chosen) if chosen.all() else int(np.argmin(chosen))
+        known = first * self.fit.width
+        rest = known + np.flatnonzero(np.repeat(chosen[first:], self.fit.width))
+        if not len(rest):
+            return float(self.explained[first])
+        beside = self.lower[rest, :known]
+        gram = self.fit.gram[np.ix_(rest, rest)] - beside @ beside.T
+        target = self.fit.target[:, rest] - (beside @ self.taken[:known]).T
+        return float(self.explained[first]) + definite_form(gram, target)
 
 
 def group_subsets(
@@ -73,20 +106,22 @@ def group_subsets(
         The subsets; ``bound`` is None where all of them are proved best.
     """
     fit = _Fit(gram, target, units)
-    lowest = _prefixes(fit)
+    ahead = _Factored.of(fit)
+    lowest = ahead.explained
     first: Bools = np.tri(units + 1, units, -1, dtype=np.bool_)
     inverse = definite_inverse(gram)
     weights: Floats = target @ inverse
     total = float(lowest[-1])
     try:
-        suffix, answers = _suffixes(inverse, weights, units)
+        # From the back, so that the triangle of every suffix is a corner of one.
+        behind = _Factored.of(_Fit(inverse[::-1, ::-1], weights[:, ::-1], units))
     except np.linalg.LinAlgError:  # not even the signs are right: nothing but the whole is a bound
         return BestSubsets(lowest, first, np.array([0.0, *[total] * units]))
-    rounding = float(np.max(np.abs(total - suffix - lowest)))
-    relaxed = _Relaxed.of(fit, inverse, weights, answers)
+    rounding = float(np.max(np.abs(total - behind.explained[::-1] - lowest)))
+    relaxed = _Relaxed.of(fit, inverse, weights, _answers(behind))
     if units <= MOST_UNITS:
-        exact = _Fit(inverse, weights, units) if rounding <= _CLOSE * total else None
-        found = _searched(fit, exact, relaxed, lowest, first, total, subset_values)
+        exact = behind if rounding <= _CLOSE * total else None
+        found = _searched(ahead, exact, relaxed, first, subset_values)
         return _bounded(found, total, rounding)
     bound = total - relaxed.losses_in_parts(subset_values)[::-1]
     bound[0], bound[units] = lowest[0], lowest[units]
@@ -120,35 +155,23 @@ def _bounded(found: BestSubsets, total: float, rounding: float) -> BestSubsets:
     return BestSubsets(values, found.kept, np.maximum(bound + close + _WIDER * rounding, values))
 
 
-def _prefixes(fit: _Fit) -> Floats:
-    """What the first ``k`` units explain, ``[units + 1]``."""
-    lower: Floats = np.linalg.cholesky(fit.gram).astype(np.float64, copy=False)
-    taken = solved_lower(lower, fit.target.T)
-    energy = np.einsum("ij,ij->i", taken, taken).reshape(fit.units, fit.width).sum(axis=1)
-    return np.concatenate([[0.0], np.cumsum(energy)])
+def _answers(behind: _Factored) -> list[Floats]:
+    """The best ``Y`` for some sets of last units, each ``[rows, d]`` and 0 for the units that stay.
 
-
-def _suffixes(inverse: Floats, weights: Floats, units: int) -> tuple[Floats, list[Floats]]:
-    """What removing all units from ``k`` on loses, ``[units + 1]``, and for some of these sets the best
-    ``Y``, each ``[rows, d]`` and 0 for the units that stay."""
-    d = len(inverse)
-    width = d // units
-    losses = np.zeros(units + 1)
-    # From the back, so that the factor of every suffix is a corner of one.
-    lower: Floats = np.linalg.cholesky(inverse[::-1, ::-1]).astype(np.float64, copy=False)
-    taken = solved_lower(lower, weights[:, ::-1].T)
-    energy = np.einsum("ij,ij->i", taken, taken).reshape(units, width).sum(axis=1)
-    losses[:units] = np.cumsum(energy)[::-1]
+    Args:
+        behind: the inverse Gram matrix and the fitted weights, back to front.
+    """
+    units, width = behind.fit.units, behind.fit.width
     steps = {round(share * units) for share in _SHARES} | {units - 1}
     answers: list[Floats] = []
     for removed in sorted(steps - {0}):
         size = removed * width
-        own = np.zeros_like(weights)
+        own = np.zeros_like(behind.fit.target)
         # With L L' = Q_DD, Y = B_D Q_DD^-1 = (L^-1 B_D')' L^-1; back to front, L' is a lower triangle.
-        corner = lower[:size, :size].T[::-1, ::-1]
-        own[:, d - size :] = solved_lower(corner, taken[:size][::-1]).T
+        corner = behind.lower[:size, :size].T[::-1, ::-1]
+        own[:, -size:] = solved_lower(corner, behind.taken[:size][::-1]).T
         answers.append(own)
-    return losses, answers
+    return answers
 
 
 class _Relaxed(NamedTuple):
@@ -241,20 +264,19 @@ def _sizes(units: int) -> Ints:
 
 
 def _searched(
-    fit: _Fit,
-    losses: _Fit | None,
+    ahead: _Factored,
+    behind: _Factored | None,
     relaxed: _Relaxed,
-    lowest: Floats,
     first: Bools,
-    total: float,
     subset_values: SubsetValues,
 ) -> BestSubsets:
     """Fit the subsets that could be the best of their size, the most hopeful first, while work is left.
 
-    Where ``losses`` is given, the inverse Gram matrix with the fitted weights, what few units lose in it shows
-    that many a subset is not the best; only others are fitted in full.
+    Where ``behind`` is given, the inverse Gram matrix with the fitted weights, back to front, what few units lose
+    in it shows that many a subset is not the best; only others are fitted themselves.
     """
-    units = fit.units
+    fit, lowest = ahead.fit, ahead.explained
+    units, total = fit.units, float(lowest[-1])
     hopes = total - relaxed.losses(subset_values)  # by the code of what is removed
     sizes, bits = _sizes(units), np.arange(units)
     values, kept, bound = lowest.copy(), first.copy(), lowest.copy()
@@ -274,19 +296,14 @@ def _searched(
             work, fits = work + effort, fits + 1
             chosen = ((int(code) >> bits) & 1) == 0
             if (
-                losses is not None
+                behind is not None
                 and removed < k
-                and total - _value(losses, ~chosen) <= values[k] + tiny
+                and total - behind.value(~chosen[::-1]) <= values[k] + tiny
             ):
                 continue
-            value = _value(fit, chosen)
+            value = ahead.value(chosen)
             if value > values[k]:
                 values[k], kept[k] = value, chosen
         else:
             bound[k] = values[k]
     return BestSubsets(values, kept, bound)
-
-
-def _value(fit: _Fit, chosen: Bools) -> float:
-    columns = fit.columns(chosen)
-    return definite_form(fit.gram[np.ix_(columns, columns)], fit.target[:, columns])
