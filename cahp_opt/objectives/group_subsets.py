@@ -190,17 +190,20 @@ class _Relaxed(NamedTuple):
         for u in range(units):  # the best for every unit alone
             own = slice(u * width, (u + 1) * width)
             alone[:, own] = np.linalg.solve(inverse[own, own], weights[:, own].T).T
-        chosen = [alone, *answers]
-        m = len(chosen)
+        chosen = np.stack([alone, *answers]).reshape(-1, rows, units, width).transpose(2, 0, 1, 3)
+        flat = np.ascontiguousarray(chosen).reshape(units, -1, rows * width)
+        live = [np.flatnonzero(y.any(axis=1)) for y in flat]  # answers are 0 for the first units
+        m = flat.shape[1]
         gram = np.zeros((units, m, units, m))
         side = np.zeros((units, m))
-        flat = np.stack([y.reshape(rows, units, width) for y in chosen])
         for u in range(units):
-            own = slice(u * width, (u + 1) * width)
-            side[u] = np.einsum("irw,rw->i", flat[:, :, u], weights[:, own])
-            for i in range(m):  # with the units from this one on: the matrix is symmetric
-                reach = (flat[i, :, u] @ inverse[own, u * width :]).reshape(rows, -1, width)
-                gram[u, i, u:] = np.einsum("rvw,jrvw->vj", reach, flat[:, :, u:])
+            own, here = slice(u * width, (u + 1) * width), live[u]
+            mine = flat[u][here]
+            side[u, here] = mine @ np.ascontiguousarray(weights[:, own]).reshape(-1)
+            for v in range(u, units):  # the matrix is symmetric
+                other = inverse[own, v * width : (v + 1) * width]
+                reach = (mine.reshape(-1, width) @ other).reshape(len(here), rows * width)
+                gram[u, here[:, None], v, live[v]] = reach @ flat[v][live[v]].T
         square = gram.reshape(units * m, units * m)
         square = np.triu(square) + np.triu(square, 1).T
         scale = np.sqrt(np.maximum(np.diagonal(square), 0.0))
