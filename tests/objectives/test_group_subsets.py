@@ -138,3 +138,21 @@ def test_solvers_and_proofs_stay_right_where_few_subsets_are_fitted(
         rounds=3,
     )
     assert done.refused == 0 and done.best >= 0.9 * done.answered
+
+
+def test_values_do_not_depend_on_what_was_asked_before() -> None:
+    space = HeadSpace((Block("heads", 3), Block("part", 6, Unit.NEURON_GROUP)))
+    (heads, _), (wide, factor) = fit(0, 3, 2, 6), fit(1, 6, 2, 3)
+
+    def fresh() -> ExplainedVariance:
+        return ExplainedVariance(
+            [heads, wide], [np.eye(6), ColumnForm.small(factor)], [3, 6], weights=[2.0, 0.5]
+        )
+
+    rng, asked = np.random.default_rng(0), fresh()
+    masks = [*(rng.random((12, 9)) < 0.5), np.ones(9, bool), np.zeros(9, bool)]
+    expected = [fresh().value(kept) for kept in masks]
+    for _ in range(2):
+        found = [asked.value(kept) for kept in masks for _ in range(2)]
+        np.testing.assert_allclose(found, np.repeat(expected, 2), rtol=1e-12)
+        asked.separable(space)
