@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.accuracy.earlier import Earlier, percent
 from benchmarks.accuracy.pictures import accuracies
+from benchmarks.accuracy.tasks import everywhere
 from benchmarks.accuracy.tasks import section as over_tasks
+from benchmarks.accuracy.tasks_picture import drawn
 from benchmarks.pages import write_or_check
 from cahp_opt.reports.study_page import standings_of
 from cahp_opt.studies.outcome import Arm
@@ -23,6 +25,7 @@ from cahp_opt.studies.study import Study
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
 PICTURES = "accuracy-*.svg"
+OF_TASKS = "accuracy-tasks.svg"
 HEAD = """# How much accuracy each method keeps
 
 Written by `python benchmarks/accuracy/report.py` from `benchmarks/results/accuracy/`; never edit it by hand.
@@ -70,7 +73,7 @@ def page(records: Mapping[str, Study], earlier: Sequence[Earlier]) -> str:
     then = (f"### {found.name}\n\n{found.made}\n\n{found.table}" for found in earlier)
     pairs = [(e, s) for e in earlier for stem, s in records.items() if stem.startswith(e.name)]
     beside = list(filter(None, (found.beside(study) for found, study in pairs)))
-    together = filter(None, [over_tasks(of_both_kinds(records))])
+    together = filter(None, [over_tasks(of_both_kinds(records), OF_TASKS)])
     parts = [HEAD, *together, *(section(stem, study) for stem, study in records.items())]
     parts += [BESIDE, *beside] if beside else []
     return "\n\n".join([*parts, EARLIER, *then]) + "\n"
@@ -145,6 +148,10 @@ def files(records: Mapping[str, Study], earlier: Sequence[Earlier]) -> dict[str,
     for stem, study in records.items():
         picture = accuracies(study, standings_of(study), f"Test accuracy: {record_name(stem)}")
         made[f"accuracy-{stem}.svg"] = picture
+    tasks = [*of_both_kinds(records).values()]
+    if len(tasks) > 1 and (found := everywhere(tasks)):
+        title = f"Mean test accuracy over {len(tasks)} tasks, within a limit of the time"
+        made[OF_TASKS] = drawn(found, title)
     return made
 
 

@@ -90,23 +90,30 @@ def ties(methods: Mapping[str, OverTasks]) -> set[str]:
     """The best method, and those that the test examples do not tell from it."""
     if not methods:
         return set()
-    first = next(iter(methods.values()))
-    compared = max(1, len(methods) - 1)
-    most = NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / compared)
+    first, most = next(iter(methods.values())), most_errors(methods)
     found = {name: each.behind(first) for name, each in methods.items()}
     return {name for name, (less, error) in found.items() if less <= most * error}
 
 
+def most_errors(methods: Mapping[str, OverTasks]) -> float:
+    """Standard errors that a difference from the best may have by chance, corrected for the number of methods."""
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / max(1, len(methods) - 1))
+
+
+def everywhere(studies: Sequence[Study]) -> dict[Place, dict[str, OverTasks]]:
+    """The methods that every task has, by place."""
+    return {place: methods_at(studies, place) for place in places_of(studies)}
+
+
 def table(studies: Sequence[Study]) -> str:
     """Methods by limits and recoveries: mean accuracy, what that is less than the unpruned, and divergence."""
-    places = places_of(studies)
-    found = {place: methods_at(studies, place) for place in places}
+    found = everywhere(studies)
     best = {place: ties(methods) for place, methods in found.items()}
     dense = f"{100 * fmean(study.unpruned.value('accuracy') for study in studies):.1f}"
     lines = [
-        "| method | " + " | ".join(f"{limit}, {recovery}" for limit, recovery in places) + " |",
-        "|---" * (len(places) + 1) + "|",
-        "| unpruned | " + " | ".join([dense] * len(places)) + " |",
+        "| method | " + " | ".join(f"{limit}, {recovery}" for limit, recovery in found) + " |",
+        "|---" * (len(found) + 1) + "|",
+        "| unpruned | " + " | ".join([dense] * len(found)) + " |",
     ]
     for name in dict.fromkeys(name for methods in found.values() for name in methods):
         cells = list[str]()
@@ -120,8 +127,8 @@ def table(studies: Sequence[Study]) -> str:
     return "\n".join(lines)
 
 
-def section(records: Mapping[str, Study]) -> str:
-    """What the tasks say together; empty for fewer than two."""
+def section(records: Mapping[str, Study], picture: str) -> str:
+    """What the tasks say together, with the picture of that name; empty for fewer than two."""
     studies = [*records.values()]
     if len(studies) < 2 or not places_of(studies):
         return ""
@@ -132,4 +139,5 @@ def section(records: Mapping[str, Study]) -> str:
         "the best, and what a paired test over the examples of these tasks does not tell from it at 95 %, corrected for the "
         "number of methods."
     )
-    return f"## {len(studies)} tasks together\n\n{intro}\n\n{table(studies)}"
+    shown = f"![Accuracy that methods lose, over all tasks]({picture})"
+    return f"## {len(studies)} tasks together\n\n{intro}\n\n{table(studies)}\n\n{shown}"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy.tasks import OverTasks, ties
+from benchmarks.accuracy.tasks_picture import drawn
 
 
 def method(*shares: float, kl: float = 0.1, seed: int = 0) -> OverTasks:
@@ -38,3 +39,12 @@ def test_what_examples_do_not_tell_from_the_best_is_a_tie() -> None:
     best, close, far = method(0.9, 0.9), method(0.89, 0.9, seed=1), method(0.7, 0.8, seed=2)
     assert ties({"best": best, "close": close, "far": far}) == {"best", "close"}
     assert ties({}) == set()
+
+
+def test_the_picture_marks_ties_and_tells_what_is_off_its_axis() -> None:
+    best, close, far = method(0.99, 0.98), method(0.97, 0.98, seed=1), method(0.7, 0.8, seed=2)
+    made = drawn({("0.5", "refit"): {"best": best, "close": close, "far": far}}, "All")
+    assert made.count("<circle") == 2 and ">0.5, refit<" in made
+    assert f">{-100 * far.lost:.1f}<" in made
+    tied = ties({"best": best, "close": close, "far": far})
+    assert made.count('fill="white" stroke=') == 2 - len(tied)
