@@ -18,7 +18,7 @@ from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.collector import Collecting, Collector, Subject
 from cahp_opt.torch.running.batches import Batch, wide
-from cahp_opt.torch.running.centring import ScatterSums, centred, gram
+from cahp_opt.torch.running.centring import ScatterSums
 from cahp_opt.torch.running.padding import Padding
 
 _SHARE = 4  # running sums may use 1 / _SHARE of a device's free memory
@@ -63,18 +63,16 @@ class MomentSums(Collecting):
             ValueError: naming the block if a real token's outputs are not finite.
         """
         z = wide(self._padding.rows(block, outputs.detach(), batch))
-        found = centred(z)
-        scatter = gram(found.deviations)
-        if not bool(torch.isfinite(scatter.diagonal().sum() + found.base.sum())):
-            raise ValueError(
-                f"the head outputs of block {self._blocks[block].name!r} hold NaN or infinite "
-                "values; check the model's weights and precision."
-            )
         sums = self._sums[block]
         if sums is None:
             sums = ScatterSums(z.shape[1], _home(z.device, self._all))
             self._sums[block] = sums
-        sums.add(len(z), found.mean(sums.mean.device), scatter)
+        sums.add(z)
+        if not sums.finite:
+            raise ValueError(
+                f"the head outputs of block {self._blocks[block].name!r} hold NaN or infinite "
+                "values; check the model's weights and precision."
+            )
 
     def result(self) -> Mapping[str, Statistic]:
         """The moments of every block, with the readout ``W' W`` of its output projection.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cahp_opt.arrays import Floats, Ints
+from cahp_opt.arrays import Floats, Ints, constant
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
@@ -19,7 +19,7 @@ from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, S
 from cahp_opt.torch.calibration.output_moments import column_order, in_order
 from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.running.batches import Batch, batch_size, wide
-from cahp_opt.torch.running.centring import ScatterSums, centred, gram, in_double
+from cahp_opt.torch.running.centring import GramSums, ScatterSums
 from cahp_opt.torch.running.padding import Padding
 
 
@@ -108,22 +108,24 @@ class _Sums:
     """The running sums of one block, in double precision in main memory."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        self._heads = ScatterSums(width, torch.device("cpu"))
-        # A block that writes to fewer features than it reads has the smaller matrix there.
-        self._small = hidden * (hidden + width) < width**2
-        rows = hidden if self._small else width
-        self._metric: Floats = np.zeros((rows, rows))
+        cpu = torch.device("cpu")
+        self._heads = ScatterSums(width, cpu)
+        # A block that writes to fewer features than it reads has the smaller matrix there, and products of
+        # gradients as they come are fewer than of what they are for the head outputs.
+        self._small, self._outside = hidden * (hidden + width) < width**2, hidden <= width
+        self._metric = GramSums(hidden if self._outside else width, cpu)
 
     def add(self, z: Tensor, gradients: Sequence[Tensor], readout: Tensor) -> bool:
         """Add rows of head outputs and their gradients, one for every probe; whether all were finite."""
         weights = sum((g.square().sum(dim=1) for g in gradients), z.new_zeros(len(z)))
-        found, sums = centred(z, weights), self._heads
-        scaled = found.deviations * weights[:, None].sqrt()
-        sums.add(float(in_double(weights).sum()), found.mean(sums.mean.device), gram(scaled))
+        used = weights != 0  # NaN is
+        if not bool(used.all()):
+            z, weights, gradients = z[used], weights[used], [g[used] for g in gradients]
+        self._heads.add(z, weights)
         if gradients:
             back = torch.cat([*gradients])
-            self._metric += gram(back if self._small else back @ readout).cpu().double().numpy()
-        return bool(np.isfinite(sums.weight + float(sums.scatter.trace()) + self._metric.trace()))
+            self._metric.add(back if self._outside else back @ readout)
+        return self._heads.finite and math.isfinite(self._metric.trace)
 
     def result(self, order: Ints, readout: Tensor, examples: int) -> Sensitivity:
         """The sums of a block with this output projection, ``[hidden, width]``, in an order of its
@@ -131,9 +133,11 @@ class _Sums:
         sums = self._heads
         first: Floats = (sums.mean * sums.weight).numpy()
         scatter = in_order(sums.scatter.numpy(), order)
-        if not self._small:
-            form = ColumnForm(in_order(self._metric, order))
+        metric: Floats = self._metric.matrix.numpy()
+        if self._outside:
+            weight: Floats = readout.cpu().double().numpy()[:, order]
+            form = ColumnForm(metric, weight)
+            form = form if self._small else ColumnForm(constant(form.matrix))
         else:
-            weight: Floats = readout.cpu().double().numpy()
-            form = ColumnForm(self._metric, weight[:, order])
+            form = ColumnForm(in_order(metric, order))
         return Sensitivity(first[order], scatter, form, sums.weight, examples)

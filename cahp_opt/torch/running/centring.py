@@ -96,6 +96,46 @@ def gram(rows: Tensor) -> Tensor:
     return found
 
 
+class GramSums:
+    """Running sums of ``rows' rows``, in double precision; every part is multiplied in its own precision.
+
+    Only stripes from the diagonal on are multiplied and added up, each while it is at hand.
+
+    Args:
+        width: of the rows.
+        device: where the sums live.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sums = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor, more: Tensor | None = None) -> None:
+        """Add the products of rows.
+
+        Args:
+            rows: ``[rows, width]``.
+            more: a further row in double precision on the device of the sums, ``[width]``.
+        """
+        for start in range(0, rows.shape[1], _STRIPE):
+            own, part = slice(start, start + _STRIPE), self._sums[start : start + _STRIPE, start:]
+            part += (rows[:, own].T @ rows[:, start:]).to(part.device)
+            if more is not None:
+                part.addr_(more[own], more[start:])
+
+    @property
+    def trace(self) -> float:
+        """The trace of the sums."""
+        return float(self._sums.trace())
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sums, ``[width, width]``."""
+        for start in range(0, len(self._sums), _STRIPE):
+            own, behind = slice(start, start + _STRIPE), slice(start + _STRIPE, None)
+            self._sums[behind, own] = self._sums[own, behind].T
+        return self._sums
+
+
 class ScatterSums:
     """Running sums of weighted rows about their common mean, in double precision.
 
@@ -107,21 +147,27 @@ class ScatterSums:
     def __init__(self, width: int, device: torch.device) -> None:
         self.weight = 0.0
         self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self._scatter = GramSums(width, device)
 
-    def add(self, weight: float, mean: Tensor, scatter: Tensor) -> None:
-        """Add a part.
-
-        Args:
-            weight: of all its rows.
-            mean: of its rows, ``[width]``, in double precision on the device of the sums.
-            scatter: sum of the outer products of its rows' deviations from ``mean``,
-                ``[width, width]``.
-        """
-        apart = mean - self.mean
-        step = apart * between(self.weight, weight)
-        self.scatter += scatter.to(self.scatter.device)
-        self.scatter.addr_(step, step)
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows ``[rows, width]``, with ``weights [rows]`` or 1 each."""
+        part = centred(rows, weights)
+        deviations, weight = part.deviations, float(len(rows))
+        if weights is not None:
+            deviations = deviations.mul_(weights.sqrt()[:, None])
+            weight = float(in_double(weights).sum())
+        apart = part.mean(self.mean.device) - self.mean
+        self._scatter.add(deviations, apart * between(self.weight, weight))
         self.weight += weight
         if weight:
             self.mean += apart * (weight / self.weight)
+
+    @property
+    def finite(self) -> bool:
+        """Whether everything added was finite."""
+        return math.isfinite(self.weight + self._scatter.trace + float(self.mean.sum()))
+
+    @property
+    def scatter(self) -> Tensor:
+        """The weighted sum of the outer products of deviations from the mean, ``[width, width]``."""
+        return self._scatter.matrix

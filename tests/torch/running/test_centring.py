@@ -16,9 +16,11 @@ from cahp_opt import HeadStats, Moments
 from cahp_opt.objectives import ExplainedVariance
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.torch import calibrate, find_attention, refit, slice_heads
+from cahp_opt.torch.calibration.token_gradients import _Sums
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.recovery.ridge import RidgeSums
+from cahp_opt.torch.running.centring import ScatterSums
 
 FAMILIES = [tiny_models.BERT, tiny_models.GPT2, tiny_models.LLAMA_GQA]
 
@@ -221,3 +223,39 @@ def test_a_refit_about_large_means_repairs() -> None:
         refit(small, dense, batches, ridge=1e-2, feed_forward=False)
         losses.append(evaluate(dense, small, batches).figures["kl"])
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_products_of_wide_rows_are_added_up_stripe_by_stripe() -> None:
+    rng = torch.Generator().manual_seed(0)
+    parts = [torch.randn(count, 300, generator=rng) + 50 for count in (4, 400, 3)]
+    weights = [torch.rand(len(part), generator=rng) for part in parts]
+    sums = ScatterSums(300, torch.device("cpu"))
+    for part, weight in zip(parts, weights, strict=True):
+        sums.add(part, weight)
+        found = sums.scatter.numpy()  # looking at them in between changes nothing
+    rows, each = torch.cat(parts).double().numpy(), torch.cat(weights).double().numpy()
+    apart = rows - each @ rows / each.sum()
+    expected = apart.T @ (each[:, None] * apart)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * expected.max())
+
+
+@pytest.mark.parametrize("hidden", [3, 8, 12], ids=["factors", "as wide", "wider"])
+def test_gradients_are_summed_on_the_side_that_is_narrower(hidden: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((20, 8), (hidden, 8), (20, hidden), (20, hidden))
+    z, readout, first, second = (torch.randn(*shape, generator=rng) for shape in shapes)
+    first[5:], second[7:] = 0, 0  # most tokens say nothing
+    sums, order = _Sums(8, hidden), np.array([3, 0, 1, 2, 7, 6, 5, 4])
+    assert sums.add(z, [first, second], readout)
+    found = sums.result(order, readout, 2)
+    through = (torch.cat([first, second]) @ readout).double().numpy()[:, order]
+    weights = (first.square().sum(1) + second.square().sum(1)).double().numpy()
+    rows = z.double().numpy()[:, order]
+    apart = rows - weights @ rows / weights.sum()
+    np.testing.assert_allclose(found.metric, through.T @ through, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        found.scatter, apart.T @ (weights[:, None] * apart), rtol=1e-4, atol=1e-4
+    )
+    assert found.weight == pytest.approx(weights.sum())
+    z[0, 0] = torch.nan
+    assert not sums.add(z, [first], readout)
