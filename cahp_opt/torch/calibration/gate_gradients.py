@@ -20,6 +20,7 @@ from cahp_opt.torch.calibration.seeded_draws import digests, generators
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch, batch_size, device_of, examples, inputs_of
 from cahp_opt.torch.running.gates import capture_head_outputs, gated
+from cahp_opt.torch.running.idle_rows import SkippingIdleRows
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ def run_gated(
     with torch.enable_grad():
         gates = torch.tensor(masks, dtype=dtype, device=device_of(model), requires_grad=True)
         # One example owns all activations, whatever their first axis is.
-        with gated(prunable, gates[0] if len(gates) == 1 else gates):
+        own = gates[0] if len(gates) == 1 else gates
+        with gated(prunable, own), SkippingIdleRows():
             output = fidelity.output(model(**inputs_of(batch)), batch)
     return GatedRun(prunable.space, gates, output)
 

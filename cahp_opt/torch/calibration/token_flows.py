@@ -15,6 +15,7 @@ from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.seeded_draws import digests, generators
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.running.batches import Batch, inputs_of, wide
+from cahp_opt.torch.running.idle_rows import SkippingIdleRows
 
 _KEY = "sensitivity"  # of the draws, so that they are not those of the gate gradients
 
@@ -80,7 +81,8 @@ def differentiated(
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for block, runs in zip(prunable, found, strict=True):
             stack.callback(block.out.register_forward_hook(listener(runs)).remove)
-        returned = prunable.model(**inputs_of(batch))
+        with SkippingIdleRows():
+            returned = prunable.model(**inputs_of(batch))
         output = fidelity.output(returned, batch)
         errors = [error for runs in found for _, error in runs]
         rngs = generators(digests(batch), seed, _KEY)

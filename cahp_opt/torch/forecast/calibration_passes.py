@@ -21,7 +21,6 @@ from cahp_opt.torch.forecast.statistics_bytes import (
     sensitivity_bytes,
     signatures_bytes,
     units_bytes,
-    whole_metric,
 )
 
 
@@ -67,7 +66,7 @@ class CalibrationForecast:
         weighted = 0.0
         for shape in self.shapes:
             d, hidden = shape.width, shape.hidden
-            metric = d**2 + d * hidden if whole_metric(shape) else hidden**2
+            metric = hidden**2 if hidden <= d else d**2 + d * hidden
             weighted += d**2 + self.probes * metric
         return float(sum(shape.width**2 for shape in self.shapes)), weighted
 
