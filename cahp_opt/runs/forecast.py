@@ -17,8 +17,8 @@ class Passes:
         backward: backward passes through it; every one needs a forward pass, which is counted too.
         sliced: forward passes of the sliced model.
         sliced_backward: backward passes through it.
-        sums: the products of matrices that add up what the passes show, in forward passes of the unpruned
-            model with as many multiplications.
+        sums: the products of matrices that add up what the passes show, and those of layers that run alone, in
+            forward passes of the unpruned model with as many multiplications.
     """
 
     dense: float = 0.0

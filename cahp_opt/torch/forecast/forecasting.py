@@ -194,7 +194,7 @@ class RunForecast:
     def _refit(self) -> StageForecast:
         passes = self._over_layers()
         held = {
-            "streams": self._walk.held,
+            "streams and inputs": self._walk.held,
             "sums and solution of a layer": max(
                 (fit_bytes(s.width, s.hidden) for s in self._walked.shapes), default=0
             ),
@@ -206,12 +206,15 @@ class RunForecast:
     def _tune_masks(self) -> StageForecast:
         weights = Passes(dense=1, backward=self.batch.probes)
         sums = max((8 * s.width * (s.width + s.hidden) for s in self._walked.shapes), default=0)
-        held = {"streams": self._walk.held, "sums of a layer": sums}
+        held = {"streams and inputs": self._walk.held, "sums of a layer": sums}
         return self._stage("tune masks", self._texts, self._over_layers() + weights, held)
 
     def _over_layers(self) -> Passes:
         share, walk = self._walked.attention_share, self._walk
-        sums = sum(s.width * (s.width + s.hidden) for s in self._walked.shapes)
+        sums = sum(
+            s.width * (s.width + (1 + again) * s.hidden)
+            for s, again in zip(self._walked.shapes, walk.runs_again, strict=True)
+        )
         return Passes(
             dense=walk.dense.passes(share),
             sliced=walk.sliced.passes(share),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from cahp_opt.torch.forecast.statistics_bytes import ReadShape
 from cahp_opt.torch.forecast.timed_batch import positions
 from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place
 from cahp_opt.torch.recovery.path import places_of, with_attention
+from cahp_opt.torch.recovery.shortcuts import find_shortcuts
 from cahp_opt.torch.running.batches import Batch, examples, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
 
@@ -45,6 +47,8 @@ class WalkForecast:
         sizes: the bytes of a residual stream of every batch.
         memory: bytes of streams to remember, as for :func:`~cahp_opt.torch.refit`.
         resumes: whether a run can begin at a layer other than the first.
+        inputs: the size of the inputs of the linear layer at every place in the unpruned model, relative to that
+            of a residual stream; 0 where nothing is saved by remembering them. Empty for 0 everywhere.
     """
 
     places: Sequence[Place]
@@ -52,6 +56,7 @@ class WalkForecast:
     sizes: Sequence[int]
     memory: int
     resumes: bool = True
+    inputs: Sequence[float] = ()
 
     @property
     def remembered(self) -> float:
@@ -60,8 +65,15 @@ class WalkForecast:
 
     @property
     def held(self) -> int:
-        """The bytes of streams that are held at once: one per batch of either model, and one that was met ahead."""
-        return 3 * self._kept if self.resumes else 0
+        """The bytes that are held at once: of streams one per batch of either model, and one that was met ahead;
+        and the inputs of the linear layers in one layer, of the unpruned model's size."""
+        inputs = round(self._most_inputs * self._kept_with_inputs)
+        return 3 * self._kept + inputs if self.resumes else 0
+
+    @property
+    def known(self) -> float:
+        """The share of all streams beside which the inputs of linear layers are remembered."""
+        return self._kept_with_inputs / sum(self.sizes) if self.resumes else 0.0
 
     @property
     def enough(self) -> int:
@@ -86,9 +98,15 @@ class WalkForecast:
     @property
     def sliced(self) -> TimesRun:
         """The runs of the sliced model: from the layer of the place before to each place, or from the start for
-        batches whose streams there is no room for."""
+        batches whose streams there is no room for. What comes before a place in the layer where a run begins
+        does not run again if the inputs there are remembered."""
         resumed, again, before = TimesRun(0.0, 0.0), TimesRun(0.0, 0.0), 0
-        for place in self.places:
+        attention = whole = 0
+        for number, place in enumerate(self.places):
+            known = [p for p in self._known_before(number) if p.layer == before]
+            attention += any(p.behind is Behind.ATTENTION for p in known)
+            ahead = place.layer > before
+            whole += ahead and any(p.behind is not Behind.ATTENTION for p in known)
             resumed, again = (
                 TimesRun(
                     runs.attention + place.layer - start + 1,
@@ -97,7 +115,53 @@ class WalkForecast:
                 for runs, start in ((resumed, before), (again, 0))
             )
             before = place.layer
+        resumed = TimesRun(
+            resumed.attention - attention * self._of_remembered,
+            resumed.whole - whole * self._of_remembered,
+        )
         return self._mixed(resumed, again)
+
+    @property
+    def runs_again(self) -> list[float]:
+        """How often the linear layer at every place runs again over the texts, on inputs that are remembered."""
+        starts = [place.layer for place in self.places]
+        return [
+            self.known * starts[number:-1].count(place.layer) if self._is_known(number) else 0.0
+            for number, place in enumerate(self.places)
+        ]
+
+    def _is_known(self, number: int) -> bool:
+        """Whether the inputs at a place are remembered; those at the first never are."""
+        return number > 0 and bool(self.inputs) and self.inputs[number] > 0
+
+    def _known_before(self, number: int) -> list[Place]:
+        return [place for n, place in enumerate(self.places[:number]) if self._is_known(n)]
+
+    @property
+    def _of_remembered(self) -> float:
+        """The share of the remembered streams beside which inputs are."""
+        return self.known / self.remembered if self.remembered else 0.0
+
+    @property
+    def _most_inputs(self) -> float:
+        """The inputs that are remembered in one layer at most, relative to a residual stream."""
+        sums = dict[int, float]()
+        for number, place in enumerate(self.places):
+            if self._is_known(number):
+                sums[place.layer] = sums.get(place.layer, 0.0) + self.inputs[number]
+        return max(sums.values(), default=0.0)
+
+    @property
+    def _kept_with_inputs(self) -> int:
+        room, kept = self.memory - 3 * self._kept, 0
+        left = self.memory // 3
+        for size in self.sizes:
+            if size <= left:
+                left -= size
+                if size * self._most_inputs <= room:
+                    room -= math.ceil(size * self._most_inputs)
+                    kept += size
+        return kept
 
     @property
     def _kept(self) -> int:
@@ -124,6 +188,7 @@ class WalkedModel:
         attention_share: the share of attention in the weights of all layers.
         stream: bytes of a residual stream per position.
         resumes: whether a run can begin at a layer other than the first.
+        inputs: as for :class:`WalkForecast`.
     """
 
     places: tuple[Place, ...]
@@ -132,6 +197,7 @@ class WalkedModel:
     attention_share: float
     stream: int
     resumes: bool
+    inputs: tuple[float, ...] = ()
 
     @staticmethod
     def of(
@@ -156,16 +222,24 @@ class WalkedModel:
             places = places_of(prunable, batch, feed_forward=feed_forward)
             few = examples(batch, 0, 1)
             streams = [walk.meet(place, few, 0).stream for place in places[:1]]
+            outs = [place.out for place in places]
+            shortcuts = find_shortcuts(model, walk.layers, outs, few) if walk.resumes else {}
         whole = sum(map(_weights, walk.layers))
         attention = sum(_weights(block.site) for block in prunable.attention)
         dtype = next(model.parameters()).dtype.itemsize
+        shapes = [_shape(model.get_submodule(place.out), place) for place in places]
+        stream = sum(dtype * stream.numel() // positions(few) for stream in streams)
+        widths = zip(outs, shapes, strict=True)
         return WalkedModel(
             tuple(places),
-            tuple(_shape(model.get_submodule(place.out), place) for place in places),
+            tuple(shapes),
             len(walk.layers),
             attention / whole,
-            sum(dtype * stream.numel() // positions(few) for stream in streams),
+            stream,
             walk.resumes,
+            tuple(
+                dtype * shape.width / stream if out in shortcuts else 0.0 for out, shape in widths
+            ),
         )
 
     def over(self, tokens: Sequence[int], memory: int) -> WalkForecast:
@@ -176,7 +250,9 @@ class WalkedModel:
             memory: bytes of streams to remember.
         """
         sizes = [self.stream * number for number in tokens]
-        return WalkForecast(self.places, self.layers, sizes, memory, self.resumes)
+        return WalkForecast(
+            self.places, self.layers, sizes, memory, self.resumes, inputs=self.inputs
+        )
 
 
 def _shape(out: nn.Module, place: Place) -> ReadShape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
+from cahp_opt.torch.recovery.shortcuts import Shortcut, standing_in, taking
 from cahp_opt.torch.running.batches import Batch, inputs_of, wide
 from cahp_opt.torch.running.gates import capture_head_outputs
 
@@ -62,6 +63,25 @@ class Met(NamedTuple):
     stream: Tensor
 
 
+class _State(NamedTuple):
+    """Where the run of a batch can resume.
+
+    Args:
+        layer: the number of the layer.
+        residual: what enters it, ``[batch, tokens, hidden]``.
+        inputs: of linear layers in it that were met, by path.
+    """
+
+    layer: int
+    residual: Tensor
+    inputs: dict[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the inputs."""
+        return sum(map(size_of, self.inputs.values()))
+
+
 class LayerWalk:
     """Runs one model layer after layer over the same batches.
 
@@ -70,6 +90,10 @@ class LayerWalk:
     is replaced by the remembered one. One residual stream per batch is remembered, up to a limit of
     memory; batches beyond it run from the start each time. So do layers that are not in one list
     (two towers, an encoder and a decoder), because others may read the output of skipped ones.
+
+    What comes before a linear layer that was met, in the layer where a run resumes, does not run again where
+    there is a shortcut past it and its inputs are remembered too. In between the linear layer itself may have
+    changed, and nothing before it.
 
     Args:
         prunable: the blocks of the model, which is in evaluation mode.
@@ -94,8 +118,12 @@ class LayerWalk:
             )
         self.resumes = in_one_list(model, self.layers) is not None
         """Whether a run can begin at a layer other than the first."""
-        self._memory = memory if self.resumes else 0
-        self._remembered: dict[int, tuple[int, Tensor]] = {}
+        self.shortcuts: Mapping[str, Shortcut] = {}
+        """The shortcuts that may be taken, by the path of the linear layer."""
+        self.room = 0
+        """Bytes of inputs of linear layers to remember beside the residual streams."""
+        self._memory = self._most = memory if self.resumes else 0
+        self._remembered: dict[int, _State] = {}
         self._rest: dict[int, tuple[Any, ...] | None] = {}
 
     def meet(self, place: Place, batch: Batch, number: int, shift: Tensor | None = None) -> Met:
@@ -116,6 +144,7 @@ class LayerWalk:
             self._run(place.layer, batch, number)
         visit.check()
         self._remember(number, place.layer, visit.entered[place.layer])
+        self._remember_inputs(number, place.out, visit.inputs[0])
         return Met(visit.inputs[0], visit.streams[0])
 
     def streams(
@@ -200,14 +229,18 @@ class LayerWalk:
     def _run(self, layer: int, batch: Batch, number: int) -> None:
         """Run ``batch`` from its remembered stream until a hook ends the run, in ``layer`` or right behind
         it."""
-        start, state = self._remembered.get(number, (0, None))
-
-        def resume(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return with_first_input(module, args, kwargs, state)
+        state = self._remembered.get(number)
+        start = 0 if state is None else state.layer
 
         with ExitStack() as stack:
             if state is not None:
+                residual = state.residual
+
+                def resume(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                    return with_first_input(module, args, kwargs, residual)
+
                 stack.enter_context(self._skipping(start))
+                stack.enter_context(taking(self.shortcuts, state.inputs))
                 hook = self.layers[start].register_forward_pre_hook(
                     resume, with_kwargs=True, prepend=True
                 )
@@ -221,13 +254,29 @@ class LayerWalk:
             with suppress(_Reached):
                 self.model(**inputs_of(batch))
 
-    def _remember(self, number: int, block: int, residual: Tensor) -> None:
-        size = residual.numel() * residual.element_size()
-        if number not in self._remembered:
+    @property
+    def held(self) -> int:
+        """The bytes of the residual streams that are remembered."""
+        return self._most - self._memory
+
+    def _remember(self, number: int, layer: int, residual: Tensor) -> None:
+        before = self._remembered.get(number)
+        if before is None:
+            size = size_of(residual)
             if size > self._memory:
                 return
             self._memory -= size
-        self._remembered[number] = (block, residual)
+        elif before.layer == layer:
+            return
+        else:
+            self.room += before.size
+        self._remembered[number] = _State(layer, residual, {})
+
+    def _remember_inputs(self, number: int, out: str, inputs: Tensor) -> None:
+        state, size = self._remembered.get(number), size_of(inputs)
+        if state is not None and out in self.shortcuts and size <= self.room:
+            self.room -= size
+            state.inputs[out] = inputs
 
     def _learner(self, index: int) -> Callable[[nn.Module, Any, Any], None]:
         def learn(layer: nn.Module, args: Any, output: Any) -> None:
@@ -351,6 +400,11 @@ def _beside(place: Place, residual: Tensor, output: Tensor) -> Tensor:
     return wide(residual) + wide(output)
 
 
+def size_of(values: Tensor) -> int:
+    """The bytes of a tensor's numbers, ``[...]``."""
+    return values.numel() * values.element_size()
+
+
 def _stream_in(output: Any) -> Tensor:
     """The residual stream in what a layer returns."""
     found: Tensor = output if isinstance(output, Tensor) else output[0]
@@ -376,16 +430,8 @@ def passing_through(layer: nn.Module, rest: tuple[Any, ...] | None) -> Generator
         hidden = first_input(layer, args, kwargs)
         return hidden if rest is None else (hidden, *rest)
 
-    own = vars(layer)  # other libraries put a forward there too; it must come back
-    before = own.get("forward")
-    own["forward"] = pass_through
-    try:
+    with standing_in(layer, pass_through):
         yield
-    finally:
-        if before is None:
-            del own["forward"]
-        else:
-            own["forward"] = before
 
 
 def check_runs_once(prunable: Prunable, batch: Batch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, submodules
 from cahp_opt.torch.blocks.finder import along_the_path, find_attention
 from cahp_opt.torch.recovery.feed_forward import find_feed_forward, place_of_block
-from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once
+from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once, size_of
 from cahp_opt.torch.running.batches import Batch, examples, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
 
@@ -119,16 +119,16 @@ class DenseStreams:
         """
         ready = self._ready.pop((index, number), None)
         if ready is not None:
-            self._memory += _size(ready)
+            self._memory += size_of(ready)
             return ready
         together = self._together(index)
         onward = self._memory > 0 and index + len(together) < len(self._places)
         found, move_on = self._walk.streams(together, batch, number, onward=onward)
-        self._most = max(self._most, *map(_size, found))
+        self._most = max(self._most, *map(size_of, found))
         for later, stream in enumerate(found[1:], start=index + 1):
-            if _size(stream) > self._memory:
+            if size_of(stream) > self._memory:
                 return found[0]
-            self._memory -= _size(stream)
+            self._memory -= size_of(stream)
             self._ready[later, number] = stream
         move_on()
         return found[0]
@@ -139,7 +139,3 @@ class DenseStreams:
         if not self._walk.resumes:
             return places
         return [place for place in places if place.layer == places[0].layer]
-
-
-def _size(stream: Tensor) -> int:
-    return stream.numel() * stream.element_size()

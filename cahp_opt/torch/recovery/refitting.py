@@ -108,11 +108,12 @@ def refit(
             norm or a factor is fitted to its own output in ``dense``. One that was not asked to be
             pruned is left as it is then, and so are routed experts, adapters on it, and weights that
             are used elsewhere too.
-        memory: bytes of residual streams to remember, a third each for those that the runs of either model
-            resume from and for those to be met, so that every layer of ``dense`` runs once. The default
-            holds 175 000 tokens, padding included, of models 384 wide, or 16 000 of models 4096 wide;
-            what lies beyond costs more runs. The weights, one number per token and block, are kept
-            beside it.
+        memory: bytes to remember: residual streams, a third at most each for those that the runs of either model
+            resume from and for those to be met, so that every layer of ``dense`` runs once; and in what they
+            leave over, what the refitted layers read, so that most of the sliced model runs once too. The
+            streams of 175 000 tokens, padding included, of models 384 wide fill the default, or those of 16 000
+            of models 4096 wide; what lies beyond costs more runs. The weights, one number per token and block,
+            are kept beside it.
         progress: called once per layer and batch.
 
     Returns:

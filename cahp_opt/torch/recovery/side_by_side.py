@@ -10,10 +10,13 @@ from torch import Tensor
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.recovery.layer_walk import LayerWalk, Place
 from cahp_opt.torch.recovery.path import DenseStreams
-from cahp_opt.torch.running.batches import Batch, prepare, wide
+from cahp_opt.torch.recovery.shortcuts import find_shortcuts
+from cahp_opt.torch.running.batches import Batch, examples, prepare, wide
 from cahp_opt.torch.running.padding import Padding
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.running.repeatable_batches import Repeated
+
+_LOOKED_AT = 2  # examples; what runs in a layer is the same for all
 
 
 class Gap(NamedTuple):
@@ -43,8 +46,8 @@ class SideBySide:
         places: all places, in the order in which they are asked for.
         data: the batches.
         total: their number; 0 if it is not known.
-        memory: bytes of residual streams to remember, a third each for those that the runs of either model
-            resume from and for those to be met.
+        memory: bytes to remember: residual streams, at most a third each for those that the runs of either model
+            resume from and for those to be met, and in what they leave over, inputs of linear layers that were met.
 
     Raises:
         ValueError: if the layers of a model cannot be run one after the other.
@@ -65,6 +68,7 @@ class SideBySide:
         self._small, self._whole, self._places, self._data = small.model, whole.model, places, data
         self._streams = DenseStreams(LayerWalk(whole, memory // 3), [*places], memory // 3)
         self._behind = LayerWalk(small, memory // 3)
+        self._memory = memory
         self._padding = Padding(small)
         self._check = PaddingCheck(whole.model)
         self._known = 0  # batches from the start that were checked: they stay the same
@@ -86,12 +90,18 @@ class SideBySide:
             if not known:
                 self._check.check(dense_batch, f"batches[{number}]")
                 self._known = done
+            if index == number == 0 and self._behind.resumes:
+                outs, few = [place.out for place in self._places], examples(batch, 0, _LOOKED_AT)
+                layers = self._behind.layers
+                self._behind.shortcuts = find_shortcuts(self._small, layers, outs, few)
             there = self._streams.of(index, dense_batch, number)
             met = self._behind.meet(self._places[index], batch, number)
             inputs = wide(met.inputs)
             missing = wide(there).to(inputs.device) - wide(met.stream)
             yield Gap(batch, dense_batch, number, inputs, missing)
         self.total = done
+        if index == 0:  # what the residual streams leave over
+            self._behind.room = self._memory - 3 * self._behind.held
 
     def rows(self, block: int, values: Tensor, gap: Gap) -> Tensor:
         """The rows of ``values`` ``[..., width]`` of a block that are not padding, ``[rows, width]``."""

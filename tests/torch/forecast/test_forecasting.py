@@ -36,7 +36,7 @@ from cahp_opt.torch.forecast.walk_passes import TimesRun, WalkedModel
 from cahp_opt.torch.pipeline.applying import recover, slice_model
 from cahp_opt.torch.pipeline.pruning_run import check, choose, measure_prices, measure_statistics
 from cahp_opt.torch.pipeline.run import Named, PruningRun
-from cahp_opt.torch.recovery import mask_tuning, refitting
+from cahp_opt.torch.recovery import mask_tuning, refitting, side_by_side
 from cahp_opt.torch.recovery.layer_walk import LayerWalk
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.slicing.slicing import slice_found
@@ -132,6 +132,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
         for where, name in (
             *((room, name) for room in (refitting, mask_tuning) for name in TRIALS),
             (PaddingCheck, "check"),
+            (side_by_side, "find_shortcuts"),
         ):
             trial: Any = getattr(where, name)
 
@@ -145,8 +146,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
     return start
 
 
-ENCODER = (r"attention\.output\.dense", r"\d\.output\.dense")
-DECODER = ("o_proj", "down_proj")
+ENCODER = (r"attention\.self\.query", r"intermediate\.dense")
+DECODER = ("q_proj", "up_proj")
 MODELS = {
     "classifier": ("bert", False, ENCODER),
     "embedder": ("bert", True, ENCODER),
