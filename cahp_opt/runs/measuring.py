@@ -9,7 +9,8 @@ from typing import ClassVar
 from cahp_opt.runs.options import option
 
 ANYWAY = frozenset({"moments"})
-"""Statistics that every calibration measures: they cost no pass of their own."""
+"""Statistics that every calibration measures without the sensitivity, which says all that they do of the order of
+neurons, and more: they cost no pass of their own."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Measuring:
     refitted: bool = True
 
     def __contains__(self, statistic: str) -> bool:
-        return statistic in self.statistics or statistic in ANYWAY
+        anyway = statistic in ANYWAY and "sensitivity" not in self.statistics
+        return anyway or statistic in self.statistics
 
     def ordering_neurons(self) -> Measuring:
         """The same, with the sensitivity where nothing is refitted: it tells what the output loses with a neuron."""

@@ -87,7 +87,8 @@ class ObjectiveName(str, Enum):
 
     def remarks(self, stats: HeadStats) -> list[str]:
         """Sentences on what makes a choice by this objective arbitrary."""
-        constant = stats.moments and all(moments.constant for moments in stats.moments)
+        outputs = stats.moments or stats.sensitivity
+        constant = outputs and all(entry.constant for entry in outputs)
         if not constant or not self.needs <= {"moments", "sensitivity"}:
             return []
         return [

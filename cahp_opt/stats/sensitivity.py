@@ -118,6 +118,11 @@ class Sensitivity:
         return constant(self.covariance + np.outer(mean, mean))
 
     @property
+    def constant(self) -> bool:
+        """Whether the head outputs are the same at every token that the output depends on, up to rounding."""
+        return bool(np.trace(self.scatter) * self.weight <= 1e-12 * (self.sum @ self.sum))
+
+    @property
     def readout(self) -> Floats:
         """``E[(W' g) (W' g)'] / E[g' g]``, shape ``[d, d]``: the metric in which a change of ``z``
         costs, up to the factor :attr:`cost`."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cahp_opt.progress import Progress, silent
-from cahp_opt.runs.measuring import DECIDED, Measuring, MeasuringOptions
+from cahp_opt.runs.measuring import ANYWAY, DECIDED, Measuring, MeasuringOptions
 from cahp_opt.space import Unit
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.pooling import Pooling
@@ -108,7 +108,7 @@ def calibrate(
     amounts = MeasuringOptions(
         gradient_examples, sensitivity_examples, divergence_examples, signature_size
     )
-    statistics = frozenset[str]().union(*DECIDED.values()) - ({"fisher"} if not fisher else set())
+    statistics = ANYWAY.union(*DECIDED.values()) - ({"fisher"} if not fisher else set())
     measuring = Measuring(statistics, amounts, tuple(densities))
     return measure(
         blocks_of(model, unit),

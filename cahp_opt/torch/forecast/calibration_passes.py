@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cahp_opt.runs.forecast import Passes
@@ -63,12 +63,13 @@ class CalibrationForecast:
     @property
     def products(self) -> tuple[float, float]:
         """Multiplications per token of the sums without weights, and of those weighted by sensitivity."""
-        weighted = 0.0
+        plain = weighted = 0.0
         for shape in self.shapes:
             d, hidden = shape.width, shape.hidden
             metric = hidden**2 if hidden <= d else d**2 + d * hidden
+            plain += d**2 if "moments" in self.measuring else 0
             weighted += d**2 + self.probes * metric
-        return float(sum(shape.width**2 for shape in self.shapes)), weighted
+        return plain, weighted
 
     @property
     def sensitive(self) -> float:
@@ -81,7 +82,9 @@ class CalibrationForecast:
         """The bytes of every statistic, those by block in two kinds of blocks."""
         measuring, amounts = self.measuring, self.measuring.amounts
         found: dict[str, int] = {}
-        by_block = {"moments": moments_bytes}
+        by_block: dict[str, Callable[[ReadShape], int]] = {}
+        if "moments" in measuring:
+            by_block["moments"] = moments_bytes
         if TokenGradients.wanted(measuring) is not None:
             by_block["sensitivity"] = sensitivity_bytes
         for name, size_of in by_block.items():
@@ -129,8 +132,10 @@ class CalibrationForecast:
         return whole / sum(self.sizes)
 
     def _whole_batches(self, examples: int | None) -> float:
-        """The share of the texts in the batches that hold the first examples; at least one batch."""
+        """The share of the texts in the batches that hold the first examples."""
         seen = 0
+        if examples == 0:
+            return 0.0
         for size in self.sizes:
             seen += size
             if examples is not None and seen >= examples:

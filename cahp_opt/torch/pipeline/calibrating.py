@@ -16,12 +16,12 @@ from cahp_opt.stats.neuron_order import in_order_of_price
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import measure
-from cahp_opt.torch.calibration.collector import Collector
+from cahp_opt.torch.calibration.collector import Collector, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.gate_gradients import GateGradients
 from cahp_opt.torch.calibration.shares import Share, share_weights, told_by_first
 from cahp_opt.torch.calibration.token_weights import TokenWeights
-from cahp_opt.torch.evaluation.fidelity import Fidelity
+from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import batch_size
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -95,10 +95,13 @@ def calibrate_kinds(
     # Other machines may round in other ways: the order of the first process is that of all.
     prunable = prunable.grouped(told_by_first(stats.space))
     gates = GateGradients.wanted(measuring)
-    few = list(_first(batches, gates.examples, share.processes))
-    second = measured(prunable, few, [gates])
-    stats = replace(stats, statistics={**stats.statistics, **second.statistics})
-    return Calibrated(prunable, stats)
+    if gates.examples == 0:  # its empty sums take no pass
+        fidelity = fidelity_of(prunable.model) if fidelity is None else fidelity
+        found = gates.start(Subject(prunable, fidelity, seed)).result()
+    else:
+        few = list(_first(batches, gates.examples, share.processes))
+        found = measured(prunable, few, [gates]).statistics
+    return Calibrated(prunable, replace(stats, statistics={**stats.statistics, **found}))
 
 
 def _apart(weights: TokenWeights | None) -> TokenWeights | None:
