@@ -346,16 +346,15 @@ class Budget:
     def allowed(self) -> tuple[Bools, ...]:
         """For every block a bool ``[units + 1]``: the counts that limits on that block alone allow."""
         result: list[Bools] = []
-        for b, fine in enumerate(self._in_range()):
+        for b, fine in enumerate(self._in_range):
             for table in self.tables:
                 if table.only_block == b:
                     others = [
                         table.fixed,
                         *(float(c[0]) for i, c in enumerate(table.costs) if i != b),
                     ]
-                    fine &= np.array(
-                        [fsum([*others, float(c)]) <= table.limit for c in table.costs[b]]
-                    )
+                    within = [fsum([*others, float(c)]) <= table.limit for c in table.costs[b]]
+                    fine = fine & np.array(within)
             result.append(fine)
         return tuple(result)
 
@@ -412,7 +411,7 @@ class Budget:
         """The smallest cost that a table alone can reach within the ranges."""
         if self.even:
             return min(map(table.cost, self._common))
-        return table.smallest(self._in_range())
+        return table.smallest(self._in_range)
 
     @property
     def _kinds(self) -> list[list[int]]:
@@ -424,7 +423,7 @@ class Budget:
     @cached_property
     def _common(self) -> tuple[Ints, ...]:
         """The counts within the ranges that are the same in all blocks of a kind, fewest units first."""
-        ranges, kinds = self._in_range(), self._kinds
+        ranges, kinds = self._in_range, self._kinds
         choices = [
             [
                 k
@@ -441,7 +440,8 @@ class Budget:
             found.append(counts)
         return tuple(sorted(found, key=lambda counts: int(counts.sum())))
 
-    def _in_range(self) -> list[Bools]:
+    @cached_property
+    def _in_range(self) -> tuple[Bools, ...]:
         """For every block a bool ``[units + 1]``: the multiples from the least to the most."""
         result: list[Bools] = []
         for block, least, most, multiple in zip(
@@ -450,7 +450,7 @@ class Budget:
             k = np.arange(block.units + 1)
             whole = (k % multiple == 0) | (k == block.units)
             result.append(whole & (k >= least) & (k <= most))
-        return result
+        return tuple(result)
 
     def _refuse_unreachable(self) -> None:
         for block, least, most in zip(self.space.blocks, self.fewest, self.most, strict=True):
@@ -459,7 +459,7 @@ class Budget:
                     f"block {block.name!r} must keep at least {least} units and may keep at most "
                     f"{most} of its {block.units}; lower `minimum` or raise `maximum`."
                 )
-        ranges = self._in_range()
+        ranges = self._in_range
         for b, (block, fine) in enumerate(zip(self.space.blocks, ranges, strict=True)):
             if not fine.any():
                 raise BudgetError(
