@@ -17,8 +17,9 @@ from cahp_opt.stats.class_distances import closeness, signature_features
 from cahp_opt.stats.head_stats import HeadStats
 from cahp_opt.stats.needs import needs
 
-_CHUNK = 2**16  # numbers handled at once: a double-precision buffer that fits a second-level cache
-_FEW = 8  # a unit's rows are listed once they are fewer than one in this many
+_CHUNK = 2**17  # numbers handled at once: a double-precision buffer that fits a second-level cache
+_TOGETHER = 128  # units whose lists are read together: long ones still fit that cache
+_FEW = 16  # a unit's rows are listed once they are fewer than one in this many
 _SHORT = 32  # rows up to which a list is not worth shortening
 _NO_ROWS = np.empty(0, dtype=np.intp)
 
@@ -122,8 +123,8 @@ class FacilityLocationTracker:
     """Follows facility location by the best kept similarity of every row.
 
     While units are only added, a row that a unit cannot serve better will never be served better by
-    it. So each unit's list of rows it still improves is kept once it is short, and looking at the
-    unit again reads that list alone. The second best, which removals need, is found when the first
+    it. So each unit's list of rows it still improves is kept once units improve few, and looking at
+    the unit again reads that list alone. The second best, which removals need, is found when the first
     removal (or the loss of a kept unit) is asked for.
     """
 
@@ -140,8 +141,11 @@ class FacilityLocationTracker:
         self._rows: list[npt.NDArray[np.intp]] = [_NO_ROWS] * n
         self._reach: list[npt.NDArray[Any]] = [_NO_ROWS] * n  # the similarity to those rows
         self._started = bool(self.kept.any())
+        self._listing = self._started  # whether rows are listed: the last to enter improved few
         self._better: Bools = np.empty(self._m, dtype=np.bool_)
-        self._above = np.empty(self._m)
+        at_once = max(1, min(_CHUNK // self._m, n))
+        self._narrow = np.empty((at_once, self._m), dtype=self._best.dtype)
+        self._wide = np.empty((at_once, self._m))
 
     @property
     def value(self) -> float:
@@ -160,7 +164,7 @@ class FacilityLocationTracker:
         if units is None:
             units = np.arange(len(self.kept))
         kept = self.kept[units]
-        if not kept.any():
+        if not np.count_nonzero(kept):
             return self._gains_of_others(units)
         result = np.empty(len(units))
         result[~kept] = self._gains_of_others(units[~kept])
@@ -171,6 +175,8 @@ class FacilityLocationTracker:
         self.kept[unit] = self._started = True
         column = self._columns[unit]
         if self._second is None:
+            better = np.greater(column, self._best, out=self._better)
+            self._listing = np.count_nonzero(better) * _FEW <= self._m
             np.maximum(self._best, column, out=self._best)
             return
         better = (column > self._best) | (self._owner < 0)
@@ -182,6 +188,7 @@ class FacilityLocationTracker:
         second = self._runner_up()
         self.kept[unit] = False
         self._serve(np.flatnonzero((self._owner == unit) | (self._columns[unit] >= second)))
+        self._listing = False
         self._left[:] = -1
 
     # -- inside ------------------------------------------------------------------------------------
@@ -195,90 +202,75 @@ class FacilityLocationTracker:
 
     def _gains_of_others(self, units: npt.NDArray[np.intp]) -> Floats:
         """The gains of units that are out, ``[len(units)]``."""
-        if not len(units):
-            return np.empty(0)
-        if not self._started:
-            return self._first_gains(units)
-        left = self._left[units]  # rows listed; below 0: none yet
-        if left.min() > 0:
-            return self._listed_gains(units.tolist(), left)
-        result = np.zeros(len(units))
-        listed = np.flatnonzero(left > 0)
-        if len(listed):
-            result[listed] = self._listed_gains(units[listed].tolist(), left[listed])
-        whole = np.flatnonzero(left < 0)
-        if len(whole):
-            result[whole] = self._whole_gains(units[whole].tolist())
-        return result
-
-    def _whole_gains(self, units: list[int]) -> list[float]:
-        """Gains from whole columns; lists the rows of units that improve few."""
-        gains: list[float] = []
-        for unit in units:
-            column = self._columns[unit]
-            better = np.greater(column, self._best, out=self._better)
-            if self._second is None and np.count_nonzero(better) * _FEW <= self._m:
-                rows = better.nonzero()[0]
-                reach = column.take(rows)
-                self._left[unit], self._rows[unit], self._reach[unit] = len(rows), rows, reach
-                above = np.subtract(reach, self._best.take(rows), dtype=np.float64)
-                gains.append(float(above.sum() if self._alike else above @ self._weights[rows]))
+        gains = np.empty(len(units))
+        for start in range(0, len(units), _TOGETHER):
+            some = units[start : start + _TOGETHER]
+            if self._listing:
+                self._list_rows(some)
+            left = self._left[some]
+            listed = left >= 0
+            if np.count_nonzero(listed) == len(some):
+                own = self._listed_gains(some.tolist(), left)
             else:
-                above = np.subtract(column, self._best, out=self._above, dtype=np.float64)
-                np.maximum(above, 0, out=above)
-                gains.append(float(above.sum() if self._alike else above @ self._weights))
+                own = np.empty(len(some))
+                own[~listed] = self._whole_gains(some[~listed])
+                if listed.any():
+                    own[listed] = self._listed_gains(some[listed].tolist(), left[listed])
+            gains[start : start + _TOGETHER] = own
         return gains
 
-    def _first_gains(self, units: npt.NDArray[np.intp]) -> Floats:
-        """Gains while nothing is kept: sums of whole columns."""
-        result = np.empty(len(units))
-        at_once = max(1, _CHUNK // self._m)
-        for start in range(0, len(units), at_once):
-            some = units[start : start + at_once]
-            if len(some) == some[-1] - some[0] + 1:
-                own = self._columns[some[0] : some[-1] + 1]  # neighbours: no copy
+    def _whole_gains(self, units: npt.NDArray[np.intp]) -> Floats:
+        """Gains from whole columns."""
+        gains = np.empty(len(units))
+        best = self._best.astype(np.float64)
+        for start in range(0, len(units), len(self._wide)):
+            some = units[start : start + len(self._wide)]
+            own, wide = self._narrow[: len(some)], self._wide[: len(some)]
+            self._columns.take(some, axis=0, out=own, mode="clip")  # other modes copy once more
+            if not self._started:
+                wide[:] = own
             else:
-                own = self._columns[some]
-            result[start : start + at_once] = (
-                own.sum(axis=1, dtype=np.float64) if self._alike else own @ self._weights
-            )
-        return result
+                np.maximum(own, self._best, out=own)
+                wide[:] = own
+                wide -= best
+            gains[start : start + len(some)] = wide @ self._weights
+        return gains
+
+    def _list_rows(self, units: npt.NDArray[np.intp]) -> None:
+        """List the rows of units that improve few."""
+        for unit in units[self._left[units] < 0].tolist():
+            column = self._columns[unit]
+            better = np.greater(column, self._best, out=self._better)
+            if np.count_nonzero(better) * _FEW <= self._m:
+                self._rows[unit] = rows = better.nonzero()[0]
+                self._reach[unit] = column.take(rows)
+                self._left[unit] = len(rows)
 
     def _listed_gains(self, units: list[int], lengths: Ints) -> Floats:
-        """Gains from the listed rows alone; shortens long lists of which little is left."""
+        """Gains from the listed rows alone; long lists lose the rows that are improved no more."""
         rows = np.concatenate([self._rows[unit] for unit in units])
         reach = np.concatenate([self._reach[unit] for unit in units])
         above = np.subtract(reach, self._best.take(rows), dtype=np.float64)
         ends = lengths.cumsum()
-        if lengths.max() > _SHORT:
-            self._shorten(units, ends, rows, reach, above)
-        np.maximum(above, 0, out=above)
+        if lengths[lengths.argmax()] > _SHORT:
+            better = (above > 0).nonzero()[0]
+            rows, reach, above = rows.take(better), reach.take(better), above.take(better)
+            ends = better.searchsorted(ends)
+            start = 0
+            for unit, end in zip(units, ends.tolist(), strict=True):
+                self._rows[unit], self._reach[unit] = rows[start:end], reach[start:end]
+                start = end
+            self._left[units] = lengths = np.diff(ends, prepend=0)
+        else:
+            np.maximum(above, 0, out=above)
         if not self._alike:
             above *= self._weights.take(rows)
-        return np.add.reduceat(above, ends - lengths)
-
-    def _shorten(
-        self,
-        units: list[int],
-        ends: Ints,
-        rows: npt.NDArray[np.intp],
-        reach: npt.NDArray[Any],
-        above: Floats,
-    ) -> None:
-        """Drop the rows that a unit improves no more, where these are a third of a long list."""
-        better = (above > 0).nonzero()[0]
-        stops = better.searchsorted(ends)
-        left = np.diff(stops, prepend=0)
-        lengths = np.diff(ends, prepend=0)
-        long = ((3 * left < 2 * lengths) & (lengths > _SHORT)).nonzero()[0].tolist()
-        if not long:
-            return
-        rows, reach = rows.take(better), reach.take(better)
-        for place in long:
-            unit, count, stop = units[place], left[place], stops[place]
-            self._rows[unit] = rows[stop - count : stop].copy()
-            self._reach[unit] = reach[stop - count : stop].copy()
-            self._left[unit] = count
+        starts, some = ends - lengths, lengths > 0
+        if np.count_nonzero(some) == len(units):
+            return np.add.reduceat(above, starts)
+        gains = np.zeros(len(units))
+        gains[some] = np.add.reduceat(above, starts[some])
+        return gains
 
     def _runner_up(self) -> npt.NDArray[Any]:
         """The second best kept similarity of every row; found from scratch the first time."""
@@ -295,7 +287,7 @@ class FacilityLocationTracker:
         if not kept.size:
             self._best[rows], self._second[rows], self._owner[rows] = 0, 0, -1
             return
-        at_once = max(1, 8 * _CHUNK // kept.size)
+        at_once = max(1, 4 * _CHUNK // kept.size)
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
             table = self._columns[np.ix_(kept, some)]

@@ -18,7 +18,7 @@ from cahp_opt.solvers.parts.ledger import Ledger
 
 _TIE = 1e-10  # two sums of the same numbers in another order are the same gain
 _BATCH = 8  # old gains looked at anew together at first; more and more while none stands
-_MOST = 64
+_LOWEST = -float(np.finfo(np.float64).max)  # what is open gains more, what is closed minus infinity
 _SHARE = 64  # the list of the most promising holds one unit in this many
 
 
@@ -130,6 +130,7 @@ class _LazyGains:
         self._gains = np.array(tracker.gains(), dtype=np.float64)  # minus infinity once closed
         self._seen = np.zeros(n, dtype=np.int64)  # the step in which a gain was last evaluated
         self._step = 0
+        self._standing = _LOWEST  # the largest gain that was evaluated in this step
         self._length = max(64, n // _SHARE)
         self._list: npt.NDArray[np.intp]
         self._others: float  # no unit outside the list has a larger old gain
@@ -143,7 +144,7 @@ class _LazyGains:
         size, length = _BATCH, self._length
         while True:
             old = self._gains.take(self._list)
-            top = float(old.max())
+            top = float(old[old.argmax()])
             if top == -np.inf and self._others == -np.inf:
                 return 0, -np.inf
             least = top - _TIE * abs(top) if top > -np.inf else top
@@ -155,20 +156,18 @@ class _LazyGains:
             unit = int(self._list[near[0]])
             if self._seen[unit] == self._step:
                 return unit, float(self._gains[unit])
-            fresh = self._seen.take(self._list) == self._step
-            some = near[~fresh[near]][:size]  # equals: the first that stands is taken
-            if len(some) == 1:
-                standing = float(old.max(where=fresh, initial=-np.inf))
-                old[fresh] = -np.inf
-                last = max(len(old) - size, 0)
-                cut = float(np.partition(old, last)[last])
-                some = ((old >= max(cut, min(standing, least))) & (old > -np.inf)).nonzero()[0]
-            self._look(self._list[some])
-            size = min(2 * size, _MOST)
+            if len(near) == 1:  # of equals, the first that stands is taken
+                near = old.argpartition(-size)[-size:] if size < len(old) else np.arange(len(old))
+            units = self._list[near]
+            stale = self._seen[units] != self._step
+            hopeful = self._gains[units] >= min(self._standing, least)
+            self._look(units[stale & hopeful][:size])
+            size *= 2
 
     def add(self, unit: int) -> None:
         self._tracker.add(unit)
         self._gains[unit] = -np.inf
+        self._standing = _LOWEST
         self._step += 1
 
     def close(self, where: slice) -> None:
@@ -195,5 +194,6 @@ class _LazyGains:
     def _look(self, units: npt.NDArray[np.intp]) -> None:
         """Evaluate these gains anew."""
         self.evaluations += len(units)
-        self._gains[units] = self._tracker.gains(units)
+        self._gains[units] = gains = self._tracker.gains(units)
         self._seen[units] = self._step
+        self._standing = max(self._standing, float(gains[gains.argmax()]))

@@ -107,6 +107,16 @@ def test_multiples_are_filled_up_in_order() -> None:
         assert counts.sum() == 6 and not (counts % 2).any()
 
 
+def test_lazy_greedy_looks_again_at_an_equal_that_comes_first() -> None:
+    """Unit 0 was not among those looked at when the best was found, and is as good up to rounding."""
+    linear = np.array([1 - 1e-12, *np.linspace(2, 2.1, 9), 5, 0])
+    pairwise = np.zeros((12, 12))
+    pairwise[10, 1:10] = pairwise[1:10, 10] = (np.linspace(0.9, 1, 9) - linear[1:10]) / 2
+    problem = Problem(Quadratic(linear, pairwise), Budget.heads(HeadSpace.uniform(2, 6), 2))
+    for solver in (Greedy(), LazyGreedy()):
+        assert np.flatnonzero(select(problem, solver).kept).tolist() == [0, 10]
+
+
 def test_best_of_takes_the_best_and_the_tightest_bound() -> None:
     problem = instance("facility location", 72, 1)
     every = (RandomSubset(), TopK(), LocalSearch())
