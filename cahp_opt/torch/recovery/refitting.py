@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -83,7 +83,8 @@ def refit(
 
     The penalty is on the *change* of the weights, so that without a removed unit nothing changes.
     It is chosen per layer: every fifth example is held out, the penalty of :data:`RIDGES` whose fit
-    on the others is best there wins, and the layer is fitted with it on all examples, or left as it
+    on the others is best there wins (the error falls and then rises with the penalty, so only those near that of
+    the layer before are tried), and the layer is fitted with it on all examples, or left as it
     is if no penalty improves it. All of that comes from the same running sums.
 
     Few texts overfit: take 1 500 or more. A block without kept units only gets a new bias; a layer
@@ -270,6 +271,7 @@ class LayerFits:
         fitted = [one.place for one in self._layers]
         self._sides = SideBySide(small, whole, fitted, data, length(batches), memory=memory)
         self._ridge, self._weights, self._progress = ridge, weights, progress
+        self._last = {False: _USUAL, True: _USUAL}  # penalties, by whether of a feed-forward part
         self._total = len(small)
         self.unknown = False
         """Whether a token had no finite weight."""
@@ -286,7 +288,16 @@ class LayerFits:
             )
         bias = bias_of(layer.out)
         usual = BlockFit(layer.place.block, _USUAL, feed_forward=layer.feed_forward)
-        fit = _choose(usual, sums, held_out, ridge, intercept=bias is not None)
+        fit = _choose(
+            usual,
+            sums,
+            held_out,
+            ridge,
+            intercept=bias is not None,
+            start=self._last[usual.feed_forward],
+        )
+        if fit.ridge in RIDGES:
+            self._last[fit.feed_forward] = fit.ridge
         sums.merge(held_out)
         # If all weights are 0, the output does not depend on this layer.
         if sums.count and (fit.unexplained is None or fit.unexplained <= 1):
@@ -366,16 +377,45 @@ def _may_be_fitted(model: nn.Module, place: Place, dense: nn.Module, *, plain: b
 
 
 def _choose(
-    fit: BlockFit, sums: RidgeSums, held_out: RidgeSums, ridge: float | None, *, intercept: bool
+    fit: BlockFit,
+    sums: RidgeSums,
+    held_out: RidgeSums,
+    ridge: float | None,
+    *,
+    intercept: bool,
+    start: float,
 ) -> BlockFit:
+    """With the penalty that is given, or the best of :data:`RIDGES` on what was held out, from ``start`` on."""
     if ridge is not None or not (sums.count and held_out.count):
         return replace(fit, ridge=_USUAL if ridge is None else ridge)
     unchanged = held_out.error(sums.nothing(), None)
-    solutions = sums.solutions(RIDGES, intercept=intercept)
-    errors = [held_out.error(*solution) for solution in solutions]
-    least = min(errors)
-    unexplained = least / unchanged if unchanged else 0.0
-    return replace(fit, ridge=RIDGES[errors.index(least)], unexplained=unexplained)
+    if not unchanged:
+        return replace(fit, ridge=RIDGES[0], unexplained=0.0)
+    equations = sums.equations(intercept=intercept)
+
+    def error(index: int) -> float:
+        return held_out.error(*equations.solution(RIDGES[index]))
+
+    best, least = _lowest(error, len(RIDGES), RIDGES.index(start))
+    return replace(fit, ridge=RIDGES[best], unexplained=least / unchanged)
+
+
+def _lowest(value: Callable[[int], float], number: int, start: int) -> tuple[int, float]:
+    """Where the lowest of some values is, the first of equal ones, and that value.
+
+    They fall and then rise, as errors do with the penalty of a fit; so only those from ``start`` to the lowest
+    are computed, and its neighbours.
+    """
+    best, least = start, value(start)
+    for step in (-1, 1):
+        while 0 <= best + step < number:
+            there = value(best + step)
+            if there > least or (step > 0 and there == least):
+                break
+            best, least = best + step, there
+        if best < start:
+            break
+    return best, least
 
 
 def _correct(

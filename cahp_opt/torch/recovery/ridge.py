@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,17 +98,11 @@ class RidgeSums:
         Returns:
             ``D``, ``[targets, inputs]``, and ``d``, ``[targets]``, or None.
         """
-        return next(self.solutions((ridge,), intercept=intercept))
+        return self.equations(intercept=intercept).solution(ridge)
 
-    def solutions(self, ridges: Sequence[float], *, intercept: bool) -> Iterator[Solution]:
-        """:meth:`solve` for several penalties."""
-        xx, xy, x, y = self._moments(intercept)
-        if not len(x):  # no inputs: the intercept is the mean target
-            yield from ((xy.T, y if intercept else None) for _ in ridges)
-            return
-        for ridge in ridges:
-            weights = _solved(xx, xy, ridge * float(xx.diagonal().mean())).T
-            yield weights, y - weights @ x if intercept else None
+    def equations(self, *, intercept: bool) -> NormalEquations:
+        """What :meth:`solve` solves, for any penalty."""
+        return NormalEquations(*self._moments(intercept), intercept)
 
     def error(self, weights: Tensor, intercept: Tensor | None) -> float:
         """``sum_t w_t |y_t - D x_t - d|^2 / sum_t w_t`` over these rows, for weights ``D``,
@@ -129,6 +122,31 @@ class RidgeSums:
         if not intercept:
             xx, xy = xx + torch.outer(x, x), xy + torch.outer(x, y)
         return (xx + xx.T) / 2, xy, x, y
+
+
+class NormalEquations(NamedTuple):
+    """The equations of a ridge regression.
+
+    Args:
+        xx: second moments of ``x``, ``[inputs, inputs]``, centred if there is an intercept.
+        xy: those of ``x`` with ``y``, ``[inputs, targets]``.
+        x: the means of ``x``, ``[inputs]``.
+        y: the means of ``y``, ``[targets]``.
+        intercept: whether there is one.
+    """
+
+    xx: Tensor
+    xy: Tensor
+    x: Tensor
+    y: Tensor
+    intercept: bool
+
+    def solution(self, ridge: float) -> Solution:
+        """The weights and the intercept for a penalty, as :meth:`RidgeSums.solve` states them."""
+        if not len(self.x):  # no inputs: the intercept is the mean target
+            return self.xy.T, self.y if self.intercept else None
+        weights = _solved(self.xx, self.xy, ridge * float(self.xx.diagonal().mean())).T
+        return weights, self.y - weights @ self.x if self.intercept else None
 
 
 class RowBuffer:

@@ -19,6 +19,7 @@ from cahp_opt.torch.calibration.calibration import calibrate
 from cahp_opt.torch.calibration.token_flows import flows
 from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import ClassLogits, fidelity_of
+from cahp_opt.torch.recovery import refitting
 from cahp_opt.torch.recovery.refitting import RIDGES, refit
 from cahp_opt.torch.recovery.ridge import RidgeSums
 from cahp_opt.torch.running.repeatable_batches import Repeated
@@ -730,3 +731,21 @@ def test_gradients_that_are_not_finite_are_told() -> None:
     model = slice_heads(dense, keep(dense, [2, 1, 2]))
     with pytest.raises(ValueError, match="gradients of the output of `dense` hold NaN or infinite"):
         refit(model, dense, BATCHES, weighting=TokenWeights(dense, fidelity=Steep()))
+
+
+@pytest.mark.parametrize(
+    "values", [[3, 2, 1], [1, 2, 3], [3, 1, 2], [2, 2, 2], [4, 3, 1, 1, 2], [1]]
+)
+def test_the_lowest_of_values_that_fall_and_rise_is_found_from_anywhere(values: list[int]) -> None:
+    for start in range(len(values)):
+        asked: list[int] = []
+
+        def value(index: int, asked: list[int] = asked) -> float:
+            asked.append(index)
+            return values[index]
+
+        assert refitting._lowest(value, len(values), start) == (
+            int(np.argmin(values)),
+            min(values),
+        )
+        assert len(asked) == len({*asked})
