@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,9 +128,9 @@ def _runs(
 
     def listen(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         times = runs[id(module)].times + 1 if id(module) in runs else 1
-        parts: tuple[Any, ...] = (output,) if isinstance(output, Tensor) else _parts(output)
+        parts: tuple[Any, ...] = output if _is_tuple(output) else (output,)
         if parts and isinstance(parts[0], Tensor) and all(part is None for part in parts[1:]):
-            beside = None if isinstance(output, Tensor) else len(parts) - 1
+            beside = len(parts) - 1 if _is_tuple(output) else None
             runs[id(module)] = _Run(parts[0], beside, times)
         if id(module) in paths:
             entered[paths[id(module)]] = args[0] if args else next(iter(kwargs.values()))
@@ -143,8 +143,8 @@ def _runs(
     return runs, entered
 
 
-def _parts(output: Any) -> tuple[Any, ...]:
-    return cast("tuple[Any, ...]", output) if isinstance(output, tuple) else ()
+def _is_tuple(output: object) -> bool:
+    return isinstance(output, tuple)
 
 
 def _reversed(batch: Batch) -> Batch:
