@@ -17,7 +17,7 @@ from cahp_opt.stats.moments import BlockMoments, Moments
 from cahp_opt.stats.sensitivity import BlockSensitivity, Sensitivity
 from cahp_opt.stats.statistic import Statistic
 
-_AT_ONCE = 32
+_AT_ONCE = 64
 _DENSE = 0.8  # of the columns are left when the matrices are made smaller
 
 
@@ -59,6 +59,7 @@ def removal(
     inverse = definite_inverse(gram)
     del gram
     weights: Floats = factor @ covariance @ inverse
+    room = np.empty_like(inverse)  # to find new memory takes longer than the products
     column = np.arange(d)  # of every place of the matrices
     gone = np.zeros(d, dtype=np.bool_)
     order: list[int] = []
@@ -68,6 +69,7 @@ def removal(
             stay = np.flatnonzero(~gone)
             column, gone = column[stay], gone[stay]
             inverse, weights = inverse[np.ix_(stay, stay)], weights[:, stay]
+            room = np.empty_like(inverse)
         energy = np.einsum("ij,ij->j", weights, weights)
         diagonal = np.diagonal(inverse).copy()
         # By the removals so far `inverse` is too large by rows' rows, and `weights` by taken' rows.
@@ -88,7 +90,7 @@ def removal(
             rows[k], taken[k], gone[next_] = row, goes, True
             order.append(int(column[next_]))
             prices.append(worth)
-        inverse -= rows.T @ rows
+        inverse -= np.matmul(rows.T, rows, out=room)
         weights -= taken.T @ rows
     return Removal(np.array(order[::-1]), np.array(prices[::-1]))
 
