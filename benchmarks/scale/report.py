@@ -123,10 +123,11 @@ def whole() -> Iterator[str]:
     for name, width in (("attention", FULL), ("neurons", INNER)):
         fit = in_bytes(fit_bytes(width, FULL))
         yield f"| sums and solution of a refit, {name} | {fit} | {fit} |"
-    both = in_bytes(LAYERS * sum(rows.values()))
+    sensitive = in_bytes(LAYERS * (sensitivity_bytes(attention) + sensitivity_bytes(neurons)))
     yield wrapped(
-        f"The statistics of heads alone fit into the memory of a workstation. With those of neurons they take {both} for all layers, and those of "
-        "neurons once more while their groups are made."
+        "`cahp prune` measures the moments for embedders that are refitted, and otherwise the sensitivity. The statistics of heads alone fit into the "
+        f"memory of a workstation. With those of neurons the sensitivity takes {sensitive} for all layers, and that of neurons once more while their "
+        "groups are made."
     )
 
 
