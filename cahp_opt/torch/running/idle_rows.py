@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -11,17 +12,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _COLUMNS = 8  # a row that is zero in these is looked at as a whole
-_SHARE = (
-    8  # with fewer than 1 / _SHARE of the rows idle, picking the others costs as much as it saves
-)
+_SHARE = 8  # with fewer than 1 / _SHARE of the rows idle, picking the others costs what it saves
 
 
 class SkippingIdleRows(TorchFunctionMode):
     """While it lasts, linear layers give gradients of their inputs alone, none of weights, and multiply only rows that
     have one: the same numbers in less time.
 
-    Elsewhere than on a CPU, where looking for such rows would make the device wait, and for tensors that are
-    not ordinary ones, nothing changes.
+    Elsewhere than on a CPU, where looking for such rows would make the device wait, for tensors that are not
+    ordinary ones, for weights that are computed (the gradient may go on through them), and in code that
+    ``torch.compile`` makes, nothing changes.
     """
 
     def __torch_function__(
@@ -39,13 +39,14 @@ class SkippingIdleRows(TorchFunctionMode):
 
 
 def _ordinary(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    kinds = {type(each) for each in (x, weight, bias) if each is not None}
+    own = [weight] if bias is None else [weight, bias]
     return (
-        kinds <= {Tensor, nn.Parameter}
+        {type(each) for each in (x, *own)} <= {Tensor, nn.Parameter}
         and x.requires_grad
+        and all(each.is_leaf for each in own)
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -67,14 +68,16 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (weight,) = gradients, ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])
+        weight = weight.to(gradient.dtype)  # autocast multiplied in another one
+        positions = gradient.shape[:-1]
+        rows = gradient.reshape(math.prod(positions), len(weight))
         used = used_rows(rows)
         if used is None:
             found = rows @ weight
         else:
             found = rows.new_zeros(len(rows), weight.shape[1])
             found.index_copy_(0, used, rows.index_select(0, used) @ weight)
-        return (found.view(*gradient.shape[:-1], -1), *[None] * ctx.others)
+        return (found.view(*positions, weight.shape[1]), *[None] * ctx.others)
 
 
 def used_rows(rows: Tensor) -> Tensor | None:
@@ -84,5 +87,5 @@ def used_rows(rows: Tensor) -> Tensor | None:
     if int(idle.sum()) * _SHARE < len(rows):
         return None
     places = idle.nonzero()[:, 0]
-    idle[places] = rows.index_select(0, places).abs().amax(dim=1) == 0  # NaN is not zero
+    idle[places] = (rows.index_select(0, places) == 0).all(dim=1)  # NaN is not zero
     return (~idle).nonzero()[:, 0]

@@ -68,3 +68,40 @@ def test_linear_layers_of_all_kinds_are_differentiated() -> None:
     torch.testing.assert_close(gradient[0, 0], weight.sum(0))
     (of_weight,) = torch.autograd.grad(fixed.sum(), weight)  # nothing before it is differentiated
     torch.testing.assert_close(of_weight[0], x.detach().sum((0, 1)))
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(0, 4, 3), (5, 4, 0), (5, 0, 3)])
+def test_layers_without_rows_or_features_are_differentiated(
+    rows: int, inputs: int, outputs: int
+) -> None:
+    """Experts that no token chose, and layers of which nothing is left."""
+    x = torch.zeros(rows, inputs, requires_grad=True)
+    with SkippingIdleRows():
+        found = functional.linear(x, torch.zeros(outputs, inputs))
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(gradient, torch.zeros(rows, inputs))
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_gradients_pass_through_weights_that_are_computed(part: str) -> None:
+    x, given = torch.ones(2, 4, requires_grad=True), {"weight": torch.ones(3, 4), "bias": torch.ones(3)}
+    with SkippingIdleRows():
+        made = {name: value * x.sum() if name == part else value for name, value in given.items()}
+        found = functional.linear(x, made["weight"], made["bias"])
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    # By the product 3 times the factor of the weight, and by that weight (8 from each of 3 x 4) or bias (2 from each of 3).
+    by_hand = {"weight": 3 * 8 + 24, "bias": 3 + 6}[part]
+    assert torch.equal(gradient, torch.full((2, 4), float(by_hand)))
+
+
+def test_gradients_under_autocast_are_those_without_skipping() -> None:
+    x, weight = torch.randn(6, 4, requires_grad=True), torch.randn(3, 4)
+
+    def gradient() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = functional.linear(x, weight)
+        return torch.autograd.grad(found.float().square().sum(), x)[0]
+
+    before = gradient()
+    with SkippingIdleRows():
+        assert torch.equal(gradient(), before)
