@@ -72,7 +72,7 @@ def find_shortcuts(
         model: the model, in evaluation mode.
         layers: its transformer layers.
         outs: paths of the linear layers, in the order in which they are asked for.
-        batch: to run, as it is and with its examples in another order; two suffice.
+        batch: to run, as it is and back to front; two examples suffice.
     """
     runs, entered = _runs(model, layers, outs, batch)
     found: dict[str, Shortcut] = {}
@@ -148,10 +148,10 @@ def _is_tuple(output: object) -> bool:
 
 
 def _reversed(batch: Batch) -> Batch:
-    """The examples of a batch from the last to the first."""
+    """The examples of a batch from the last to the first, and each back to front: there may be one alone."""
     size = batch_size(batch)
     return {
-        name: value.flip(0)
+        name: value.flip(0, 1)
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == size
         else value
         for name, value in batch.items()

@@ -84,7 +84,10 @@ def test_layers_without_rows_or_features_are_differentiated(
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_gradients_pass_through_weights_that_are_computed(part: str) -> None:
-    x, given = torch.ones(2, 4, requires_grad=True), {"weight": torch.ones(3, 4), "bias": torch.ones(3)}
+    x, given = (
+        torch.ones(2, 4, requires_grad=True),
+        {"weight": torch.ones(3, 4), "bias": torch.ones(3)},
+    )
     with SkippingIdleRows():
         made = {name: value * x.sum() if name == part else value for name, value in given.items()}
         found = functional.linear(x, made["weight"], made["bias"])
