@@ -89,8 +89,8 @@ class Measuring:
     refitted: bool = True
 
     def __contains__(self, statistic: str) -> bool:
-        anyway = statistic in ANYWAY and "sensitivity" not in self.statistics
-        return anyway or statistic in self.statistics
+        weighted = "sensitivity" in self.statistics and self.amounts.sensitivity_examples != 0
+        return statistic in self.statistics or (statistic in ANYWAY and not weighted)
 
     def ordering_neurons(self) -> Measuring:
         """The same, with the sensitivity where nothing is refitted: it tells what the output loses with a neuron."""

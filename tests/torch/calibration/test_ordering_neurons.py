@@ -17,7 +17,7 @@ from cahp_opt.objectives import (
     Modular,
     Quadratic,
 )
-from cahp_opt.runs.measuring import Measuring
+from cahp_opt.runs.measuring import Measuring, MeasuringOptions
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.neuron_order import in_order_of_price
 from cahp_opt.torch import calibrate, find_prunable, head_mask, order_neurons
@@ -85,6 +85,16 @@ def test_where_nothing_is_refitted_neurons_stand_by_what_is_lost_without_them() 
     assert spaces[1] == in_order_of_price(stats.without("sensitivity")).space != spaces[0]
     ordered = order_neurons(whole, BATCHES, sensitivity_examples=2048, refitted=False)
     assert ordered.space == spaces[0]
+
+
+def test_neurons_stand_by_the_moments_where_the_sensitivity_is_that_of_no_examples() -> None:
+    whole = find_prunable(tiny_models.BERT.build().double(), neuron_group=8)
+    measuring = Measuring(
+        frozenset({"salience"}), MeasuringOptions(sensitivity_examples=0), refitted=False
+    )
+    found = calibrate_kinds(whole, BATCHES, measuring).stats
+    stats = calibrate(whole, BATCHES, sensitivity_examples=0).without("salience", "gauss_newton")
+    assert found.space == in_order_of_price(stats, refitted=False).space
 
 
 def test_attention_alone_has_no_neurons_to_order() -> None:
