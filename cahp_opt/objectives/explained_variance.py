@@ -112,7 +112,10 @@ class ExplainedVariance(Objective):
             ValueError: if the moments were not measured.
         """
         if not stats.moments:
-            raise ValueError("`stats` has no moments of head outputs; calibrate with them.")
+            raise ValueError(
+                "`stats` has no moments of head outputs, which a run that measures the sensitivity leaves out; take "
+                "the statistics of `cahp calibrate --objective explained-variance`, or of `calibrate`."
+            )
         covariance = [m.covariance for m in stats.moments]
         readout = [m.form for m in stats.moments]
         weights = None

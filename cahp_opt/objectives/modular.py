@@ -71,7 +71,10 @@ class Modular(Objective):
             ValueError: if the moments of head outputs were not measured.
         """
         if not stats.moments:
-            raise ValueError("`stats` has no moments of head outputs; calibrate with them.")
+            raise ValueError(
+                "`stats` has no moments of head outputs, which a run that measures the sensitivity leaves out; take "
+                "the statistics of `cahp calibrate --objective explained-variance`, or of `calibrate`."
+            )
         energies: list[float] = []
         for block, moments in zip(stats.space.blocks, stats.moments, strict=True):
             owner = np.repeat(np.arange(block.units), len(moments.sum) // block.units)
