@@ -122,7 +122,9 @@ class DenseStreams:
             self._memory += size_of(ready)
             return ready
         together = self._together(index)
-        onward = self._memory > 0 and index + len(together) < len(self._places)
+        behind = self._places[index + len(together) :]
+        # Not past places of the layer that there was no room to meet ahead.
+        onward = self._memory > 0 and bool(behind) and behind[0].layer > together[-1].layer
         found, move_on = self._walk.streams(together, batch, number, onward=onward)
         self._most = max(self._most, *map(size_of, found))
         for later, stream in enumerate(found[1:], start=index + 1):

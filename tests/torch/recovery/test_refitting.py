@@ -340,6 +340,17 @@ def test_resuming_equals_running_from_the_start(family: tiny_models.Family) -> N
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_room_for_small_batches_alone_changes_nothing() -> None:
+    """A stream that a small batch left room for is no reason to leave a layer whose second place is not met."""
+    dense = tiny_models.BERT.build()
+    batches = [tiny_models.BERT.batch(size=size, length=5) for size in (1, 4)]
+    models = [slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(2)]
+    for model, memory in zip(models, (2**28, 4000), strict=True):
+        refit(model, dense, batches, weighting=Weighting.EQUAL, memory=memory)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 def test_padding_and_batching_change_nothing() -> None:
     dense = tiny_models.BERT.build().double()
     a, b = (slice_heads(dense, keep(dense, [2, 1, 2])) for _ in range(2))
