@@ -27,8 +27,8 @@ Written by `python benchmarks/decoders/report.py` from `benchmarks/results/decod
 Decoders of a few million weights, trained on six books (`benchmarks/decoders/train.py`), are pruned in heads and neurons to shares of
 their measured prefill time and judged by the perplexity of paragraphs from the ends of these books
 (`benchmarks/decoders/run.py`, a configuration of [`cahp study`](compare.md#a-study-on-your-own-model)). `llama` has grouped-query attention, whose units are
-groups of query heads with their keys and values; it was trained for 1200 steps of 2048 tokens. The refit needs no labels and no gradient
-steps.
+groups of query heads with their keys and values, and was trained for 1200 steps of 2048 tokens; `gpt2` has a head for every query, and was trained
+for 700. The refit needs no labels and no gradient steps.
 
 A cell has the perplexity, and behind it how many times that of the unpruned model it is. **Bold** is the best at a limit with a recovery, and all that a
 paired bootstrap over the paragraphs does not tell from it at 95 %, corrected for the number of comparisons."""
