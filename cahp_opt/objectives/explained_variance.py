@@ -211,11 +211,11 @@ class ExplainedVariance(Objective):
         if units not in known:
             equations = self.normal_equations[block]
             columns = np.repeat(kept, len(equations.gram) // len(kept))
-            every = _every(len(kept))
-            self._known[block] = {every: known[every]} if every in known else {}
             found = equations.of(columns).explained if columns.any() else 0.0
-            self._known[block][units] = found
-        return self._known[block][units]
+            every = _every(len(kept))
+            known = {key: value for key, value in known.items() if key == every} | {units: found}
+            self._known[block] = known
+        return known[units]
 
     def tracker(self, kept: Bools) -> ExplainedVarianceTracker:
         return ExplainedVarianceTracker(self, kept)

@@ -110,10 +110,11 @@ class _Sums:
     def __init__(self, width: int, hidden: int) -> None:
         cpu = torch.device("cpu")
         self._heads = ScatterSums(width, cpu)
-        # A block that writes to fewer features than it reads has the smaller matrix there, and products of
-        # gradients as they come are fewer than of what they are for the head outputs.
-        self._small, self._outside = hidden * (hidden + width) < width**2, hidden <= width
-        self._metric = GramSums(hidden if self._outside else width, cpu)
+        # A block that writes to fewer features than it reads needs fewer products for the gradients by what it
+        # writes than by what it reads; with far fewer, these and the projection are smaller than the metric too.
+        self._by_written = hidden <= width
+        self._in_factors = hidden * (hidden + width) < width**2
+        self._metric = GramSums(hidden if self._by_written else width, cpu)
 
     def add(self, z: Tensor, gradients: Sequence[Tensor], readout: Tensor) -> bool:
         """Add rows of head outputs and their gradients, one for every probe; whether all were finite."""
@@ -124,7 +125,7 @@ class _Sums:
         self._heads.add(z, weights)
         if gradients:
             back = torch.cat([*gradients])
-            self._metric.add(back if self._outside else back @ readout)
+            self._metric.add(back if self._by_written else back @ readout)
         return self._heads.finite and math.isfinite(self._metric.trace)
 
     def result(self, order: Ints, readout: Tensor, examples: int) -> Sensitivity:
@@ -134,10 +135,10 @@ class _Sums:
         first: Floats = (sums.mean * sums.weight).numpy()
         scatter = in_order(sums.scatter.numpy(), order)
         metric: Floats = self._metric.matrix.numpy()
-        if self._outside:
+        if self._by_written:
             weight: Floats = readout.cpu().double().numpy()[:, order]
             form = ColumnForm(metric, weight)
-            form = form if self._small else ColumnForm(constant(form.matrix))
+            form = form if self._in_factors else ColumnForm(constant(form.matrix))
         else:
             form = ColumnForm(in_order(metric, order))
         return Sensitivity(first[order], scatter, form, sums.weight, examples)

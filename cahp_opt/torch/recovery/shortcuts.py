@@ -80,9 +80,8 @@ def find_shortcuts(
     for layer in layers:
         inside = {id(module) for module in layer.modules()}
         own = [p for p in outs if p in order and id(model.get_submodule(p)) in inside]
-        if own == sorted(
-            own, key=order.__getitem__
-        ):  # what is known of one is no work of a later one
+        # In another order a shortcut could pass by a linear layer that changes after its inputs were met.
+        if own == sorted(own, key=order.__getitem__):
             tried = ((path, _of(model, layer, path, entered[path], runs)) for path in own)
             found.update({path: one for path, one in tried if one is not None})
     inputs = {path: entered[path] for path in found}
