@@ -89,8 +89,9 @@ class WalkForecast:
             return TimesRun(0.0, 0.0)
         once = TimesRun(last.layer + 1, last.layer + _to_the_end(last))
         again = TimesRun(0.0, 0.0)
-        for place in self.places:  # a run ends where the next layer begins, if it goes on there
-            onward = self.memory and place is not last and place.layer + 1 < self.layers
+        # A run ends where the next layer begins, if the next place lies there.
+        for place, behind in zip(self.places, [*self.places[1:], last], strict=True):
+            onward = self.memory and behind.layer > place.layer
             done = 1 if onward else _to_the_end(place)
             again = TimesRun(again.attention + place.layer + 1, again.whole + place.layer + done)
         return self._mixed(once, again)
