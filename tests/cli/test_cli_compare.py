@@ -56,7 +56,7 @@ def test_all_solvers_on_default_budgets(
     records: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = ["--latency-table", "latency.json", "--minimum", "0"]
-    assert main([*records, *table, "--time-limit", "0.5", "--objective", "gauss-newton"]) == 0
+    assert main([*records, *table, "--time-limit", "0.1", "--objective", "gauss-newton"]) == 0
     found = Comparison.load("comparison/comparison.json")
     assert len({row.problem for row in found.rows}) == 3
     assert {"auto", "miqp", "brute-force", "spectral"} <= {row.solver for row in found.rows}

@@ -52,26 +52,31 @@ def test_methods_of_a_notebook_are_known_by_what_they_do(monkeypatch: pytest.Mon
     assert len({own, other, deeper, code_of_choice(Random)}) == 4
 
 
-def test_and_that_is_the_same_in_another_process(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_and_that_is_the_same_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which walks its sets in another order."""
     script = (
-        "import sys; from types import ModuleType; from cahp_opt.torch.studies.code_digests import _code_of\n"
+        "import sys; from types import ModuleType; from cahp_opt.torch.studies.code_digests import code_of_choice\n"
         "module = sys.modules['cells_of_a_notebook'] = ModuleType('cells_of_a_notebook')\n"
         f"exec(compile({OWN!r}, '<another>', 'exec'), module.__dict__)\n"
-        "print(list(_code_of(module.Own)))"
+        "print(code_of_choice(module.Own), list({'a', 'b', 'c'}))"
     )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1 and "OTHER" not in found.pop()
+    here = f"{code_of_choice(in_a_notebook(OWN, monkeypatch))} {list({'a', 'b', 'c'})}"
+    seeds = (  # the first with which the order is another
+        seed
+        for seed in map(str, range(1, 20))
+        if told(seed, "print(list({'a', 'b', 'c'}))") != str(list({"a", "b", "c"}))
+    )
+    there = told(next(seeds), script)
+    assert there != here and there.split()[0] == here.split()[0]
+
+
+def told(seed: str, script: str) -> str:
+    """What a process prints whose hashes have this seed."""
+    env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_methods_of_files_by_these() -> None:
