@@ -51,7 +51,9 @@ def coverage(rows: Sequence[Row]) -> str:
                 continue
             spent, compiling = row["processor_seconds"], row.get("compiling_seconds", 0.0)
             times = f"{spent / own:.1f}"
-            if compiling:
+            if compiling >= spent:  # it is measured on a call of its own
+                times += " (all of it compiling)"
+            elif compiling:
                 times += f" ({(spent - compiling) / own:.1f} without compiling)"
             cells.append(
                 [
