@@ -111,13 +111,8 @@ class ExplainedVariance(Objective):
         Raises:
             ValueError: if the moments were not measured.
         """
-        if not stats.moments:
-            raise ValueError(
-                "`stats` has no moments of head outputs, which a run that measures the sensitivity leaves out; take "
-                "the statistics of `cahp calibrate --objective explained-variance`, or of `calibrate`."
-            )
-        covariance = [m.covariance for m in stats.moments]
-        readout = [m.form for m in stats.moments]
+        covariance = [m.covariance for m in stats.needed_moments]
+        readout = [m.form for m in stats.needed_moments]
         weights = None
         if relative:
             totals = [r.trace(c) for c, r in zip(covariance, readout, strict=True)]

@@ -70,13 +70,8 @@ class Modular(Objective):
         Raises:
             ValueError: if the moments of head outputs were not measured.
         """
-        if not stats.moments:
-            raise ValueError(
-                "`stats` has no moments of head outputs, which a run that measures the sensitivity leaves out; take "
-                "the statistics of `cahp calibrate --objective explained-variance`, or of `calibrate`."
-            )
         energies: list[float] = []
-        for block, moments in zip(stats.space.blocks, stats.moments, strict=True):
+        for block, moments in zip(stats.space.blocks, stats.needed_moments, strict=True):
             owner = np.repeat(np.arange(block.units), len(moments.sum) // block.units)
             own = [moments.of(owner == unit) for unit in range(block.units)]
             energies += [part.form.trace(part.covariance) for part in own]

@@ -153,6 +153,20 @@ class HeadStats:
         return () if found is None else found.entries
 
     @property
+    def needed_moments(self) -> tuple[Moments, ...]:
+        """:attr:`moments`, for what cannot do without.
+
+        Raises:
+            ValueError: if they were not measured.
+        """
+        if not self.moments:
+            raise ValueError(
+                "`stats` has no moments of head outputs, which a run that measures the sensitivity leaves out; take "
+                "the statistics of `cahp calibrate --objective explained-variance`, or of `calibrate`."
+            )
+        return self.moments
+
+    @property
     def sensitivity(self) -> tuple[Sensitivity, ...]:
         """The moments of every block's head outputs, weighted by the output's dependence on each
         token; empty if not measured."""

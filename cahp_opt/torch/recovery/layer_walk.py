@@ -79,7 +79,7 @@ class _State(NamedTuple):
     @property
     def size(self) -> int:
         """The bytes of the inputs."""
-        return sum(map(size_of, self.inputs.values()))
+        return sum(inputs.nbytes for inputs in self.inputs.values())
 
 
 class LayerWalk:
@@ -262,7 +262,7 @@ class LayerWalk:
     def _remember(self, number: int, layer: int, residual: Tensor) -> None:
         before = self._remembered.get(number)
         if before is None:
-            size = size_of(residual)
+            size = residual.nbytes
             if size > self._memory:
                 return
             self._memory -= size
@@ -273,7 +273,7 @@ class LayerWalk:
         self._remembered[number] = _State(layer, residual, {})
 
     def _remember_inputs(self, number: int, out: str, inputs: Tensor) -> None:
-        state, size = self._remembered.get(number), size_of(inputs)
+        state, size = self._remembered.get(number), inputs.nbytes
         if state is not None and out in self.shortcuts and size <= self.room:
             self.room -= size
             state.inputs[out] = inputs
@@ -398,11 +398,6 @@ def _beside(place: Place, residual: Tensor, output: Tensor) -> Tensor:
             "supported."
         )
     return wide(residual) + wide(output)
-
-
-def size_of(values: Tensor) -> int:
-    """The bytes of a tensor's numbers, ``[...]``."""
-    return values.numel() * values.element_size()
 
 
 def _stream_in(output: Any) -> Tensor:

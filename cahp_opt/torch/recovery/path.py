@@ -10,7 +10,7 @@ from torch import Tensor
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, Prunable, submodules
 from cahp_opt.torch.blocks.finder import along_the_path, find_attention
 from cahp_opt.torch.recovery.feed_forward import find_feed_forward, place_of_block
-from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once, size_of
+from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_runs_once
 from cahp_opt.torch.running.batches import Batch, examples, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
 
@@ -119,18 +119,18 @@ class DenseStreams:
         """
         ready = self._ready.pop((index, number), None)
         if ready is not None:
-            self._memory += size_of(ready)
+            self._memory += ready.nbytes
             return ready
         together = self._together(index)
         behind = self._places[index + len(together) :]
         # Not past places of the layer that there was no room to meet ahead.
         onward = self._memory > 0 and bool(behind) and behind[0].layer > together[-1].layer
         found, move_on = self._walk.streams(together, batch, number, onward=onward)
-        self._most = max(self._most, *map(size_of, found))
+        self._most = max(self._most, *(stream.nbytes for stream in found))
         for later, stream in enumerate(found[1:], start=index + 1):
-            if size_of(stream) > self._memory:
+            if stream.nbytes > self._memory:
                 return found[0]
-            self._memory -= size_of(stream)
+            self._memory -= stream.nbytes
             self._ready[later, number] = stream
         move_on()
         return found[0]

@@ -9,6 +9,7 @@ that what is added up stays positive semidefinite.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -88,12 +89,17 @@ def gram(rows: Tensor) -> Tensor:
     """
     width = rows.shape[1]
     found = rows.new_empty(width, width)
-    for start in range(0, width, _STRIPE):
-        own = slice(start, start + _STRIPE)
-        stripe = rows[:, own].T @ rows[:, start:]
+    for start, stripe in _stripes(rows):
+        own = slice(start, start + len(stripe))
         found[start:, own] = stripe.T
         found[own, start:] = stripe
     return found
+
+
+def _stripes(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The stripes of ``rows' rows`` from the diagonal on, and where each begins."""
+    for start in range(0, rows.shape[1], _STRIPE):
+        yield start, rows[:, start : start + _STRIPE].T @ rows[:, start:]
 
 
 class GramSums:
@@ -116,9 +122,10 @@ class GramSums:
             rows: ``[rows, width]``.
             more: a further row in double precision on the device of the sums, ``[width]``.
         """
-        for start in range(0, rows.shape[1], _STRIPE):
-            own, part = slice(start, start + _STRIPE), self._sums[start : start + _STRIPE, start:]
-            part += (rows[:, own].T @ rows[:, start:]).to(part.device)
+        for start, stripe in _stripes(rows):
+            own = slice(start, start + len(stripe))
+            part = self._sums[own, start:]
+            part += stripe.to(part.device)
             if more is not None:
                 part.addr_(more[own], more[start:])
 
