@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 from benchmarks.latency.pictures import COLOURS, Panel, _range, _svg, _ticks
@@ -43,15 +44,19 @@ def accuracies(study: Study, standings: Standings, title: str) -> str:
         shift = (study.limits.index(limit) + 1) / (len(colours) + 1)
         for each in found:
             row = rows - methods.index(each.method) - shift
-            parts += _mark(each, panels[recovery], row, colours[limit])
+            panel, mean = panels[recovery], each.mean.value
+            parts += mark(panel, row, mean, _bar(each), colours[limit], filled=each.ties)
     parts.append(text(16, TOP + high + 40, TOLD, size=11, fill=MUTED))
     return _svg(parts, LEFT + len(panels) * (WIDE + GAP), TOP + high + 54)
 
 
-def _mark(each: Standing, panel: Panel, row: float, colour: str) -> list[str]:
-    bar = panel.line([(x, row) for x in _bar(each)], f'stroke="{colour}" stroke-width="1.6"')
-    x, y = panel.at(each.mean.value, row)
-    fill = colour if each.ties else "white"
+def mark(
+    panel: Panel, row: float, mean: float, ends: Sequence[float], colour: str, *, filled: bool
+) -> list[str]:
+    """A mean with a bar between two ends, if there are any."""
+    bar = panel.line([(x, row) for x in ends], f'stroke="{colour}" stroke-width="1.6"')
+    x, y = panel.at(mean, row)
+    fill = colour if filled else "white"
     return [bar, f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>']
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
+from benchmarks.accuracy.pictures import TOLD, mark
 from benchmarks.accuracy.tasks import OverTasks, Place, most_errors, ties
 from benchmarks.latency.pictures import COLOURS, Panel, _svg
 from benchmarks.picture import MUTED, text
@@ -12,7 +13,6 @@ from benchmarks.picture import MUTED, text
 WIDE, ROW, LEFT, TOP, GAP = 250, 24, 110, 74, 30
 SHOWN = (-5.0, 1.0)
 """Points against the unpruned models that an axis shows; what lost more is an arrow and a number."""
-TOLD = "filled: the best, or tied with it; bars: 95 % intervals of the difference from the best; dashed: unpruned"
 
 
 def drawn(found: Mapping[Place, Mapping[str, OverTasks]], title: str) -> str:
@@ -47,11 +47,9 @@ def drawn(found: Mapping[Place, Mapping[str, OverTasks]], title: str) -> str:
 
 def _mark(panel: Panel, row: float, mean: float, half: float, tied: bool) -> list[str]:
     colour = COLOURS[0]
-    x, y = panel.at(max(mean, SHOWN[0]), row)
     if mean < SHOWN[0]:
+        x, y = panel.at(SHOWN[0], row)
         arrow = f'<path d="M{x + 3:.1f} {y:.1f}l8 -4v8z" fill="{colour}"/>'
         return [arrow, text(x + 15, y + 4, f"{mean:.1f}", size=11, fill=MUTED)]
-    ends = [(max(mean - half, SHOWN[0]), row), (min(mean + half, SHOWN[1]), row)]
-    bar = panel.line(ends, f'stroke="{colour}" stroke-width="1.6"')
-    fill = colour if tied else "white"
-    return [bar, f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>']
+    ends = (max(mean - half, SHOWN[0]), min(mean + half, SHOWN[1]))
+    return mark(panel, row, mean, ends, colour, filled=tied)
