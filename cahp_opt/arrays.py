@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from typing import TypeGuard
 
 import numpy as np
@@ -34,10 +35,16 @@ def constant(array: Floats) -> Floats:
 
 
 def _is_constant(array: npt.ArrayLike) -> TypeGuard[Floats]:
-    """Whether it is a read-only float64 array with memory of its own."""
-    if not isinstance(array, np.ndarray):
+    """Whether it is a read-only float64 array with memory of its own, or with that of a file that is mapped to be
+    read."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.float64 or array.flags.writeable:
         return False
-    return array.base is None and array.dtype == np.float64 and not array.flags.writeable
+    owner: object = array.base
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    owner = owner.obj if isinstance(owner, memoryview) else owner
+    mapped = isinstance(owner, mmap.mmap) and memoryview(owner).readonly
+    return array.base is None or mapped
 
 
 def scatter_between(sum_: Floats, weight: float, other_sum: Floats, other_weight: float) -> Floats:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,19 @@ def narrowed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return array
 
 
+_LENGTH, _ALIGNED = 8, 8  # bytes of the length of a header, and what a header is filled up to
+_TYPES = {
+    "BOOL": "bool",
+    **{
+        f"{kind[0].upper()}{bits}": f"{kind}{bits}"
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+}
+_NAMES = {name: kind for kind, name in _TYPES.items()}
+
+
 class ArrayRecord(NamedTuple):
     """What such a file holds.
 
@@ -47,7 +62,7 @@ class ArrayRecord(NamedTuple):
 def write_arrays(
     path: PathLike, kind: str, version: int, header: Mapping[str, Any], arrays: Arrays
 ) -> None:
-    """Write a record of this kind and schema version.
+    """Write a record of this kind and schema version, array after array, so that no copy of all of them is made.
 
     Args:
         path: the file.
@@ -56,20 +71,34 @@ def write_arrays(
         header: plain data without NaN and infinity.
         arrays: arrays, ``[...]``, by name.
     """
-    from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
-
     told = json.dumps(dict(header), allow_nan=False)
     metadata = {"kind": kind, "version": str(version), "header": told}
     with whole_file(path) as temporary:
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            temporary,
-            metadata=metadata,
-        )
+        _write(temporary, metadata, arrays)
+
+
+def _write(path: Path, metadata: Mapping[str, str], arrays: Arrays) -> None:
+    """Write a safetensors file as the format is described: the length of a header in JSON, the header, and the arrays
+    end to end, the widest types first, so that all of them are aligned."""
+    listed = sorted(arrays.items(), key=lambda pair: (-pair[1].itemsize, pair[0]))
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in listed:
+        begin, end = end, end + array.nbytes
+        kind = _NAMES[array.dtype.name]
+        entries[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (begin, end)}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNED)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(_LENGTH, "little") + header)
+        for _, array in listed:
+            plain = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            file.write(np.ascontiguousarray(plain).data)
 
 
 def read_arrays(path: PathLike, kind: str, *versions: int, again: str) -> ArrayRecord:
-    """Read a record.
+    """Read a record. Its arrays are those of the file, mapped into memory: the system reads what is used, and may
+    forget it again. They stay as they were where the file is replaced or removed.
 
     Args:
         path: the file.
@@ -89,8 +118,6 @@ def read_arrays(path: PathLike, kind: str, *versions: int, again: str) -> ArrayR
         reader: Any = safe_open(path, framework="numpy")
         with reader as file:
             metadata: dict[str, str] = file.metadata() or {}
-            names: list[str] = list(file.keys())
-            arrays: dict[str, npt.NDArray[Any]] = {n: file.get_tensor(n) for n in names}
     except SafetensorError as error:
         raise RecordError(
             f"{path} is not a readable safetensors file ({error}); {again}."
@@ -102,4 +129,20 @@ def read_arrays(path: PathLike, kind: str, *versions: int, again: str) -> ArrayR
         path, metadata.get("kind"), versions[0] if version in versions else found, kind, versions[0]
     )
     with reading(path):
-        return ArrayRecord(version, json.loads(metadata["header"]), arrays)
+        return ArrayRecord(version, json.loads(metadata["header"]), _mapped(path))
+
+
+def _mapped(path: PathLike) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a safetensors file that is known to be one, read-only."""
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = _LENGTH + int.from_bytes(memory[:_LENGTH], "little")
+    entries: dict[str, Any] = json.loads(memory[_LENGTH:start])
+    entries.pop("__metadata__", None)
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, entry in entries.items():
+        kind = np.dtype(_TYPES[entry["dtype"]]).newbyteorder("<")
+        begin, end = entry["data_offsets"]
+        flat = np.frombuffer(memory, kind, (end - begin) // kind.itemsize, start + begin)
+        found[name] = np.require(flat.reshape(entry["shape"]), requirements="A")
+    return found

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import SPACE, make_stats, make_table
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from cahp_opt import (
     Block,
@@ -35,6 +35,7 @@ from cahp_opt import (
     Status,
     Total,
 )
+from cahp_opt.arrays import finite
 from cahp_opt.files.records import whole_file
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.stats.sensitivity import Sensitivity
@@ -150,6 +151,30 @@ def test_stats_survive_a_round_trip(tmp_path: Path) -> None:
         assert (own.weight, own.examples) == (other.weight, other.examples)
         for part in ("sum", "scatter", "metric"):
             assert np.array_equal(getattr(own, part), getattr(other, part))
+
+
+def test_statistics_of_a_file_are_read_where_they_are_used(tmp_path: Path) -> None:
+    """No copy is made of them, and other readers of the format read the same."""
+    stats, file = make_stats(), tmp_path / "stats.safetensors"
+    stats.save(file)
+    arrays = {n: a for n, a in HeadStats.load(file).moments[1].arrays().items() if n != "count"}
+    assert not any(array.flags.owndata or array.flags.writeable for array in arrays.values())
+    theirs, metadata = load_file(file), safe_open(file, framework="numpy").metadata()
+    for name, array in arrays.items():
+        assert np.array_equal(theirs[f"moments/1/{name}"], array)
+    save_file(theirs, tmp_path / "theirs.safetensors", metadata)
+    assert (tmp_path / "theirs.safetensors").stat().st_size == file.stat().st_size
+
+
+def test_an_array_of_a_file_that_may_be_written_to_is_copied(tmp_path: Path) -> None:
+    file = tmp_path / "numbers"
+    file.write_bytes(bytes(24))
+    shared = np.memmap(file, np.float64, "r+")
+    seen = shared.view()
+    seen.flags.writeable = False
+    assert finite(seen, "numbers").flags.owndata
+    assert finite(np.memmap(file, np.float64, "r"), "numbers").base is not None
+    assert finite(np.frombuffer(bytearray(24)), "numbers").flags.owndata
 
 
 def test_stats_add_up() -> None:
