@@ -74,9 +74,8 @@ class Levels(Solver):
 
 def _levels(objective: ExplainedVariance, block: int) -> BestSubsets:
     """The units of one block that stay at every level, with what they explain of the whole."""
-    gram, target, small = objective.normal_equations[block]
-    factor = target if small else objective.forms[block].factor @ objective.covariance[block]
-    found = removed_in_turn(gram, factor, objective.units[block])
+    gram = objective.equations(block).gram
+    found = removed_in_turn(gram, objective.factor(block), objective.units[block])
     return found.times(float(objective.weights[block]))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from cahp_opt.arrays import Bools, Floats, Ints, constant, finite
 from cahp_opt.objective import Objective
 from cahp_opt.objectives.group_subsets import group_subsets, is_cheaper_whole
+from cahp_opt.objectives.recent import Recent
 from cahp_opt.space import HeadSpace
 from cahp_opt.stats.column_form import ColumnForm
 from cahp_opt.stats.definite import definite_form
@@ -23,6 +24,29 @@ from cahp_opt.subsets import BestSubsets, best_by_count, check_enumerable
 _UNDO = 4  # additions per block that can be taken back at once; each holds two matrices
 _WIDE = 1024  # columns beyond which only one addition can be taken back: memory counts then
 _BATCH_BYTES = 2**18
+_KEPT_BYTES = 2**31  # of normal equations; beyond that they are made again where they are needed
+
+
+class ReadOutputs(Protocol):
+    """What is read of the outputs of one block: :class:`~cahp_opt.stats.moments.Moments` or
+    :class:`~cahp_opt.stats.sensitivity.Sensitivity`, which make it of what they hold whenever it is asked for."""
+
+    @property
+    def covariance(self) -> Floats:
+        """The covariance of the head outputs, ``[d, d]``."""
+        ...
+
+    @property
+    def readout_form(self) -> ColumnForm:
+        """The squared length of a change of them."""
+        ...
+
+
+class _Given(NamedTuple):
+    """Matrices that were checked."""
+
+    covariance: Floats
+    readout_form: ColumnForm
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +60,9 @@ class ExplainedVariance(Objective):
     monotone and weakly submodular (Das and Kempe 2011, "Submodular meets spectral"), *not*
     submodular. As layer-wise reconstruction it follows OSSCAR (Meng et al. 2024). It is a sum over
     blocks, so :class:`~cahp_opt.solvers.DynamicProgram` is exact for it.
+
+    Made from statistics it holds nothing beside them: the matrices of a block are made when they are needed, and
+    those of few blocks are kept. A tracker holds those of all blocks.
 
     Args:
         covariance: for every block the covariance ``C`` of its head outputs, ``[d, d]``; ``d`` is a
@@ -51,8 +78,7 @@ class ExplainedVariance(Objective):
             ridge.
     """
 
-    covariance: tuple[Floats, ...]
-    forms: tuple[ColumnForm, ...]
+    outputs: tuple[ReadOutputs, ...]
     units: tuple[int, ...]
     ridge: float
     weights: Floats
@@ -66,35 +92,49 @@ class ExplainedVariance(Objective):
         ridge: float = 1e-2,
         weights: npt.ArrayLike | None = None,
     ) -> None:
-        if not (np.isfinite(ridge) and ridge > 0):
-            raise ValueError(f"`ridge` must be a finite number above 0, got {ridge}.")
         if not len(covariance) == len(readout) == len(units) or not units:
             raise ValueError(
                 "`covariance`, `readout` and `units` must have one entry per block, got "
                 f"{len(covariance)}, {len(readout)} and {len(units)}."
             )
-        checked = tuple(
-            _semidefinite(matrix, f"covariance[{b}]", count)
-            for b, (matrix, count) in enumerate(zip(covariance, units, strict=True))
-        )
-        object.__setattr__(self, "covariance", checked)
-        forms = tuple(
-            _semidefinite_form(form, f"readout[{b}]", count)
-            for b, (form, count) in enumerate(zip(readout, units, strict=True))
-        )
-        object.__setattr__(self, "forms", forms)
-        for b, (left, right) in enumerate(zip(self.covariance, self.forms, strict=True)):
-            if len(left) != right.width:
-                raise ValueError(
-                    f"block {b} has a covariance of shape {list(left.shape)} and a readout of shape "
-                    f"{[right.width] * 2}; they must be equal."
-                )
-        object.__setattr__(self, "units", tuple(int(u) for u in units))
-        object.__setattr__(self, "ridge", float(ridge))
+        matrices = zip(covariance, readout, units, strict=True)
+        checked = (_checked(c, form, b, u) for b, (c, form, u) in enumerate(matrices))
+        self._set(checked, units, ridge, weights)
+
+    def _set(
+        self,
+        outputs: Iterable[ReadOutputs],
+        units: Sequence[int],
+        ridge: float,
+        weights: npt.ArrayLike | None,
+    ) -> None:
+        if not (np.isfinite(ridge) and ridge > 0):
+            raise ValueError(f"`ridge` must be a finite number above 0, got {ridge}.")
         chosen = finite(np.ones(len(units)) if weights is None else weights, "weights")
         if chosen.shape != (len(units),) or np.any(chosen < 0):
             raise ValueError(f"`weights` must be {len(units)} numbers of at least 0, got {chosen}.")
-        object.__setattr__(self, "weights", chosen)
+        for name, value in {
+            "outputs": tuple(outputs),
+            "units": tuple(int(u) for u in units),
+            "ridge": float(ridge),
+            "weights": chosen,
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _of(
+        outputs: Sequence[ReadOutputs],
+        space: HeadSpace,
+        ridge: float,
+        weights: npt.ArrayLike | None,
+    ) -> ExplainedVariance:
+        """The objective of statistics, whose matrices are checked and not kept."""
+        units = [block.units for block in space.blocks]
+        for b, (of_block, count) in enumerate(zip(outputs, units, strict=True)):
+            _checked(of_block.covariance, of_block.readout_form, b, count)
+        found = ExplainedVariance.__new__(ExplainedVariance)
+        found._set(outputs, units, ridge, weights)
+        return found
 
     @staticmethod
     @needs("moments")
@@ -111,14 +151,11 @@ class ExplainedVariance(Objective):
         Raises:
             ValueError: if the moments were not measured.
         """
-        covariance = [m.covariance for m in stats.needed_moments]
-        readout = [m.form for m in stats.needed_moments]
-        weights = None
+        moments, weights = stats.needed_moments, None
         if relative:
-            totals = [r.trace(c) for c, r in zip(covariance, readout, strict=True)]
+            totals = [m.form.trace(m.covariance) for m in moments]
             weights = np.array([1 / t if t > 0 else 0.0 for t in totals])
-        units = [block.units for block in stats.space.blocks]
-        return ExplainedVariance(covariance, readout, units, ridge=ridge, weights=weights)
+        return ExplainedVariance._of(moments, stats.space, ridge, weights)
 
     @staticmethod
     @needs("sensitivity")
@@ -140,13 +177,8 @@ class ExplainedVariance(Objective):
         """
         if not stats.sensitivity:
             raise ValueError("`stats` has no sensitivity; calibrate with `sensitivity_examples`.")
-        return ExplainedVariance(
-            [s.covariance for s in stats.sensitivity],
-            [s.readout_form for s in stats.sensitivity],
-            [block.units for block in stats.space.blocks],
-            ridge=ridge,
-            weights=[s.cost for s in stats.sensitivity],
-        )
+        weights = [s.cost for s in stats.sensitivity]
+        return ExplainedVariance._of(stats.sensitivity, stats.space, ridge, weights)
 
     @staticmethod
     def example(space: HeadSpace) -> ExplainedVariance:
@@ -171,23 +203,44 @@ class ExplainedVariance(Objective):
         return True
 
     @property
-    def readout(self) -> tuple[Floats, ...]:
-        """For every block ``W'W``, ``[d, d]``."""
-        return tuple(form.matrix for form in self.forms)
+    def covariance(self) -> tuple[Floats, ...]:
+        """For every block ``C``, ``[d, d]``, all of them made anew."""
+        return tuple(self._matrices(b).covariance for b in range(len(self.units)))
 
-    @cached_property
-    def normal_equations(self) -> tuple[Equations, ...]:
-        """For every block the Gram matrix with its ridge, and the target."""
-        result: list[Equations] = []
-        for c, form in zip(self.covariance, self.forms, strict=True):
-            mean = float(np.mean(np.diagonal(c)))
-            # A block without any variance explains nothing; any ridge keeps its equations solvable.
-            gram = c.copy()
-            gram[np.diag_indices(len(c))] += self.ridge * mean if mean > 0 else 1.0
-            small = form.projection is not None and len(form.projection) < len(c)
-            target = form.factor @ c if small else c @ form.matrix @ c
-            result.append(Equations(gram, target, small))
-        return tuple(result)
+    @property
+    def readout(self) -> tuple[Floats, ...]:
+        """For every block ``W'W``, ``[d, d]``, all of them made anew."""
+        return tuple(self._matrices(b).readout_form.matrix for b in range(len(self.units)))
+
+    def equations(self, block: int) -> Equations:
+        """The Gram matrix of one block with its ridge, and the target."""
+        return self._recent.get(block, self._sizes[block], self._equations)
+
+    def factor(self, block: int) -> Floats:
+        """``H`` with ``H' H`` the target of one block, ``[rows, d]``."""
+        _, target, small = self.equations(block)
+        if small:
+            return target
+        covariance, form = self._matrices(block)
+        through: Floats = form.factor @ covariance
+        return through
+
+    def _equations(self, block: int) -> Equations:
+        c, form = self._matrices(block)
+        mean = float(np.mean(np.diagonal(c)))
+        # A block without any variance explains nothing; any ridge keeps its equations solvable.
+        gram = c.copy()
+        gram[np.diag_indices(len(c))] += self.ridge * mean if mean > 0 else 1.0
+        small = _rows(form) < len(c)
+        return Equations(gram, form.factor @ c if small else c @ form.matrix @ c, small)
+
+    def _matrices(self, block: int) -> _Given:
+        """The matrices of one block, which were checked before."""
+        outputs = self.outputs[block]
+        form = outputs.readout_form
+        inner = None if form.inner is None else _symmetric(form.inner)
+        form = form if inner is form.inner else ColumnForm(inner, form.projection)
+        return _Given(_symmetric(outputs.covariance), form)
 
     def value(self, kept: Bools) -> float:
         total, start = 0.0, 0
@@ -204,7 +257,7 @@ class ExplainedVariance(Objective):
         """
         known, units = self._known[block], kept.tobytes()
         if units not in known:
-            equations = self.normal_equations[block]
+            equations = self.equations(block)
             columns = np.repeat(kept, len(equations.gram) // len(kept))
             found = equations.of(columns).explained if columns.any() else 0.0
             every = _every(len(kept))
@@ -243,14 +296,13 @@ class ExplainedVariance(Objective):
         if known is not None:
             return known
         units, weight = self.units[block], float(self.weights[block])
-        equations = self.normal_equations[block]
-        gram, target, small = equations
+        equations = self.equations(block)
+        gram, target, _ = equations
         if heads or is_cheaper_whole(len(target), len(gram) // units, units):
             values = _subset_values(equations, units)
             found = best_by_count(units, weight * values)
         else:
-            factor = target if small else self.forms[block].factor @ self.covariance[block]
-            best = group_subsets(gram, factor, units, _of_matrices)
+            best = group_subsets(gram, self.factor(block), units, _of_matrices)
             values, found = best.values, best.times(weight)
         self._known[block].setdefault(_every(units), float(values[-1]))
         self._tables[block, heads] = found
@@ -258,8 +310,18 @@ class ExplainedVariance(Objective):
 
     @cached_property
     def _whole(self) -> float:
-        totals = [form.trace(c) for c, form in zip(self.covariance, self.forms, strict=True)]
-        return float(self.weights @ np.array(totals))
+        matrices = (self._matrices(block) for block in range(len(self.units)))
+        return float(self.weights @ np.array([form.trace(c) for c, form in matrices]))
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """The bytes of the equations of every block."""
+        forms = (outputs.readout_form for outputs in self.outputs)
+        return [8 * form.width * (form.width + min(form.width, _rows(form))) for form in forms]
+
+    @cached_property
+    def _recent(self) -> Recent[Equations]:
+        return Recent(_KEPT_BYTES)
 
     @cached_property
     def _known(self) -> list[dict[bytes, float]]:
@@ -342,8 +404,8 @@ class ExplainedVarianceTracker:
     def __init__(self, objective: ExplainedVariance, kept: Bools) -> None:
         self.kept: Bools = np.array(kept, dtype=np.bool_)
         self._weights = objective.weights
-        self._equations = objective.normal_equations
         self._units = objective.units
+        self._equations = [objective.equations(b) for b in range(len(self._units))]
         ends = np.cumsum(objective.units)
         self._slices = [
             slice(int(e) - u, int(e)) for e, u in zip(ends, objective.units, strict=True)
@@ -517,6 +579,29 @@ def _every(units: int) -> bytes:
     return np.ones(units, dtype=np.bool_).tobytes()
 
 
+def _rows(form: ColumnForm) -> int:
+    """The rows of its factor."""
+    return form.width if form.projection is None else len(form.projection)
+
+
+def _checked(
+    covariance: npt.ArrayLike, readout: npt.ArrayLike | ColumnForm, block: int, units: int
+) -> _Given:
+    """The matrices of one block, if they can be those of its outputs.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    left = _semidefinite(covariance, f"covariance[{block}]", units)
+    right = _semidefinite_form(readout, f"readout[{block}]", units)
+    if len(left) != right.width:
+        raise ValueError(
+            f"block {block} has a covariance of shape {list(left.shape)} and a readout of shape "
+            f"{[right.width] * 2}; they must be equal."
+        )
+    return _Given(left, right)
+
+
 def _semidefinite_form(given: npt.ArrayLike | ColumnForm, argument: str, units: int) -> ColumnForm:
     if not isinstance(given, ColumnForm):
         return ColumnForm(_semidefinite(given, argument, units))
@@ -538,7 +623,7 @@ def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
     if not np.array_equal(array, array.T):
         if not np.allclose(array, array.T, rtol=0, atol=1e-6 * scale):
             raise ValueError(f"`{argument}` must be symmetric, as second moments are.")
-        array = constant((array + array.T) / 2)
+        array = _symmetric(array)
     # Single precision rounds by far less than what is added.
     tried = (array / max(scale, 1e-300)).astype(np.float32)
     tried[np.diag_indices(d)] += np.float32(1e-6 * d)
@@ -550,3 +635,8 @@ def _semidefinite(matrix: npt.ArrayLike, argument: str, units: int) -> Floats:
             "may have spoilt them, as in statistics of earlier releases; calibrate again."
         ) from None
     return array
+
+
+def _symmetric(array: Floats) -> Floats:
+    """A matrix ``[d, d]`` that is symmetric but for rounding, to the last bit."""
+    return array if np.array_equal(array, array.T) else constant((array + array.T) / 2)

@@ -64,6 +64,11 @@ class Moments:
         """``W' W`` of the output projection, ``[d, d]``."""
         return self.form.matrix
 
+    @property
+    def readout_form(self) -> ColumnForm:
+        """:attr:`readout` in the form that it is held in."""
+        return self.form
+
     def __add__(self, other: Moments) -> Moments:
         between = scatter_between(self.sum, self.count, other.sum, other.count)
         return Moments(

@@ -159,7 +159,8 @@ def test_statistics_of_a_file_are_read_where_they_are_used(tmp_path: Path) -> No
     stats.save(file)
     arrays = {n: a for n, a in HeadStats.load(file).moments[1].arrays().items() if n != "count"}
     assert not any(array.flags.owndata or array.flags.writeable for array in arrays.values())
-    theirs, metadata = load_file(file), safe_open(file, framework="numpy").metadata()
+    reader: Any = safe_open(file, framework="numpy")
+    theirs, metadata = load_file(file), reader.metadata()
     for name, array in arrays.items():
         assert np.array_equal(theirs[f"moments/1/{name}"], array)
     save_file(theirs, tmp_path / "theirs.safetensors", metadata)
