@@ -252,14 +252,14 @@ class RecoveryOptions:
         ),
     )
     stream_memory: float = field(
-        default=0.75,
+        default=3.0,
         repr=False,  # results do not depend on it
         metadata=option(
             "--stream-memory",
             min=0,
             metavar="GIB",
-            help="Memory for the residual streams that a recovery remembers, in GiB; over texts beyond it the layers "
-            "run again from the first. `--dry-run` shows what that costs.",
+            help="Memory for the residual streams that calibration and recovery remember, in GiB; over texts beyond it the "
+            "layers run again from the first. `--dry-run` shows what that costs.",
         ),
     )
 

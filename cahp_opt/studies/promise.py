@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from cahp_opt.costs.target import Target
 from cahp_opt.selection import Chooser, Selection
 
 _CAREFUL = 3
-"""Repeat the timing with this many times the repeats if the noise is as large as the miss."""
+"""Time a model as often as this where the noise is as large as the miss."""
 
 _APART, _APART_NOISE = 0.02, 3.0
 """Measured models must differ by this share of the unpruned time, and by this many times the noise,
@@ -188,15 +188,15 @@ class Promise:
         device: str,
         fastest: bool,
     ) -> Round:
-        def once(repeats: int) -> Round:
+        def summed_up(runs: Sequence[Mapping[str, Check]]) -> Round:
             counts, known = selection.counts, tables.measured
             found = {
                 name: replace(
-                    one,
+                    _mean([run[name] for run in runs]),
                     predicted=known[name].predict(counts),
                     dense_predicted=known[name].dense,
                 )
-                for name, one in measure(selection, repeats).items()
+                for name in runs[0]
             }
             return Round(
                 counts=tuple(counts.tolist()),
@@ -206,14 +206,30 @@ class Promise:
                 },
                 workloads=found,
                 device=device,
-                repeats=repeats,
+                repeats=len(runs) * self.repeats,
                 fastest=fastest,
             )
 
-        found = once(self.repeats)
-        beside = max(found.over - self.tolerance, -SLACK - found.over)
-        # Noise is an excuse only for a time that is not close to the limit, and not far from it.
-        return once(_CAREFUL * self.repeats) if 0 < beside <= found.spread else found
+        runs = [measure(selection, self.repeats)]
+        found = summed_up(runs)
+        while len(runs) < _CAREFUL:
+            beside = max(found.over - self.tolerance, -SLACK - found.over)
+            # Noise is an excuse only for a time that is not close to the limit, and not far from it.
+            if not 0 < beside <= found.spread / sqrt(len(runs)):
+                break
+            runs.append(measure(selection, self.repeats))
+            found = summed_up(runs)
+        return found
+
+
+def _mean(checks: Sequence[Check]) -> Check:
+    """Several measurements of the same two models as one."""
+    measured, unpruned = (
+        float(np.mean([getattr(check, name) for check in checks]))
+        for name in ("measured", "dense_measured")
+    )
+    spread = max(check.spread for check in checks)
+    return Check(measured=measured, dense_measured=unpruned, spread=spread)
 
 
 def _choose(choose: Chooser, tables: Profile, target: Target) -> tuple[Selection, bool]:

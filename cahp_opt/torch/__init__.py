@@ -20,7 +20,6 @@ from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import calibrate
 from cahp_opt.torch.calibration.neuron_ordering import order_neurons
 from cahp_opt.torch.calibration.staged_selection import select_staged
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.checkpoint import from_pretrained, save_pretrained
 from cahp_opt.torch.checkpoints.pushing import push_to_hub
 from cahp_opt.torch.evaluation.evaluation import Judge, evaluate
@@ -40,6 +39,7 @@ from cahp_opt.torch.methods.model_method import Evidence, ModelMethod
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.mask_tuning import tune_masks
 from cahp_opt.torch.recovery.refitting import BlockFit, refit
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.gates import capture_head_outputs, head_mask
 from cahp_opt.torch.slicing.bypass import bypass_empty
 from cahp_opt.torch.slicing.slicing import selection_of, slice_heads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,9 @@ from cahp_opt.stats.pooling import Pooling
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Prunable, blocks_of
 from cahp_opt.torch.blocks.fingerprint import fingerprint
-from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, Subject
+from cahp_opt.torch.calibration.collector import Beside, Collecting, Collector, Dense, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.token_flows import differentiated
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.running.batches import (
     Batch,
@@ -47,7 +47,7 @@ def calibrate(
     sensitivity_examples: int = 0,
     divergence_examples: int = 0,
     signature_size: int = 0,
-    token_weights: TokenWeights | None = None,
+    token_weights: Beside | None = None,
     collectors: Iterable[Collector] = (),
     fidelity: Fidelity | None = None,
     seed: int = 0,
@@ -90,9 +90,9 @@ def calibrate(
         signature_size: cells along each side of the resized attention maps that are averaged by class,
             which needs class labels and takes ``16 * n * classes * signature_size ** 2`` bytes; 0 for
             none. The seed method takes 32.
-        token_weights: of the same model, fidelity and seed; receives the weights of all batches, from
-            the gradients of the sensitivity where that is measured, so that a refit on them runs no
-            further pass.
+        token_weights: a :class:`~cahp_opt.torch.TokenWeights` of the same model, fidelity and seed; receives the
+            weights of all batches, from the gradients of the sensitivity where that is measured, and what a refit
+            on them needs of the unpruned model, so that it runs no further pass.
         collectors: of further statistics, such as your own
             (:class:`~cahp_opt.torch.calibration.collector.Collector`).
         fidelity: the distance to differentiate; None for the one that fits the model's head.
@@ -126,7 +126,7 @@ def measure(
     batches: Iterable[Batch],
     collectors: Iterable[Collector],
     *,
-    token_weights: TokenWeights | None = None,
+    token_weights: Beside | None = None,
     fidelity: Fidelity | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -165,12 +165,18 @@ def measure(
             labelled = has_labels
             size = batch_size(batch)
             shares = [size if most is None else min(size, most - seen) for most, _ in running]
-            weigh = token_weights is not None and number not in token_weights.taken
+            weigh = token_weights is not None and token_weights.wants(number)
             differentiate = weigh or any(
                 left == size and sums.differentiates
                 for left, (_, sums) in zip(shares, running, strict=True)
             )
-            dense, pooling = _forward(subject, batch, [sums for _, sums in running], differentiate)
+            watching: AbstractContextManager[None] = nullcontext()
+            if token_weights is not None and weigh:
+                watching = token_weights.watching(batch, number)
+            with watching:
+                dense, pooling = _forward(
+                    subject, batch, [sums for _, sums in running], differentiate
+                )
             if token_weights is not None and weigh and dense.flows is not None:
                 token_weights.remember(dense.flows, number)
             for left, (_, sums) in zip(shares, running, strict=True):

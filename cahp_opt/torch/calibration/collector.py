@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -95,6 +96,23 @@ class Collector(ABC):
     @abstractmethod
     def start(self, subject: Subject) -> Collecting:
         """Empty sums for a model."""
+
+
+class Beside(Protocol):
+    """What takes something else from the passes over the unpruned model, such as
+    :class:`~cahp_opt.torch.TokenWeights`."""
+
+    def wants(self, number: int, /) -> bool:
+        """Whether it wants the gradients of the batch at this position."""
+        ...
+
+    def watching(self, batch: Batch, number: int, /) -> AbstractContextManager[None]:
+        """Lasts while the unpruned model runs a batch that is wanted."""
+        ...
+
+    def remember(self, found: Sequence[Sequence[Flow]], number: int, /) -> None:
+        """Take what came of it: for every block one entry for every probe and every run of the block."""
+        ...
 
 
 def at_least_0(argument: str, number: int | None) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import distributed
 
 from cahp_opt.torch.calibration.collector import Collector
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.running.batches import Batch, batch_size
 
 Told = TypeVar("Told")
@@ -102,22 +101,3 @@ def told_by_first(value: Told | None) -> Told:
         untyped.broadcast_object_list(told, src=0)
     found: Told = told[0]
     return found
-
-
-def share_weights(weights: TokenWeights, own: TokenWeights) -> None:
-    """Add up what all processes know of the weights of tokens, so that every process knows all.
-
-    Args:
-        weights: those of all batches, which are added to.
-        own: those of the batches of this process, by their positions among these.
-    """
-    share = Share.here()
-    untyped: Any = distributed
-    mine = {
-        share.number(number): [each.cpu() for each in by_block]
-        for number, by_block in own.taken.items()
-    }
-    found: list[Any] = [None] * share.processes
-    untyped.all_gather_object(found, mine)
-    for taken in found:
-        weights.taken.update(taken)

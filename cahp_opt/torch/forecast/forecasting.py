@@ -24,6 +24,7 @@ from cahp_opt.runs.texts import TextSplit
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.out_weight import readout_weight
 from cahp_opt.torch.calibration.class_maps import class_labels
+from cahp_opt.torch.calibration.shares import Share
 from cahp_opt.torch.evaluation.fidelity import fidelity_of
 from cahp_opt.torch.forecast.calibration_passes import CalibrationForecast
 from cahp_opt.torch.forecast.statistics_bytes import ReadShape
@@ -176,7 +177,9 @@ class RunForecast:
     @cached_property
     def _walk(self) -> WalkForecast:
         memory = self.plan.applying.recovery.stream_bytes
-        return self._walked.over([positions(batch) for batch in self._texts], memory)
+        weights = self.run.weights
+        keeping = weights is not None and weights.streams.wanted and Share.here().processes == 1
+        return self._walked.over([*map(positions, self._texts)], memory, keeping=keeping)
 
     def _calibrate(self) -> StageForecast:
         found = self.calibration
@@ -185,6 +188,8 @@ class RunForecast:
         held = dict(found.statistics)
         if self.run.weights is not None:
             held["weights of tokens"] = self._token_weights
+            if self._walk.kept:
+                held["streams of the unpruned model"] = self._walk.kept
         return self._stage("calibrate", self._texts, replace(found.passes, sums=sums), held)
 
     def _evaluate(self, name: str) -> list[StageForecast]:
@@ -201,6 +206,8 @@ class RunForecast:
         }
         if self.run.weights is not None:
             held["weights of tokens"] = self._token_weights
+            if self._walk.kept:
+                held["streams of the unpruned model"] = self._walk.kept
         return self._stage("refit", self._texts, passes, held)
 
     def _tune_masks(self) -> StageForecast:

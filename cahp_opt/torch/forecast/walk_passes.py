@@ -14,6 +14,7 @@ from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.linear_layers import row_weight
 from cahp_opt.torch.forecast.statistics_bytes import ReadShape
 from cahp_opt.torch.forecast.timed_batch import positions
+from cahp_opt.torch.recovery.kept_streams import may_keep
 from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place
 from cahp_opt.torch.recovery.path import places_of, with_attention
 from cahp_opt.torch.recovery.shortcuts import find_shortcuts
@@ -49,6 +50,8 @@ class WalkForecast:
         resumes: whether a run can begin at a layer other than the first.
         inputs: the size of the inputs of the linear layer at every place in the unpruned model, relative to that
             of a residual stream; 0 where nothing is saved by remembering them. Empty for 0 everywhere.
+        kept: bytes of residual streams that the calibration kept, so that the unpruned model does not run; 0 for
+            none.
     """
 
     places: Sequence[Place]
@@ -57,6 +60,7 @@ class WalkForecast:
     memory: int
     resumes: bool = True
     inputs: Sequence[float] = ()
+    kept: int = 0
 
     @property
     def remembered(self) -> float:
@@ -65,10 +69,10 @@ class WalkForecast:
 
     @property
     def held(self) -> int:
-        """The bytes that are held at once: of streams one per batch of either model, and one that was met ahead;
-        and the inputs of the linear layers in one layer, of the unpruned model's size."""
+        """The bytes that are held at once, beside those that the calibration kept: of streams one per batch of either
+        model that runs, and one that was met ahead; and the inputs of the linear layers in one layer, of the unpruned model's size."""
         inputs = round(self._most_inputs * self._kept_with_inputs)
-        return 3 * self._kept + inputs if self.resumes else 0
+        return self._streams * self._kept + inputs if self.resumes else 0
 
     @property
     def known(self) -> float:
@@ -85,7 +89,7 @@ class WalkForecast:
         """The runs of the unpruned model: each layer once, and as far as each place from the start for
         batches whose streams there is no room for."""
         last = self.places[-1] if self.places else None
-        if last is None:
+        if last is None or self.kept:
             return TimesRun(0.0, 0.0)
         once = TimesRun(last.layer + 1, last.layer + _to_the_end(last))
         again = TimesRun(0.0, 0.0)
@@ -153,8 +157,13 @@ class WalkForecast:
         return max(sums.values(), default=0.0)
 
     @property
+    def _streams(self) -> int:
+        """How many streams of every batch are remembered beside those that the calibration kept."""
+        return 1 if self.kept else 3
+
+    @property
     def _kept_with_inputs(self) -> int:
-        room, kept = self.memory - 3 * self._kept, 0
+        room, kept = self.memory - self.kept - self._streams * self._kept, 0
         left = self.memory // 3
         for size in self.sizes:
             if size <= left:
@@ -190,6 +199,7 @@ class WalkedModel:
         stream: bytes of a residual stream per position.
         resumes: whether a run can begin at a layer other than the first.
         inputs: as for :class:`WalkForecast`.
+        kept: bytes per position of the streams behind all places that a calibration keeps.
     """
 
     places: tuple[Place, ...]
@@ -199,6 +209,7 @@ class WalkedModel:
     stream: int
     resumes: bool
     inputs: tuple[float, ...] = ()
+    kept: int = 0
 
     @staticmethod
     def of(
@@ -222,14 +233,14 @@ class WalkedModel:
             batch = prepare(raw, model, "batches[0]")
             places = places_of(prunable, batch, feed_forward=feed_forward)
             few = examples(batch, 0, 1)
-            streams = [walk.meet(place, few, 0).stream for place in places[:1]]
+            streams = [walk.meet(place, few, 0).stream for place in places]
             outs = [place.out for place in places]
             shortcuts = find_shortcuts(model, walk.layers, outs, few) if walk.resumes else {}
         whole = sum(map(_weights, walk.layers))
         attention = sum(_weights(block.site) for block in prunable.attention)
         dtype = next(model.parameters()).dtype.itemsize
         shapes = [_shape(model.get_submodule(place.out), place) for place in places]
-        stream = sum(dtype * stream.numel() // positions(few) for stream in streams)
+        stream = sum(dtype * stream.numel() // positions(few) for stream in streams[:1])
         widths = zip(outs, shapes, strict=True)
         return WalkedModel(
             tuple(places),
@@ -241,18 +252,23 @@ class WalkedModel:
             tuple(
                 dtype * shape.width / stream if out in shortcuts else 0.0 for out, shape in widths
             ),
+            sum(stream.nbytes // positions(few) for stream in streams),
         )
 
-    def over(self, tokens: Sequence[int], memory: int) -> WalkForecast:
+    def over(self, tokens: Sequence[int], memory: int, *, keeping: bool = False) -> WalkForecast:
         """The runs over batches of these numbers of positions, padding included.
 
         Args:
             tokens: by batch.
             memory: bytes of streams to remember.
+            keeping: whether the calibration keeps the streams of the unpruned model if there is room.
         """
         sizes = [self.stream * number for number in tokens]
+        kept = self.kept * sum(tokens) if keeping else 0
+        if not may_keep(kept, len(self.places), memory):
+            kept = 0
         return WalkForecast(
-            self.places, self.layers, sizes, memory, self.resumes, inputs=self.inputs
+            self.places, self.layers, sizes, memory, self.resumes, inputs=self.inputs, kept=kept
         )
 
 

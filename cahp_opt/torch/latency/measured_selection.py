@@ -64,8 +64,8 @@ def select_measured(
         solver: the solver.
         rounds: the largest number of sliced models to time.
         tolerance: relative excess over a limit that still meets it.
-        repeats: timed runs of each model per round; three times as many if the noise is as large as
-            the miss.
+        repeats: timed runs of each model per round; as many again, up to three times in all, while the noise of
+            their mean is as large as the miss.
         time_limit: seconds that the solver may take per round; None for no limit.
         seed: of the solver.
         unit: as for :func:`~cahp_opt.torch.find_attention`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,9 +18,9 @@ from cahp_opt.torch.calibration.calibration import measure
 from cahp_opt.torch.calibration.collector import Collector, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.gate_gradients import GateGradients
-from cahp_opt.torch.calibration.shares import Share, share_weights, told_by_first
-from cahp_opt.torch.calibration.token_weights import TokenWeights
+from cahp_opt.torch.calibration.shares import Share, told_by_first
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
+from cahp_opt.torch.recovery.token_weights import TokenWeights, share_weights
 from cahp_opt.torch.running.batches import batch_size
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -66,7 +65,9 @@ def calibrate_kinds(
     """
 
     share = Share.here()
-    weights = token_weights if share.processes == 1 else _apart(token_weights)
+    weights = token_weights
+    if token_weights is not None and share.processes > 1:
+        weights = token_weights.apart()
 
     def measured(of: Prunable, on: Batches, collectors: list[Collector]) -> HeadStats:
         stats = measure(
@@ -102,15 +103,6 @@ def calibrate_kinds(
         few = list(_first(batches, gates.examples, share.processes))
         found = measured(prunable, few, [gates]).statistics
     return Calibrated(prunable, replace(stats, statistics={**stats.statistics, **found}))
-
-
-def _apart(weights: TokenWeights | None) -> TokenWeights | None:
-    """Weights of the same model that know of no batch yet."""
-    if weights is None:
-        return None
-    found = copy.copy(weights)
-    found.taken = {}
-    return found
 
 
 def _first(batches: Batches, examples: int | None, least: int) -> Iterator[Mapping[str, Tensor]]:

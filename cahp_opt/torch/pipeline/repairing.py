@@ -6,12 +6,12 @@ from cahp_opt.progress import Stages
 from cahp_opt.runs.plan import RecoveryOptions
 from cahp_opt.runs.recovery import Recovery, Weighting
 from cahp_opt.torch.blocks.finder import Prunable
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.pipeline.run import Batches
 from cahp_opt.torch.recovery.finetuning import finetune
 from cahp_opt.torch.recovery.mask_tuning import tune_found
 from cahp_opt.torch.recovery.refitting import refit_found
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 
 
 def repair(

@@ -21,11 +21,11 @@ from cahp_opt.selection import Selection
 from cahp_opt.space import Unit
 from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch.blocks.finder import Prunable, find_attention, find_prunable
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.checkpoints.sentence_files import SentenceFiles
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
 from cahp_opt.torch.pipeline.profiles import timed_batches
 from cahp_opt.torch.pipeline.rehearsing import rehearse_judging, rehearse_recovery, rehearse_saving
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.batches import batch_size
 from cahp_opt.torch.texts.encoding import Encoded
 from cahp_opt.torch.texts.reading import encode_examples
@@ -260,7 +260,13 @@ class PruningRun:
                 rehearse_judging(named.model, fidelity, encoded.calibration[0])
             rehearse_recovery(named.prunable, applying.recovery.recovery, encoded.calibration[0])
             if applying.recovery.sensitive:
-                weights = TokenWeights(named.prunable, fidelity=fidelity, seed=applying.seed)
+                recovery = applying.recovery
+                weights = TokenWeights(
+                    named.prunable,
+                    fidelity=fidelity,
+                    seed=applying.seed,
+                    memory=recovery.stream_bytes if recovery.feed_forward else 0,
+                )
         return PruningRun(
             named=named,
             applying=applying,

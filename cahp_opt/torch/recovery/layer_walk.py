@@ -138,7 +138,7 @@ class LayerWalk:
         Raises:
             ValueError: if the model does not run the place on this batch.
         """
-        visit = _Visit((place,), number)
+        visit = Visit((place,), number)
         with ExitStack() as stack:
             visit.listen(self, stack, shift)
             self._run(place.layer, batch, number)
@@ -165,7 +165,7 @@ class LayerWalk:
         Raises:
             ValueError: if the model does not run one of the places on this batch.
         """
-        visit, last = _Visit(tuple(places), number), places[-1].layer
+        visit, last = Visit(tuple(places), number), places[-1].layer
         if onward and self.resumes and last + 1 < len(self.layers):
             visit.onward = last + 1
         with ExitStack() as stack:
@@ -294,28 +294,30 @@ class LayerWalk:
 
 
 @dataclass(eq=False)
-class _Visit:
-    """What is seen in one run at some places; the run ends behind the last one.
+class Visit:
+    """What is seen in one run at some places.
 
     Args:
         places: in the order of the path.
         number: the position of the batch in the data.
-        onward: the layer at whose beginning the run ends instead; None for the last place.
-        entered: the residual stream that enters a layer, by its number.
-        inputs: the input of the linear layer, by the number of the place; of a single place alone.
-        streams: the stream behind it, by the number of the place.
+        onward: the layer at whose beginning the run ends instead of behind the last place; None for there.
+        ends: whether it ends at all.
+        entered: the residual stream that enters a layer, ``[batch, tokens, hidden]``, by its number.
+        inputs: the input of the linear layer, ``[..., width]``, by the number of the place; of a single place alone.
+        streams: the stream behind it, ``[..., hidden]``, by the number of the place.
     """
 
     places: tuple[Place, ...]
     number: int
     onward: int | None = None
+    ends: bool = True
     entered: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     inputs: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     streams: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     ran: set[int] = field(default_factory=set[int])
 
     def listen(self, walk: LayerWalk, stack: ExitStack, shift: Tensor | None = None) -> None:
-        """Hook the places of a walk's model; ``shift`` is added to the output of the first."""
+        """Hook the places of a walk's model; ``shift``, ``[..., hidden]``, is added to the output of the first."""
         layers = [place.layer for place in self.places]
         if self.onward is not None:
             layers.append(self.onward)
@@ -323,6 +325,11 @@ class _Visit:
             self._enter(walk.layers[layer], layer, stack)
         for index, place in enumerate(self.places):
             self._listen(walk, place, index, stack, None if index else shift)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the streams behind all places were seen."""
+        return len(self.streams) == len(self.places)
 
     def check(self) -> None:
         """Refuse a run that left a place out.
@@ -384,7 +391,7 @@ class _Visit:
 
     def _see(self, index: int, stream: Tensor) -> None:
         self.streams[index] = stream
-        if len(self.streams) == len(self.places) and self.onward is None:
+        if self.ends and self.onward is None and self.complete:
             raise _Reached
 
 

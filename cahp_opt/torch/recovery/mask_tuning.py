@@ -17,13 +17,14 @@ from cahp_opt.progress import Progress, silent
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, out_weight
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.blocks.linear_layers import column_tensors
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.fidelity import Fidelity
 from cahp_opt.torch.recovery.feed_forward import is_used_once
+from cahp_opt.torch.recovery.kept_streams import STREAM_BYTES
 from cahp_opt.torch.recovery.layer_walk import Place, check_runs_once
 from cahp_opt.torch.recovery.matching import both_found, check_match
 from cahp_opt.torch.recovery.path import check_walkable, places_of
 from cahp_opt.torch.recovery.side_by_side import Gap, SideBySide
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.batches import Batch, length
 from cahp_opt.torch.running.centring import double_home
 from cahp_opt.torch.running.preparing import prepared
@@ -43,7 +44,7 @@ def tune_masks(
     *,
     damp: float = DAMP,
     fidelity: Fidelity | None = None,
-    memory: int = 3 * 2**28,
+    memory: int = STREAM_BYTES,
     progress: Progress = silent,
 ) -> tuple[Floats, ...]:
     """Tune the masks of a sliced ``model`` and multiply them into its weights, in place.
@@ -101,7 +102,7 @@ def tune_found(
     *,
     damp: float = DAMP,
     fidelity: Fidelity | None = None,
-    memory: int = 3 * 2**28,
+    memory: int = STREAM_BYTES,
     progress: Progress = silent,
 ) -> tuple[Floats, ...]:
     """:func:`tune_masks` for blocks that were found already: the masks of every block, ``[masks]``."""
@@ -208,7 +209,7 @@ class _SeenTokens:
         self._last = replace(whole, blocks=tuple(b for b in whole if b.name in names))
         self._weights: TokenWeights | None = None
         with suppress(ValueError):  # nothing is known of the model's head
-            self._weights = TokenWeights(self._last, fidelity=fidelity) if names else None
+            self._weights = TokenWeights(self._last, fidelity=fidelity, memory=0) if names else None
 
     def of(self, layer: _Layer, gap: Gap) -> Tensor:
         """Whether every token counts, bool ``[..., 1]``."""

@@ -82,11 +82,21 @@ def check_walkable(prunable: Prunable, batch: Batch, *, feed_forward: bool) -> N
     """
     model = prunable.model
     with torch.no_grad(), evaluating(model):
-        ready = prepare(batch, model, "batches[0]")
-        check_runs_once(prunable, ready)
-        walk = LayerWalk(prunable, 2**29)
-        for place in places_of(prunable, ready, feed_forward=feed_forward):
-            walk.meet(place, ready, 0)
+        walked_places(prunable, prepare(batch, model, "batches[0]"), feed_forward=feed_forward)
+
+
+def walked_places(prunable: Prunable, batch: Batch, *, feed_forward: bool) -> list[Place]:
+    """:func:`places_of`, each of which was met in a walk over the batch.
+
+    Raises:
+        ValueError: if a layer cannot be met.
+    """
+    check_runs_once(prunable, batch)
+    walk = LayerWalk(prunable, 2**29)
+    places = places_of(prunable, batch, feed_forward=feed_forward)
+    for place in places:
+        walk.meet(place, batch, 0)
+    return places
 
 
 class DenseStreams:

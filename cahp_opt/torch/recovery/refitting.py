@@ -15,13 +15,14 @@ from cahp_opt.runs.recovery import Weighting
 from cahp_opt.torch.blocks.blocks import CUT, Cut
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.linear_layers import base_linear, bias_of, is_conv1d, row_weight
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.recovery.feed_forward import is_plain_linear, is_used_once
+from cahp_opt.torch.recovery.kept_streams import STREAM_BYTES
 from cahp_opt.torch.recovery.layer_walk import Behind, Place, check_runs_once
 from cahp_opt.torch.recovery.matching import both_found, check_match
 from cahp_opt.torch.recovery.path import check_walkable, places_of, with_attention
 from cahp_opt.torch.recovery.ridge import RidgeSums, RowBuffer
 from cahp_opt.torch.recovery.side_by_side import Gap, SideBySide
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.batches import Batch, batch_size, length
 from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.repeatable_batches import Repeated
@@ -61,7 +62,7 @@ def refit(
     ridge: float | None = None,
     weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
     feed_forward: bool = True,
-    memory: int = 3 * 2**28,
+    memory: int = STREAM_BYTES,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
     """Refit the layers by which a sliced ``model`` writes to its residual stream, in place.
@@ -99,7 +100,7 @@ def refit(
             list or a ``DataLoader`` that does not shuffle; those of a generator are kept in memory
             during the call.
         ridge: the penalty, as above; None to choose it (1e-2 with fewer than five examples).
-        weighting: the weights ``w_t``, which take one more forward and backward pass of ``dense``
+        weighting: the weights ``w_t``, which take a forward and a backward pass of ``dense``
             per example, or 1 for every token; :class:`~cahp_opt.torch.TokenWeights` of ``dense``
             for a fidelity of your own, or to take the weights once for several refits on the same
             batches.
@@ -112,9 +113,9 @@ def refit(
         memory: bytes to remember: residual streams, a third at most each for those that the runs of either model
             resume from and for those to be met, so that every layer of ``dense`` runs once; and in what they
             leave over, what the refitted layers read, so that most of the sliced model runs once too. The
-            streams of 175 000 tokens, padding included, of models 384 wide fill the default, or those of 16 000
-            of models 4096 wide; what lies beyond costs more runs. The weights, one number per token and block,
-            are kept beside it.
+            streams of 700 000 tokens, padding included, of models 384 wide fill the default, or those of 65 000
+            of models 4096 wide; what lies beyond costs more runs. Those that ``weighting`` kept count too, and
+            ``dense`` does not run then. The weights, one number per token and block, are kept beside it.
         progress: called once per layer and batch.
 
     Returns:
@@ -152,7 +153,7 @@ def refit_found(
     ridge: float | None = None,
     weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
     feed_forward: bool = True,
-    memory: int = 3 * 2**28,
+    memory: int = STREAM_BYTES,
     progress: Progress = silent,
 ) -> tuple[BlockFit, ...]:
     """:func:`refit` for a sliced and a dense model whose blocks were found already."""
@@ -164,7 +165,7 @@ def refit_found(
             whole,
             batches,
             ridge=ridge,
-            weights=_token_weights(whole, weighting),
+            weights=_token_weights(whole, weighting, memory),
             feed_forward=feed_forward,
             memory=memory,
             progress=progress,
@@ -256,7 +257,7 @@ class LayerFits:
         weights: TokenWeights | None = None,
         feed_forward: bool = True,
         blocks_alone: bool = False,
-        memory: int = 3 * 2**28,
+        memory: int = STREAM_BYTES,
         progress: Progress = silent,
     ) -> None:
         data = Repeated(batches)
@@ -269,7 +270,9 @@ class LayerFits:
         self.blocks = tuple(own.get(id(one.out)) for one in self._layers)
         """The number of the block of every fit; None for a layer that is not among the blocks."""
         fitted = [one.place for one in self._layers]
-        self._sides = SideBySide(small, whole, fitted, data, length(batches), memory=memory)
+        self._sides = SideBySide(
+            small, whole, fitted, data, length(batches), memory=memory, weights=weights
+        )
         self._ridge, self._weights, self._progress = ridge, weights, progress
         self._last = {False: _USUAL, True: _USUAL}  # penalties, by whether of a feed-forward part
         self._total = len(small)
@@ -335,7 +338,9 @@ class LayerFits:
         return torch.where(known, w, 1)
 
 
-def _token_weights(whole: Prunable, weighting: Weighting | TokenWeights) -> TokenWeights | None:
+def _token_weights(
+    whole: Prunable, weighting: Weighting | TokenWeights, memory: int
+) -> TokenWeights | None:
     if isinstance(weighting, TokenWeights):
         if weighting.dense is not whole.model:
             raise ValueError(
@@ -345,7 +350,7 @@ def _token_weights(whole: Prunable, weighting: Weighting | TokenWeights) -> Toke
     if weighting is Weighting.EQUAL:
         return None
     try:
-        return TokenWeights(whole)
+        return TokenWeights(whole, memory=memory)
     except ValueError as error:
         raise ValueError(
             f"`weighting` cannot be taken for the output of `dense`: {error} Pass "

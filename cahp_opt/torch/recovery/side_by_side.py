@@ -11,6 +11,7 @@ from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.recovery.layer_walk import LayerWalk, Place
 from cahp_opt.torch.recovery.path import DenseStreams
 from cahp_opt.torch.recovery.shortcuts import find_shortcuts
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.batches import Batch, examples, prepare, wide
 from cahp_opt.torch.running.padding import Padding
 from cahp_opt.torch.running.preparing import PaddingCheck
@@ -48,6 +49,8 @@ class SideBySide:
         total: their number; 0 if it is not known.
         memory: bytes to remember: residual streams, at most a third each for those that the runs of either model
             resume from and for those to be met, and in what they leave over, inputs of linear layers that were met.
+        weights: of the tokens; where they keep residual streams, the unpruned model does not run. None for
+            neither.
 
     Raises:
         ValueError: if the layers of a model cannot be run one after the other.
@@ -62,12 +65,15 @@ class SideBySide:
         total: int,
         *,
         memory: int,
+        weights: TokenWeights | None = None,
     ) -> None:
         self.total = total
         """The number of batches; 0 before they were counted."""
-        self._small, self._whole, self._places, self._data = small.model, whole.model, places, data
+        self._small, self._whole, self._data = small.model, whole.model, data
+        self._places = tuple(places)
         self._streams = DenseStreams(LayerWalk(whole, memory // 3), [*places], memory // 3)
         self._behind = LayerWalk(small, memory // 3)
+        self._weights = weights
         self._memory = memory
         self._padding = Padding(small)
         self._check = PaddingCheck(whole.model)
@@ -89,19 +95,37 @@ class SideBySide:
             )
             if not known:
                 self._check.check(dense_batch, f"batches[{number}]")
+                if self._weights is not None:
+                    self._weights.check(dense_batch, number)
                 self._known = done
             if index == number == 0 and self._behind.resumes:
                 outs, few = [place.out for place in self._places], examples(batch, 0, _LOOKED_AT)
                 layers = self._behind.layers
                 self._behind.shortcuts = find_shortcuts(self._small, layers, outs, few)
-            there = self._streams.of(index, dense_batch, number)
+            there = self._there(index, dense_batch, number)
             met = self._behind.meet(self._places[index], batch, number)
             inputs = wide(met.inputs)
             missing = wide(there).to(inputs.device) - wide(met.stream)
             yield Gap(batch, dense_batch, number, inputs, missing)
         self.total = done
         if index == 0:  # what the residual streams leave over
-            self._behind.room = self._memory - 3 * self._behind.held
+            self._behind.room = self._memory - self._held
+
+    def _there(self, index: int, batch: Batch, number: int) -> Tensor:
+        """The stream of the unpruned model behind a place, ``[..., hidden]``."""
+        if self._weights is not None:
+            self._weights.take(batch, number)
+            kept = self._weights.streams.of(self._places[index], number)
+            if kept is not None:
+                return kept
+        return self._streams.of(index, batch, number)
+
+    @property
+    def _held(self) -> int:
+        """The bytes of the residual streams of both models: of the unpruned one as many as it may come to."""
+        own = self._behind.held
+        kept = 0 if self._weights is None else self._weights.streams.nbytes
+        return own + kept if kept else 3 * own
 
     def rows(self, block: int, values: Tensor, gap: Gap) -> Tensor:
         """The rows of ``values`` ``[..., width]`` of a block that are not padding, ``[rows, width]``."""

@@ -17,8 +17,8 @@ from cahp_opt.files.store import Row, digest
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.runs.method import Needs
 from cahp_opt.stats.head_stats import HeadStats
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.pipeline.calibrating import Calibrated, calibrate_kinds
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.preparing import prepared
 from cahp_opt.torch.running.undisturbed import evaluating
 from cahp_opt.torch.studies.bench import Batches, Bench
@@ -126,7 +126,7 @@ class Draw:
     @cached_property
     def _fresh(self) -> TokenWeights:
         bench = self.bench
-        return TokenWeights(bench.prunable, fidelity=bench.fidelity, seed=self.seed)
+        return TokenWeights(bench.prunable, fidelity=bench.fidelity, seed=self.seed, memory=0)
 
     def _calibrate(self, to: Path) -> None:
         bench, needs = self.bench, self.needs

@@ -23,8 +23,8 @@ from cahp_opt.stats.pooling import Pooling
 from cahp_opt.torch import find_prunable
 from cahp_opt.torch.calibration.across_processes import gather_stats
 from cahp_opt.torch.calibration.calibration import calibrate
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.pipeline.calibrating import Calibrated, calibrate_kinds
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 
 PROCESSES = 2
 

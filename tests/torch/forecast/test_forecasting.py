@@ -36,7 +36,7 @@ from cahp_opt.torch.forecast.walk_passes import TimesRun, WalkedModel
 from cahp_opt.torch.pipeline.applying import recover, slice_model
 from cahp_opt.torch.pipeline.pruning_run import check, choose, measure_prices, measure_statistics
 from cahp_opt.torch.pipeline.run import Named, PruningRun
-from cahp_opt.torch.recovery import mask_tuning, refitting, side_by_side
+from cahp_opt.torch.recovery import kept_streams, mask_tuning, refitting, side_by_side
 from cahp_opt.torch.recovery.layer_walk import LayerWalk
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.slicing.slicing import slice_found
@@ -56,7 +56,7 @@ def plan(recovery: Recovery, kinds: Prune, method: Method | None = None) -> Prun
     """Statistics of gradients on whole batches, so that the weights of their tokens stay for the refit."""
     target = Target(heads=6, neurons=0.5 if kinds.neurons else None)
     forgetful = isinstance(method, Fisher)  # no residual stream is remembered
-    repairs = RecoveryOptions(recovery, stream_memory=0 if forgetful else 0.75)
+    repairs = RecoveryOptions(recovery, stream_memory=0 if forgetful else 3)
     applying = Applying(repairs, reading=Reading(16, batch_size=8))
     timed = tuple(replace(w, batch_size=2, repeats=1) for w in applying.workloads)
     amounts = MeasuringOptions(gradient_examples=16, sensitivity_examples=24)
@@ -69,6 +69,11 @@ def plan(recovery: Recovery, kinds: Prune, method: Method | None = None) -> Prun
 
 
 TRIALS = ("check_runs_once", "places_of")
+OTHER_TRIALS = (
+    (PaddingCheck, "check"),
+    (side_by_side, "find_shortcuts"),
+    (kept_streams, "walked_places"),
+)
 
 
 class Counting(Stages):
@@ -131,8 +136,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.autograd, "grad", counting_gradient)
         for where, name in (
             *((room, name) for room in (refitting, mask_tuning) for name in TRIALS),
-            (PaddingCheck, "check"),
-            (side_by_side, "find_shortcuts"),
+            *OTHER_TRIALS,
         ):
             trial: Any = getattr(where, name)
 
@@ -179,9 +183,8 @@ def test_passes_and_bytes_are_those_of_the_run(
     assert not list(tmp_path.iterdir())  # nothing was written
     assert any("`--stream-memory 0.1`" in note for note in said.notes) is isinstance(method, Fisher)
     stages = counted(model, *places)
-    stats = run_as_far_as_the_recovery(
-        check(named, read, planned, None, tmp_path, out, stages), planned
-    )
+    run = check(named, read, planned, None, tmp_path, out, stages)
+    stats = run_as_far_as_the_recovery(run, planned)
     for stage in said.stages:
         if stage.name.startswith("evaluate"):  # before the recovery and after it
             continue
@@ -194,7 +197,11 @@ def test_passes_and_bytes_are_those_of_the_run(
     twice = 1 + recovery.repairs
     assert stages.rows["evaluate", False, "end"] == twice * LAYERS * len(read.held_out)
     assert [stage.name for stage in said.stages].count("evaluate again") == recovery.repairs
-    assert held(said.stage("calibrate").held) == measured(stats)
+    sizes = held(said.stage("calibrate").held)
+    kept = sizes.pop("streams", 0)
+    assert sizes == measured(stats)
+    assert bool(kept) is (recovery is Recovery.REFIT and not isinstance(method, Fisher))
+    assert kept == (0 if run.weights is None else run.weights.streams.nbytes)
 
 
 def run_as_far_as_the_recovery(run: PruningRun, plan: PruningPlan) -> HeadStats:

@@ -307,7 +307,7 @@ def test_calibration_hands_over_the_weights_of_both_kinds(monkeypatch: pytest.Mo
         densities=(),
         token_weights=weights,
     )
-    monkeypatch.setattr("cahp_opt.torch.calibration.token_weights.flows", None)
+    monkeypatch.setattr("cahp_opt.torch.recovery.token_weights.flows", None)
     refit(shared, prunable, BATCHES, weighting=weights)
     for mine, theirs in zip(alone.parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)

@@ -17,9 +17,9 @@ from cahp_opt.objectives import ExplainedVariance
 from cahp_opt.stats.sensitivity import Sensitivity
 from cahp_opt.torch import calibrate, find_attention, refit, slice_heads
 from cahp_opt.torch.calibration.token_gradients import _Sums
-from cahp_opt.torch.calibration.token_weights import TokenWeights
 from cahp_opt.torch.evaluation.evaluation import evaluate
 from cahp_opt.torch.recovery.ridge import RidgeSums
+from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.centring import ScatterSums
 
 FAMILIES = [tiny_models.BERT, tiny_models.GPT2, tiny_models.LLAMA_GQA]

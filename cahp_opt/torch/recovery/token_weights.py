@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from itertools import takewhile
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock, find_attention
+from cahp_opt.torch.calibration.seeded_draws import digests
+from cahp_opt.torch.calibration.shares import Share
 from cahp_opt.torch.calibration.token_flows import Flow, flows
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
-from cahp_opt.torch.running.batches import Batch
+from cahp_opt.torch.recovery.kept_streams import STREAM_BYTES, KeptStreams
+from cahp_opt.torch.running.batches import Batch, inputs_of
 
 
 class TokenWeights:
@@ -26,16 +32,24 @@ class TokenWeights:
 
     They depend on the dense model and the batches alone, and cost more than the rest of a refit: give one
     of these to :func:`~cahp_opt.torch.calibrate` and to every :func:`~cahp_opt.torch.refit` of the same
-    model on the same batches.
+    model on the same batches. The passes that give them also show the residual streams of the dense model,
+    which are kept as long as all of them fit, so that a refit does not run it again.
 
     Args:
         dense: the dense model, or its blocks if they were found already; they run once per pass.
         fidelity: the distance; None for the one that fits the model's head.
         seed: of the probes, together with each example's content.
+        memory: bytes for residual streams of the dense model and of a refit together; 0 to keep none of the dense
+            model.
     """
 
     def __init__(
-        self, dense: nn.Module | Prunable, *, fidelity: Fidelity | None = None, seed: int = 0
+        self,
+        dense: nn.Module | Prunable,
+        *,
+        fidelity: Fidelity | None = None,
+        seed: int = 0,
+        memory: int = STREAM_BYTES,
     ) -> None:
         self._blocks = dense if isinstance(dense, Prunable) else find_attention(dense)
         self.dense = self._blocks.model
@@ -44,11 +58,45 @@ class TokenWeights:
         self.taken: dict[int, list[Tensor]] = {}
         """The known weights of every block, ``[..., 1]``, by the position of the batch in the
         data."""
+        self._seen: dict[int, _Content] = {}
+        self.streams = KeptStreams(self._blocks, memory)
+        """The residual streams of the dense model that were kept."""
+
+    def apart(self) -> TokenWeights:
+        """The same for other batches: it knows of none yet, and keeps no streams."""
+        found = copy(self)
+        found.taken, found.streams, found._seen = {}, KeptStreams(self._blocks, 0), {}
+        return found
+
+    def wants(self, number: int) -> bool:
+        """Whether the weights of the batch at this position are not known yet."""
+        return number not in self.taken
+
+    @contextmanager
+    def watching(self, batch: Batch, number: int) -> Generator[None]:
+        """Keeps the residual streams of the pass over a batch that the dense model makes meanwhile."""
+        self._seen[number] = _Content.of(batch)
+        with self.streams.watching(batch, number):
+            yield
+
+    def check(self, batch: Batch, number: int) -> None:
+        """Refuse a batch other than the one that stood at this position before.
+
+        Raises:
+            ValueError: naming it.
+        """
+        before, now = self._seen.get(number), _Content.of(batch)
+        if before is not None and before != now:
+            was = "other examples" if before.examples != now.examples else "other padding"
+            raise ValueError(
+                f"`weighting` was taken on other batches: batch {number} had {was} then; take it again."
+            )
 
     def take(self, batch: Batch, number: int) -> None:
         """Take the weights of one batch, if they are not known; arguments as for :meth:`of`."""
-        if number not in self.taken:
-            found = flows(self._blocks, batch, self._fidelity, self._seed)
+        if self.wants(number):
+            with self.watching(batch, number):
+                found = flows(self._blocks, batch, self._fidelity, self._seed)
             self.remember(found, number)
 
     def remember(self, found: Sequence[Sequence[Flow]], number: int) -> None:
@@ -91,3 +139,39 @@ class TokenWeights:
             return block.name == name, len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
         return max(range(len(self._blocks)), key=lambda index: common(self._blocks.blocks[index]))
+
+
+class _Content(NamedTuple):
+    """What a batch held.
+
+    Args:
+        examples: a digest of every example, without padding.
+        shapes: of its tensors.
+    """
+
+    examples: list[bytes]
+    shapes: list[torch.Size]
+
+    @staticmethod
+    def of(batch: Batch) -> _Content:
+        tensors = (value for value in inputs_of(batch).values() if isinstance(value, Tensor))
+        return _Content(digests(batch), [tensor.shape for tensor in tensors])
+
+
+def share_weights(weights: TokenWeights, own: TokenWeights) -> None:
+    """Add up what all processes know of the weights of tokens, so that every process knows all.
+
+    Args:
+        weights: those of all batches, which are added to.
+        own: those of the batches of this process, by their positions among these.
+    """
+    share = Share.here()
+    untyped: Any = distributed
+    mine = {
+        share.number(number): [each.cpu() for each in by_block]
+        for number, by_block in own.taken.items()
+    }
+    found: list[Any] = [None] * share.processes
+    untyped.all_gather_object(found, mine)
+    for taken in found:
+        weights.taken.update(taken)
