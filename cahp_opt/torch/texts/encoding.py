@@ -27,9 +27,7 @@ from cahp_opt.torch.running.unfit_inputs import (
 from cahp_opt.torch.texts.decoder_inputs import with_same_text
 from cahp_opt.torch.texts.rows import EncodedRow, batch_of_rows, encoded_rows
 
-_WINDOW = (
-    16  # batches that are sorted by length together: little padding, and still a shuffled order
-)
+_WINDOW = 64  # batches that are sorted by length together: hardly any padding
 
 
 class Encoded(NamedTuple):
