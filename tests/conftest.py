@@ -3,6 +3,7 @@ a clock; and the recorder of what works for which architecture."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from hypothesis import HealthCheck, settings
 from support_recorder import SupportRecorder
 
 sys.dont_write_bytecode = False
+# What is imported and collected stays, and is not searched for garbage: neither while it comes nor, see
+# `pytest_runtestloop`, while tests run.
+gc.disable()
 
 settings.register_profile(
     "default",
@@ -68,6 +72,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ends = [documents.pop(-1 if i % 2 == 0 else 0) for i in range(min(2 * WORKERS, len(documents)))]
     rest = [item for item in items if not item.get_closest_marker("documents")]
     items[:] = [*ends, *reversed(documents), *rest]
+
+
+@pytest.hookimpl(tryfirst=True)  # before the loop of whoever runs the tests
+def pytest_runtestloop() -> None:
+    """Search for garbage from here on, rarely, and in what comes from here on alone."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 10)
+    gc.enable()
 
 
 def _seconds(item: pytest.Item) -> float:
