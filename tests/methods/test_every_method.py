@@ -14,6 +14,7 @@ import cahp_opt.torch.methods
 from cahp_opt.cli.plugins import every_method
 from cahp_opt.methods import Cahp
 from cahp_opt.runs.method import Method
+from cahp_opt.solvers import Tabu
 from cahp_opt.solvers.cahp import Reduction
 from cahp_opt.testing import BUDGETS, check_method
 from cahp_opt.torch.methods import LearnedGates, Staged
@@ -43,7 +44,11 @@ def test_a_method_of_statistics_obeys_the_laws(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", cahp_opt.torch.methods.__all__)
-def test_a_method_that_runs_the_model_obeys_the_laws(name: str) -> None:
+def test_a_method_that_runs_the_model_obeys_the_laws(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every count of an even budget is searched, and sixteen units are soon known.
+    monkeypatch.setattr("cahp_opt.torch.methods.staged.Tabu", lambda **_: Tabu(iterations=40))
     method = QUICK.get(name) or getattr(cahp_opt.torch.methods, name)()
     few = {b: BUDGETS[b] for b in ("heads and neurons", "two tables", "even")}
     check_method(method, trials=[tiny_trial(method.prunes)], budgets=few)

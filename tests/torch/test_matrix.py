@@ -50,6 +50,17 @@ def dense(family: Family, dtype: torch.dtype = torch.float32) -> Any:
     return _DENSE[key]
 
 
+_FOUND: dict[tuple[str, torch.dtype], Prunable] = {}
+
+
+def attention_of(family: Family, dtype: torch.dtype = torch.float32) -> Prunable:
+    """The blocks of that model, found once as well."""
+    key = family.name, dtype
+    if key not in _FOUND:
+        _FOUND[key] = find_attention(dense(family, dtype))
+    return _FOUND[key]
+
+
 def batches(family: Family, dtype: torch.dtype = torch.float32) -> list[Tensors]:
     """One batch without padding and, where there can be padding, one with."""
     return [to(family.batch(padded=p), dtype) for p in ((False, True) if family.pads else (False,))]
@@ -83,7 +94,8 @@ def skip_unless_it_runs(model: nn.Module, batches: list[Tensors]) -> None:
 
 def check_slice(family: Family, model: nn.Module, small: nn.Module, kept: Bools) -> None:
     """The sliced model computes what the masked one does, and not what the dense one does."""
-    dtype, attention = next(model.parameters()).dtype, find_attention(model)
+    dtype = next(model.parameters()).dtype
+    attention = attention_of(family, dtype)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     for batch in batches(family, dtype):
         expected = masked(attention, kept, batch)
@@ -176,8 +188,9 @@ def test_mask_equals_slice(family: Family, dtype: torch.dtype) -> None:
     model = dense(family, dtype)
     if dtype is torch.float64:
         skip_unless_it_runs(model, batches(family, dtype))
-    kept = uneven(find_attention(model).space, seed=len(family.name))
-    small = slice_heads(model, kept, batch=batches(family, dtype)[-1])
+    attention = attention_of(family, dtype)
+    kept = uneven(attention.space, seed=len(family.name))
+    small = slice_heads(attention, kept, batch=batches(family, dtype)[-1])
     assert {p.dtype for p in small.parameters()} == {p.dtype for p in model.parameters()}
     check_slice(family, model, small, kept)
 
@@ -204,9 +217,10 @@ def test_mask_equals_slice_by_query_slots(family: Family) -> None:
 @pytest.mark.parametrize("case", ["first", "all but the last"])
 def test_blocks_without_units(family: Family, case: str) -> None:
     model = dense(family)
-    space = find_attention(model).space
+    attention = attention_of(family)
+    space = attention.space
     kept = uneven(space, empty=0) if case == "first" else only(space, len(space.blocks) - 1)
-    small = slice_heads(model, kept, batch=batches(family)[-1])
+    small = slice_heads(attention, kept, batch=batches(family)[-1])
     check_slice(family, model, small, kept)
 
 
@@ -215,8 +229,9 @@ def test_blocks_without_units(family: Family, case: str) -> None:
 @pytest.mark.parametrize("empty", [None, 0])
 def test_generation(family: Family, empty: int | None) -> None:
     model = dense(family)
-    kept = uneven(find_attention(model).space, empty=empty)
-    small = slice_heads(model, kept, batch=batches(family)[-1])
+    attention = attention_of(family)
+    kept = uneven(attention.space, empty=empty)
+    small: Any = slice_heads(attention, kept, batch=batches(family)[-1])
     prompt = family.prompt()
     options: dict[str, Any] = {
         "do_sample": False,
@@ -226,7 +241,7 @@ def test_generation(family: Family, empty: int | None) -> None:
     }
     options |= {"return_dict_in_generate": True, "output_scores": True}
     before = model.generate(**prompt, **options)
-    with head_mask(model, kept):
+    with head_mask(attention, kept):
         expected = model.generate(**prompt, **options)
     for cached in ({}, {"use_cache": False}):
         found = small.generate(**prompt, **options, **cached)
@@ -240,11 +255,10 @@ def test_generation(family: Family, empty: int | None) -> None:
 @every
 @pytest.mark.support("training")
 def test_a_training_step(family: Family) -> None:
-    model = dense(family)
-    batch = batches(family)[-1]
+    attention, batch = attention_of(family), batches(family)[-1]
     # The second block, because nothing of the first matters to it that training could not revive.
     empty = min(1, len(family.units) - 1)
-    small = slice_heads(model, uneven(find_attention(model).space, empty=empty), batch=batch)
+    small = slice_heads(attention, uneven(attention.space, empty=empty), batch=batch)
     small.train()
     before = copy.deepcopy(small)
     trainable = [p for p in small.parameters() if p.requires_grad]
@@ -307,12 +321,12 @@ def test_reload_is_exact(family: Family, dtype: torch.dtype, tmp_path: Path) -> 
 @every
 @pytest.mark.support("slice")
 def test_slicing_twice_is_slicing_once(family: Family) -> None:
-    model = dense(family)
+    model, attention = dense(family), attention_of(family)
     batch = batches(family)[-1]
-    space = find_attention(model).space
+    space = attention.space
     # The first block is emptied first and nothing of it is left for the second time.
     first = uneven(space, empty=0 if len(space.blocks) > 1 else None, seed=1)
-    once = slice_heads(model, first, batch=batch)
+    once = slice_heads(attention, first, batch=batch)
     twice = slice_heads(once, uneven(find_attention(once).space, seed=2), batch=batch)
     plan = selection_of(twice)
     assert plan is not None and plan.space == space
