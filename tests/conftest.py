@@ -109,6 +109,12 @@ def modules_of_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where matplotlib is not installed: for commands whose pictures nothing is said about."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.fixture
 def threads() -> Iterator[None]:
     """The commands set the process's number of threads."""
     import torch

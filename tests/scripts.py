@@ -1,4 +1,4 @@
-"""Runs the scripts under `benchmarks` in this process, which has imported what they need."""
+"""Scripts: those under `benchmarks` run in this process, which has imported what they need; others import little."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+ONE_FILE = """
+import sys, types
+import cahp_opt
+room = sys.modules["cahp_opt.torch"] = types.ModuleType("cahp_opt.torch")
+room.__path__ = [f"{cahp_opt.__path__[0]}/torch"]
+"""
+"""Begins the script of a process that needs one file of ``cahp_opt.torch``: importing it imports no others."""
 
 
 def run_script(script: str, *arguments: str) -> object:

@@ -56,7 +56,7 @@ def test_all_solvers_on_default_budgets(
     records: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = ["--latency-table", "latency.json", "--minimum", "0"]
-    assert main([*records, *table, "--time-limit", "0.1", "--objective", "gauss-newton"]) == 0
+    assert main([*records, *table, "--time-limit", "0.03", "--objective", "gauss-newton"]) == 0
     found = Comparison.load("comparison/comparison.json")
     assert len({row.problem for row in found.rows}) == 3
     assert {"auto", "miqp", "brute-force", "spectral"} <= {row.solver for row in found.rows}
@@ -71,6 +71,7 @@ def test_all_solvers_on_default_budgets(
     assert "tightest bound" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_default_budgets_are_those_that_can_be_reached(
     records: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_own_solver_and_objective(records: list[str], capsys: pytest.CaptureFixt
     assert SPACE.n == 5 and "own_module" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("sensed", [True, False])
 def test_the_default_objective_follows_the_statistics(
     records: list[str], monkeypatch: pytest.MonkeyPatch, sensed: bool
@@ -162,6 +164,7 @@ def test_files_of_somebody_else_are_not_replaced(
     assert Path("comparison", name).read_text(encoding="utf-8") == content
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_comparison_goes_on_beside_other_files(records: list[str]) -> None:
     Path("comparison").mkdir()
     Path("comparison", "notes.txt").write_text("mine", encoding="utf-8")

@@ -27,6 +27,7 @@ def streams(monkeypatch: pytest.MonkeyPatch, encoding: str) -> list[io.BytesIO]:
     return raw
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("encoding", "name"),
     [

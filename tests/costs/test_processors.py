@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,15 +103,15 @@ def test_threads_fit_the_quota_and_the_processors(
     assert fitting_threads(4, root) == (4 if quota == "max" else expected)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[str]:
-    """A model; the commands set the threads of the process."""
-    before = torch.get_num_threads()
-    tiny.BERT.build(bare=True, num_hidden_layers=1).save_pretrained(tmp_path / "model")
-    yield str(tmp_path / "model")
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.BERT.build(bare=True, num_hidden_layers=1).save_pretrained(folder)
+    return str(folder)
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
     ("options", "environment", "threads", "note"),
     [

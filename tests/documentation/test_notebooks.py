@@ -37,7 +37,7 @@ LESS: dict[str, dict[str, str]] = {
     "compare_selection_algorithms": {
         "uniform(blocks=6, units=12)": "uniform(blocks=2, units=12)",
         "range(6)": "range(2)",
-        "time_limits=[1.0]": "time_limits=[0.2]",
+        "time_limits=[1.0]": "time_limits=[0.05]",
     },
     "gqa_decoder": {
         "LENGTH = 96": "LENGTH = 16",

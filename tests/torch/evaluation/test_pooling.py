@@ -127,8 +127,9 @@ def test_the_files_beside_a_model_decide(
     folder: Path, config: dict[str, Any], expected: Pooling, listed: bool
 ) -> None:
     describe(folder, {"word_embedding_dimension": 32, **config}, listed=listed)
-    assert fidelity_of(loaded(folder)) == PooledEmbedding(expected)
-    assert fidelity_of(loaded(folder), Pooling.MAX) == PooledEmbedding(Pooling.MAX)
+    model = loaded(folder)
+    assert fidelity_of(model) == PooledEmbedding(expected)
+    assert fidelity_of(model, Pooling.MAX) == PooledEmbedding(Pooling.MAX)
 
 
 def test_without_files_it_is_the_mean(plain: Path) -> None:
@@ -193,11 +194,11 @@ def test_what_cannot_be_done_is_refused_by_name(
     folder: Path, config: dict[str, Any], more: tuple[str, ...], words: str
 ) -> None:
     describe(folder, config, *more)
+    model = loaded(folder)
     with pytest.raises(
         ValueError, match=f"{words}.*cannot be done here.*`pooling`.*mean, cls, last"
     ):
-        fidelity_of(loaded(folder))
-    model = loaded(folder)
+        fidelity_of(model)
     asked = fidelity_of(model, Pooling.CLS)  # the way out
     assert asked == PooledEmbedding(Pooling.CLS)
     (note,) = embedding_notes(model, asked)

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from scripts import ONE_FILE
 
-MAPPED = """
+MAPPED = f"""{ONE_FILE}
 import ctypes
 
 import torch
@@ -30,7 +31,7 @@ def run():
     return part
 
 kept = run()  # freeing it would raise what glibc keeps
-interleaved({"one": Work(run)}, device=torch.device("cpu"), repeats=2)
+interleaved({{"one": Work(run)}}, device=torch.device("cpu"), repeats=2)
 print(*found)
 """
 

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from scripts import ONE_FILE
 
 from cahp_opt.methods import Michel, Random
 from cahp_opt.torch.studies.code_digests import code_of_choice
@@ -55,8 +56,8 @@ def test_methods_of_a_notebook_are_known_by_what_they_do(monkeypatch: pytest.Mon
 def test_and_that_is_the_same_in_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which walks its sets in another order."""
     script = (
-        "import sys; from types import ModuleType; from cahp_opt.torch.studies.code_digests import code_of_choice\n"
-        "module = sys.modules['cells_of_a_notebook'] = ModuleType('cells_of_a_notebook')\n"
+        f"{ONE_FILE}from cahp_opt.torch.studies.code_digests import code_of_choice\n"
+        "module = sys.modules['cells_of_a_notebook'] = types.ModuleType('cells_of_a_notebook')\n"
         f"exec(compile({OWN!r}, '<another>', 'exec'), module.__dict__)\n"
         "print(code_of_choice(module.Own), list({'a', 'b', 'c'}))"
     )
