@@ -6,6 +6,7 @@ python benchmarks/scale/report.py --check    fail if it is not what the results 
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.pages import records, write_or_check
 from cahp_opt.cli.forecast_table import in_bytes
-from cahp_opt.torch.forecast.statistics_bytes import ReadShape, moments_bytes, sensitivity_bytes
+from cahp_opt.torch.calibration.chunks import chunks
+from cahp_opt.torch.calibration.statistics_bytes import ReadShape, moments_bytes, sensitivity_bytes
 from cahp_opt.torch.forecast.walk_passes import WalkForecast, fit_bytes
 from cahp_opt.torch.recovery.layer_walk import Behind, Place
 
@@ -28,6 +30,7 @@ Record = Mapping[str, Any]
 
 FULL, INNER, LAYERS = 4096, 14336, 32
 TEXTS, LENGTH, BATCH = 2000, 128, 32
+LIMITED = "-limited"
 STAGES = ("calibrate", "order", "select", "slice", "refit")
 
 HEAD = f"""# Large models
@@ -57,7 +60,7 @@ def page(found: Mapping[str, Record]) -> str:
             HEAD,
             *measured(found),
             *depth(found),
-            *whole(),
+            *whole(found),
             *widths(found),
             *streams(),
             *provenance(found),
@@ -71,7 +74,8 @@ def measured(found: Mapping[str, Record]) -> Iterator[str]:
     yield "| wide | neurons | pruned | layers | tokens | stage | seconds | per layer | memory |"
     yield "|---:|---:|---|---:|---:|---|---:|---:|---:|"
     for one in sorted(
-        found.values(), key=lambda one: (one["shape"]["hidden"], one["shape"]["layers"])
+        (one for one in found.values() if one.get("memory") is None),
+        key=lambda one: (one["shape"]["hidden"], one["shape"]["layers"]),
     ):
         shape = one["shape"]
         for name, stage in one["stages"].items():
@@ -84,27 +88,43 @@ def measured(found: Mapping[str, Record]) -> Iterator[str]:
 
 
 def depth(found: Mapping[str, Record]) -> Iterator[str]:
-    few, many = (found[f"512-1792-both-{layers}"] for layers in (2, 4))
+    few, many, *limited = (
+        found[f"512-1792-both-{layers}{end}"] for end in ("", LIMITED) for layers in (2, 4)
+    )
     of_layer = sum(few["statistics"].values()) / 2
     yield "## With depth"
     yield wrapped(
         "What a stage needs beside what was there before it, with 2 and with 4 layers (512 wide, 1792 neurons, both kinds pruned). The "
-        f"statistics of a layer are {in_bytes(of_layer)}."
+        f"statistics of a layer are {in_bytes(of_layer)}; in one pass those of all layers are measured and there at once."
     )
+    yield from needs(few, many, STAGES, ("before", "peak"))
+    yield wrapped(
+        f"With `--statistics-memory {limited[0]['memory']}` as many blocks are measured in a pass as fit into that, which includes the order of "
+        "their neurons, and their statistics go to a disk. This is memory of the process alone: what it read of a file the system takes back when "
+        "somebody needs the memory. Of the matrices that selecting makes of these the last 2 GiB are kept, less than a layer of an 8B "
+        "model needs; here none were."
+    )
+    yield from needs(*limited, STAGES[:1] + STAGES[2:], ("own_before", "own_peak"))
+    yield "\nA refit holds the sums of one layer at a time.\n"
+
+
+def needs(few: Record, many: Record, stages: Sequence[str], of: tuple[str, str]) -> Iterator[str]:
+    """What stages need with 2 and 4 layers."""
     yield "| stage | 2 layers | 4 layers | more per layer |"
     yield "|---|---:|---:|---:|"
-    for name in STAGES:
-        small, large = (one["stages"][name] for one in (few, many))
-        needs = [stage["peak"] - stage["before"] for stage in (small, large)]
-        more = max(needs[1] - needs[0], 0) / 2
-        yield f"| {name} | {in_bytes(needs[0])} | {in_bytes(needs[1])} | {in_bytes(more)} |"
-    yield wrapped(
-        "The statistics of all blocks are measured in the same pass and are there at once, so that they grow with depth, and those of neurons are "
-        "there twice while their groups are made. A refit holds the sums of one layer at a time."
-    )
+    for name in stages:
+        small, large = (needed(one["stages"][name], of) for one in (few, many))
+        more = max(large - small, 0) / 2
+        yield f"| {name} | {in_bytes(small)} | {in_bytes(large)} | {in_bytes(more)} |"
 
 
-def whole() -> Iterator[str]:
+def needed(stage: Mapping[str, int], of: tuple[str, str]) -> int:
+    """The bytes that a stage took beside those before it."""
+    before, peak = of
+    return stage[peak] - stage[before]
+
+
+def whole(found: Mapping[str, Record]) -> Iterator[str]:
     attention, neurons = ReadShape(FULL, FULL, True), ReadShape(INNER, FULL, False)
     yield f"## Memory of {LAYERS} layers"
     yield wrapped(
@@ -126,8 +146,24 @@ def whole() -> Iterator[str]:
     sensitive = in_bytes(LAYERS * (sensitivity_bytes(attention) + sensitivity_bytes(neurons)))
     yield wrapped(
         "`cahp prune` measures the moments for embedders that are refitted, and otherwise the sensitivity. The statistics of heads alone fit into the "
-        f"memory of a workstation. With those of neurons the sensitivity takes {sensitive} for all layers, and that of neurons once more while their "
-        "groups are made."
+        f"memory of a workstation. With those of neurons the sensitivity takes {sensitive} for all layers. `--statistics-memory` bounds it: the blocks "
+        "are measured in several passes over the texts, forward through the whole model and backward to the first of the blocks, and the statistics "
+        "lie on the disk of the output."
+    )
+    sizes = LAYERS * [sensitivity_bytes(attention), sensitivity_bytes(neurons)]
+    yield "| memory for statistics | passes | most at once | on disk |"
+    yield "|---:|---:|---:|---:|"
+    for memory in (4, 8, 16, 32, math.inf):
+        parts = chunks(sizes, memory * 2**30)
+        most = in_bytes(max(sum(sizes[number] for number in part) for part in parts))
+        told = f"{memory} GiB | {len(parts)} | {most} | {sensitive}"
+        yield f"| {told if len(parts) > 1 else f'enough | 1 | {sensitive} | none'} |"
+    limited = found[f"512-1792-both-4{LIMITED}"]
+    matrix = 8 * limited["shape"]["inner"] ** 2
+    times = needed(limited["stages"]["select"], ("own_before", "own_peak")) / matrix
+    yield wrapped(
+        f"Beside that there are the matrices of one block. Selecting took {times:.1f} times the Gram matrix of the widest block (measured with "
+        f"{limited['shape']['inner']} neurons), which for {INNER} neurons is {in_bytes(times * 8 * INNER**2)}."
     )
 
 

@@ -167,6 +167,7 @@ def _measured(
             measuring,
             fidelity=fidelity,
             seed=statistics.seed,
+            folder=statistics.output.resolve().parent,
             progress=progress,
         ).stats
 

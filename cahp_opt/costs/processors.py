@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
+
+from cahp_opt.costs.control_groups import control_groups
 
 
 def granted(root: Path = Path("/")) -> float:
@@ -17,7 +18,9 @@ def granted(root: Path = Path("/")) -> float:
     Args:
         root: of the file system, for tests.
     """
-    limits = [limit for folder in _groups(root) for limit in (_limit(folder),) if limit]
+    limits = [
+        limit for folder in control_groups("cpu", root) for limit in (_limit(folder),) if limit
+    ]
     return min(limits, default=0.0)
 
 
@@ -35,31 +38,6 @@ def fitting_threads(threads: int, root: Path = Path("/")) -> int:
     if found:
         allowed = min(allowed, math.floor(found))
     return int(max(1, min(threads, allowed)))
-
-
-def _groups(root: Path) -> Iterator[Path]:
-    """The folders of the control groups of this process, from its own up to the one that holds all.
-
-    In a container the path of its own group may be that outside, and its folder the topmost one.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    mounted = root / "sys/fs/cgroup"
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            tops = [mounted, mounted / "unified"]
-        elif "cpu" in controllers.split(","):
-            tops = [mounted / controllers, mounted / "cpu"]
-        else:
-            continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        for top in tops:
-            for end in range(len(parts), -1, -1):
-                yield top.joinpath(*parts[:end])
 
 
 def _limit(folder: Path) -> float | None:

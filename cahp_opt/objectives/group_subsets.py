@@ -16,7 +16,8 @@ that the two ways to this number show how far off it is; the bounds are widened 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -155,7 +156,7 @@ def _bounded(found: BestSubsets, total: float, rounding: float) -> BestSubsets:
     return BestSubsets(values, found.kept, np.maximum(bound + close + _WIDER * rounding, values))
 
 
-def _answers(behind: _Factored) -> list[Floats]:
+def _answers(behind: _Factored) -> Iterator[Floats]:
     """The best ``Y`` for some sets of last units, each ``[rows, d]`` and 0 for the units that stay.
 
     Args:
@@ -163,15 +164,23 @@ def _answers(behind: _Factored) -> list[Floats]:
     """
     units, width = behind.fit.units, behind.fit.width
     steps = {round(share * units) for share in _SHARES} | {units - 1}
-    answers: list[Floats] = []
     for removed in sorted(steps - {0}):
         size = removed * width
         own = np.zeros_like(behind.fit.target)
         # With L L' = Q_DD, Y = B_D Q_DD^-1 = (L^-1 B_D')' L^-1; back to front, L' is a lower triangle.
         corner = behind.lower[:size, :size].T[::-1, ::-1]
         own[:, -size:] = solved_lower(corner, behind.taken[:size][::-1]).T
-        answers.append(own)
-    return answers
+        yield own
+
+
+def _each_alone(inverse: Floats, weights: Floats, units: int) -> Floats:
+    """The best ``Y`` for every unit that goes alone, ``[rows, d]``."""
+    width = len(inverse) // units
+    found = np.empty_like(weights)
+    for u in range(units):
+        own = slice(u * width, (u + 1) * width)
+        found[:, own] = np.linalg.solve(inverse[own, own], weights[:, own].T).T
+    return found
 
 
 class _Relaxed(NamedTuple):
@@ -183,27 +192,33 @@ class _Relaxed(NamedTuple):
     units: int
 
     @staticmethod
-    def of(fit: _Fit, inverse: Floats, weights: Floats, answers: list[Floats]) -> _Relaxed:
+    def of(fit: _Fit, inverse: Floats, weights: Floats, answers: Iterable[Floats]) -> _Relaxed:
         units, width = fit.units, fit.width
         rows = len(weights)
-        alone = np.empty_like(weights)
-        for u in range(units):  # the best for every unit alone
-            own = slice(u * width, (u + 1) * width)
-            alone[:, own] = np.linalg.solve(inverse[own, own], weights[:, own].T).T
-        chosen = np.stack([alone, *answers]).reshape(-1, rows, units, width).transpose(2, 0, 1, 3)
-        flat = np.ascontiguousarray(chosen).reshape(units, -1, rows * width)
-        live = [np.flatnonzero(y.any(axis=1)) for y in flat]  # answers are 0 for the first units
-        m = flat.shape[1]
+        # By unit; each is as large as the target, so that one at a time is there in both forms.
+        chosen = [
+            np.ascontiguousarray(y.reshape(rows, units, width).swapaxes(0, 1)).reshape(units, -1)
+            for y in chain([_each_alone(inverse, weights, units)], answers)
+        ]
+        m = len(chosen)
+        live = [  # answers are 0 for the first units
+            np.flatnonzero([y[u].any() for y in chosen]) for u in range(units)
+        ]
+
+        def directions(u: int) -> Floats:
+            found: Floats = np.array([chosen[k][u] for k in live[u]])
+            return found.reshape(-1, rows * width)
+
         gram = np.zeros((units, m, units, m))
         side = np.zeros((units, m))
         for u in range(units):
             own, here = slice(u * width, (u + 1) * width), live[u]
-            mine = flat[u][here]
+            mine = directions(u)
             side[u, here] = mine @ np.ascontiguousarray(weights[:, own]).reshape(-1)
             for v in range(u, units):  # the matrix is symmetric
                 other = inverse[own, v * width : (v + 1) * width]
                 reach = (mine.reshape(-1, width) @ other).reshape(len(here), rows * width)
-                gram[u, here[:, None], v, live[v]] = reach @ flat[v][live[v]].T
+                gram[u, here[:, None], v, live[v]] = reach @ directions(v).T
         square = gram.reshape(units * m, units * m)
         square = np.triu(square) + np.triu(square, 1).T
         scale = np.sqrt(np.maximum(np.diagonal(square), 0.0))

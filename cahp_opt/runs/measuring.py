@@ -52,6 +52,23 @@ class MeasuringOptions:
         ),
     )
 
+    statistics_memory: float | None = field(
+        default=None,
+        repr=False,  # results do not depend on it
+        metadata=option(
+            "--statistics-memory",
+            min=0,
+            metavar="GIB",
+            help="Memory for the statistics of blocks, in GiB. Those that take more are measured in several passes over "
+            "the texts, and lie on a disk beside the output until it is written. Default: half of what is free.",
+        ),
+    )
+
+    @property
+    def statistics_bytes(self) -> float | None:
+        """The bytes of memory for the statistics of blocks; None for half of what is free."""
+        return None if self.statistics_memory is None else self.statistics_memory * 2**30
+
     def check(self, objective: str, needs: Collection[str]) -> None:
         """Refuse to measure nothing of what an objective of this name needs.
 

@@ -82,6 +82,9 @@ class Collector(ABC):
 
     examples: int | None = None
     """The number of examples to add, from the start; None for all."""
+    by_block: ClassVar[bool] = False
+    """Whether it gives :class:`~cahp_opt.stats.by_block.ByBlock` statistics, that of a block the same whichever other
+    blocks are measured, so that large models may be measured some blocks at a time."""
 
     @classmethod
     def wanted(cls, measuring: Measuring) -> Self | None:

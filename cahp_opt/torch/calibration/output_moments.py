@@ -28,6 +28,8 @@ _SHARE = 4  # running sums may use 1 / _SHARE of a device's free memory
 class HeadOutputs(Collector):
     """Asks for the second moments of the head outputs of every block."""
 
+    by_block = True
+
     @classmethod
     def wanted(cls, measuring: Measuring) -> HeadOutputs | None:
         return cls() if "moments" in measuring else None

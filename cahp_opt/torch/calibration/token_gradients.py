@@ -32,6 +32,7 @@ class TokenGradients(Collector):
     """
 
     examples: int | None = 2048
+    by_block = True
 
     def __post_init__(self) -> None:
         at_least_0("sensitivity_examples", self.examples)

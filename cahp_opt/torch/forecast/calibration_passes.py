@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cahp_opt.runs.forecast import Passes
 from cahp_opt.runs.measuring import Measuring
 from cahp_opt.torch.calibration.attention_maps import MapDivergences
+from cahp_opt.torch.calibration.chunks import block_bytes, chunks, sizes_by_block
 from cahp_opt.torch.calibration.class_maps import ClassMaps
 from cahp_opt.torch.calibration.collector import Collector
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.gate_gradients import GateGradients
-from cahp_opt.torch.calibration.token_gradients import TokenGradients
-from cahp_opt.torch.forecast.statistics_bytes import (
+from cahp_opt.torch.calibration.statistics_bytes import (
     ReadShape,
     by_kind,
-    moments_bytes,
     pairs_bytes,
-    sensitivity_bytes,
     signatures_bytes,
     units_bytes,
 )
+from cahp_opt.torch.calibration.token_gradients import TokenGradients
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class CalibrationForecast:
         ordered: whether neurons are put in order between two passes.
         weighted: whether a refit takes the weights of tokens, which come of the same gradients.
         classes: the number of classes of the labels; 0 without class labels.
+        memory: bytes for the statistics of blocks.
     """
 
     measuring: Measuring
@@ -49,16 +50,38 @@ class CalibrationForecast:
     ordered: bool
     weighted: bool = False
     classes: int = 0
+    memory: float = math.inf
 
     @property
     def passes(self) -> Passes:
-        """The passes over all texts: one of the model, and those of every statistic of its own."""
+        """The passes over all texts: one of the model for the blocks that are measured together, and those of every
+        statistic of its own. Backward passes end at the first of these blocks, and count as whole ones."""
+        every, turns = collectors_for(self.measuring), len(self.parts)
         found = Passes(dense=1.0, backward=float(self.probes) if self.weighted else 0.0)
-        for collector in collectors_for(self.measuring):
+        for collector in every:
+            found += self._own(collector) if collector.by_block else Passes()
+        found = Passes(turns * found.dense, turns * found.backward)
+        others = [collector for collector in every if not collector.by_block]
+        apart = [c for c in others if turns > 1 or (self.ordered and isinstance(c, GateGradients))]
+        for collector in others:
             found += self._own(collector)
-            if self.ordered and isinstance(collector, GateGradients):
-                found += Passes(dense=self._whole_batches(collector.examples))
-        return found
+        return found + Passes(
+            dense=max((self._whole_batches(c.examples) for c in apart), default=0)
+        )
+
+    @property
+    def parts(self) -> list[range]:
+        """The numbers of the blocks that are measured together."""
+        return chunks(self._sizes, self.memory)
+
+    @property
+    def on_disk(self) -> int:
+        """The bytes of statistics that lie on a disk, because they take more than the memory."""
+        return sum(self._sizes) if len(self.parts) > 1 else 0
+
+    @property
+    def _sizes(self) -> list[int]:
+        return block_bytes(self.shapes, self.measuring)
 
     @property
     def products(self) -> tuple[float, float]:
@@ -79,17 +102,15 @@ class CalibrationForecast:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """The bytes of every statistic, those by block in two kinds of blocks."""
+        """The bytes of every statistic that are in memory at once, those by block in two kinds of blocks; of blocks
+        that are not measured together, those that take most."""
         measuring, amounts = self.measuring, self.measuring.amounts
         found: dict[str, int] = {}
-        by_block: dict[str, Callable[[ReadShape], int]] = {}
-        if "moments" in measuring:
-            by_block["moments"] = moments_bytes
-        if TokenGradients.wanted(measuring) is not None:
-            by_block["sensitivity"] = sensitivity_bytes
-        for name, size_of in by_block.items():
-            sizes = [size_of(shape) for shape in self.shapes]
-            found |= {f"{name} of {k}": size for k, size in by_kind(self.shapes, sizes).items()}
+        largest = max(self.parts, key=lambda part: sum(self._sizes[number] for number in part))
+        shapes = [self.shapes[number] for number in largest]
+        for name, size_of in sizes_by_block(measuring).items():
+            sizes = [size_of(shape) for shape in shapes]
+            found |= {f"{name} of {k}": size for k, size in by_kind(shapes, sizes).items()}
         gates = GateGradients.wanted(measuring)
         found["salience"] = units_bytes(self.units)
         pairs = pairs_bytes(self.units)

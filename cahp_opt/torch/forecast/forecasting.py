@@ -21,13 +21,12 @@ from cahp_opt.runs.method import measured_for
 from cahp_opt.runs.plan import OutputOptions, PruningPlan
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import TextSplit
-from cahp_opt.torch.blocks.finder import Prunable
-from cahp_opt.torch.blocks.out_weight import readout_weight
+from cahp_opt.torch.calibration.chunks import memory_for_statistics
 from cahp_opt.torch.calibration.class_maps import class_labels
 from cahp_opt.torch.calibration.shares import Share
+from cahp_opt.torch.calibration.statistics_bytes import read_shapes
 from cahp_opt.torch.evaluation.fidelity import fidelity_of
 from cahp_opt.torch.forecast.calibration_passes import CalibrationForecast
-from cahp_opt.torch.forecast.statistics_bytes import ReadShape
 from cahp_opt.torch.forecast.timed_batch import TimedBatch, positions
 from cahp_opt.torch.forecast.walk_passes import WalkedModel, WalkForecast, fit_bytes
 from cahp_opt.torch.methods.model_method import ModelMethod
@@ -129,6 +128,7 @@ class RunForecast:
             classes=max(map(max, map(class_labels, self._texts))) + 1
             if signatures and "labels" in first
             else 0,
+            memory=memory_for_statistics(self._measuring.amounts),
         )
 
     @cached_property
@@ -252,6 +252,12 @@ class RunForecast:
             "beside the passes there are the timing of the model, the order of the neurons, the solver, and solving "
             "for the refitted weights."
         ]
+        if size := self.calibration.on_disk:
+            notes.append(
+                f"the statistics of all blocks take {size / 2**30:.3g} GiB, more than `--statistics-memory` allows, so "
+                f"that they are measured in {len(self.calibration.parts)} passes and lie in the folder of the output "
+                "until they are written."
+            )
         if isinstance(self.plan.method, ModelMethod):
             notes.append(
                 f"`--method {self.plan.method.name}` runs the model itself while it chooses; its passes are "
@@ -264,14 +270,6 @@ class RunForecast:
                 f"`--stream-memory {math.ceil(10 * self._walk.enough / 2**30) / 10}` would hold all."
             )
         return [*self.run.notes, *notes]
-
-
-def read_shapes(prunable: Prunable) -> list[ReadShape]:
-    """The shapes of the layers that read the units of every block."""
-    return [
-        ReadShape(block.width, len(readout_weight(block.out, block.width)), block.unit.of_attention)
-        for block in prunable
-    ]
 
 
 def multiplications(model: nn.Module) -> int:

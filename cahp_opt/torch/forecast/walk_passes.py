@@ -12,7 +12,7 @@ from torch import nn
 
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.blocks.linear_layers import row_weight
-from cahp_opt.torch.forecast.statistics_bytes import ReadShape
+from cahp_opt.torch.calibration.statistics_bytes import ReadShape
 from cahp_opt.torch.forecast.timed_batch import positions
 from cahp_opt.torch.recovery.kept_streams import may_keep
 from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place

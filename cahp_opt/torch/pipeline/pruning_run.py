@@ -100,8 +100,8 @@ def assist_pipeline(
     """
     with tempfile.TemporaryDirectory() as folder:
         run = check(named, texts, plan, profile, Path(folder), output, Stages())
-    nothing: Prices | None = None
-    measure_statistics(run, plan, told_by_first(nothing))
+        nothing: Prices | None = None
+        measure_statistics(run, plan, told_by_first(nothing))
 
 
 def check(
@@ -261,6 +261,7 @@ def measure_statistics(
             token_weights=run.weights,
             fidelity=run.fidelity,
             seed=plan.applying.seed,
+            folder=run.folder,
             progress=progress,
         )
     run.notes.extend(plan.method.remarks(found.stats))

@@ -68,6 +68,17 @@ class TokenWeights:
         found.taken, found.streams, found._seen = {}, KeptStreams(self._blocks, 0), {}
         return found
 
+    def of_blocks(self, numbers: range) -> TokenWeights:
+        """The same of blocks that follow each other: it knows of every batch what is known of these, and keeps streams
+        where this one does.
+
+        Args:
+            numbers: of the blocks.
+        """
+        found, own = copy(self), slice(numbers.start, numbers.stop)
+        found.taken = {batch: by_block[own] for batch, by_block in self.taken.items()}
+        return found
+
     def wants(self, number: int) -> bool:
         """Whether the weights of the batch at this position are not known yet."""
         return number not in self.taken

@@ -138,6 +138,7 @@ class Draw:
             token_weights=self._fresh if bench.plan.sensitive else None,
             fidelity=bench.fidelity,
             seed=self.seed,
+            folder=to.parent,
         )
         found.stats.save(to)
 

@@ -66,12 +66,13 @@ def refusal(stats: HeadStats) -> str:
     return "accepted"
 
 
-def of_both_kinds(rows: list[list[int]]) -> Calibrated:
+def of_both_kinds(rows: list[list[int]], memory: float | None = None) -> Calibrated:
     """Statistics whose arrays lie in memory in different ways; the neurons are put in order in between."""
     model = tiny_models.BERT.build().double()
     batches = [collate(rows[i : i + 2]) for i in range(0, len(rows), 2)]
     weights = TokenWeights(find_prunable(model))
-    wanted = MeasuringOptions(3, 6).of({"moments", "sensitivity", "salience"})
+    amounts = MeasuringOptions(3, 6, statistics_memory=memory)
+    wanted = amounts.of({"moments", "sensitivity", "salience"})
     found = calibrate_kinds(find_prunable(model), batches, wanted, token_weights=weights)
     assert sorted(weights.taken) == list(range(len(batches)))
     return found
@@ -84,6 +85,9 @@ def work(rank: int, folder: Path) -> None:
     with connected(rank, folder):
         gather_stats(mine).save(folder / f"{rank}.safetensors")
         of_both_kinds(texts(9)).stats.save(folder / f"both-{rank}.safetensors")
+        # As the first process says, some blocks at a time.
+        apart = of_both_kinds(texts(9), memory=8e-5 if rank == 0 else 1)
+        apart.stats.save(folder / f"apart-{rank}.safetensors")
         said = [
             refusal(measured(shares()[rank], seed=rank)),
             refusal(measured(shares()[rank], densities=(1.0, 0.5) if rank else (1.0,))),
@@ -133,6 +137,8 @@ def test_processes_that_share_the_texts_put_neurons_in_the_same_order(folder: Pa
         assert mine[rank].sensitivity[0].examples == one.sensitivity[0].examples == 6
         assert_same(mine[rank], one, rtol=1e-6)
     assert_same(mine[0], mine[1], rtol=0)
+    for rank in range(PROCESSES):
+        assert_same(HeadStats.load(folder / f"apart-{rank}.safetensors"), mine[0], rtol=0)
 
 
 def test_every_process_refuses_what_does_not_add_up(folder: Path) -> None:

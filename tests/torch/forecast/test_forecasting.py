@@ -29,6 +29,7 @@ from cahp_opt.runs.plan import Applying, OutputOptions, PruningPlan, Reading, Re
 from cahp_opt.runs.recovery import Recovery
 from cahp_opt.runs.texts import Example, TextSplit, split
 from cahp_opt.stats.head_stats import HeadStats
+from cahp_opt.stats.single_blocks import of_single_blocks
 from cahp_opt.torch import Weighting, find_prunable, refit
 from cahp_opt.torch.blocks.blocks import submodules
 from cahp_opt.torch.forecast.forecasting import forecast_pruning
@@ -52,14 +53,16 @@ def texts() -> TextSplit:
     return split(examples, most=TEXTS, held_out=8, seed=0)
 
 
-def plan(recovery: Recovery, kinds: Prune, method: Method | None = None) -> PruningPlan:
+def plan(
+    recovery: Recovery, kinds: Prune, method: Method | None = None, memory: float | None = None
+) -> PruningPlan:
     """Statistics of gradients on whole batches, so that the weights of their tokens stay for the refit."""
     target = Target(heads=6, neurons=0.5 if kinds.neurons else None)
     forgetful = isinstance(method, Fisher)  # no residual stream is remembered
     repairs = RecoveryOptions(recovery, stream_memory=0 if forgetful else 3)
     applying = Applying(repairs, reading=Reading(16, batch_size=8))
     timed = tuple(replace(w, batch_size=2, repeats=1) for w in applying.workloads)
-    amounts = MeasuringOptions(gradient_examples=16, sensitivity_examples=24)
+    amounts = MeasuringOptions(16, 24, statistics_memory=memory)
     return PruningPlan(
         target,
         method or ObjectiveAndSolver(),
@@ -160,28 +163,37 @@ MODELS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds", "recovery", "method"),
+    ("name", "kinds", "recovery", "method", "memory"),
     [
-        ("classifier", Prune.BOTH, Recovery.REFIT, None),
-        ("classifier", Prune.HEADS, Recovery.NONE, None),
-        ("classifier", Prune.HEADS, Recovery.REFIT, Fisher()),
-        ("embedder", Prune.HEADS, Recovery.REFIT, None),
-        ("embedder", Prune.BOTH, Recovery.NONE, None),
-        ("embedder", Prune.HEADS, Recovery.MASK_TUNING, GaussNewton(seconds=0.1)),
-        ("decoder", Prune.BOTH, Recovery.REFIT, None),
-        ("decoder", Prune.BOTH, Recovery.NONE, None),
+        ("classifier", Prune.BOTH, Recovery.REFIT, None, None),
+        ("classifier", Prune.HEADS, Recovery.NONE, None, 0),
+        ("classifier", Prune.HEADS, Recovery.REFIT, Fisher(), None),
+        ("embedder", Prune.HEADS, Recovery.REFIT, None, None),
+        ("embedder", Prune.BOTH, Recovery.NONE, None, None),
+        ("embedder", Prune.HEADS, Recovery.MASK_TUNING, GaussNewton(seconds=0.1), None),
+        ("decoder", Prune.BOTH, Recovery.REFIT, None, 0),
+        ("decoder", Prune.BOTH, Recovery.NONE, None, None),
     ],
 )
 def test_passes_and_bytes_are_those_of_the_run(
-    name: str, kinds: Prune, recovery: Recovery, method: Method | None, counted: Any, tmp_path: Path
+    name: str,
+    kinds: Prune,
+    recovery: Recovery,
+    method: Method | None,
+    memory: float | None,
+    counted: Any,
+    tmp_path: Path,
 ) -> None:
+    """Without memory for statistics, one block is measured in every pass."""
     family, bare, places = MODELS[name]
     model: Any = tiny_models.named(family).build(bare=bare)
     named, read = Named("tiny", model, make_tokenizer(), kinds=Kinds(kinds)), texts()
-    planned, out = plan(recovery, kinds, method), OutputOptions(tmp_path / "out")
+    planned, out = plan(recovery, kinds, method, memory), OutputOptions(tmp_path / "out")
     said = forecast_pruning(named, read, planned, out)
     assert not list(tmp_path.iterdir())  # nothing was written
     assert any("`--stream-memory 0.1`" in note for note in said.notes) is isinstance(method, Fisher)
+    blocks = LAYERS * (1 + kinds.neurons)
+    assert any(f"in {blocks} passes" in note for note in said.notes) is (memory is not None)
     stages = counted(model, *places)
     run = check(named, read, planned, None, tmp_path, out, stages)
     stats = run_as_far_as_the_recovery(run, planned)
@@ -197,9 +209,15 @@ def test_passes_and_bytes_are_those_of_the_run(
     twice = 1 + recovery.repairs
     assert stages.rows["evaluate", False, "end"] == twice * LAYERS * len(read.held_out)
     assert [stage.name for stage in said.stages].count("evaluate again") == recovery.repairs
+    expected = measured(stats)
+    if memory is not None:
+        blocks_alone = of_single_blocks(stats.without("salience", "gauss_newton"))
+        alone = [measured(one) for one in blocks_alone]
+        largest = max(alone, key=lambda sizes: sum(sizes.values()))
+        expected.update(largest)
     sizes = held(said.stage("calibrate").held)
     kept = sizes.pop("streams", 0)
-    assert sizes == measured(stats)
+    assert sizes == expected
     assert bool(kept) is (recovery is Recovery.REFIT and not isinstance(method, Fisher))
     assert kept == (0 if run.weights is None else run.weights.streams.nbytes)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from cahp_opt.torch.blocks.finder import Prunable
+from cahp_opt.torch.blocks.out_weight import readout_weight
+
 _NUMBER = 8  # bytes in double precision
 
 
@@ -20,6 +23,14 @@ class ReadShape(NamedTuple):
     width: int
     hidden: int
     attention: bool
+
+
+def read_shapes(prunable: Prunable) -> list[ReadShape]:
+    """The shapes of the layers that read the units of every block."""
+    return [
+        ReadShape(block.width, len(readout_weight(block.out, block.width)), block.unit.of_attention)
+        for block in prunable
+    ]
 
 
 def moments_bytes(shape: ReadShape) -> int:
