@@ -105,7 +105,10 @@ def depth(found: Mapping[str, Record]) -> Iterator[str]:
         "model needs; here none were."
     )
     yield from needs(*limited, STAGES[:1] + STAGES[2:], ("own_before", "own_peak"))
-    yield "\nA refit holds the sums of one layer at a time.\n"
+    yield wrapped(
+        "What calibrating still adds per layer are the residual streams and the weights of tokens that a refit takes from its passes, which grow with the "
+        "texts; `--stream-memory` bounds the former. A refit holds the sums of one layer at a time."
+    )
 
 
 def needs(few: Record, many: Record, stages: Sequence[str], of: tuple[str, str]) -> Iterator[str]:

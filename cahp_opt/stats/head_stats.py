@@ -278,7 +278,7 @@ class HeadStats:
 
     @staticmethod
     def load(path: PathLike) -> HeadStats:
-        """Read statistics.
+        """Read statistics; their arrays stay in the file, and are read where they are used.
 
         Raises:
             RecordError: if the file is not a usable statistics record, or holds statistics that are not
