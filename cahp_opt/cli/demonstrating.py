@@ -25,8 +25,7 @@ LATENCY, OF_HEADS = "0.7", "0.8"
 """The budget without another: this ratio of the unpruned time, and one that heads alone can reach."""
 
 _REPEATS = 12
-"""Timed runs of every model: on two shared cores, tables of 12 and of 20 runs told times apart by no more than two tables
-of 20 runs did."""
+"""Timed runs of every model: tables of 12 runs were as close to one of 20 as two tables of 20 were to each other."""
 
 
 @dataclass(frozen=True)

@@ -236,11 +236,11 @@ class RecoveryOptions:
         ),
     )
     weighting: Weighting = field(
-        default=Weighting.SENSITIVITY,
+        default=Weighting.AUTO,
         metadata=option(
             "--weighting",
             help="How much each token counts in the refit: sensitivity, by the gradient of the output; "
-            "or equal, for models too large for gradients.",
+            "equal, for models too large for gradients too; or auto: equal where an embedding is made of all tokens.",
         ),
     )
     feed_forward: bool = field(
@@ -267,11 +267,6 @@ class RecoveryOptions:
     def stream_bytes(self) -> int:
         """The bytes of residual streams to remember."""
         return int(self.stream_memory * 2**30)
-
-    @property
-    def sensitive(self) -> bool:
-        """Whether tokens are weighed by the sensitivity of the output."""
-        return self.recovery.refits and self.weighting is Weighting.SENSITIVITY
 
 
 @dataclass(frozen=True)

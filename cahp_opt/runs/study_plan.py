@@ -12,7 +12,7 @@ from cahp_opt.runs.maximising import Maximising
 from cahp_opt.runs.measuring import MeasuringOptions
 from cahp_opt.runs.method import Method
 from cahp_opt.runs.plan import Reading, RecoveryOptions
-from cahp_opt.runs.recovery import Recovery, Weighting
+from cahp_opt.runs.recovery import Recovery
 from cahp_opt.studies.outcome import Cell
 
 KEEP_SETS = 20
@@ -124,10 +124,9 @@ class StudyPlan:
         return [Stratum(limit.text, seed) for seed in self.seeds for limit in self.limits]
 
     @property
-    def sensitive(self) -> bool:
-        """Whether a recovery weighs tokens by the sensitivity of the output."""
-        refits = any(recovery.refits for recovery in self.recoveries)
-        return refits and self.recovering.weighting is Weighting.SENSITIVITY
+    def refits(self) -> bool:
+        """Whether a recovery includes a refit."""
+        return any(recovery.refits for recovery in self.recoveries)
 
     @property
     def timed(self) -> bool:

@@ -21,7 +21,7 @@ from cahp_opt.costs.target import Target
 from cahp_opt.selection import Chooser, Selection
 
 _CAREFUL = 3
-"""Time a model as often as this where the noise is as large as the miss."""
+"""Time a model at most this often, as long as the noise is as large as the miss."""
 
 _APART, _APART_NOISE = 0.02, 3.0
 """Measured models must differ by this share of the unpruned time, and by this many times the noise,
@@ -210,25 +210,23 @@ class Promise:
                 fastest=fastest,
             )
 
-        runs = [measure(selection, self.repeats)]
-        found = summed_up(runs)
-        while len(runs) < _CAREFUL:
-            beside = max(found.over - self.tolerance, -SLACK - found.over)
-            # Noise is an excuse only for a time that is not close to the limit, and not far from it.
-            if not 0 < beside <= found.spread / sqrt(len(runs)):
-                break
+        runs = list[Mapping[str, Check]]()
+        while True:
             runs.append(measure(selection, self.repeats))
             found = summed_up(runs)
-        return found
+            beside = max(found.over - self.tolerance, -SLACK - found.over)
+            # Noise is an excuse only for a time that is not close to the limit, and not far from it.
+            if len(runs) == _CAREFUL or not 0 < beside <= found.spread:
+                return found
 
 
 def _mean(checks: Sequence[Check]) -> Check:
-    """Several measurements of the same two models as one."""
+    """Several measurements of the same two models as one, whose noise is that of a mean."""
     measured, unpruned = (
         float(np.mean([getattr(check, name) for check in checks]))
         for name in ("measured", "dense_measured")
     )
-    spread = max(check.spread for check in checks)
+    spread = max(check.spread for check in checks) / sqrt(len(checks))
     return Check(measured=measured, dense_measured=unpruned, spread=spread)
 
 

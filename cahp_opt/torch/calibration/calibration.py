@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from cahp_opt.stats.pooling import Pooling
 from cahp_opt.stats.statistic import Statistic
 from cahp_opt.torch.blocks.finder import Prunable, blocks_of
 from cahp_opt.torch.blocks.fingerprint import fingerprint
-from cahp_opt.torch.calibration.collector import Beside, Collecting, Collector, Dense, Subject
+from cahp_opt.torch.calibration.collector import Collecting, Collector, Dense, PassReader, Subject
 from cahp_opt.torch.calibration.collectors import collectors_for
 from cahp_opt.torch.calibration.token_flows import differentiated
 from cahp_opt.torch.evaluation.fidelity import Fidelity, fidelity_of
@@ -47,7 +47,7 @@ def calibrate(
     sensitivity_examples: int = 0,
     divergence_examples: int = 0,
     signature_size: int = 0,
-    token_weights: Beside | None = None,
+    token_weights: PassReader | None = None,
     collectors: Iterable[Collector] = (),
     fidelity: Fidelity | None = None,
     seed: int = 0,
@@ -126,7 +126,7 @@ def measure(
     batches: Iterable[Batch],
     collectors: Iterable[Collector],
     *,
-    token_weights: Beside | None = None,
+    token_weights: PassReader | None = None,
     fidelity: Fidelity | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -165,20 +165,17 @@ def measure(
             labelled = has_labels
             size = batch_size(batch)
             shares = [size if most is None else min(size, most - seen) for most, _ in running]
-            weigh = token_weights is not None and token_weights.wants(number)
-            differentiate = weigh or any(
+            reader = token_weights if token_weights and token_weights.wants(number) else None
+            differentiate = (reader is not None and reader.differentiates) or any(
                 left == size and sums.differentiates
                 for left, (_, sums) in zip(shares, running, strict=True)
             )
-            watching: AbstractContextManager[None] = nullcontext()
-            if token_weights is not None and weigh:
-                watching = token_weights.watching(batch, number)
-            with watching:
+            with nullcontext() if reader is None else reader.watching(batch, number):
                 dense, pooling = _forward(
                     subject, batch, [sums for _, sums in running], differentiate
                 )
-            if token_weights is not None and weigh and dense.flows is not None:
-                token_weights.remember(dense.flows, number)
+            if reader is not None and reader.differentiates and dense.flows is not None:
+                reader.remember(dense.flows, number)
             for left, (_, sums) in zip(shares, running, strict=True):
                 if left == size:
                     sums.add(batch, dense)

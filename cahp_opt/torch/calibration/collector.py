@@ -101,12 +101,17 @@ class Collector(ABC):
         """Empty sums for a model."""
 
 
-class Beside(Protocol):
+class PassReader(Protocol):
     """What takes something else from the passes over the unpruned model, such as
     :class:`~cahp_opt.torch.TokenWeights`."""
 
+    @property
+    def differentiates(self) -> bool:
+        """Whether it wants gradients."""
+        ...
+
     def wants(self, number: int, /) -> bool:
-        """Whether it wants the gradients of the batch at this position."""
+        """Whether it wants to see the pass over the batch at this position."""
         ...
 
     def watching(self, batch: Batch, number: int, /) -> AbstractContextManager[None]:

@@ -67,7 +67,7 @@ class MomentSums(Collecting):
         z = wide(self._padding.rows(block, outputs.detach(), batch))
         sums = self._sums[block]
         if sums is None:
-            sums = ScatterSums(z.shape[1], home(z.device, self._all))
+            sums = ScatterSums(z.shape[1], _home(z.device, self._all))
             self._sums[block] = sums
         sums.add(z)
         if not sums.finite:
@@ -110,9 +110,8 @@ def in_order(matrix: Floats, order: Ints) -> Floats:
     return constant(matrix[np.ix_(order, order)])
 
 
-def home(device: torch.device, needed: int) -> torch.device:
-    """Where ``needed`` bytes that ``device`` computes are kept: there, or in main memory if they would take much of what
-    is free on it."""
+def _home(device: torch.device, needed: int) -> torch.device:
+    """The device for sums of ``needed`` bytes whose terms ``device`` computes."""
     if device.type == "cuda" and needed * _SHARE <= torch.cuda.mem_get_info(device)[0]:
         return device
     return torch.device("cpu")

@@ -124,7 +124,7 @@ class RunForecast:
             self.batch.probes,
             self.batch.losses,
             ordered=any(part.cut.whole for part in parts),
-            weighted=run.weights is not None,
+            weighted=self._weighted,
             classes=max(map(max, map(class_labels, self._texts))) + 1
             if signatures and "labels" in first
             else 0,
@@ -161,7 +161,12 @@ class RunForecast:
     def _gradients(self) -> bool:
         needed = {"salience", "gauss_newton", "fisher", "sensitivity"}
         trained = self._recovery in (Recovery.FINETUNE, Recovery.MASK_TUNING)
-        return trained or self.run.weights is not None or self._measuring.any(needed)
+        return trained or self._weighted or self._measuring.any(needed)
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether the calibration takes the weights of tokens from gradients."""
+        return self.run.weights is not None and self.run.weights.differentiates
 
     @cached_property
     def _walked(self) -> WalkedModel:
@@ -178,7 +183,7 @@ class RunForecast:
     def _walk(self) -> WalkForecast:
         memory = self.plan.applying.recovery.stream_bytes
         weights = self.run.weights
-        keeping = weights is not None and weights.streams.wanted and Share.here().processes == 1
+        keeping = weights is not None and weights.streams.wants(0) and Share.here().processes == 1
         return self._walked.over([*map(positions, self._texts)], memory, keeping=keeping)
 
     def _calibrate(self) -> StageForecast:
@@ -186,10 +191,7 @@ class RunForecast:
         plain, weighted = found.products
         sums = (plain + found.sensitive * weighted) / multiplications(self.run.model)
         held = dict(found.statistics)
-        if self.run.weights is not None:
-            held["weights of tokens"] = self._token_weights
-            if self._walk.kept:
-                held["streams of the unpruned model"] = self._walk.kept
+        held.update(self._beside)
         return self._stage("calibrate", self._texts, replace(found.passes, sums=sums), held)
 
     def _evaluate(self, name: str) -> list[StageForecast]:
@@ -204,10 +206,7 @@ class RunForecast:
                 (fit_bytes(s.width, s.hidden) for s in self._walked.shapes), default=0
             ),
         }
-        if self.run.weights is not None:
-            held["weights of tokens"] = self._token_weights
-            if self._walk.kept:
-                held["streams of the unpruned model"] = self._walk.kept
+        held.update(self._beside)
         return self._stage("refit", self._texts, passes, held)
 
     def _tune_masks(self) -> StageForecast:
@@ -236,9 +235,13 @@ class RunForecast:
         return self._stage("finetune", self._texts, passes, held)
 
     @property
-    def _token_weights(self) -> int:
-        """The bytes of the weights of all tokens."""
-        return _WEIGHT * len(self.run.prunable) * sum(map(positions, self._texts))
+    def _beside(self) -> dict[str, int]:
+        """The bytes of what a calibration takes for the refit."""
+        weights = _WEIGHT * len(self.run.prunable) * sum(map(positions, self._texts))
+        found = {"weights of tokens": weights if self._weighted else 0}
+        if self.run.weights is not None:
+            found["streams of the unpruned model"] = self._walk.kept
+        return {name: size for name, size in found.items() if size}
 
     def _stage(
         self, name: str, batches: Batches, passes: Passes, held: dict[str, int]

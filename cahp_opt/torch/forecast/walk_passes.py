@@ -228,7 +228,7 @@ class WalkedModel:
         """
         prunable = with_attention(prunable) if attention_too else prunable
         model = prunable.model
-        walk = LayerWalk(prunable, 0)
+        walk = LayerWalk(prunable, 2**29)
         with torch.no_grad(), evaluating(model):
             batch = prepare(raw, model, "batches[0]")
             places = places_of(prunable, batch, feed_forward=feed_forward)

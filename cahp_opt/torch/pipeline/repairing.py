@@ -58,6 +58,8 @@ def repair(
                 memory=options.stream_bytes,
                 progress=progress,
             )
+        if weights is not None:
+            weights.streams.forget()
     if options.recovery is Recovery.FINETUNE:
         with stages.stage("finetune") as progress:
             finetune(

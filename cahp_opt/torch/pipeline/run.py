@@ -168,7 +168,7 @@ class PruningRun:
         texts: to calibrate and refit on, and to judge by; none without texts.
         timed: by name of the workload, the batch that is timed, tensors ``[batch, tokens]``.
         fidelity: how outputs are compared; None if nothing is compared.
-        weights: the weights of tokens in the refit, taken once; None for 1 each, or no refit.
+        weights: the weights of tokens in the refit, taken once; None without a refit.
         beside: the files of sentence-transformers that go along.
         folder: the temporary folder that the files are written to.
         output: the folder that it becomes.
@@ -259,11 +259,12 @@ class PruningRun:
             if fidelity is not None:
                 rehearse_judging(named.model, fidelity, encoded.calibration[0])
             rehearse_recovery(named.prunable, applying.recovery.recovery, encoded.calibration[0])
-            if applying.recovery.sensitive:
-                recovery = applying.recovery
+            recovery = applying.recovery
+            if recovery.recovery.refits:
                 weights = TokenWeights(
                     named.prunable,
                     fidelity=fidelity,
+                    weighting=recovery.weighting,
                     seed=applying.seed,
                     memory=recovery.stream_bytes if recovery.feed_forward else 0,
                 )

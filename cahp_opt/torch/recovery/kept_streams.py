@@ -4,107 +4,110 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cahp_opt.torch.blocks.finder import Prunable
-from cahp_opt.torch.calibration.output_moments import home
 from cahp_opt.torch.recovery.layer_walk import LayerWalk, Place, Visit
-from cahp_opt.torch.recovery.path import walked_places, with_attention
+from cahp_opt.torch.recovery.path import LOOKED_AT, walked_places, with_attention
 from cahp_opt.torch.running.batches import Batch, examples
 
 STREAM_BYTES = 3 * 2**30
 """The bytes for residual streams, unless another number is given."""
 
-_LOOKED_AT = 2  # examples; what runs in a layer is the same for all
-_BESIDE = 3  # residual streams of all batches that a refit may need beside those that are kept
+
+class _Path(NamedTuple):
+    """A walk through a model, and the places on it."""
+
+    walk: LayerWalk
+    places: tuple[Place, ...]
 
 
 class KeptStreams:
     """The residual streams of an unpruned model behind every place that a refit fits: with them it does not run that
     model.
 
-    They are kept of all batches or of none: where they turn out to take more than their share of the memory,
-    what a refit needs to run both models comes first.
+    They are in main memory, of all batches or of none: where they turn out to take more than their share of the
+    memory, what a refit needs to run the sliced model comes first.
 
     Args:
         prunable: the blocks of the model, which is in evaluation mode whenever it runs.
-        memory: bytes of residual streams for a whole refit. One stream per place may be kept if three more of
-            that size would fit too.
+        memory: bytes of residual streams for a whole refit; see :func:`may_keep`.
     """
 
     def __init__(self, prunable: Prunable, memory: int) -> None:
         self._prunable, self._memory = prunable, memory
-        self._walk: LayerWalk | None = None
-        self._places: tuple[Place, ...] = ()
-        self._kept: dict[int, dict[Place, Tensor]] = {}
+        self._path: _Path | None = None
+        self._kept: dict[int, dict[object, Tensor]] = {}
         self.nbytes = 0
         """The bytes that are kept."""
 
-    @property
-    def wanted(self) -> bool:
-        """Whether there is room for any."""
-        return self._memory > 0
+    def wants(self, number: int) -> bool:
+        """Whether there is room, and the streams of the batch at this position are not kept yet."""
+        return self._memory > 0 and number not in self._kept
 
     @contextmanager
     def watching(self, batch: Batch, number: int) -> Generator[None]:
-        """Keep the streams of the pass over a batch that the model makes meanwhile.
+        """Keep the streams of the pass over a batch that the model makes meanwhile, in place of those that were kept
+        for this position.
 
         Args:
             batch: the batch, on the model's device.
             number: its position in the data.
         """
-        walk = self._walk or self._find(batch) if self._memory else None
-        if walk is None or number in self._kept:
+        if self._memory and self._path is None:
+            self._path = self._find(batch)
+        if self._path is None:
+            self.forget()
             yield
             return
-        visit = Visit(self._places, number, ends=False)
+        visit = Visit(self._path.places, number, ends=False)
         with ExitStack() as stack:
-            visit.listen(walk, stack)
+            visit.listen(self._path.walk, stack)
             yield
         self._keep(visit)
 
     def of(self, place: Place, number: int) -> Tensor | None:
         """The stream behind a place for the batch at a position, ``[..., hidden]``; None if it is not kept."""
-        return self._kept.get(number, {}).get(place)
+        return self._kept.get(number, {}).get(place.seen)
 
-    def _find(self, batch: Batch) -> LayerWalk | None:
-        """The walk through the model, with the places; None if a refit could not walk it, and would say why."""
-        few = examples(batch, 0, _LOOKED_AT)
+    def forget(self) -> None:
+        """Give up what is kept, and keep nothing from here on."""
+        self._memory = self.nbytes = 0
+        self._path = None
+        self._kept.clear()
+
+    def _find(self, batch: Batch) -> _Path | None:
+        """The places; None if a refit could not walk the model, and would say why."""
+        few = examples(batch, 0, LOOKED_AT)
         with torch.no_grad(), suppress(ValueError):
             whole = with_attention(self._prunable)
-            self._places = tuple(walked_places(whole, few, feed_forward=True))
-            self._walk = LayerWalk(whole, 0)
-        if not self._places:
-            self._give_up()
-        return self._walk
+            places = tuple(walked_places(whole, few, feed_forward=True))
+            return _Path(LayerWalk(whole, 0), places) if places else None
+        return None
 
     def _keep(self, visit: Visit) -> None:
         if not visit.complete:
-            self._give_up()
+            self.forget()
             return
-        found = dict[Place, Tensor]()
-        for index, place in enumerate(self._places):
-            stream = visit.streams[index].detach()
-            found[place] = stream.to(home(stream.device, self._memory))
+        found = dict[object, Tensor]()
+        for index, place in enumerate(visit.places):
+            found[place.seen] = visit.streams[index].detach().cpu()
+        self.nbytes -= sum(stream.nbytes for stream in self._kept.pop(visit.number, {}).values())
         self.nbytes += sum(stream.nbytes for stream in found.values())
-        if not may_keep(self.nbytes, len(self._places), self._memory):
-            self._give_up()
-            return
         self._kept[visit.number] = found
-
-    def _give_up(self) -> None:
-        self._memory = self.nbytes = 0
-        self._kept.clear()
+        if not may_keep(self.nbytes, len(visit.places), self._memory):
+            self.forget()
 
 
 def may_keep(kept: int, places: int, memory: int) -> bool:
-    """Whether there is room for the streams behind some places beside what a refit needs.
+    """Whether the streams behind some places have room beside one more, which the sliced model resumes from.
 
     Args:
         kept: the bytes of these streams.
         places: the number of places.
         memory: bytes of residual streams for a whole refit.
     """
-    return kept * (places + _BESIDE) <= memory * places
+    return kept * (places + 1) <= memory * places

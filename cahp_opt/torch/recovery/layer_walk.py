@@ -50,6 +50,11 @@ class Place:
     behind: Behind
     norm: str | None = None
 
+    @property
+    def seen(self) -> object:
+        """What tells the stream behind it, whatever block it is said to belong to."""
+        return self.out, self.behind, self.norm
+
 
 class Met(NamedTuple):
     """The activations of a walk at a place.
@@ -305,6 +310,8 @@ class Visit:
         entered: the residual stream that enters a layer, ``[batch, tokens, hidden]``, by its number.
         inputs: the input of the linear layer, ``[..., width]``, by the number of the place; of a single place alone.
         streams: the stream behind it, ``[..., hidden]``, by the number of the place.
+        versions: how often these had been written to.
+        ran: the places whose linear layer ran.
     """
 
     places: tuple[Place, ...]
@@ -314,6 +321,7 @@ class Visit:
     entered: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     inputs: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     streams: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    versions: dict[int, int] = field(default_factory=dict[int, int])
     ran: set[int] = field(default_factory=set[int])
 
     def listen(self, walk: LayerWalk, stack: ExitStack, shift: Tensor | None = None) -> None:
@@ -328,8 +336,9 @@ class Visit:
 
     @property
     def complete(self) -> bool:
-        """Whether the streams behind all places were seen."""
-        return len(self.streams) == len(self.places)
+        """Whether the streams behind all places were seen, and are as they were then."""
+        same = (_version(self.streams[n]) == version for n, version in self.versions.items())
+        return len(self.streams) == len(self.places) and all(same)
 
     def check(self) -> None:
         """Refuse a run that left a place out.
@@ -390,9 +399,17 @@ class Visit:
             stack.callback(layer.register_forward_hook(leave).remove)
 
     def _see(self, index: int, stream: Tensor) -> None:
+        if index in self.streams or index not in self.ran:
+            return  # layers may share the norm or the layer that shows it
         self.streams[index] = stream
+        self.versions[index] = _version(stream)
         if self.ends and self.onward is None and self.complete:
             raise _Reached
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; 0 where PyTorch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _beside(place: Place, residual: Tensor, output: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cahp_opt.arrays import Floats, Ints
 from cahp_opt.progress import Progress, silent
+from cahp_opt.runs.recovery import Weighting
 from cahp_opt.torch.blocks.blocks import FeedForwardBlock, out_weight
 from cahp_opt.torch.blocks.finder import Prunable, PrunableBlock
 from cahp_opt.torch.blocks.linear_layers import column_tensors
@@ -209,7 +210,13 @@ class _SeenTokens:
         self._last = replace(whole, blocks=tuple(b for b in whole if b.name in names))
         self._weights: TokenWeights | None = None
         with suppress(ValueError):  # nothing is known of the model's head
-            self._weights = TokenWeights(self._last, fidelity=fidelity, memory=0) if names else None
+            self._weights = (
+                TokenWeights(
+                    self._last, fidelity=fidelity, weighting=Weighting.SENSITIVITY, memory=0
+                )
+                if names
+                else None
+            )
 
     def of(self, layer: _Layer, gap: Gap) -> Tensor:
         """Whether every token counts, bool ``[..., 1]``."""

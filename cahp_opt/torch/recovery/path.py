@@ -14,7 +14,8 @@ from cahp_opt.torch.recovery.layer_walk import Behind, LayerWalk, Place, check_r
 from cahp_opt.torch.running.batches import Batch, examples, prepare
 from cahp_opt.torch.running.undisturbed import evaluating
 
-_LOOKED_AT = 2  # examples; where a part adds to the stream is the same for all
+LOOKED_AT = 2
+"""Examples to look at: what runs in a layer, and where a part adds to the stream, is the same for all."""
 
 _NO_LIMIT = 2**62
 
@@ -50,7 +51,7 @@ def places_of(prunable: Prunable, batch: Batch, *, feed_forward: bool) -> list[P
         ValueError: if the layers cannot be run one after the other, or the batch does not reach a block.
     """
     walk = LayerWalk(prunable, _NO_LIMIT)
-    few = examples(batch, 0, _LOOKED_AT)
+    few = examples(batch, 0, LOOKED_AT)
     apart = [block.site for block in prunable.attention]
     names = {id(module): name for name, module in submodules(prunable.model)}
     places: list[Place] = []

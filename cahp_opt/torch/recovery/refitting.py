@@ -60,7 +60,7 @@ def refit(
     batches: Iterable[Batch],
     *,
     ridge: float | None = None,
-    weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
+    weighting: Weighting | TokenWeights = Weighting.AUTO,
     feed_forward: bool = True,
     memory: int = STREAM_BYTES,
     progress: Progress = silent,
@@ -101,7 +101,7 @@ def refit(
             during the call.
         ridge: the penalty, as above; None to choose it (1e-2 with fewer than five examples).
         weighting: the weights ``w_t``, which take a forward and a backward pass of ``dense``
-            per example, or 1 for every token; :class:`~cahp_opt.torch.TokenWeights` of ``dense``
+            per example, or 1 for every token, as by default where ``dense`` embeds all of them; :class:`~cahp_opt.torch.TokenWeights` of ``dense``
             for a fidelity of your own, or to take the weights once for several refits on the same
             batches.
         feed_forward: whether the feed-forward parts are fitted too. It repairs more, takes several
@@ -151,7 +151,7 @@ def refit_found(
     batches: Iterable[Batch],
     *,
     ridge: float | None = None,
-    weighting: Weighting | TokenWeights = Weighting.SENSITIVITY,
+    weighting: Weighting | TokenWeights = Weighting.AUTO,
     feed_forward: bool = True,
     memory: int = STREAM_BYTES,
     progress: Progress = silent,
@@ -340,17 +340,15 @@ class LayerFits:
 
 def _token_weights(
     whole: Prunable, weighting: Weighting | TokenWeights, memory: int
-) -> TokenWeights | None:
+) -> TokenWeights:
     if isinstance(weighting, TokenWeights):
         if weighting.dense is not whole.model:
             raise ValueError(
                 "`weighting` was taken on another model than `dense`; take it on `dense`."
             )
         return weighting
-    if weighting is Weighting.EQUAL:
-        return None
     try:
-        return TokenWeights(whole, memory=memory)
+        return TokenWeights(whole, weighting=weighting, memory=memory)
     except ValueError as error:
         raise ValueError(
             f"`weighting` cannot be taken for the output of `dense`: {error} Pass "

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.recovery.layer_walk import LayerWalk, Place
-from cahp_opt.torch.recovery.path import DenseStreams
+from cahp_opt.torch.recovery.path import LOOKED_AT, DenseStreams
 from cahp_opt.torch.recovery.shortcuts import find_shortcuts
 from cahp_opt.torch.recovery.token_weights import TokenWeights
 from cahp_opt.torch.running.batches import Batch, examples, prepare, wide
 from cahp_opt.torch.running.padding import Padding
 from cahp_opt.torch.running.preparing import PaddingCheck
 from cahp_opt.torch.running.repeatable_batches import Repeated
-
-_LOOKED_AT = 2  # examples; what runs in a layer is the same for all
 
 
 class Gap(NamedTuple):
@@ -97,9 +95,10 @@ class SideBySide:
                 self._check.check(dense_batch, f"batches[{number}]")
                 if self._weights is not None:
                     self._weights.check(dense_batch, number)
+                    self._weights.take(dense_batch, number)
                 self._known = done
             if index == number == 0 and self._behind.resumes:
-                outs, few = [place.out for place in self._places], examples(batch, 0, _LOOKED_AT)
+                outs, few = [place.out for place in self._places], examples(batch, 0, LOOKED_AT)
                 layers = self._behind.layers
                 self._behind.shortcuts = find_shortcuts(self._small, layers, outs, few)
             there = self._there(index, dense_batch, number)
@@ -113,12 +112,10 @@ class SideBySide:
 
     def _there(self, index: int, batch: Batch, number: int) -> Tensor:
         """The stream of the unpruned model behind a place, ``[..., hidden]``."""
+        kept = None
         if self._weights is not None:
-            self._weights.take(batch, number)
             kept = self._weights.streams.of(self._places[index], number)
-            if kept is not None:
-                return kept
-        return self._streams.of(index, batch, number)
+        return self._streams.of(index, batch, number) if kept is None else kept
 
     @property
     def _held(self) -> int:

@@ -118,7 +118,7 @@ class Draw:
 
     @property
     def _weights_path(self) -> Path | None:
-        if not self.bench.plan.sensitive:
+        if not (self.bench.plan.refits and self._fresh.differentiates):
             return None
         key = self.bench.key, self.key, code_of_statistics()
         return self.bench.store.path("weights", key, "safetensors")
@@ -126,7 +126,10 @@ class Draw:
     @cached_property
     def _fresh(self) -> TokenWeights:
         bench = self.bench
-        return TokenWeights(bench.prunable, fidelity=bench.fidelity, seed=self.seed, memory=0)
+        weighting = bench.plan.recovering.weighting
+        return TokenWeights(
+            bench.prunable, fidelity=bench.fidelity, weighting=weighting, seed=self.seed, memory=0
+        )
 
     def _calibrate(self, to: Path) -> None:
         bench, needs = self.bench, self.needs
@@ -135,7 +138,7 @@ class Draw:
             bench.prunable,
             self.batches,
             measuring,
-            token_weights=self._fresh if bench.plan.sensitive else None,
+            token_weights=self._fresh if bench.plan.refits else None,
             fidelity=bench.fidelity,
             seed=self.seed,
             folder=to.parent,

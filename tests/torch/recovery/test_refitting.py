@@ -697,7 +697,7 @@ def test_weights_taken_once_serve_several_refits(monkeypatch: pytest.MonkeyPatch
         refit(slice_heads(other, keep(other, [2, 1, 2])), other, BATCHES, weighting=weights)
     first_batch = BATCHES[0]
     longer = [{name: functional.pad(value, (0, 1)) for name, value in first_batch.items()}]
-    with pytest.raises(ValueError, match="batch 0 had other padding then"):
+    with pytest.raises(ValueError, match="`weighting` was taken on other batches: batch 0 held"):
         refit(slice_heads(dense, keep(dense, [2, 1, 2])), dense, longer, weighting=weights)
 
 
