@@ -34,14 +34,20 @@ def narrowed(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 _LENGTH, _ALIGNED = 8, 8  # bytes of the length of a header, and what a header is filled up to
 _TYPES = {
+    "U64": "uint64",
+    "I64": "int64",
+    "F64": "float64",
+    "F32": "float32",
+    "U32": "uint32",
+    "I32": "int32",
+    "F16": "float16",
+    "U16": "uint16",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
     "BOOL": "bool",
-    **{
-        f"{kind[0].upper()}{bits}": f"{kind}{bits}"
-        for kind in ("int", "uint")
-        for bits in (8, 16, 32, 64)
-    },
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
+"""The types of the format, in the order in which the library safetensors writes them."""
 _NAMES = {name: kind for kind, name in _TYPES.items()}
 
 
@@ -80,7 +86,8 @@ def write_arrays(
 def _write(path: Path, metadata: Mapping[str, str], arrays: Arrays) -> None:
     """Write a safetensors file as the format is described: the length of a header in JSON, the header, and the arrays
     end to end, the widest types first, so that all of them are aligned."""
-    listed = sorted(arrays.items(), key=lambda pair: (-pair[1].itemsize, pair[0]))
+    order = [*_NAMES]
+    listed = sorted(arrays.items(), key=lambda pair: (order.index(pair[1].dtype.name), pair[0]))
     entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, array in listed:

@@ -86,7 +86,7 @@ def test_the_help_has_a_panel_for_each_topic() -> None:
     assert "--width" in inside and "[default: 3]" in inside
     outside = text[text.index(" Outside ") : text.index(" Inside ")]
     assert "--name" in outside and "--loud" in outside
-    assert "One of sensitivity, equal." in re.sub(r"[\s│]+", " ", outside)
+    assert "One of auto, sensitivity, equal." in re.sub(r"[\s│]+", " ", outside)
 
 
 def test_the_flags_of_a_command() -> None:
