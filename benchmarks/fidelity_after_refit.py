@@ -20,6 +20,7 @@ import transformers
 from cahp_opt import Budget, Problem, select
 from cahp_opt.demo import demo_model, demo_texts
 from cahp_opt.objectives import ExplainedVariance, Modular, Quadratic
+from cahp_opt.runs.recovery import Weighting
 from cahp_opt.runs.texts import split
 from cahp_opt.solvers import DynamicProgram, Greedy, RandomSubset, TopK
 from cahp_opt.torch import TokenWeights, calibrate, refit, slice_heads
@@ -73,7 +74,7 @@ def main() -> None:
         ),
         *(("random", salience, RandomSubset(), seed) for seed in range(given.random)),
     ]
-    weights, rows = TokenWeights(model), []
+    weights, rows = TokenWeights(model, weighting=Weighting.SENSITIVITY), []
     for name, objective, solver, seed in methods:
         selection = select(Problem(objective, budget), solver, seed=seed)
         small = slice_heads(model, selection)

@@ -33,8 +33,8 @@ class Weighting(str, Enum):
     """The weights of tokens in a refit."""
 
     AUTO = "auto"
-    """1 for every token of a model that embeds all of them, where that is faster and comes closer, and otherwise
-    by the sensitivity."""
+    """1 for every token of a model that embeds all of them, where that is faster and as close on texts like those that
+    are fitted, and otherwise by the sensitivity."""
     SENSITIVITY = "sensitivity"
     """``E[g' g]`` with ``g`` the gradient of the model's output by the block's output at the
     token."""
