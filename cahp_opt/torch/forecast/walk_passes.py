@@ -70,7 +70,8 @@ class WalkForecast:
     @property
     def held(self) -> int:
         """The bytes that are held at once, beside those that the calibration kept: of streams one per batch of either
-        model that runs, and one that was met ahead; and the inputs of the linear layers in one layer, of the unpruned model's size."""
+        model that runs, and one that was met ahead; and the inputs of the linear layers in one layer, of the unpruned
+        model's size."""
         inputs = round(self._most_inputs * self._kept_with_inputs)
         return self._streams * self._kept + inputs if self.resumes else 0
 

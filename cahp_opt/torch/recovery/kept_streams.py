@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cahp_opt.runs.plan import RecoveryOptions
 from cahp_opt.torch.blocks.finder import Prunable
 from cahp_opt.torch.recovery.layer_walk import LayerWalk, Place, Visit
 from cahp_opt.torch.recovery.path import LOOKED_AT, walked_places, with_attention
 from cahp_opt.torch.running.batches import Batch, examples
 
-STREAM_BYTES = 3 * 2**30
+STREAM_BYTES = RecoveryOptions().stream_bytes
 """The bytes for residual streams, unless another number is given."""
 
 

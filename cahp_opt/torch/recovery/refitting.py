@@ -260,6 +260,8 @@ class LayerFits:
         memory: int = STREAM_BYTES,
         progress: Progress = silent,
     ) -> None:
+        if weights is None:
+            weights = TokenWeights(whole, weighting=Weighting.EQUAL, memory=0)
         data = Repeated(batches)
         first = next(prepared(data, whole.model))
         check_runs_once(whole, first)
@@ -327,9 +329,6 @@ class LayerFits:
 
     def _weights_of(self, layer: _Fitted, gap: Gap) -> Tensor:
         """The weight of every row that is not padding, ``[rows]``."""
-        if self._weights is None:
-            ones = gap.missing.new_ones(*gap.missing.shape[:-1], 1)
-            return self._sides.rows(layer.block, ones, gap)[:, 0]
         by_token = self._weights.of(layer.place.block, gap.missing, gap.dense_batch, gap.number)
         w = self._sides.rows(layer.block, by_token, gap)[:, 0]
         known = w.isfinite()

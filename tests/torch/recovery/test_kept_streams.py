@@ -172,6 +172,40 @@ def test_another_pass_than_the_one_that_was_seen_is_refused(changed: str) -> Non
         refit(small, whole, [first, *batches[1:]], weighting=weights)
 
 
+def test_inputs_without_axes_tell_batches_apart() -> None:
+    model, (batch, *_) = tiny_models.BERT.build(), batches_of(tiny_models.BERT)
+    weights = TokenWeights(find_prunable(model), memory=0)
+    first, other = ({**batch, "scale": torch.tensor(scale)} for scale in (2.0, 3.0))
+    with weights.watching(first, 0):
+        pass
+    weights.check(first, 0)
+    with pytest.raises(ValueError, match="batch 0 held other examples"):
+        weights.check(other, 0)
+
+
+def test_the_same_pass_for_other_blocks_keeps_no_stream_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batches = tiny_models.BERT.build(), batches_of(tiny_models.BERT)
+    whole = find_prunable(model)
+    weights = known(whole, batches)
+    again = weights.of_blocks(range(2))
+    again.taken.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("cahp_opt.torch.recovery.kept_streams.Visit", None)
+        again.take(batches[0], 0)
+    assert len(again.taken) == 1
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.1)  # another model shows others
+    again.taken.clear()
+    before = weights.streams.nbytes
+    again.take(batches[0], 0)
+    assert weights.streams.nbytes == before
+    weights.check(batches[0], 0)
+    with pytest.raises(ValueError, match="before the weights of `dense` were changed"):
+        weights.check(batches[1], 1)
+
+
 def test_a_pass_that_failed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = tiny_models.BERT.build(), batches_of(tiny_models.BERT)
     whole = find_prunable(model)
